@@ -1,0 +1,151 @@
+"""From a preset name or TOML file plus overrides to one resolved, checked Spec.
+
+Precedence: preset or file, then `section.key=value` overrides in the order given. Every error names
+the key, the value, what is allowed and, for an unknown key, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import SpecError
+from shared.spec.sections import Spec
+
+PRESETS = resources.files("shared") / "specs"
+
+
+def preset_names() -> list[str]:
+    """Names of the built-in specs, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
+    """The resolved spec of a preset name or a `.toml` path, with `section.key=value` overrides applied.
+
+    Raises SpecError (one line) for an unknown preset, unreadable file, unknown key or bad value.
+    """
+    values = _read(source)
+    for override in overrides:
+        _apply_override(values, override)
+    return spec_from_dict(values, origin=str(source))
+
+
+def spec_from_dict(values: Mapping[str, Any], origin: str = "spec") -> Spec:
+    """Validate nested mappings into a Spec. Raises SpecError; `origin` names the source in it."""
+    try:
+        return Spec.model_validate(dict(values))
+    except ValidationError as error:
+        raise SpecError(f"{origin}: {_first_problem(error)}") from None
+
+
+def spec_to_dict(spec: Spec) -> dict[str, Any]:
+    """The resolved spec as nested plain dicts, every default written out."""
+    return spec.model_dump(mode="json")
+
+
+def spec_to_toml(spec: Spec) -> str:
+    """The resolved spec as TOML; `load_spec` of it gives an equal Spec."""
+    return tomli_w.dumps(spec_to_dict(spec))
+
+
+def spec_id(spec: Spec) -> str:
+    """16 hex digits that identify the function a spec computes: SHA-256 over vocabulary and model."""
+    values = spec_to_dict(spec)
+    canonical = json.dumps({key: values[key] for key in ("vocabulary", "model")}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a spec file, for editors."""
+    return Spec.model_json_schema()
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    text = str(source)
+    if text.endswith(".toml"):
+        path = Path(source)
+        try:
+            content, name = path.read_text(encoding="utf-8"), path.stem
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: cannot read the spec ({_reason(error)})") from None
+    else:
+        if text not in preset_names():
+            hint = _nearest(text, preset_names())
+            raise SpecError(f"no preset {text!r}{hint}; presets: {', '.join(preset_names())}, or a path to a .toml file")
+        content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
+    try:
+        values = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source}: not valid TOML ({error})") from None
+    values.setdefault("name", name)
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in place; the value is TOML, or a bare string."""
+    key, separator, raw = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise SpecError(f"--set {override!r}: write it as section.key=value")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    target: Any = values
+    for part in path[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise SpecError(f"--set {override!r}: {part!r} is a value, not a section")
+    target[path[-1]] = copy.deepcopy(value)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the most telling problem: an unknown key before a consequence of it."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            siblings = _fields_at(problem["loc"][:-1])
+            hint = _nearest(str(problem["loc"][-1]), siblings)
+            return f"unknown key {key}{hint}; allowed here: {', '.join(siblings)}"
+        case "missing":
+            return f"{key} is missing: it has no default"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case _:
+            return f"{key} = {problem['input']!r}: {_lower_first(problem['msg'])}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the section at a location."""
+    section: type[BaseModel] = Spec
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8 text"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
