@@ -81,8 +81,9 @@ def _read(source: str | Path) -> dict[str, Any]:
             raise SpecError(f"{path}: cannot read the spec ({_reason(error)})") from None
     else:
         if text not in preset_names():
-            hint = _nearest(text, preset_names())
-            raise SpecError(f"no preset {text!r}{hint}; presets: {', '.join(preset_names())}, or a path to a .toml file")
+            names = preset_names()
+            allowed = f"presets: {', '.join(names)}, or a path to a .toml file"
+            raise SpecError(f"no preset {text!r}{_nearest(text, names)}; {allowed}")
         content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
     try:
         values = tomllib.loads(content)

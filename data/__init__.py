@@ -1,0 +1,1 @@
+"""Corpora, shards, datasets and the loader. Imports neither mlx nor torch."""

@@ -1,0 +1,63 @@
+"""What every command is: a name, its arguments, and a function from arguments to one document."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from shared.spec import Spec, load_spec
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """`document` is printed as JSON with --json; `status` is the exit status: 0 done, 1 a check said no."""
+
+    document: dict[str, Any] = field(default_factory=dict)
+    status: int = 0
+
+
+class Command(Protocol):
+    """A module of shared.cli that holds one command."""
+
+    NAME: str
+    HELP: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> CommandResult:
+        """Do it. Raises UserError for bad input; prose and progress go to `console()`."""
+        ...
+
+
+def console() -> Console:
+    """The console for people: stderr, so that stdout can carry one JSON document."""
+    return Console(stderr=True, highlight=False)
+
+
+def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """SPEC and --set, as every command that takes a spec reads them."""
+    parser.add_argument("spec", metavar="SPEC", help="preset name or path to a .toml file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="change one field of the spec; may be repeated",
+    )
+
+
+def spec_from_arguments(args: argparse.Namespace) -> Spec:
+    """The resolved spec of `add_spec_arguments`."""
+    return load_spec(args.spec, args.overrides)
+
+
+def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False) -> None:
+    """--engine; with `oracle` the NumPy float64 oracle is a choice too."""
+    choices = ["mlx", "torch", *(["numpy"] if oracle else [])]
+    parser.add_argument("--engine", choices=choices, help="default: the first that is installed, mlx before torch")

@@ -1,0 +1,64 @@
+"""`bytetwin COMMAND`: finds the command, runs it, turns errors into one line and an exit status.
+
+Exit status 0: done. 1: a check said no. 2: bad input, told in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from shared.cli.command import Command, CommandResult, console
+from shared.errors import UserError
+
+COMMANDS = ("train", "parity", "pack", "score", "audit", "generate", "data", "spec")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status."""
+    parser, commands = _parser()
+    args = parser.parse_args(argv)
+    try:
+        result = commands[args.command].run(args)
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        return _fail(f"{error.filename or 'file system'}: {(error.strerror or str(error)).lower()}")
+    except BrokenPipeError:
+        return 0
+    if args.json:
+        print(json.dumps(result.document, indent=2, sort_keys=True))
+    return result.status
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    parser = argparse.ArgumentParser(
+        prog="bytetwin",
+        description="Train small language models to a byte budget: the same experiment on MLX and on CUDA.",
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: dict[str, Command] = {}
+    for name in COMMANDS:
+        command: Command = importlib.import_module(f"shared.cli.{name}")  # type: ignore[assignment]
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        command.configure(subparser)
+        commands[name] = command
+    return parser, commands
+
+
+def _fail(message: str) -> int:
+    console().print(f"bytetwin: {message}", style="red", markup=False, soft_wrap=True)
+    return 2
+
+
+__all__ = ["Command", "CommandResult", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

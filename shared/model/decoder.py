@@ -1,0 +1,56 @@
+"""From trunk outputs to the logits of every symbol (FEATURES 2.1).
+
+The trunk output h[:, i] has seen patches < i only, so each decoder is honest by construction: the
+MLP and linear decoders give every symbol of patch i a distribution from h[:, i] alone; the
+autoregressive one adds the earlier symbols of patch i through a causal transformer over the patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.model.embedding import shift_right
+from shared.model.manifest import decoder_block_shape
+from shared.model.trunk import run_block
+from shared.ops import Array, Ops
+from shared.spec import Spec
+
+
+def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
+    """Logits [B, T, V] before the softcap, from trunk outputs h [B, N, D] and symbols x [B, T]."""
+    batch, num_patches, _ = h.shape
+    kind = spec.model.decoder.kind
+    if kind == "autoregressive":
+        logits = _autoregressive(ops, spec, params, h, x)
+    elif kind == "mlp":
+        logits = _mlp_heads(ops, spec, params, h)
+    else:
+        head = params["embed.weight"] if spec.model.tie_embeddings else params["head.weight"]
+        logits = ops.linear(h, head)
+    return logits.reshape((batch, num_patches * spec.model.patch_size, spec.vocabulary.size))
+
+
+def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
+    """z[i, p] = W[p] h[i] + rms(E[x[iP + p - 1]]) + position[p], blocks inside the patch, head."""
+    model, dim = spec.model, spec.model.decoder.dim
+    batch, num_patches, _ = h.shape
+    patches = (batch * num_patches, model.patch_size, dim)
+    condition = ops.linear(h, params["decoder.cond_proj.weight"]).reshape(patches)
+    embedded = ops.embedding(params["decoder.embed.weight"], x, spec.training.dtype)
+    previous = ops.rms_norm(shift_right(ops, embedded, params["decoder.start"]), model.norm_eps)
+    z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h)
+    for layer in range(model.decoder.num_layers):
+        z = run_block(ops, model, decoder_block_shape(model), params, f"decoder.layers.{layer}", z, rotate=False)
+    head = params["decoder.embed.weight"] if model.tie_embeddings else params["head.weight"]
+    return ops.linear(ops.rms_norm(z, model.norm_eps), head)
+
+
+def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
+    """One head per position: W2[p] relu(W1[p] (h + e[p])) (FEATURES 2.1, PerPositionDecode)."""
+    positions = ops.cast_like(params["decoder.position"], h)
+    logits = []
+    for position in range(spec.model.patch_size):
+        prefix = f"decoder.heads.{position}"
+        hidden = ops.linear(h + positions[position], params[f"{prefix}.up_proj.weight"])
+        logits.append(ops.linear(ops.relu(hidden), params[f"{prefix}.down_proj.weight"]))
+    return ops.concatenate(logits, axis=-1)

@@ -1,0 +1,35 @@
+"""From symbols to trunk inputs, and the only shift in the project.
+
+Everything a position may see is strictly earlier: `shift_right` drops the last entry of a sequence
+and puts a learned start in front. The trunk input of patch i is the embedding of patch i - 1, the
+local decoder's input of symbol t is the embedding of symbol t - 1. There is no shifted target array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.ops import Array, Ops
+from shared.spec import Spec
+
+
+def shift_right(ops: Ops, x: Array, start: Array) -> Array:
+    """x [B, T, D] moved one place later, with start [D] at place 0: out[:, t] = x[:, t - 1]."""
+    batch, _, dim = x.shape
+    first = ops.broadcast_to(ops.cast_like(start, x), (batch, 1, dim))
+    return ops.concatenate([first, x[:, :-1]], axis=1)
+
+
+def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """Trunk inputs [B, N, D] of symbols x [B, T] (int32): row i depends on patches < i only.
+
+    Patch i is rms(W concat(E[x[iP]], ..., E[x[iP + P - 1]])), for P = 1 rms(E[x[i]]) (FEATURES 2.1).
+    """
+    model = spec.model
+    batch, time = x.shape
+    num_patches = time // model.patch_size
+    embedded = ops.embedding(params["embed.weight"], x, spec.training.dtype)
+    if model.patch_size > 1:
+        embedded = embedded.reshape((batch, num_patches, model.patch_size * model.model_dim))
+        embedded = ops.linear(embedded, params["embed.patch_proj.weight"])
+    return ops.rms_norm(shift_right(ops, embedded, params["embed.start"]), model.norm_eps)

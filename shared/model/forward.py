@@ -1,0 +1,42 @@
+"""The model as a function: symbols in, a distribution for each of them out.
+
+`forward(x)` gives the logits of every x[:, t] from strictly earlier symbols. Losses, scores, audits
+and generation are all derived from it here, so they cannot disagree about alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from shared.model.decoder import decode_patches
+from shared.model.embedding import embed_patches
+from shared.model.trunk import run_trunk
+from shared.ops import Array, Ops
+from shared.spec import Spec
+
+Forward = Callable[[Ops, Spec, Mapping[str, Array], Array], Array]
+
+
+def forward(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """Logits [B, T, V] before the softcap for symbols x [B, T] int32; T a multiple of patch_size.
+
+    Row t is the model's belief about x[:, t] and depends on x[:, :t] only.
+    """
+    h = run_trunk(ops, spec.model, params, embed_patches(ops, spec, params, x))
+    return decode_patches(ops, spec, params, h, x)
+
+
+def symbol_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward) -> Array:
+    """-ln p(x[:, t] | x[:, :t]) of every symbol: [B, T] float32, nats."""
+    return ops.softcapped_cross_entropy(model(ops, spec, params, x), x, spec.model.logit_softcap)
+
+
+def mean_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward) -> Array:
+    """The training loss: mean nats over all B * T symbols, a scalar."""
+    nats = symbol_nats(ops, spec, params, x, model)
+    return ops.sum(nats) / (x.shape[0] * x.shape[1])
+
+
+def log_probs(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward) -> Array:
+    """ln p(v | x[:, :t]) for every symbol v of the vocabulary: [B, T, V] float32."""
+    return ops.softcapped_log_softmax(model(ops, spec, params, x), spec.model.logit_softcap)

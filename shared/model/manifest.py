@@ -1,0 +1,157 @@
+"""Every parameter of a model: name, shape, initial value, optimizer group, quantisation class.
+
+The manifest is the one list that initialisation, optimizers, checkpoints and artifacts are built
+from, so a parameter cannot be forgotten by any of them. Shapes are [out, in] for matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.spec import ModelSpec, Spec
+
+Group = Literal["matrix", "embedding", "head", "scalar"]
+QuantisationClass = Literal["matrix", "embedding", "head", "control"]
+Distribution = Literal["constant", "normal", "uniform", "first_row_ones"]
+
+
+@dataclass(frozen=True)
+class Initial:
+    """An initial value: constant `scale`; normal of standard deviation `scale`; uniform in +-`scale`;
+    or ones in the first row and zeros below (`resid_mix`)."""
+
+    distribution: Distribution
+    scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One named tensor. `group` picks its optimizer, `quantisation` its storage in the artifact."""
+
+    name: str
+    shape: tuple[int, ...]
+    initial: Initial
+    group: Group
+    quantisation: QuantisationClass
+
+    @property
+    def count(self) -> int:
+        """Number of weights in it."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of one transformer block, of the trunk or of the local decoder."""
+
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+
+
+ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
+
+
+def trunk_block_shape(model: ModelSpec) -> BlockShape:
+    """Widths of a trunk block."""
+    return BlockShape(model.model_dim, model.num_heads, model.num_kv_heads, model.head_dim, model.mlp_dim)
+
+
+def decoder_block_shape(model: ModelSpec) -> BlockShape:
+    """Widths of a block of the local autoregressive decoder (plain multi-head attention)."""
+    decoder = model.decoder
+    heads = decoder.num_heads
+    return BlockShape(decoder.dim, heads, heads, decoder.dim // heads, decoder.mlp_dim)
+
+
+def num_skips(model: ModelSpec) -> int:
+    """U-Net skips: encoder outputs are the first half of the layers, each is consumed once."""
+    return model.num_layers // 2 if model.unet_skips else 0
+
+
+def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
+    """All parameters of a spec's model, in a fixed order, names unique."""
+    model = spec.model
+    parameters = [*_input_parameters(spec)]
+    for layer in range(model.num_layers):
+        parameters += _block_parameters(f"layers.{layer}", trunk_block_shape(model), model)
+        if model.resid_mix:
+            mix = Initial("first_row_ones")
+            parameters.append(_control(f"layers.{layer}.resid_mix", (2, model.model_dim), mix))
+    parameters += [_control(f"skips.{skip}.weight", (model.model_dim,), ONES) for skip in range(num_skips(model))]
+    parameters += _decoder_parameters(spec)
+    assert len({parameter.name for parameter in parameters}) == len(parameters)
+    return tuple(parameters)
+
+
+def parameter_counts(spec: Spec) -> dict[str, int]:
+    """Weights by optimizer group, and their `total`."""
+    counts = {"matrix": 0, "embedding": 0, "head": 0, "scalar": 0}
+    for parameter in parameter_manifest(spec):
+        counts[parameter.group] += parameter.count
+    return {**counts, "total": sum(counts.values())}
+
+
+def _input_parameters(spec: Spec) -> Iterator[Parameter]:
+    model = spec.model
+    dim = model.model_dim
+    normal = Initial("normal", model.embed_init_std)
+    yield Parameter("embed.weight", (spec.vocabulary.size, dim), normal, "embedding", "embedding")
+    yield _control("embed.start", (dim,), normal)
+    if model.patch_size > 1:
+        yield _matrix("embed.patch_proj.weight", dim, model.patch_size * dim)
+
+
+def _block_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Iterator[Parameter]:
+    attention_dim, kv_dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    yield _matrix(f"{prefix}.attn.q_proj.weight", attention_dim, shape.dim)
+    yield _matrix(f"{prefix}.attn.k_proj.weight", kv_dim, shape.dim)
+    yield _matrix(f"{prefix}.attn.v_proj.weight", kv_dim, shape.dim)
+    yield _matrix(f"{prefix}.attn.o_proj.weight", shape.dim, attention_dim, ZEROS)
+    yield _control(f"{prefix}.attn.q_gain", (shape.num_heads,), Initial("constant", model.q_gain_init))
+    yield _control(f"{prefix}.attn.scale", (shape.dim,), ONES)
+    yield _matrix(f"{prefix}.mlp.up_proj.weight", shape.mlp_dim, shape.dim)
+    yield _matrix(f"{prefix}.mlp.down_proj.weight", shape.dim, shape.mlp_dim, ZEROS)
+    yield _control(f"{prefix}.mlp.scale", (shape.dim,), ONES)
+
+
+def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
+    model, vocab_size = spec.model, spec.vocabulary.size
+    decoder, patch_size, dim = model.decoder, model.patch_size, model.model_dim
+    if decoder.kind == "autoregressive":
+        normal = Initial("normal", model.embed_init_std)
+        yield Parameter("decoder.embed.weight", (vocab_size, decoder.dim), normal, "embedding", "embedding")
+        yield _control("decoder.start", (decoder.dim,), normal)
+        yield _control("decoder.position", (patch_size, decoder.dim), normal)
+        yield _matrix("decoder.cond_proj.weight", patch_size * decoder.dim, dim)
+        for layer in range(decoder.num_layers):
+            yield from _block_parameters(f"decoder.layers.{layer}", decoder_block_shape(model), model)
+        if not model.tie_embeddings:
+            yield _head("head.weight", vocab_size, decoder.dim)
+    elif decoder.kind == "mlp":
+        yield _control("decoder.position", (patch_size, dim), Initial("normal", 0.02))
+        for position in range(patch_size):
+            yield _matrix(f"decoder.heads.{position}.up_proj.weight", decoder.dim, dim)
+            yield _head(f"decoder.heads.{position}.down_proj.weight", vocab_size, decoder.dim)
+    elif not model.tie_embeddings:
+        yield _head("head.weight", patch_size * vocab_size, dim)
+
+
+def _matrix(name: str, rows: int, columns: int, initial: Initial | None = None) -> Parameter:
+    """A Muon matrix; by default uniform in +-1/sqrt(fan-in), zeros for output projections."""
+    return Parameter(name, (rows, columns), initial or Initial("uniform", columns**-0.5), "matrix", "matrix")
+
+
+def _head(name: str, rows: int, columns: int) -> Parameter:
+    """An untied output matrix, zero so that the first loss is ln V."""
+    return Parameter(name, (rows, columns), ZEROS, "head", "head")
+
+
+def _control(name: str, shape: tuple[int, ...], initial: Initial) -> Parameter:
+    """A gain, mix, start vector or other small tensor, stored in full precision."""
+    return Parameter(name, shape, initial, "scalar", "control")

@@ -1,0 +1,95 @@
+"""The oracle: every operation as its definition says, in NumPy float64.
+
+Slow and plain on purpose. The parity check holds both engines to it, and it scores artifacts where
+no framework is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class NumpyOps:
+    """`shared.ops.Ops` in float64; dtype arguments are ignored."""
+
+    name = "numpy"
+
+    def asarray(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values)
+        return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+
+    def to_numpy(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(x)
+
+    def cast(self, x: np.ndarray, dtype: str) -> np.ndarray:
+        return x
+
+    def cast_like(self, x: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return x
+
+    def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return x @ weight.T
+
+    def embedding(self, weight: np.ndarray, index: np.ndarray, dtype: str) -> np.ndarray:
+        return weight[index]
+
+    def rms_norm(self, x: np.ndarray, eps: float) -> np.ndarray:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+
+    def rope(self, x: np.ndarray, base: float) -> np.ndarray:
+        half = x.shape[-1] // 2
+        theta = np.outer(np.arange(x.shape[1]), base ** (-np.arange(half) / half))
+        cos, sin = np.cos(theta)[:, None, :], np.sin(theta)[:, None, :]
+        x1, x2 = x[..., :half], x[..., half:]
+        return np.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
+
+    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        time, group = q.shape[1], q.shape[2] // k.shape[2]
+        k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
+        scores = np.einsum("bthc,bshc->bhts", q, k) / np.sqrt(q.shape[-1])
+        scores = np.where(np.tri(time, dtype=bool), scores, -np.inf)
+        return np.einsum("bhts,bshc->bthc", np.exp(_log_softmax(scores)), v)
+
+    def leaky_relu_squared_mlp(
+        self, x: np.ndarray, up: np.ndarray, down: np.ndarray, negative_slope: float
+    ) -> np.ndarray:
+        hidden = x @ up.T
+        return np.where(hidden > 0, hidden, negative_slope * hidden) ** 2 @ down.T
+
+    def softcapped_cross_entropy(self, logits: np.ndarray, targets: np.ndarray, softcap: float) -> np.ndarray:
+        log_probs = self.softcapped_log_softmax(logits, softcap)
+        return -np.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+    def softcapped_log_softmax(self, logits: np.ndarray, softcap: float) -> np.ndarray:
+        return _log_softmax(softcap * np.tanh(logits / softcap))
+
+    def concatenate(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis=axis)
+
+    def stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)
+
+    def broadcast_to(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        return np.broadcast_to(x, tuple(shape))
+
+    def transpose(self, x: np.ndarray) -> np.ndarray:
+        return np.swapaxes(x, -1, -2)
+
+    def sum(self, x: np.ndarray, axes: Sequence[int] | None = None, keepdims: bool = False) -> np.ndarray:
+        return np.sum(x, axis=None if axes is None else tuple(axes), keepdims=keepdims)
+
+    def sqrt(self, x: np.ndarray) -> np.ndarray:
+        return np.sqrt(x)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, 0.0)
+
+    def minimum(self, x: np.ndarray, limit: float) -> np.ndarray:
+        return np.minimum(x, limit)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,0 +1,122 @@
+"""The seam below the model: the array operations an engine must supply.
+
+The model, losses and optimizer updates are written once over an `Ops`. Three implementations exist:
+NumPy float64 (shared.ops.numpy_ops, the oracle), MLX (mlx_train.ops) and torch (cuda_train.ops).
+Each docstring is the mathematical definition; an engine may compute it any way it likes, and the
+parity check holds it to the definition.
+
+Arrays are the framework's own. Besides these methods the model uses only what all three frameworks
+share: `.shape`, `.reshape(shape)`, basic slicing, `+ - * /` and `@` (batched matrix product).
+
+Shape letters: B batch, T time (symbols or patches), D model width, H query heads, G key/value heads,
+C head width, F mlp width, V vocabulary. `dtype` arguments are "float32" or "bfloat16".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Array = Any
+
+
+class Ops(Protocol):
+    """Array operations over one framework. Stateless, apart from the device it was made for."""
+
+    name: str
+
+    def asarray(self, values: np.ndarray) -> Array:
+        """The same values on the device: floats as float32 (float64 in the oracle), integers as int32."""
+        ...
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The same values on the host: float32 (float64 from the oracle) or int32."""
+        ...
+
+    def cast(self, x: Array, dtype: str) -> Array:
+        """x in another floating dtype; the oracle always stays in float64."""
+        ...
+
+    def cast_like(self, x: Array, like: Array) -> Array:
+        """x in the dtype of `like`."""
+        ...
+
+    def linear(self, x: Array, weight: Array) -> Array:
+        """x [..., in] times weight [out, in] transposed: [..., out], in x's dtype."""
+        ...
+
+    def embedding(self, weight: Array, index: Array, dtype: str) -> Array:
+        """Rows of weight [V, D] at index [...] (int32): [..., D] in `dtype`."""
+        ...
+
+    def rms_norm(self, x: Array, eps: float) -> Array:
+        """x / sqrt(mean(x^2, last axis) + eps), weightless; the mean is accumulated in float32."""
+        ...
+
+    def rope(self, x: Array, base: float) -> Array:
+        """Rotary position encoding of x [B, T, H, C], halves layout, rotation by -theta (FEATURES 3.1).
+
+        theta[t, i] = t * base^(-2i/C) for i < C/2; with x = (x1, x2) split in halves the result is
+        (x1 cos + x2 sin, -x1 sin + x2 cos).
+        """
+        ...
+
+    def attention(self, q: Array, k: Array, v: Array) -> Array:
+        """Causal attention with scale 1/sqrt(C) and grouped heads.
+
+        q [B, T, H, C], k and v [B, T, G, C]; query head h reads key/value head floor(h * G / H) at
+        positions <= its own; softmax in float32. Returns [B, T, H, C].
+        """
+        ...
+
+    def leaky_relu_squared_mlp(self, x: Array, up: Array, down: Array, negative_slope: float) -> Array:
+        """down @ phi(up @ x) with phi(z) = leaky_relu(z, negative_slope)^2.
+
+        x [..., D], up [F, D], down [D, F]: [..., D]. Squaring loses the sign: phi(z) = (slope z)^2 below zero.
+        """
+        ...
+
+    def softcapped_cross_entropy(self, logits: Array, targets: Array, softcap: float) -> Array:
+        """-log softmax(softcap * tanh(logits / softcap))[target], in nats, float32.
+
+        logits [..., V], targets [...] int32: [...].
+        """
+        ...
+
+    def softcapped_log_softmax(self, logits: Array, softcap: float) -> Array:
+        """log softmax(softcap * tanh(logits / softcap)) over the last axis, in nats, float32."""
+        ...
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        """Join along an existing axis."""
+        ...
+
+    def stack(self, arrays: Sequence[Array]) -> Array:
+        """Join along a new first axis."""
+        ...
+
+    def broadcast_to(self, x: Array, shape: Sequence[int]) -> Array:
+        """x seen in a larger shape."""
+        ...
+
+    def transpose(self, x: Array) -> Array:
+        """The last two axes exchanged."""
+        ...
+
+    def sum(self, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False) -> Array:
+        """Sum over axes, all of them with None."""
+        ...
+
+    def sqrt(self, x: Array) -> Array:
+        """Element-wise square root."""
+        ...
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
+        ...
+
+    def minimum(self, x: Array, limit: float) -> Array:
+        """Element-wise minimum with a number."""
+        ...

@@ -1,0 +1,14 @@
+"""Optimizers and schedules, once for both engines."""
+
+from shared.optim.schedule import lr_factor, muon_momentum, progress_frac, step_hyperparameters
+from shared.optim.update import global_norm, initial_state, optimizer_step
+
+__all__ = [
+    "global_norm",
+    "initial_state",
+    "lr_factor",
+    "muon_momentum",
+    "optimizer_step",
+    "progress_frac",
+    "step_hyperparameters",
+]

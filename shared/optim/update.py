@@ -1,0 +1,84 @@
+"""One optimizer step over all parameters: clip, Muon, Adam, weight average.
+
+A pure function from (params, gradients, state, hyperparameters) to (params, state). The state is a
+flat dict, `kind/parameter name`, so that checkpoints are engine-neutral:
+`momentum/...` for Muon, `first/...` and `second/...` for Adam, `average/...` for the weight average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shared.model.manifest import Parameter, parameter_manifest
+from shared.ops import Array, Ops
+from shared.optim.adam import adam_update
+from shared.optim.muon import muon_update
+from shared.spec import Spec
+
+CLIP_EPS = 1e-6
+
+
+def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Optimizer state before the first step, float32 by name: zeros, and the average at the weights."""
+    state: dict[str, np.ndarray] = {}
+    for parameter in parameter_manifest(spec):
+        kinds = ("momentum",) if parameter.group == "matrix" else ("first", "second")
+        for kind in kinds:
+            state[f"{kind}/{parameter.name}"] = np.zeros(parameter.shape, np.float32)
+        if spec.training.ema_decay > 0:
+            state[f"average/{parameter.name}"] = weights[parameter.name].astype(np.float32)
+    return state
+
+
+def global_norm(ops: Ops, grads: Mapping[str, Array]) -> Array:
+    """L2 norm over all gradients together, a float32 scalar."""
+    squares = [ops.sum(grad * grad) for grad in grads.values()]
+    return ops.sqrt(ops.sum(ops.stack(squares)))
+
+
+def optimizer_step(
+    ops: Ops,
+    spec: Spec,
+    params: Mapping[str, Array],
+    grads: Mapping[str, Array],
+    state: Mapping[str, Array],
+    grad_norm: Array,
+    hyper: Mapping[str, Array],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(new params, new state), all float32. `grad_norm` is `global_norm(grads)`; `hyper` holds the
+    numbers of `step_hyperparameters` as scalars of the framework."""
+    optimizer, decay = spec.optimizer, spec.training.ema_decay
+    if optimizer.grad_clip_norm > 0:
+        factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
+        grads = {name: grad * factor for name, grad in grads.items()}
+    groups = _groups(spec)
+    matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
+    momenta = {name: state[f"momentum/{name}"] for name in matrices}
+    updated, momenta = muon_update(ops, optimizer, matrices, grads, momenta, hyper["matrix_lr"], hyper["momentum"])
+    new_params = dict(updated)
+    new_state = {f"momentum/{name}": value for name, value in momenta.items()}
+    for name, parameter in groups.items():
+        if parameter.group == "matrix":
+            continue
+        new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
+            ops,
+            optimizer,
+            params[name],
+            grads[name],
+            state[f"first/{name}"],
+            state[f"second/{name}"],
+            hyper[f"{parameter.group}_lr"],
+            hyper["first_correction"],
+            hyper["second_correction"],
+        )
+    assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
+    if decay > 0:
+        for name, value in new_params.items():
+            new_state[f"average/{name}"] = decay * state[f"average/{name}"] + (1.0 - decay) * value
+    return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}
+
+
+def _groups(spec: Spec) -> dict[str, Parameter]:
+    return {parameter.name: parameter for parameter in parameter_manifest(spec)}
