@@ -1,0 +1,1 @@
+"""The torch engine: one GPU, or a CPU for parity checks and tests."""

@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from shared.errors import UserError
-from shared.model import Forward, forward, log_probs, symbol_nats
+from shared.errors import RunError, UserError
+from shared.model import Forward, forward, log_probs, parameter_manifest, symbol_nats
 from shared.ops import NumpyOps
+from shared.optim import initial_state
 from shared.spec import Spec
 
 EngineName = Literal["mlx", "torch"]
@@ -105,6 +106,25 @@ class Oracle:
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return log_probs(self.ops, self.spec, self.params, x, self.model)
+
+
+def split_state(spec: Spec, state: Weights) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(weights by parameter name, optimizer state) out of one `Engine.save_state`, checked against the spec.
+
+    Raises RunError naming the first tensor that is missing, unknown or of another shape.
+    """
+    zeros = {parameter.name: np.zeros(parameter.shape, np.float32) for parameter in parameter_manifest(spec)}
+    expected = {f"weight/{name}": value for name, value in zeros.items()} | initial_state(spec, zeros)
+    for name in sorted(expected.keys() ^ state.keys()):
+        problem = "missing from" if name in expected else "unknown in"
+        raise RunError(f"tensor {name} is {problem} the checkpoint: it belongs to another spec")
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            raise RunError(
+                f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec wants {value.shape}"
+            )
+    weights = {name: state[f"weight/{name}"] for name in zeros}
+    return weights, {name: state[name] for name in expected if not name.startswith("weight/")}
 
 
 def available_engines() -> list[str]:

@@ -37,3 +37,22 @@ RANDOM_BYTES_BPB = 0.01
 
 # Rise in bits per byte that packing may cause.
 PACKING_BPB = 0.01
+
+# Difference, in nats, between a score and the log-probability it reads. Both are float32 of size up to 60,
+# so one rounding is 4e-6, and the two are computed by different kernels.
+SCORE_AGREEMENT_ABS = 1e-4
+
+# Relative difference between bytes counted by symbol and bytes of the text: known honest counts differ by
+# 5e-5, known wrong ones by 4e-2 and more (FEATURES 1.2, 1.4).
+DENOMINATOR_WARN_REL = 1e-3
+DENOMINATOR_REL = 5e-3
+
+# Distance, in nats, of a fresh model's loss from ln V: its heads are zero, or small where they are tied.
+INITIAL_LOSS_ABS = 0.1
+
+# A dequantised weight may differ from its source by half a step, and by this fraction of it more: the
+# float32 division that finds the code rounds once, which matters for weights on the border of two codes.
+HALF_STEP_REL = 1e-6
+
+# Size of brotli-coded Gaussian int6 codes above their order-0 entropy, as a fraction (0.7 to 0.8 % measured).
+BROTLI_OVER_ENTROPY_FRAC = 0.012

@@ -1,0 +1,124 @@
+"""The torch training engine: compiled functions, devices and state behind shared.engine.Engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from cuda_train import device
+from cuda_train.ops import make_ops
+from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
+from shared.microbatch import micro_batch_rows
+from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
+from shared.optim import global_norm, initial_state, optimizer_step
+from shared.spec import Spec
+
+Arrays = dict[str, torch.Tensor]
+
+
+class TrainingEngine:
+    """One model with its optimizer state on one device. See shared.engine.Engine."""
+
+    name = "torch"
+
+    def __init__(self, spec: Spec, model: Forward = forward) -> None:
+        self.spec, self.model, self.ops = spec, model, make_ops()
+        self.params: Arrays = {}
+        self.state: Arrays = {}
+        self.scoring_kind: WeightsKind = "trained"
+        self._loss_function = self._compile(lambda params, x: mean_nats(self.ops, spec, params, x, model))
+        self._update = self._compile(self._optimizer_step)
+        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
+        self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
+
+    def initialise(self, weights: Weights) -> None:
+        self.params = self._to_device(weights)
+        self.state = self._to_device(initial_state(self.spec, weights))
+
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
+        loss, grads = self._accumulated_gradients(x)
+        with torch.no_grad():
+            norm = global_norm(self.ops, grads)
+            self._check_finite(loss, norm, grads)
+            scalars = {
+                name: torch.tensor(value, dtype=torch.float32, device=self.ops.device) for name, value in hyper.items()
+            }
+            self.params, self.state = self._update(self.params, grads, self.state, norm, scalars)
+        return float(loss.item()), float(norm.item())
+
+    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T]."""
+        loss, grads = self._accumulated_gradients(x)
+        return float(loss.item()), self._to_host(grads)
+
+    def use_weights(self, kind: WeightsKind) -> None:
+        self.scoring_kind = kind
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.ops.to_numpy(self._score(self._weights(self.scoring_kind), self.ops.asarray(x)))
+
+    def log_probs(self, x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self.ops.to_numpy(self._log_probs(self._weights(self.scoring_kind), self.ops.asarray(x)))
+
+    def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
+        return self._to_host(self._weights(kind))
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        return self._to_host({**{f"weight/{name}": value for name, value in self.params.items()}, **self.state})
+
+    def load_state(self, state: Weights) -> None:
+        weights, rest = split_state(self.spec, state)
+        self.params, self.state = self._to_device(weights), self._to_device(rest)
+
+    def peak_memory_bytes(self) -> int:
+        return device.peak_memory_bytes()
+
+    def synchronise(self) -> None:
+        if device.on_gpu():
+            torch.cuda.synchronize()
+
+    def device_name(self) -> str:
+        return device.device_name()
+
+    def _optimizer_step(
+        self, params: Arrays, grads: Arrays, state: Arrays, norm: torch.Tensor, hyper: Arrays
+    ) -> tuple[Arrays, Arrays]:
+        return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
+
+    def _accumulated_gradients(self, x: np.ndarray) -> tuple[torch.Tensor, Arrays]:
+        """Gradients of the mean over the whole batch, one micro-batch after the other."""
+        rows = micro_batch_rows(self.spec, len(x))
+        leaves = {name: value.detach().requires_grad_(True) for name, value in self.params.items()}
+        total_loss = torch.zeros((), device=self.ops.device)
+        total: Arrays = {}
+        for first in range(0, len(x), rows):
+            part = x[first : first + rows]
+            share = len(part) / len(x)
+            loss = self._loss_function(leaves, self.ops.asarray(part))
+            grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+            total_loss = total_loss + share * loss.detach()
+            total = {name: share * grad + total[name] if total else share * grad for name, grad in grads.items()}
+        return total_loss, total
+
+    def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor, grads: Arrays) -> None:
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            bad = [name for name, grad in grads.items() if not torch.isfinite(grad).all()]
+            raise NonFiniteError(bad[0] if bad else next(iter(grads)))
+
+    def _weights(self, kind: WeightsKind) -> Arrays:
+        if kind == "averaged" and self.spec.training.ema_decay > 0:
+            return {name: self.state[f"average/{name}"] for name in self.params}
+        return self.params
+
+    def _compile(self, function: Callable) -> Callable:
+        return torch.compile(function) if self.spec.training.compile else function
+
+    def _to_device(self, values: Weights) -> Arrays:
+        return {name: self.ops.asarray(value) for name, value in values.items()}
+
+    def _to_host(self, values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        return {name: self.ops.to_numpy(value) for name, value in values.items()}
