@@ -14,9 +14,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import os
 import platform
 import re
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,12 @@ MAX_HELDOUT_SHARE = 0.1
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _COMMON_WORDS = frozenset(
-    "the a an of to in is are be and or not it this that for with from by on as if at we you can has have "
-    "when which will must may should only all any no but was were than then there so do does use used".split()
+    word
+    for line in (
+        "the a an of to in is are be and or not it this that for with from by on as if at we you can has have",
+        "when which will must may should only all any no but was were than then there so do does use used",
+    )
+    for word in line.split()
 )
 
 
@@ -64,12 +70,12 @@ class _Document:
         return len(self.text.encode())
 
 
-def build_corpus(advance: Callable[[], None] = lambda: None) -> BuiltinCorpus:
-    """Read the running Python's library; `advance` is called once per source file, for a progress display.
+def build_corpus(progress: Callable[[int, int], None] = lambda _done, _total: None) -> BuiltinCorpus:
+    """Read the running Python's library; `progress(done, total)` counts its source files.
 
     Raises DataError if this Python carries no library sources.
     """
-    modules = _deduplicated(_modules(advance))
+    modules = _deduplicated(_modules(progress))
     topics = _deduplicated(_topics())
     if sum(document.num_bytes for document in modules) < 100_000:
         raise DataError(
@@ -93,33 +99,38 @@ def build_corpus(advance: Callable[[], None] = lambda: None) -> BuiltinCorpus:
 
 def source_files() -> list[Path]:
     """The library's own .py files, sorted, without tests and installed packages."""
-    root = _library_folder()
-    files = (path for path in root.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts[:-1]))
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    found = []
+    for folder, subfolders, names in os.walk(_library_folder()):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(_library_folder()).as_posix())
 
 
 def _library_folder() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _modules(advance: Callable[[], None]) -> Iterator[_Document]:
+def _modules(progress: Callable[[int, int], None]) -> Iterator[_Document]:
     """One document per module: its passages in source order. A file that does not parse is no module."""
     root = _library_folder()
-    for path in source_files():
-        advance()
+    files = source_files()
+    for done, path in enumerate(files, start=1):
+        progress(done, len(files))
         try:
             source = path.read_bytes().decode("utf-8")
-            tree = ast.parse(source)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # The library's own deprecated syntax is not our business.
+                nodes = _multiline_nodes(ast.parse(source))
         except (SyntaxError, ValueError):
             continue  # Template files and sources in other encodings carry no text we want.
-        passages = [text for _, text in sorted(_docstrings(tree) + _comments(source, tree))]
+        passages = [text for _, text in sorted(_docstrings(nodes) + _comments(source, nodes))]
         yield _Document(path.relative_to(root).as_posix(), passages)
 
 
-def _docstrings(tree: ast.Module) -> list[tuple[int, str]]:
+def _docstrings(nodes: list[ast.AST]) -> list[tuple[int, str]]:
     """(line, text) of every docstring that reads as English."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             text = ast.get_docstring(node, clean=True)
             if text and _is_english(text):
@@ -127,10 +138,10 @@ def _docstrings(tree: ast.Module) -> list[tuple[int, str]]:
     return found
 
 
-def _comments(source: str, tree: ast.Module) -> list[tuple[int, str]]:
+def _comments(source: str, nodes: list[ast.AST]) -> list[tuple[int, str]]:
     """(line, text) of every block of whole-line comments that reads as prose rather than as code."""
     inside_strings: set[int] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno is not None:
             inside_strings.update(range(node.lineno + 1, node.end_lineno + 1))
     found: list[tuple[int, str]] = []
@@ -139,11 +150,21 @@ def _comments(source: str, tree: ast.Module) -> list[tuple[int, str]]:
         stripped = line.strip()
         if stripped.startswith("#") and not stripped.startswith("#!") and number not in inside_strings:
             block.append(stripped.lstrip("#").removeprefix(" "))
-            continue
-        text = inspect.cleandoc("\n" + "\n".join(block))
-        if block and _is_prose(text):
-            found.append((number - len(block), _tidy(text)))
-        block = []
+        elif block:
+            text = inspect.cleandoc("\n" + "\n".join(block))
+            if _is_prose(text):
+                found.append((number - len(block), _tidy(text)))
+            block = []
+    return found
+
+
+def _multiline_nodes(tree: ast.Module) -> list[ast.AST]:
+    """The nodes that span several lines; a node on one line holds no docstring of its own and no long string."""
+    found: list[ast.AST] = [tree]
+    for node in found:
+        for child in ast.iter_child_nodes(node):
+            if getattr(child, "end_lineno", None) != getattr(child, "lineno", 0):
+                found.append(child)
     return found
 
 
@@ -210,25 +231,25 @@ def _split(documents: list[_Document]) -> tuple[list[_Document], list[_Document]
 
 def _without_shared_text(heldout: list[_Document], train: list[_Document]) -> list[_Document]:
     """The held-out documents without every passage that shares a long window with the training text."""
-    known = np.unique(np.concatenate([_window_hashes(document.text) for document in train]))
-    kept = []
-    for document in heldout:
-        passages = [passage for passage in document.passages if not _any_known(passage, known)]
-        # A window may also span two neighbours; dropping the later one ends it.
-        position = 1
-        while position < len(passages):
-            if _any_known("\n\n".join(passages[: position + 1]), known):
-                del passages[position]
-            else:
-                position += 1
-        clean = _Document(document.name, passages)
-        if passages and clean.num_bytes >= MIN_DOCUMENT_BYTES and not _any_known(clean.text, known):
-            kept.append(clean)
-    return kept
+    known = np.sort(np.concatenate([_window_hashes(document.text) for document in train]))
+    cleaned = (_without_known_windows(document, known) for document in heldout)
+    return [document for document in cleaned if document.passages and document.num_bytes >= MIN_DOCUMENT_BYTES]
 
 
-def _any_known(text: str, known: np.ndarray) -> bool:
-    return bool(np.isin(_window_hashes(text), known, kind="sort").any())
+def _without_known_windows(document: _Document, known: np.ndarray) -> _Document:
+    """Drop the passages in which a window with a known hash ends; neighbours that meet are checked again."""
+    passages = document.passages
+    while passages:
+        hashes = _window_hashes(_Document(document.name, passages).text)
+        slots = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        last_bytes = np.flatnonzero(known[slots] == hashes) + SHARED_WINDOW_BYTES - 1
+        if last_bytes.size == 0:
+            break
+        # Passages are joined by two bytes, which belong to the passage before them here.
+        ends = np.cumsum([len(passage.encode()) + 2 for passage in passages])
+        dropped = set(np.unique(np.searchsorted(ends, last_bytes, side="right")).tolist())
+        passages = [passage for index, passage in enumerate(passages) if index not in dropped]
+    return _Document(document.name, passages)
 
 
 def _window_hashes(text: str) -> np.ndarray:

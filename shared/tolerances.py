@@ -56,3 +56,7 @@ HALF_STEP_REL = 1e-6
 
 # Size of brotli-coded Gaussian int6 codes above their order-0 entropy, as a fraction (0.7 to 0.8 % measured).
 BROTLI_OVER_ENTROPY_FRAC = 0.012
+
+# Relative distance of the first training loss from ln V. Tied heads know that symbols repeat, which on
+# indented text is worth a few percent; a loss that is summed or divided wrongly is off by a factor.
+FIRST_LOSS_REL = 0.1

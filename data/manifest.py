@@ -1,0 +1,102 @@
+"""The manifest of a dataset: what `manifest.json` may say, read strictly.
+
+Hashes are over content: the same documents give the same hashes under any dataset name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import DataError
+
+FORMAT: Final = 1
+FILE_NAME = "manifest.json"
+SPLITS = ("train", "heldout")
+BYTES_VOCABULARY = "bytes"
+
+Positive = Annotated[int, Field(gt=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# A plain name: a manifest must not reach outside its folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+SplitName = Literal["train", "heldout"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Entry):
+    """One file of the dataset: its size and the SHA-256 of all its bytes."""
+
+    file: FileName
+    bytes: Positive
+    sha256: Sha256
+
+
+class SplitEntry(_Entry):
+    """One split: shards in order, documents, text bytes, and the file of document starts."""
+
+    shards: Annotated[list[FileEntry], Field(min_length=1)]
+    num_documents: Positive
+    total_bytes: Positive
+    document_starts: FileEntry
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything in the split."""
+        return _hash(self.model_dump(mode="json"))
+
+
+class Manifest(_Entry):
+    """A whole dataset. `vocabulary` is the tokenizer's hash, or "bytes" for raw bytes."""
+
+    format: Literal[1] = FORMAT
+    name: FileName
+    vocabulary: str = BYTES_VOCABULARY
+    source: str
+    splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=1)]
+    sha256: Sha256
+
+    def to_json(self) -> str:
+        """The text of the manifest file."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def make_manifest(name: str, source: str, splits: dict[SplitName, SplitEntry]) -> Manifest:
+    """A byte dataset's manifest with its hash filled in."""
+    return Manifest(name=name, source=source, splits=splits, sha256=dataset_hash(BYTES_VOCABULARY, splits))
+
+
+def dataset_hash(vocabulary: str, splits: dict[SplitName, SplitEntry]) -> str:
+    """SHA-256 over the vocabulary and the hash of every split."""
+    return _hash({"vocabulary": vocabulary, "splits": {split: entry.sha256 for split, entry in splits.items()}})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The checked manifest of a dataset folder. Raises DataError naming file, field and problem."""
+    path = folder / FILE_NAME
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: the dataset has no manifest") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the manifest ({error.strerror or error})") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+        raise DataError(f"{path}: damaged manifest, {where}: {problem['msg']}") from None
+    if manifest.name != folder.name:
+        raise DataError(f"{path}: the manifest is of dataset {manifest.name!r}, not {folder.name!r}")
+    expected = dataset_hash(manifest.vocabulary, manifest.splits)
+    if manifest.sha256 != expected:
+        raise DataError(f"{path}: the dataset hash is {manifest.sha256}, its entries make {expected}: damaged")
+    return manifest
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,202 @@
+"""Writing a dataset: in a temporary folder beside its place, then renamed into it.
+
+A process that is killed, or a disk that fills up, never leaves a half-written dataset under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from data.manifest import FILE_NAME, FileEntry, SplitEntry, SplitName, make_manifest
+from data.shards import MAX_SHARD_SYMBOLS, ShardWriter, sync_and_close
+from shared.errors import DataError
+from shared.files import sync_folder
+
+
+class DatasetWriter:
+    """Collects documents into a new dataset; `finish` puts it in place. Use it as a context manager.
+
+    Raises DataError if the dataset exists (unless `replace`, or `keep_existing`, which then discards
+    the new one), if the disk is full or not writable, and for a dataset without a document.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        replace: bool = False,
+        keep_existing: bool = False,
+        max_shard_symbols: int = MAX_SHARD_SYMBOLS,
+    ) -> None:
+        self._folder = folder
+        self._replace = replace
+        self._keep_existing = keep_existing
+        self._max_shard_symbols = max_shard_symbols
+        self._splits: dict[SplitName, _SplitWriter] = {}
+        self._temporary = folder
+
+    def __enter__(self) -> DatasetWriter:
+        if not (self._replace or self._keep_existing):
+            self._refuse_existing()
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{self._folder.name}.partial-"
+            self._temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=self._folder.parent))
+            # mkdtemp makes a private folder; a dataset is as readable as any other file of the user.
+            self._temporary.chmod(0o777 & ~_umask())
+        except OSError as error:
+            raise self._data_error(error) from None
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for split in self._splits.values():
+            split.abandon()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def add(self, split: SplitName, chunks: Iterable[bytes]) -> None:
+        """Append one document, not empty, given as consecutive pieces of UTF-8 text."""
+        try:
+            if split not in self._splits:
+                self._splits[split] = _SplitWriter(self._temporary, split, self._max_shard_symbols)
+            writer = self._splits[split]
+        except OSError as error:
+            raise self._data_error(error) from None
+        writer.begin_document()
+        for chunk in chunks:
+            try:
+                writer.write(chunk)
+            except OSError as error:
+                raise self._data_error(error) from None
+        writer.end_document()
+
+    def finish(self, source: str) -> None:
+        """Write the manifest, force everything to the disk and rename the dataset into place."""
+        if not self._splits:
+            raise DataError(f"dataset {self._folder.name!r}: no document with text, nothing to write")
+        try:
+            entries = {split: self._splits[split].finish() for split in sorted(self._splits, reverse=True)}
+            manifest = make_manifest(self._folder.name, source, entries)
+            with (self._temporary / FILE_NAME).open("xb") as file:
+                file.write(manifest.to_json().encode())
+                sync_and_close(file)
+            sync_folder(self._temporary)
+            self._put_in_place()
+            sync_folder(self._folder.parent)
+        except OSError as error:
+            raise self._data_error(error) from None
+
+    def _put_in_place(self) -> None:
+        if self._replace and self._folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{self._folder.name}.old-", dir=self._folder.parent))
+            self._folder.replace(old)
+            try:
+                self._temporary.rename(self._folder)
+            except OSError:
+                old.rename(self._folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        try:
+            self._temporary.rename(self._folder)
+        except OSError:
+            if not self._folder.exists():
+                raise
+            if not self._keep_existing:
+                self._refuse_existing()
+
+    def _refuse_existing(self) -> None:
+        if self._folder.exists():
+            raise DataError(f"dataset {self._folder.name!r} exists in {self._folder.parent}; --replace overwrites it")
+
+    def _data_error(self, error: OSError) -> DataError:
+        reason = (error.strerror or str(error)).lower()
+        return DataError(
+            f"cannot write dataset {self._folder.name!r} in {self._folder.parent}: {reason}; nothing was kept"
+        )
+
+
+class _SplitWriter:
+    """Shards and document starts of one split."""
+
+    def __init__(self, folder: Path, split: str, max_shard_symbols: int) -> None:
+        self._folder = folder
+        self._split = split
+        self._max_shard_symbols = max_shard_symbols
+        self._shard_paths: list[Path] = []
+        self._shard: ShardWriter | None = None
+        self._starts_path = folder / f"{split}_documents.bin"
+        self._starts = self._starts_path.open("xb")
+        self._document_start = 0
+        self._num_documents = 0
+        self._total_bytes = 0
+
+    def begin_document(self) -> None:
+        self._document_start = self._total_bytes
+
+    def write(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            shard = self._open_shard()
+            piece = view[: self._max_shard_symbols - shard.num_symbols]
+            shard.write(piece)
+            self._total_bytes += len(piece)
+            view = view[len(piece) :]
+
+    def end_document(self) -> None:
+        assert self._total_bytes > self._document_start, "an empty document has no place in a stream"
+        self._starts.write(np.array(self._document_start, dtype="<i8").tobytes())
+        self._num_documents += 1
+
+    def finish(self) -> SplitEntry:
+        """Close every file; returns their manifest entry."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        sync_and_close(self._starts)
+        return SplitEntry(
+            shards=[_file_entry(path) for path in self._shard_paths],
+            num_documents=self._num_documents,
+            total_bytes=self._total_bytes,
+            document_starts=_file_entry(self._starts_path),
+        )
+
+    def abandon(self) -> None:
+        """Close what is open; the files are about to be deleted, so a full disk no longer matters."""
+        with contextlib.suppress(OSError):
+            self._starts.close()
+        if self._shard is not None:
+            self._shard.abandon()
+
+    def _open_shard(self) -> ShardWriter:
+        """The shard with room for another symbol."""
+        if self._shard is not None and self._shard.num_symbols == self._max_shard_symbols:
+            self._shard.close()
+            self._shard = None
+        if self._shard is None:
+            path = self._folder / f"{self._split}_{len(self._shard_paths):06d}.bin"
+            self._shard = ShardWriter(path)
+            self._shard_paths.append(path)
+        return self._shard
+
+
+def _file_entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(file=path.name, bytes=path.stat().st_size, sha256=digest)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,246 @@
+"""The `.btw` file: a model, its spec and nothing else, in as few bytes as possible.
+
+Format, version 1. All integers are little-endian.
+
+    offset  bytes
+    0       8      magic 89 42 54 57 0D 0A 1A 0A ("\\x89BTW\\r\\n\\x1a\\n": text-mode copies break it)
+    8       4      version, 1
+    12      4      h, size of the header before compression, at most 1 MiB
+    16      4      s, size of the header as stored, at most 1 MiB
+    20      32     SHA-256 of the stored header
+    52      s      header: one brotli stream
+    52 + s  ...    payload: the sections, in the order of the header, nothing between or after them
+
+The header is canonical JSON (sorted keys, no spaces, ASCII, every key once) of an object with
+
+    spec      the resolved spec, every default written out
+    spec_id   16 hex digits, see shared.spec.spec_id
+    tensors   one object per parameter in manifest order: name, shape, class, bits, offset, and scale_offset
+              where there are scales; offsets are in bytes within the unpacked section
+    sections  name, raw_bytes, stored_bytes (a list, one size per block), sha256 of the stored bytes
+    extra     what the writer wants to add, any JSON object
+
+Sections are `CLASS.codes` and `CLASS.scales` for the classes matrix, embedding and head, then `raw.values`;
+an empty one is left out. Codes are int8, never packed tighter, because an entropy coder follows. Scales are
+float16, one per row. `raw.values` holds float32 tensors. Scales and raw values are stored as byte planes:
+first bytes of all items, then second bytes. A section is cut into blocks of 1 MiB, each one brotli stream.
+Weights are code * scale (shared.artifact.quantise).
+
+A reader trusts nothing. Spec, sizes, shapes, offsets and section sizes must all be what the spec implies
+through the parameter manifest, before a byte of payload is unpacked; the sizes must add up to the size of
+the file; a payload may unpack to at most 64 times its size (or 64 MiB); a block that yields more than it
+stands for stops at once. Everything is covered by a checksum, so any damaged byte is found. Every refusal
+is an ArtifactError of one line. There is no time, path, machine or engine in the file: equal float32 weights
+and an equal spec give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.artifact.codec import block_sizes, compress_blocks, decompress_bounded
+from shared.artifact.header import Header, StoredSection, build_header, canonical_json, parse_header
+from shared.artifact.layout import lay_out, pick_up, plan_layout
+from shared.artifact.quantise import QuantisedTensor, dequantise, quantise
+from shared.errors import ArtifactError
+from shared.model.manifest import parameter_manifest
+from shared.spec import Spec
+
+MAGIC = b"\x89BTW\r\n\x1a\n"
+VERSION = 1
+MAX_HEADER_BYTES = 1 << 20
+PREFIX = struct.Struct("<8sIII32s")
+
+# Small and part of every file, so always at the densest setting; 2^18 bytes cover most headers.
+_HEADER_QUALITY, _HEADER_WINDOW = 11, 18
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """Facts of one artifact. `artifact_bytes` is the file size, what counts against the budget; `sha256` is
+    of the whole file; `section_bytes` maps a section to its sizes before and after compression."""
+
+    artifact_bytes: int
+    header_bytes: int
+    parameters: int
+    section_bytes: dict[str, tuple[int, int]]
+    spec_id: str
+    sha256: str
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the file, all included, per parameter."""
+        return 8 * self.artifact_bytes / self.parameters
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that was read: its spec, float32 weights and the codes behind them by name, facts, header."""
+
+    spec: Spec
+    weights: dict[str, NDArray[np.float32]]
+    tensors: dict[str, QuantisedTensor]
+    info: ArtifactInfo
+    header: dict[str, Any]
+
+
+def pack_bytes(spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None = None) -> bytes:
+    """The artifact of float32 weights as bytes. `extra` is a JSON object kept in the header.
+
+    Raises ArtifactError if the weights are not those of the spec, not finite, or `extra` is not JSON.
+    """
+    return _pack(spec, weights, extra)[0]
+
+
+def write_artifact(
+    path: str | Path, spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None = None
+) -> ArtifactInfo:
+    """Pack weights into a file, atomically. Raises ArtifactError as `pack_bytes`, or if it cannot be written."""
+    content, info = _pack(spec, weights, extra)
+    _write_atomically(Path(path), content)
+    return info
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Read and check an artifact file. Raises ArtifactError, one line that starts with the path."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError("not a file")
+        with path.open("rb") as stream:
+            return _read(stream, os.fstat(stream.fileno()).st_size)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot read the artifact ({error.strerror or error})") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {_one_line(error)}") from None
+
+
+def unpack_bytes(content: bytes) -> Artifact:
+    """Read and check an artifact in memory. Raises ArtifactError, one line."""
+    try:
+        return _read(io.BytesIO(content), len(content))
+    except ArtifactError as error:
+        raise ArtifactError(_one_line(error)) from None
+
+
+def _pack(
+    spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None
+) -> tuple[bytes, ArtifactInfo]:
+    manifest = parameter_manifest(spec)
+    shapes = {parameter.name: parameter.shape for parameter in manifest}
+    for name in [*shapes, *weights]:
+        if name not in weights or name not in shapes:
+            raise ArtifactError(f"tensor {name}: {'missing' if name in shapes else 'not a parameter of the spec'}")
+        if weights[name].shape != shapes[name]:
+            raise ArtifactError(f"tensor {name}: shape {weights[name].shape}, the spec implies {shapes[name]}")
+    tensors = quantise(weights, {parameter.name: parameter.quantisation for parameter in manifest}, spec.artifact)
+    layout = plan_layout(manifest, spec.artifact)
+    quality, window = spec.artifact.brotli_quality, spec.artifact.brotli_window
+    blocks = {name: compress_blocks(raw, quality, window) for name, raw in lay_out(layout, tensors).items()}
+    header = build_header(spec, layout, blocks, extra)
+    raw_header = canonical_json(header.values).encode("ascii")
+    if len(raw_header) > MAX_HEADER_BYTES:
+        raise ArtifactError(f"header of {len(raw_header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    parse_header(raw_header)  # whatever a reader would refuse is refused here, before training time is lost
+    stored_header = b"".join(compress_blocks(raw_header, _HEADER_QUALITY, _HEADER_WINDOW))
+    prefix = PREFIX.pack(MAGIC, VERSION, len(raw_header), len(stored_header), hashlib.sha256(stored_header).digest())
+    payload = [block for section in header.sections for block in blocks[section.plan.name]]
+    content = b"".join([prefix, stored_header, *payload])
+    return content, _info(header, len(prefix) + len(stored_header), hashlib.sha256(content).hexdigest())
+
+
+def _read(stream: BinaryIO, size: int) -> Artifact:
+    prefix = stream.read(PREFIX.size)
+    if prefix[: len(MAGIC)] != MAGIC[: len(prefix)]:
+        raise ArtifactError("not a bytetwin artifact (wrong magic)")
+    if len(prefix) < PREFIX.size:
+        raise ArtifactError(f"truncated: {size} bytes, the fixed part alone has {PREFIX.size}")
+    _, version, raw_bytes, stored_bytes, digest = PREFIX.unpack(prefix)
+    if version != VERSION:
+        raise ArtifactError(f"format version {version}, this program reads version {VERSION}")
+    for label, length in (("header", raw_bytes), ("stored header", stored_bytes)):
+        if length > MAX_HEADER_BYTES:
+            raise ArtifactError(f"{label} of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    stored_header = stream.read(stored_bytes)
+    if len(stored_header) < stored_bytes:
+        raise ArtifactError(f"truncated: the header needs {stored_bytes} bytes, {len(stored_header)} are left")
+    if hashlib.sha256(stored_header).digest() != digest:
+        raise ArtifactError("checksum of the header does not match: the file is damaged")
+    header = parse_header(_named("header", stored_header, raw_bytes))
+    expected = PREFIX.size + stored_bytes + header.payload_bytes
+    if size != expected:
+        kind = "truncated" if size < expected else "trailing bytes"
+        raise ArtifactError(f"{kind}: the file has {size} bytes, its header implies {expected}")
+    file_hash = hashlib.sha256(prefix + stored_header)
+    sections = {section.plan.name: _read_section(stream, section, file_hash) for section in header.sections}
+    tensors = pick_up(header.layout, sections)
+    info = _info(header, PREFIX.size + stored_bytes, file_hash.hexdigest())
+    return Artifact(header.spec, dequantise(tensors), tensors, info, header.values)
+
+
+def _read_section(stream: BinaryIO, section: StoredSection, file_hash: hashlib._Hash) -> bytes:
+    """The unpacked bytes of a section; its checksum is compared before anything is unpacked."""
+    name = section.plan.name
+    stored = stream.read(sum(section.stored_bytes))
+    if len(stored) < sum(section.stored_bytes):
+        raise ArtifactError(f"truncated: section {name} ends after {len(stored)} bytes")
+    if hashlib.sha256(stored).hexdigest() != section.sha256:
+        raise ArtifactError(f"checksum of section {name} does not match: the file is damaged")
+    file_hash.update(stored)
+    blocks, start = [], 0
+    for size, raw_bytes in zip(section.stored_bytes, block_sizes(section.plan.raw_bytes), strict=True):
+        blocks.append(_named(f"section {name}", stored[start : start + size], raw_bytes))
+        start += size
+    return b"".join(blocks)
+
+
+def _named(what: str, stored: bytes, raw_bytes: int) -> bytes:
+    try:
+        return decompress_bounded(stored, raw_bytes)
+    except ArtifactError as error:
+        raise ArtifactError(f"{what}: {error}") from None
+
+
+def _info(header: Header, header_bytes: int, sha256: str) -> ArtifactInfo:
+    sections = {section.plan.name: (section.plan.raw_bytes, sum(section.stored_bytes)) for section in header.sections}
+    return ArtifactInfo(
+        header_bytes + header.payload_bytes,
+        header_bytes,
+        header.layout.parameters,
+        sections,
+        header.values["spec_id"],
+        sha256,
+    )
+
+
+def _one_line(error: ArtifactError) -> str:
+    """A message made of what a hostile file says, safe to print: one line, ASCII, at most 400 characters."""
+    text = " ".join(str(error).encode("ascii", "backslashreplace").decode("ascii").split())
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, flush to the disk, rename. On failure the target is as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot write the artifact ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

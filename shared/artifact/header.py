@@ -1,0 +1,216 @@
+"""The JSON header of a `.btw` file: built from a plan, and checked against the plan that its spec implies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.artifact.codec import num_blocks
+from shared.artifact.layout import Layout, SectionPlan, plan_layout
+from shared.errors import ArtifactError, SpecError
+from shared.model.manifest import parameter_manifest
+from shared.spec import Spec, spec_from_dict, spec_id, spec_to_dict
+
+MAX_RAW_RATIO = 64
+"""A payload may unpack to this many times its size: 1/8 bit per weight, far below any trained model."""
+
+MIN_RAW_LIMIT_BYTES = 64 << 20
+"""Payloads may unpack to this much whatever their size, for models that are mostly zeros as at the start."""
+
+MAX_LAYERS = 4096
+"""Most layers of a stack: the manifest of a file that claims more is never made."""
+
+MAX_INTEGER_DIGITS = 18
+"""Longest integer in a header, so that sizes made of them stay small numbers."""
+
+_KEYS = ("extra", "sections", "spec", "spec_id", "tensors")
+
+
+@dataclass(frozen=True)
+class StoredSection:
+    """A section as it lies in the file: the plan, the compressed size of each block, and the SHA-256 (hex)
+    of the compressed bytes."""
+
+    plan: SectionPlan
+    stored_bytes: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: the spec, the plan it implies, the sections in file order, the free `extra` part."""
+
+    spec: Spec
+    layout: Layout
+    sections: tuple[StoredSection, ...]
+    values: dict[str, Any]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the compressed payload."""
+        return sum(sum(section.stored_bytes) for section in self.sections)
+
+
+def raw_limit_bytes(payload_bytes: int) -> int:
+    """Largest unpacked size that a payload of this size may claim."""
+    return max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * payload_bytes)
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a value: sorted keys, no spaces, ASCII. ValueError or TypeError if it is not plain JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def build_header(
+    spec: Spec, layout: Layout, blocks: Mapping[str, Sequence[bytes]], extra: Mapping[str, Any] | None
+) -> Header:
+    """The header of compressed blocks by section. Raises ArtifactError if `extra` is not plain JSON."""
+    try:
+        plain_extra = json.loads(canonical_json(dict(extra or {})))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"extra header values must be plain JSON: {error}") from None
+    sections = tuple(
+        StoredSection(
+            plan,
+            tuple(len(block) for block in blocks[plan.name]),
+            hashlib.sha256(b"".join(blocks[plan.name])).hexdigest(),
+        )
+        for plan in layout.sections
+    )
+    values = {
+        "spec": spec_to_dict(spec),
+        "spec_id": spec_id(spec),
+        "tensors": [entry.to_json() for entry in layout.tensors],
+        "sections": [_section_row(section) for section in sections],
+        "extra": plain_extra,
+    }
+    return Header(spec, layout, sections, values)
+
+
+def parse_header(raw: bytes) -> Header:
+    """The checked header of its JSON bytes. Raises ArtifactError for anything the writer would not write."""
+    values = _parse_json(raw)
+    _require_keys(values, _KEYS, "header")
+    for key, kind in (("extra", dict), ("sections", list), ("spec", dict), ("spec_id", str), ("tensors", list)):
+        if not isinstance(values[key], kind):
+            raise ArtifactError(f"header key {key}: {_short(values[key])} must be of type {kind.__name__}")
+    spec = _parse_spec(values["spec"], values["spec_id"], len(values["tensors"]))
+    layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    _check_tensors(values["tensors"], layout)
+    header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
+    _check_raw_size(header)
+    return header
+
+
+def _section_row(section: StoredSection) -> dict[str, Any]:
+    return {
+        "name": section.plan.name,
+        "raw_bytes": section.plan.raw_bytes,
+        "stored_bytes": list(section.stored_bytes),
+        "sha256": section.sha256,
+    }
+
+
+def _parse_json(raw: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(raw.decode("ascii"), parse_int=_bounded_int)
+        canonical = canonical_json(values).encode("ascii")
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(f"header is not JSON: {reason}") from None
+    if not isinstance(values, dict):
+        raise ArtifactError(f"header is a JSON {type(values).__name__}, must be an object")
+    if canonical != raw:
+        raise ArtifactError("header is not canonical JSON (sorted keys, each once, no spaces)")
+    return values
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} characters, at most {MAX_INTEGER_DIGITS} digits are allowed")
+    return int(digits)
+
+
+def _parse_spec(values: dict[str, Any], claimed_id: str, num_tensors: int) -> Spec:
+    """The validated spec. Refuses more layers than tensors before anything walks over the layers."""
+    try:
+        spec = spec_from_dict(values, origin="spec in the header")
+    except SpecError as error:
+        raise ArtifactError(str(error)) from None
+    if canonical_json(spec_to_dict(spec)) != canonical_json(values):
+        raise ArtifactError("spec in the header is not the resolved one: every default must be written out")
+    if claimed_id != spec_id(spec):
+        raise ArtifactError(f"spec_id {_short(claimed_id)} does not match the spec in the header ({spec_id(spec)})")
+    for key, layers in (("model", spec.model.num_layers), ("model.decoder", spec.model.decoder.num_layers)):
+        if layers > min(num_tensors, MAX_LAYERS):
+            raise ArtifactError(
+                f"spec {key}.num_layers = {layers}: the header lists {num_tensors} tensors, "
+                f"and at most {MAX_LAYERS} layers are allowed"
+            )
+    return spec
+
+
+def _check_tensors(rows: list[Any], layout: Layout) -> None:
+    """The table must be the one that the spec implies, row by row."""
+    seen: set[str] = set()
+    for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=False)):
+        expected = entry.to_json()
+        where = f"tensor table row {index} ({entry.name})"
+        _require_keys(row, expected, where)
+        if isinstance(row["name"], str) and row["name"] in seen:
+            raise ArtifactError(f"tensor table row {index}: name {_short(row['name'])} appears twice")
+        for key, value in expected.items():
+            # As text, so that true and 1.0 do not pass for 1.
+            if canonical_json(row[key]) != canonical_json(value):
+                raise ArtifactError(f"{where}: {key} is {_short(row[key])}, the spec implies {value!r}")
+        seen.add(row["name"])
+    if len(rows) != len(layout.tensors):
+        raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(layout.tensors)}")
+
+
+def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...]:
+    if len(rows) != len(layout.sections):
+        raise ArtifactError(f"header lists {len(rows)} sections, the spec implies {len(layout.sections)}")
+    sections = []
+    for row, plan in zip(rows, layout.sections, strict=True):
+        where = f"section {plan.name}"
+        _require_keys(row, ("name", "raw_bytes", "sha256", "stored_bytes"), where)
+        if row["name"] != plan.name:
+            raise ArtifactError(f"{where}: the header names it {_short(row['name'])}")
+        if type(row["raw_bytes"]) is not int or row["raw_bytes"] != plan.raw_bytes:
+            raise ArtifactError(f"{where}: raw_bytes is {_short(row['raw_bytes'])}, its tensors take {plan.raw_bytes}")
+        stored = row["stored_bytes"]
+        if not isinstance(stored, list) or not all(type(size) is int and size > 0 for size in stored):
+            raise ArtifactError(f"{where}: stored_bytes is {_short(stored)}, must be a list of positive integers")
+        # A plan may claim any size, so the number of blocks is compared before a list of them is made.
+        if len(stored) != num_blocks(plan.raw_bytes):
+            raise ArtifactError(f"{where}: has {len(stored)} blocks, its size implies {num_blocks(plan.raw_bytes)}")
+        if not isinstance(row["sha256"], str) or len(row["sha256"]) != 64:
+            raise ArtifactError(f"{where}: sha256 is {_short(row['sha256'])}, must be 64 hex digits")
+        sections.append(StoredSection(plan, tuple(stored), row["sha256"]))
+    return tuple(sections)
+
+
+def _check_raw_size(header: Header) -> None:
+    limit = raw_limit_bytes(header.payload_bytes)
+    if header.layout.raw_bytes > limit:
+        raise ArtifactError(
+            f"payload of {header.payload_bytes} bytes stands for {header.layout.raw_bytes} bytes of weights, "
+            f"the limit is {limit}"
+        )
+
+
+def _require_keys(row: Any, keys: Sequence[str] | Mapping[str, Any], where: str) -> None:
+    if not isinstance(row, dict):
+        raise ArtifactError(f"{where}: {_short(row)} must be an object")
+    if row.keys() != set(keys):
+        raise ArtifactError(f"{where}: keys are {_short(sorted(row))}, must be {', '.join(sorted(keys))}")
+
+
+def _short(value: Any) -> str:
+    """A value for a one-line message: its Python form, cut to 80 characters."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,184 @@
+"""`bytetwin data`: lists, builds, imports and verifies datasets.
+
+The work is done in `data`, which depends on shared and not the other way, so it is found by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shared.cli.command import CommandResult, console
+from shared.errors import DataError
+
+NAME = "data"
+HELP = "list, build, import and verify datasets"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands list, build, import and verify."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add(actions, "list", "the datasets on disk, with sizes and hashes")
+    build = _add(actions, "build", "make the built-in corpus (also happens on first use)")
+    build.add_argument("--replace", action="store_true", help="make it again, for instance after a new Python")
+    verify = _add(actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged")
+    verify.add_argument("names", metavar="NAME", nargs="*", help="default: every dataset on disk")
+    add = _add(actions, "import", "turn .txt, .md, .jsonl, .parquet files, compressed or not, into a dataset")
+    add.add_argument("name", metavar="NAME", help="name of the new dataset")
+    add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
+    side = add.add_mutually_exclusive_group()
+    side.add_argument(
+        "--heldout-frac", type=float, metavar="F", help="share of the documents held out, by hash of their text"
+    )
+    side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
+    add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
+    add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Run one action; raises DataError for bad input."""
+    actions = {"list": _list, "build": _build, "import": _import, "verify": _verify}
+    return actions[args.action](args)
+
+
+def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+    # Also accepted here; without a default, so that `data --json ACTION` is not undone.
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document on stdout"
+    )
+    return parser
+
+
+def _list(args: argparse.Namespace) -> CommandResult:
+    datasets = importlib.import_module("data.datasets")
+    names = datasets.dataset_names()
+    entries: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            entries.append(_describe(datasets.load_manifest(name)))
+        except DataError as error:
+            entries.append({"name": name, "error": str(error)})
+    if datasets.BUILTIN not in names:
+        entries.insert(
+            0, {"name": datasets.BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"}
+        )
+    console().print(f"datasets in {escape(str(datasets.datasets_root()))}", soft_wrap=True)
+    console().print(_table(entries))
+    return CommandResult({"root": str(datasets.datasets_root()), "datasets": entries})
+
+
+def _build(args: argparse.Namespace) -> CommandResult:
+    datasets = importlib.import_module("data.datasets")
+    exists = datasets.BUILTIN in datasets.dataset_names()
+    if args.replace or not exists:
+        with _progress(MofNCompleteColumn()) as progress:
+            task = progress.add_task("reading the Python library", total=None)
+            manifest = datasets.build_builtin(
+                replace=args.replace, progress=lambda done, total: progress.update(task, completed=done, total=total)
+            )
+    else:
+        manifest = datasets.load_manifest(datasets.BUILTIN)
+    console().print(_table([_describe(manifest)]))
+    return CommandResult({**_describe(manifest), "built": bool(args.replace or not exists)})
+
+
+def _import(args: argparse.Namespace) -> CommandResult:
+    importing = importlib.import_module("data.importing")
+    options = {} if args.heldout_frac is None else {"heldout_frac": args.heldout_frac}
+    with _progress(DownloadColumn()) as progress:
+        task = progress.add_task(f"importing {args.name}", total=None)
+        result = importing.import_dataset(
+            args.name,
+            args.paths,
+            split=args.split,
+            text_field=args.text_field,
+            replace=args.replace,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            **options,
+        )
+    document = {
+        **_describe(result.manifest),
+        "files": result.num_files,
+        "empty_documents": result.empty_documents,
+        "other_files": result.other_files,
+    }
+    out = console()
+    out.print(_table([_describe(result.manifest)]))
+    if result.empty_documents:
+        out.print(f"{result.empty_documents} empty documents left out")
+    if result.other_files:
+        out.print(f"{result.other_files} files of other types left out")
+    return CommandResult(document)
+
+
+def _verify(args: argparse.Namespace) -> CommandResult:
+    datasets = importlib.import_module("data.datasets")
+    names = args.names or datasets.dataset_names()
+    if not names:
+        raise DataError(
+            f"no dataset in {datasets.datasets_root()} to verify; `bytetwin data build` makes the built-in one"
+        )
+    out = console()
+    problems: dict[str, list[str]] = {}
+    for name in names:
+        with out.status(f"verifying {escape(name)}"):
+            problems[name] = datasets.verify_dataset(name)
+        for problem in problems[name]:
+            out.print(f"{name}: {problem}", style="red", markup=False, soft_wrap=True)
+        if not problems[name]:
+            out.print(f"{name}: every byte as its manifest says", style="green", markup=False, soft_wrap=True)
+    damaged = any(problems.values())
+    return CommandResult({"passed": not damaged, "problems": problems}, status=1 if damaged else 0)
+
+
+def _describe(manifest: Any) -> dict[str, Any]:
+    """The JSON form of a dataset's manifest, without its file list."""
+    splits = {
+        split: {"documents": entry.num_documents, "bytes": entry.total_bytes, "sha256": entry.sha256}
+        for split, entry in manifest.splits.items()
+    }
+    return {
+        "name": manifest.name,
+        "vocabulary": manifest.vocabulary,
+        "sha256": manifest.sha256,
+        "source": manifest.source,
+        "splits": splits,
+    }
+
+
+def _table(entries: list[dict[str, Any]]) -> Table:
+    table = Table("name", "split", "documents", "bytes", "SHA-256", "source", box=None, header_style="bold")
+    table.columns[-1].overflow = "fold"
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for entry in entries:
+        note = f"[red]{escape(entry['error'])}[/red]" if "error" in entry else escape(entry["source"])
+        name = entry["name"]
+        for split, numbers in entry.get("splits", {"": None}).items():
+            counts = ["", "", ""]
+            if numbers is not None:
+                counts = [f"{numbers['documents']:,}", f"{numbers['bytes']:,}", numbers["sha256"][:16]]
+            table.add_row(name, split, *counts, note)
+            name = note = ""
+    return table
+
+
+def _progress(column: Any) -> Progress:
+    """A bar that goes away when done, and nothing where stderr is no terminal."""
+    out = console()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        column,
+        TimeRemainingColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    )

@@ -1,0 +1,306 @@
+"""Datasets on disk: whole or absent, opened strictly, verified byte by byte."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.datasets import dataset_names, datasets_root, load_manifest, open_split, verify_dataset
+from data.shards import ShardWriter
+from data.writer import DatasetWriter
+from shared.errors import DataError
+from shared.spec import VocabularySpec
+
+TRAIN = [b"the first document", b"the second", b"a third one"]
+HELDOUT = [b"held out"]
+BYTES = VocabularySpec()
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+
+
+def write(name: str = "toy", train: list[bytes] = TRAIN, **options: Any) -> Path:
+    folder = datasets_root() / name
+    with DatasetWriter(folder, **options) as writer:
+        for document in train:
+            writer.add("train", [document])
+        for document in HELDOUT:
+            writer.add("heldout", [document[:3], document[3:]])
+        writer.finish("a test")
+    return folder
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def refusal(name: str = "toy", split: str = "train") -> str:
+    with pytest.raises(DataError) as caught:
+        open_split(name, split, BYTES)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_round_trip_with_small_shards() -> None:
+    folder = write(max_shard_symbols=7)
+    manifest = load_manifest("toy")
+    assert [shard.bytes - 1024 for shard in manifest.splits["train"].shards] == [7, 7, 7, 7, 7, 4]
+    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    assert list(open_split("toy", "heldout", BYTES).documents()) == HELDOUT
+    assert verify_dataset("toy") == []
+    assert sorted(path.name for path in datasets_root().iterdir()) == ["toy"]
+    starts = np.frombuffer((folder / "train_documents.bin").read_bytes(), dtype="<i8")
+    assert starts.tolist() == [0, 18, 28]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(documents=st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6), shard=st.integers(1, 40))
+def test_any_documents_in_any_shard_size(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[bytes], shard: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BYTETWIN_DATASETS", str(tmp_path_factory.mktemp("root")))
+        write(train=documents, max_shard_symbols=shard)
+        stream = open_split("toy", "train", VocabularySpec(kind="byte260"))
+        assert list(stream.documents()) == documents
+        expected = [symbol for document in documents for symbol in (1, *(byte + 4 for byte in document))]
+        assert stream.read(0, stream.num_symbols).tolist() == expected
+
+
+def test_hashes_are_of_content_not_of_names() -> None:
+    write("one")
+    write("two")
+    write("three", train=TRAIN[::-1])
+    # The same bytes with other document boundaries are other data.
+    write("four", train=[b"".join(TRAIN)])
+    hashes = [open_split(name, "train", BYTES).sha256 for name in ("one", "two", "three", "four")]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    assert open_split("one", "heldout", BYTES).sha256 == open_split("three", "heldout", BYTES).sha256
+    assert load_manifest("one").sha256 != load_manifest("three").sha256
+
+
+def test_an_existing_name_is_refused_and_replace_replaces() -> None:
+    write()
+    with pytest.raises(DataError, match=r"dataset 'toy' exists in .*; --replace overwrites it"):
+        write(train=[b"other"])
+    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    write(train=[b"other"], replace=True)
+    assert list(open_split("toy", "train", BYTES).documents()) == [b"other"]
+    assert dataset_names() == ["toy"]
+    assert len(list(datasets_root().iterdir())) == 1
+
+
+def test_the_loser_of_a_race_keeps_the_winners_dataset() -> None:
+    folder = datasets_root() / "toy"
+    with DatasetWriter(folder, keep_existing=True) as loser:
+        loser.add("train", [b"late"])
+        write()
+        loser.finish("a test")
+    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    with pytest.raises(DataError, match="exists"), DatasetWriter(datasets_root() / "new") as second:
+        second.add("train", [b"late"])
+        write("new")
+        second.finish("a test")
+    assert sorted(path.name for path in datasets_root().iterdir()) == ["new", "toy"]
+
+
+def test_a_dataset_is_as_readable_as_other_files() -> None:
+    folder = write()
+    plain = datasets_root() / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("failing_write", [1, 2, 5])
+def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing_write: int) -> None:
+    calls = 0
+    real_write = ShardWriter.write
+
+    def full_disk(self: ShardWriter, data: bytes | memoryview) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing_write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_write(self, data)
+
+    monkeypatch.setattr(ShardWriter, "write", full_disk)
+    with pytest.raises(DataError, match=r"cannot write dataset 'toy' in .*: no space left on device; nothing was kept"):
+        write()
+    assert list(datasets_root().iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["close", "__init__"])
+def test_a_disk_that_fills_up_late_or_early(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write("old")
+    monkeypatch.setattr(ShardWriter, method, full_disk)
+    with pytest.raises(DataError, match="no space left on device"):
+        write()
+    with pytest.raises(DataError, match="no space left on device"):
+        write("old", replace=True)
+    assert [path.name for path in datasets_root().iterdir()] == ["old"]
+    assert verify_dataset("old") == []
+
+
+def test_a_file_that_the_kernel_refuses_to_grow(tmp_path: Path) -> None:
+    text = tmp_path / "big.txt"
+    text.write_bytes(b"x" * 3_000_000)
+    program = (
+        "import resource, sys; from pathlib import Path; from data.importing import import_dataset\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+        "try: import_dataset('toy', [Path(sys.argv[1])])\n"
+        "except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(text)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("DataError cannot write dataset 'toy'")
+    assert done.stdout.count("\n") == 1
+    assert list(datasets_root().iterdir()) == []
+
+
+def test_an_unwritable_root_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="cannot write dataset 'toy'"):
+        write()
+
+
+def test_a_dataset_without_documents_is_refused() -> None:
+    with (
+        pytest.raises(DataError, match="dataset 'toy': no document with text"),
+        DatasetWriter(datasets_root() / "toy") as w,
+    ):
+        w.finish("a test")
+    assert list(datasets_root().iterdir()) == []
+
+
+def test_unknown_names() -> None:
+    write()
+    assert "no dataset 'ghost'" in refusal("ghost")
+    assert "there are: builtin, toy" in refusal("ghost")
+    assert "dataset name '../toy'" in refusal("../toy")
+    assert "dataset name ''" in refusal("")
+    assert "split 'test': must be one of train, heldout" in refusal(split="test")
+
+
+def test_missing_truncated_and_foreign_shards() -> None:
+    folder = write()
+    shard = folder / "train_000000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    assert "train_000000.bin: the file has 1062 bytes but its header counts 39" in refusal()
+    shard.write_bytes(b"\0" * len(content))
+    assert "magic number 0, not 20240520" in refusal()
+    tokens = content[:4] + (1).to_bytes(4, "little") + (20).to_bytes(4, "little") + content[12:] + b"\0"
+    shard.write_bytes(tokens)
+    assert "shard version 1 in a byte dataset; allowed is 2" in refusal()
+    shorter = content[:8] + (38).to_bytes(4, "little") + content[12:-1]
+    shard.write_bytes(shorter)
+    assert "1062 bytes; the manifest says 1063" in refusal()
+    shard.unlink()
+    assert "train_000000.bin: the shard is missing" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([0, 18], "2 document starts; the manifest says 3"),
+        ([1, 18, 28], "document starts must begin at 0"),
+        ([0, 28, 18], "document starts must begin at 0, increase"),
+        ([0, 18, 18], "document starts must begin at 0, increase"),
+        ([0, 18, 39], "stay below the 39 bytes of text"),
+        ([], "cannot read the document starts"),
+    ],
+)
+def test_damaged_document_starts(starts: list[int], message: str) -> None:
+    folder = write()
+    (folder / "train_documents.bin").write_bytes(np.array(starts, dtype="<i8").tobytes())
+    assert message in refusal()
+
+
+def test_missing_or_ragged_document_starts() -> None:
+    path = write() / "train_documents.bin"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "cannot read the document starts" in refusal()
+    path.unlink()
+    assert "the file of document starts is missing" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.update(format=2), "damaged manifest, format"),
+        (lambda values: values.update(extra=1), "damaged manifest, extra"),
+        (lambda values: values.pop("source"), "damaged manifest, source"),
+        (lambda values: values.update(name="other"), "the manifest is of dataset 'other', not 'toy'"),
+        (lambda values: values.update(splits={}), "damaged manifest, splits"),
+        (lambda values: values["splits"].update(test=values["splits"]["train"]), "damaged manifest, splits.test"),
+        (lambda values: values["splits"]["train"]["shards"].clear(), "damaged manifest, splits.train.shards"),
+        (lambda values: values["splits"]["train"]["shards"][0].update(file="../../x"), "shards.0.file"),
+        (lambda values: values["splits"]["train"].update(total_bytes=-1), "splits.train.total_bytes"),
+        (lambda values: values["splits"]["train"].update(total_bytes="39"), "splits.train.total_bytes"),
+        (lambda values: values["splits"]["train"].update(total_bytes=38), "its entries make"),
+        (lambda values: values.update(vocabulary="ab" * 32), "its entries make"),
+    ],
+)
+def test_a_lying_manifest(change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    folder = write()
+    edit_manifest(folder, change)
+    assert message in refusal()
+    assert message in verify_dataset("toy")[0]
+
+
+def test_an_unreadable_or_missing_manifest() -> None:
+    path = write() / "manifest.json"
+    path.write_bytes(b"{")
+    assert "damaged manifest, the whole file" in refusal()
+    path.write_bytes(b"\xff\xfe")
+    assert "damaged manifest, the whole file" in refusal()
+    path.unlink()
+    assert "the dataset has no manifest" in refusal()
+
+
+@pytest.mark.parametrize(
+    "file", ["train_000000.bin", "train_documents.bin", "heldout_000000.bin", "heldout_documents.bin"]
+)
+def test_verify_finds_one_flipped_bit(file: str) -> None:
+    path = write() / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (problem,) = verify_dataset("toy")
+    assert problem.startswith(f"{path}: SHA-256")
+    path.unlink()
+    assert verify_dataset("toy") == [f"{path}: missing"]
+
+
+def test_verify_finds_text_that_is_no_utf8() -> None:
+    write(train=[b"fine", b"bad \xff"])
+    assert verify_dataset("toy") == ["toy/train: document 1 is not UTF-8 at its byte 4"]
+
+
+def test_half_written_and_foreign_folders_are_no_datasets() -> None:
+    write()
+    for name in (".toy.partial-abc", "notes"):
+        (datasets_root() / name).mkdir()
+    (datasets_root() / ".toy.partial-abc" / "manifest.json").write_text("{}")
+    assert dataset_names() == ["toy"]

@@ -1,0 +1,270 @@
+"""Importing every file type, and one clear line for every file that cannot be imported."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import importers
+from data.datasets import datasets_root, open_split, verify_dataset
+from data.importers import read_documents
+from data.importing import ImportResult, import_dataset
+from shared.errors import DataError
+from shared.spec import VocabularySpec
+
+TEXTS = ["First document.\n", "Zweites Dokument: \u00e4\u00f6\u00fc \u20ac \U0001f600", "third\r\nline"]
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+
+
+def jsonl(texts: list[str], field: str = "text") -> bytes:
+    return b"".join(json.dumps({field: text, "id": index}).encode() + b"\n" for index, text in enumerate(texts))
+
+
+def texts_of(name: str, split: str) -> list[str]:
+    return [document.decode() for document in open_split(name, split, VocabularySpec()).documents()]
+
+
+def import_train(path: Path, **options: Any) -> ImportResult:
+    return import_dataset("toy", [path], split="train", **options)
+
+
+def error_of(path: Path, **options: Any) -> str:
+    """The message of a refused import, which left nothing behind."""
+    with pytest.raises(DataError) as caught:
+        import_train(path, **options)
+    assert "\n" not in str(caught.value)
+    assert not datasets_root().exists() or list(datasets_root().iterdir()) == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
+def test_lines_of_json(tmp_path: Path, suffix: str, packing: str) -> None:
+    path = tmp_path / f"text{suffix}{packing}"
+    path.write_bytes(PACKERS[packing](jsonl(TEXTS)))
+    import_train(path)
+    assert texts_of("toy", "train") == TEXTS
+    assert verify_dataset("toy") == []
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".TXT"])
+def test_one_text_file_is_one_document_byte_for_byte(tmp_path: Path, suffix: str, packing: str) -> None:
+    path = tmp_path / f"text{suffix}{packing}"
+    path.write_bytes(PACKERS[packing]("\n".join(TEXTS).encode()))
+    import_train(path)
+    assert texts_of("toy", "train") == ["\n".join(TEXTS)]
+
+
+def test_parquet_with_empty_and_missing_values(tmp_path: Path) -> None:
+    path = tmp_path / "text.parquet"
+    pq.write_table(pa.table({"body": [TEXTS[0], None, "  ", *TEXTS[1:]], "id": [1, 2, 3, 4, 5]}), path)
+    result = import_train(path, text_field="body")
+    assert texts_of("toy", "train") == TEXTS
+    assert result.empty_documents == 2
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path)
+    real_import = importlib.import_module
+
+    def without_pyarrow(name: str) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real_import(name)
+
+    monkeypatch.setattr(importers.importlib, "import_module", without_pyarrow)
+    assert "needs pyarrow; install it with the extra: bytetwin[data]" in error_of(path)
+
+
+def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    for name in ("b.txt", "a/z.md", "a/b/c.txt", "c.jsonl", "notes.pdf", ".hidden.txt", ".git/x.txt"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jsonl([name]) if name.endswith("jsonl") else name.encode())
+    result = import_train(folder)
+    assert texts_of("toy", "train") == ["a/b/c.txt", "a/z.md", "b.txt", "c.jsonl"]
+    assert (result.num_files, result.other_files) == (4, 1)
+
+
+def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(b"\n" + jsonl(["", "one", " \n\t", "two"]) + b"\n\n")
+    result = import_train(path)
+    assert texts_of("toy", "train") == ["one", "two"]
+    assert result.empty_documents == 2
+
+
+def test_equal_texts_fall_on_the_same_side(tmp_path: Path) -> None:
+    texts = [f"document {index}" for index in range(400)]
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(jsonl(texts + texts))
+    import_dataset("toy", [path], heldout_frac=0.25)
+    train, heldout = texts_of("toy", "train"), texts_of("toy", "heldout")
+    assert not set(train) & set(heldout)
+    assert sorted(train + heldout) == sorted(texts + texts)
+    assert 60 <= len(set(heldout)) <= 140
+
+
+def test_the_split_does_not_depend_on_the_kind_of_file(tmp_path: Path) -> None:
+    texts = [f"document {index}" for index in range(40)]
+    (tmp_path / "lines.jsonl").write_bytes(jsonl(texts))
+    (tmp_path / "files").mkdir()
+    for index, text in enumerate(texts):
+        (tmp_path / "files" / f"{index:03}.txt").write_text(text)
+    hashes = {
+        import_dataset(name, [path], heldout_frac=0.5).manifest.sha256
+        for name, path in (("lines", tmp_path / "lines.jsonl"), ("files", tmp_path / "files"))
+    }
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(("fraction", "present", "absent"), [(0.0, "train", "heldout"), (1.0, "heldout", "train")])
+def test_a_fraction_of_nothing_or_all(tmp_path: Path, fraction: float, present: str, absent: str) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_bytes(jsonl(TEXTS))
+    import_dataset("toy", [path], heldout_frac=fraction)
+    assert texts_of("toy", present) == TEXTS
+    with pytest.raises(DataError, match=f"dataset 'toy' has no {absent} split; it has: {present}"):
+        open_split("toy", absent, VocabularySpec())
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    texts=st.lists(st.text(), min_size=1, max_size=8), packing=st.sampled_from(sorted(PACKERS)), piece=st.integers(1, 9)
+)
+def test_any_text_survives_any_piece_size(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], packing: str, piece: int
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    lines, whole = folder / f"a.jsonl{packing}", folder / f"a.txt{packing}"
+    lines.write_bytes(PACKERS[packing](jsonl(texts)))
+    content = "".join(texts).encode()
+    whole.write_bytes(PACKERS[packing](content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importers, "PIECE_BYTES", piece)
+        patch.setattr(importers, "ZSTD_INPUT_BYTES", piece)
+        assert [b"".join(document.chunks()).decode() for document in read_documents(lines)] == texts
+        (document,) = read_documents(whole)
+        assert b"".join(document.chunks()) == content
+        assert document.is_empty == (not content.decode().strip())
+
+
+def test_zstd_files_of_several_frames(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl.zst"
+    path.write_bytes(b"".join(PACKERS[".zst"](jsonl([text])) for text in TEXTS))
+    import_train(path)
+    assert texts_of("toy", "train") == TEXTS
+
+
+def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
+    for name, packing in (("a.jsonl", ""), ("b.jsonl.xz", ".xz"), ("c.jsonl.zst", ".zst"), ("d.txt.gz", ".gz")):
+        (tmp_path / name).write_bytes(PACKERS[packing](jsonl(TEXTS)))
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "e.parquet")
+    seen: list[tuple[int, int]] = []
+    import_train(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] == sum(path.stat().st_size for path in tmp_path.glob("*.*"))
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\nfine\nbad \xff here", "a.txt line 3: not UTF-8 (byte 0xff)"),
+        ("a.txt", b"cut \xe2\x82", "a.txt line 1: not UTF-8 (byte 0xe2)"),
+        ("a.md", b"latin \xe9t\xe9", "a.md line 1: not UTF-8 (byte 0xe9)"),
+        ("a.jsonl", jsonl(["ok"]) + b'{"text": "\xff"}\n', "a.jsonl line 2: not UTF-8 at byte 11 of the line"),
+        ("a.jsonl", jsonl(["ok"]) + b"{nonsense\n", "a.jsonl line 2: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1: not JSON"),
+        ("a.jsonl", b'"text"\n', "a.jsonl line 1: a JSON str; each line must be an object"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', "line 1: no field 'text'; fields: body, id (see --text-field)"),
+        ("a.jsonl", b'{"text": 5}\n', "a.jsonl line 1: the text is of type int; it must be a string"),
+        ("a.jsonl", b'{"text": "ab\\ud800"}\n', "a.jsonl line 1: character 3 is a lone surrogate"),
+        ("a.jsonl", b"", "no document with text"),
+        ("a.txt", b" \n ", "no document with text"),
+        ("a.jsonl.gz", b"not gzip", "a.jsonl.gz: damaged gz file"),
+        ("a.jsonl.xz", b"not xz at all", "a.jsonl.xz: damaged xz file"),
+        ("a.jsonl.zst", b"not zstd", "a.jsonl.zst: damaged zst file"),
+        ("a.parquet", b"not parquet", "a.parquet: damaged or unreadable parquet file"),
+        ("a.pdf", b"%PDF", "a.pdf: unknown file type; allowed are .txt, .md, .jsonl, .ndjson, each also with .gz"),
+        ("a.parquet.gz", b"", "a.parquet.gz: unknown file type"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert message in error_of(path)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+def test_a_truncated_file_is_damaged_not_short(tmp_path: Path, packing: str) -> None:
+    path = tmp_path / f"a.jsonl{packing}"
+    packed = PACKERS[packing](jsonl([f"{index} {index**9}" for index in range(5000)]))
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    assert f"damaged {packing[1:]} file" in error_of(path)
+
+
+def test_a_truncated_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS * 500}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "damaged or unreadable parquet file" in error_of(path)
+
+
+def test_a_parquet_column_that_is_missing_or_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [7], "body": ["x"]}), path)
+    assert "no column 'text'; columns: id, body (see --text-field)" in error_of(path)
+    assert "row 1: the text is of type int; it must be a string" in error_of(path, text_field="id")
+
+
+def test_bad_utf8_across_pieces_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importers, "PIECE_BYTES", 3)
+    path = tmp_path / "a.txt"
+    path.write_bytes("\u20ac\n\u20ac\n".encode() * 5 + b"\xe2\x82" + b"x\n")
+    assert "a.txt line 11: not UTF-8 (byte 0xe2)" in error_of(path)
+
+
+def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importers, "PIECE_BYTES", 64)
+    monkeypatch.setattr(importers, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(["x" * 2000]))
+    assert "a line of more than 1000 bytes" in error_of(path)
+
+
+def test_paths_that_are_not_there(tmp_path: Path) -> None:
+    assert "gone.txt: no such file or folder" in error_of(tmp_path / "gone.txt")
+    (tmp_path / "empty").mkdir()
+    assert "no file to import in this folder" in error_of(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_fraction_outside_its_range(tmp_path: Path, fraction: float) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    assert "must be between 0 and 1" in error_of(path, heldout_frac=fraction)
