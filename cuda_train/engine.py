@@ -10,7 +10,7 @@ import torch
 from cuda_train import device
 from cuda_train.ops import make_ops
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
-from shared.microbatch import micro_batch_rows
+from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
 from shared.optim import global_norm, initial_state, optimizer_step
 from shared.spec import Spec
@@ -49,7 +49,6 @@ class TrainingEngine:
         return float(loss.item()), float(norm.item())
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T]."""
         loss, grads = self._accumulated_gradients(x)
         return float(loss.item()), self._to_host(grads)
 
@@ -91,13 +90,10 @@ class TrainingEngine:
 
     def _accumulated_gradients(self, x: np.ndarray) -> tuple[torch.Tensor, Arrays]:
         """Gradients of the mean over the whole batch, one micro-batch after the other."""
-        rows = micro_batch_rows(self.spec, len(x))
         leaves = {name: value.detach().requires_grad_(True) for name, value in self.params.items()}
         total_loss = torch.zeros((), device=self.ops.device)
         total: Arrays = {}
-        for first in range(0, len(x), rows):
-            part = x[first : first + rows]
-            share = len(part) / len(x)
+        for share, part in micro_batches(self.spec, x):
             loss = self._loss_function(leaves, self.ops.asarray(part))
             grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
             total_loss = total_loss + share * loss.detach()

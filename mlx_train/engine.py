@@ -1,8 +1,9 @@
-"""The MLX training engine: compiled functions, devices and state behind shared.engine.Engine."""
+"""The MLX training engine: compiled functions, streams and state behind shared.engine.Engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,55 +11,75 @@ import numpy as np
 from mlx_train import device
 from mlx_train.ops import make_ops
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
-from shared.microbatch import micro_batch_rows
+from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import global_norm, initial_state, optimizer_step
+from shared.optim import global_norm, initial_state, optimizer_step, partition_parameters
 from shared.spec import Spec
 
 Arrays = dict[str, mx.array]
 
 
 class TrainingEngine:
-    """One model with its optimizer state on the default MLX device. See shared.engine.Engine."""
+    """One model with its optimizer state on the default MLX device. See shared.engine.Engine.
+
+    Work is spread over the device's streams: micro-batches, rows to score, and the parameters of an
+    update. Sums are taken in a fixed order, so a step is bit-for-bit repeatable.
+    """
 
     name = "mlx"
 
     def __init__(self, spec: Spec, model: Forward = forward) -> None:
-        self.spec, self.model, self.ops = spec, model, make_ops()
+        self.spec, self.model = spec, model
+        self.compiled = spec.training.compile and device.can_compile()
+        self.ops = make_ops(fused=self.compiled)
+        self.streams = device.compute_streams()
         self.params: Arrays = {}
         self.state: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
-        self._gradients = self._compile(mx.value_and_grad(self._loss))
-        self._update = self._compile(self._optimizer_step)
-        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
-        self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
+        self._partition = partition_parameters(spec, len(self.streams))
+        self._first_gradients = self._on_streams(self._weighted_gradients)
+        self._more_gradients = self._on_streams(self._accumulate)
+        self._update = self._on_streams(self._optimizer_step)
+        self._score = self._on_streams(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
+        self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
     def initialise(self, weights: Weights) -> None:
         self.params = self._to_device(weights)
         self.state = self._to_device(initial_state(self.spec, weights))
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
-        loss, grads = self._accumulated_gradients(x)
+        loss, grads = self._batch_gradients(x)
         norm = global_norm(self.ops, grads)
         self._check_finite(loss, norm, grads)
         scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
-        self.params, self.state = self._update(self.params, grads, self.state, norm, scalars)
-        mx.eval(self.params, self.state)
+        params, state = {}, {}
+        for update, names in zip(self._update, self._partition, strict=True):
+            some_params, some_state = update(
+                {name: self.params[name] for name in names},
+                {name: grads[name] for name in names},
+                {key: value for key, value in self.state.items() if key.split("/", 1)[1] in names},
+                norm,
+                scalars,
+            )
+            params.update(some_params)
+            state.update(some_state)
+        mx.eval(params, state)
+        self.params = {name: params[name] for name in self.params}
+        self.state = {key: state[key] for key in self.state}
         return float(loss.item()), float(norm.item())
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T]."""
-        loss, grads = self._accumulated_gradients(x)
+        loss, grads = self._batch_gradients(x)
         return float(loss.item()), self._to_host(grads)
 
     def use_weights(self, kind: WeightsKind) -> None:
         self.scoring_kind = kind
 
     def score(self, x: np.ndarray) -> np.ndarray:
-        return self.ops.to_numpy(self._score(self._weights(self.scoring_kind), self.ops.asarray(x)))
+        return self._spread(self._score, x)
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
-        return self.ops.to_numpy(self._log_probs(self._weights(self.scoring_kind), self.ops.asarray(x)))
+        return self._spread(self._log_probs, x)
 
     def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
         return self._to_host(self._weights(kind))
@@ -79,26 +100,40 @@ class TrainingEngine:
     def device_name(self) -> str:
         return device.device_name()
 
-    def _loss(self, params: Arrays, x: mx.array) -> mx.array:
-        return mean_nats(self.ops, self.spec, params, x, self.model)
+    def _weighted_gradients(self, params: Arrays, x: mx.array, share: mx.array) -> tuple[mx.array, Arrays]:
+        """Loss and gradients of one micro-batch, each times its share of the batch."""
+        loss, grads = mx.value_and_grad(lambda p: mean_nats(self.ops, self.spec, p, x, self.model))(params)
+        return share * loss, {name: share * grad for name, grad in grads.items()}
 
-    def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> tuple:
+    def _accumulate(
+        self, params: Arrays, x: mx.array, share: mx.array, loss: mx.array, grads: Arrays
+    ) -> tuple[mx.array, Arrays]:
+        more_loss, more = self._weighted_gradients(params, x, share)
+        return loss + more_loss, {name: grads[name] + more[name] for name in grads}
+
+    def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> Any:
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
 
-    def _accumulated_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
-        """Gradients of the mean over the whole batch, one evaluated micro-batch after the other, so that
-        the lazy graph never holds more than one."""
-        rows = micro_batch_rows(self.spec, len(x))
-        total_loss = mx.array(0.0)
-        total: Arrays = {}
-        for first in range(0, len(x), rows):
-            part = x[first : first + rows]
-            share = len(part) / len(x)
-            loss, grads = self._gradients(self.params, self.ops.asarray(part))
-            total_loss = total_loss + share * loss
-            total = {name: share * grad + total[name] if total else share * grad for name, grad in grads.items()}
-            mx.eval(total_loss, total)
-        return total_loss, total
+    def _batch_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
+        """Loss and gradients of the mean over the whole batch. Each micro-batch is evaluated as soon as it is
+        built, so that the lazy graph never holds more than one for each stream."""
+        sums: list[tuple[mx.array, Arrays] | None] = [None] * len(self.streams)
+        for index, (share, part) in enumerate(micro_batches(self.spec, x, len(self.streams))):
+            worker = index % len(self.streams)
+            arguments = (self.params, self.ops.asarray(part), mx.array(share, mx.float32))
+            previous = sums[worker]
+            if previous is None:
+                sums[worker] = self._first_gradients[worker](*arguments)
+            else:
+                mx.eval(previous)  # its own stream only: the others keep working
+                sums[worker] = self._more_gradients[worker](*arguments, *previous)
+            mx.async_eval(sums[worker])
+        parts = [part for part in sums if part is not None]
+        loss, grads = parts[0]
+        for more_loss, more in parts[1:]:
+            loss, grads = loss + more_loss, {name: grads[name] + more[name] for name in grads}
+        mx.eval(loss, grads)
+        return loss, grads
 
     def _check_finite(self, loss: mx.array, norm: mx.array, grads: Arrays) -> None:
         if not (np.isfinite(loss.item()) and np.isfinite(norm.item())):
@@ -110,8 +145,25 @@ class TrainingEngine:
             return {name: self.state[f"average/{name}"] for name in self.params}
         return self.params
 
-    def _compile(self, function: Callable) -> Callable:
-        return mx.compile(function) if self.spec.training.compile else function
+    def _on_streams(self, function: Callable) -> list[Callable]:
+        """The function once for each stream, compiled if the spec says so."""
+
+        def on(stream: mx.Stream) -> Callable:
+            def run(*arguments: Any) -> Any:
+                with mx.stream(stream):
+                    return function(*arguments)
+
+            return mx.compile(run) if self.compiled else run
+
+        return [on(stream) for stream in self.streams]
+
+    def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
+        """A scoring function of x [B, T], its rows divided among the streams."""
+        weights = self._weights(self.scoring_kind)
+        parts = [part for part in np.array_split(x, len(functions)) if len(part)]
+        results = [function(weights, self.ops.asarray(part)) for function, part in zip(functions, parts, strict=False)]
+        mx.eval(results)
+        return np.concatenate([self.ops.to_numpy(result) for result in results])
 
     def _to_device(self, values: Weights) -> Arrays:
         return {name: self.ops.asarray(value) for name, value in values.items()}

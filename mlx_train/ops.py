@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
+
+from mlx_train import device
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
@@ -39,8 +42,7 @@ class MLXOps:
 
     def rope(self, x: mx.array, base: float) -> mx.array:
         half = x.shape[-1] // 2
-        theta = np.outer(np.arange(x.shape[1]), base ** (-np.arange(half) / half))
-        cos, sin = (mx.array(f(theta)[:, None, :].astype(np.float32)).astype(x.dtype) for f in (np.cos, np.sin))
+        cos, sin = (mx.array(table).astype(x.dtype) for table in rotation_tables(x.shape[1], half, base))
         x1, x2 = x[..., :half], x[..., half:]
         return mx.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
@@ -76,7 +78,11 @@ class MLXOps:
         return mx.swapaxes(x, -1, -2)
 
     def sum(self, x: mx.array, axes: Sequence[int] | None = None, keepdims: bool = False) -> mx.array:
-        return mx.sum(x, axis=None if axes is None else tuple(axes), keepdims=keepdims)
+        # One axis at a time: on a CPU MLX adds up a reduction over several axes in one float32
+        # accumulator, which is off by 1e-3 after two million values.
+        for axis in sorted(range(x.ndim) if axes is None else (axis % x.ndim for axis in axes), reverse=True):
+            x = mx.sum(x, axis=axis, keepdims=keepdims)
+        return x
 
     def sqrt(self, x: mx.array) -> mx.array:
         return mx.sqrt(x)
@@ -88,6 +94,17 @@ class MLXOps:
         return mx.minimum(x, limit)
 
 
-def make_ops() -> MLXOps:
-    """The operations on MLX's default device."""
-    return MLXOps()
+@lru_cache(maxsize=32)
+def rotation_tables(time: int, half: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of the RoPE angles, float32 [T, 1, C/2]."""
+    theta = np.outer(np.arange(time), base ** (-np.arange(half) / half))[:, None, :]
+    return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
+
+
+def make_ops(*, fused: bool = False) -> MLXOps:
+    """The operations for MLX's default device; `fused` says that mx.compile will compile the graph."""
+    if device.on_gpu():
+        return MLXOps()
+    from mlx_train.cpu_ops import MLXCPUOps  # it builds on this module
+
+    return MLXCPUOps(fused=fused)

@@ -65,6 +65,10 @@ class Engine(Scorer, Protocol):
         """
         ...
 
+    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T]."""
+        ...
+
     def use_weights(self, kind: WeightsKind) -> None:
         """Which weights `score` and `log_probs` use: the trained ones (at first) or their average."""
         ...

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from shared.spec import Spec
 
-# float32 values kept for the backward pass, per symbol or patch, measured on both engines and rounded up.
+# float32 values per attention score and head that the backward pass keeps.
 ATTENTION_COPIES = 3
 
 
-def micro_batch_rows(spec: Spec, batch_rows: int) -> int:
-    """Rows of one forward and backward pass: at most training.micro_batch_symbols and, by estimate,
-    training.memory_limit_bytes. A pure function of the spec, so a resumed run sums in the same order."""
-    rows = max(1, min(batch_rows, spec.training.micro_batch_symbols // spec.model.seq_len))
+def micro_batches(spec: Spec, x: np.ndarray, workers: int = 1) -> Iterator[tuple[float, np.ndarray]]:
+    """(share of the batch, rows) of each micro-batch of x [B, T], in order; the shares add up to 1.
+
+    A micro-batch has at most training.micro_batch_symbols, together with the other workers' at most
+    training.memory_limit_bytes by estimate, and few enough rows to give every worker one. The cut
+    depends on the spec and the workers alone, so a resumed run sums in the same order.
+    """
+    rows = min(spec.training.micro_batch_symbols // spec.model.seq_len, -(-len(x) // workers))
     limit = spec.training.memory_limit_bytes
     if limit:
-        rows = max(1, min(rows, limit // activation_bytes_per_row(spec)))
-    return rows
+        rows = min(rows, limit // (workers * activation_bytes_per_row(spec)))
+    rows = max(1, rows)
+    for first in range(0, len(x), rows):
+        part = x[first : first + rows]
+        yield len(part) / len(x), part
 
 
 def activation_bytes_per_row(spec: Spec) -> int:

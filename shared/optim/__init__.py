@@ -1,7 +1,7 @@
 """Optimizers and schedules, once for both engines."""
 
 from shared.optim.schedule import lr_factor, muon_momentum, progress_frac, step_hyperparameters
-from shared.optim.update import global_norm, initial_state, optimizer_step
+from shared.optim.update import global_norm, initial_state, optimizer_step, partition_parameters
 
 __all__ = [
     "global_norm",
@@ -9,6 +9,7 @@ __all__ = [
     "lr_factor",
     "muon_momentum",
     "optimizer_step",
+    "partition_parameters",
     "progress_frac",
     "step_hyperparameters",
 ]

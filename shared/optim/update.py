@@ -32,6 +32,24 @@ def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np
     return state
 
 
+def partition_parameters(spec: Spec, parts: int) -> list[list[str]]:
+    """All parameter names in `parts` lists of about equal optimizer work, each in manifest order.
+
+    Orthogonalising a matrix costs its size times its smaller side; the rest costs its size.
+    """
+    manifest = parameter_manifest(spec)
+    cost = {
+        parameter.name: parameter.count * (min(parameter.shape) if parameter.group == "matrix" else 1)
+        for parameter in manifest
+    }
+    loads = [0] * parts
+    owner: dict[str, int] = {}
+    for name in sorted(cost, key=lambda name: -cost[name]):
+        owner[name] = loads.index(min(loads))
+        loads[owner[name]] += cost[name]
+    return [[parameter.name for parameter in manifest if owner[parameter.name] == part] for part in range(parts)]
+
+
 def global_norm(ops: Ops, grads: Mapping[str, Array]) -> Array:
     """L2 norm over all gradients together, a float32 scalar."""
     squares = [ops.sum(grad * grad) for grad in grads.values()]
@@ -47,13 +65,16 @@ def optimizer_step(
     grad_norm: Array,
     hyper: Mapping[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(new params, new state), all float32. `grad_norm` is `global_norm(grads)`; `hyper` holds the
-    numbers of `step_hyperparameters` as scalars of the framework."""
+    """(new params, new state), all float32, of the parameters in `params`: all, or one part of a partition.
+
+    `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers of `step_hyperparameters`
+    as scalars of the framework.
+    """
     optimizer, decay = spec.optimizer, spec.training.ema_decay
     if optimizer.grad_clip_norm > 0:
         factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
-    groups = _groups(spec)
+    groups = {parameter.name: parameter for parameter in parameter_manifest(spec) if parameter.name in params}
     matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
     momenta = {name: state[f"momentum/{name}"] for name in matrices}
     updated, momenta = muon_update(ops, optimizer, matrices, grads, momenta, hyper["matrix_lr"], hyper["momentum"])
@@ -78,7 +99,3 @@ def optimizer_step(
         for name, value in new_params.items():
             new_state[f"average/{name}"] = decay * state[f"average/{name}"] + (1.0 - decay) * value
     return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}
-
-
-def _groups(spec: Spec) -> dict[str, Parameter]:
-    return {parameter.name: parameter for parameter in parameter_manifest(spec)}

@@ -1,0 +1,155 @@
+"""Causal attention for MLX on a CPU, forward and backward by hand.
+
+MLX's own computes the full T x T square, half of it masked, in single-threaded passes over memory. Here
+
+- a sequence is cut into chunks; only the diagonal chunks are masked, and what lies below them is
+  covered by squares that double in size (chunk i with i - 1, pairs with pairs, ...), so the upper
+  half is never computed;
+- the softmax needs no maximum: queries and keys bound every score, |q . k| <= |q| |k|, so exp cannot
+  overflow once rows whose bound is too large are shifted by the excess. Chunks then simply add up;
+- a column of ones beside v makes the same matrix product deliver the row sums;
+- the backward pass reuses the stored exponentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_train.cpu_math import EXPONENT_LIMIT, LN2, LOG2E, Elementary
+
+CHUNK = 128
+# Rows of a diagonal chunk when sequences are as short as a patch: several of them share one chunk.
+PACKED_ROWS = 16
+# Scores stay this far (in powers of two) below the float32 limit, so that row sums cannot overflow.
+HEADROOM = 24.0
+
+
+def can_chunk(time: int) -> bool:
+    """Whether `causal_attention` handles sequences of this length."""
+    return time <= CHUNK or (time % CHUNK == 0 and _is_power_of_two(time // CHUNK))
+
+
+def causal_attention(math: Elementary, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """shared.ops.Ops.attention for float32 q [B, T, H, C], k and v [B, T, G, C]."""
+    batch, time, heads, width = q.shape
+    pack = _sequences_per_chunk(batch, time)
+    rows, length = batch // pack, pack * time
+    chunk = min(CHUNK, length)
+    groups, chunks = k.shape[2], length // chunk
+    share = heads // groups
+    q = (q * (width**-0.5 * LOG2E)).reshape(rows, chunks, chunk, groups, share, width)
+    q = q.transpose(0, 3, 1, 4, 2, 5).reshape(rows * groups, chunks, share * chunk, width)
+    k, v = (x.reshape(rows, length, groups, width).transpose(0, 2, 1, 3) for x in (k, v))
+    k, v = (x.reshape(rows * groups, length, width) for x in (k, v))
+    y = _attention_core(math, chunk, time)(q, k, v)
+    y = y.reshape(rows, groups, chunks, share, chunk, width).transpose(0, 2, 4, 1, 3, 5)
+    return y.reshape(batch, time, heads, width)
+
+
+def _sequences_per_chunk(batch: int, time: int) -> int:
+    """How many short sequences one chunk holds side by side, masked from each other."""
+    pack = 1
+    while pack * 2 * time <= PACKED_ROWS and batch % (pack * 2) == 0:
+        pack *= 2
+    return pack
+
+
+@lru_cache(maxsize=64)
+def _mask(chunk: int, time: int, copies: int) -> np.ndarray:
+    """1 where a row of a diagonal chunk may see a column, [copies * chunk, chunk]: same sequence, not later."""
+    position = np.arange(chunk)
+    sequence = position // time if time < chunk else np.zeros_like(position)
+    visible = (position[:, None] >= position) & (sequence[:, None] == sequence)
+    return np.tile(visible.astype(np.float32), (copies, 1))
+
+
+def _attention_core(math: Elementary, chunk: int, time: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """y [M, n, R, C] of q [M, n, R, C] (R rows of one chunk, in powers of two), k and v [M, n * chunk, C]."""
+
+    @mx.custom_function
+    def core(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
+        count, chunks, rows, width = q.shape
+        ones = mx.ones((count, k.shape[1], 1), dtype=v.dtype)
+        extended = mx.concatenate([v, ones], axis=-1)
+        shift = _overflow_shift(q, k)
+        scores = q @ k.reshape(count, chunks, chunk, width).swapaxes(-1, -2)
+        mask = mx.array(_mask(chunk, time, rows // chunk))
+        exponentials = [math.exp2(scores - shift) * mx.broadcast_to(mask, scores.shape)]
+        total = exponentials[0] @ extended.reshape(count, chunks, chunk, width + 1)
+        for size, q_late, k_early, v_early in _levels(q, k, extended):
+            shift_late = _late(shift, count, size)
+            below = math.exp2(q_late @ k_early.swapaxes(-1, -2) - shift_late)
+            exponentials.append(below)
+            total = _add_late(total, below @ v_early, size)
+        total = total.reshape(count, chunks, rows, width + 1)
+        row_sums = total[..., width:]
+        return total[..., :width] / row_sums, row_sums, extended, *exponentials
+
+    @core.vjp
+    def core_vjp(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        q, k, v = primals
+        y, row_sums, extended, diagonal, *below = outputs
+        count, chunks, rows, width = q.shape
+        scaled = cotangents[0] / row_sums
+        # Gradient of the unnormalised sums: the last column is that of the row sum itself.
+        grad = mx.concatenate([scaled, -mx.sum(scaled * y, axis=-1, keepdims=True)], axis=-1)
+        grad_scores = (grad @ extended.reshape(count, chunks, chunk, width + 1).swapaxes(-1, -2)) * diagonal
+        dq = grad_scores @ k.reshape(count, chunks, chunk, width)
+        dk = grad_scores.swapaxes(-1, -2) @ q
+        dv = diagonal.swapaxes(-1, -2) @ scaled
+        for exponential, (size, q_late, k_early, v_early) in zip(below, _levels(q, k, extended), strict=True):
+            grad_scores = (_late(grad, count, size) @ v_early.swapaxes(-1, -2)) * exponential
+            dq = _add_late(dq, grad_scores @ k_early, size)
+            dk = _add_early(dk, grad_scores.swapaxes(-1, -2) @ q_late, size)
+            dv = _add_early(dv, exponential.swapaxes(-1, -2) @ _late(scaled, count, size), size)
+        return dq.reshape(q.shape) * LN2, dk.reshape(k.shape) * LN2, dv.reshape(v.shape)
+
+    return lambda q, k, v: core(q, k, v)[0]
+
+
+def _overflow_shift(q: mx.array, k: mx.array) -> mx.array:
+    """What to subtract from each row's scores [M, n, R, 1]: the bound |q| max|k| less what exp2 can take."""
+    largest_key = mx.max(mx.sum(k * k, axis=-1), axis=-1).reshape(-1, 1, 1, 1)
+    bound = mx.sqrt(mx.sum(q * q, axis=-1, keepdims=True) * largest_key)
+    return mx.stop_gradient(mx.maximum(bound - (EXPONENT_LIMIT - HEADROOM), 0.0))
+
+
+def _levels(q: mx.array, k: mx.array, v: mx.array):  # noqa: ANN202 - generator of four arrays
+    """(size, late queries, early keys, early values) of each doubling square, from the smallest up."""
+    count, chunks, rows, width = q.shape
+    chunk = k.shape[1] // chunks
+    size = 1
+    while size < chunks:
+        pairs = chunks // (2 * size)
+        early_k = k.reshape(count, pairs, 2, size * chunk, width)[:, :, 0]
+        early_v = v.reshape(count, pairs, 2, size * chunk, v.shape[-1])[:, :, 0]
+        yield size, _late(q, count, size), early_k, early_v
+        size *= 2
+
+
+def _late(x: mx.array, count: int, size: int) -> mx.array:
+    """The later half of each pair of `size` chunks: x [M, n, R, C] to [M, pairs, size * R, C]."""
+    _, chunks, rows, width = x.shape
+    return x.reshape(count, chunks // (2 * size), 2, size * rows, width)[:, :, 1]
+
+
+def _add_late(total: mx.array, part: mx.array, size: int) -> mx.array:
+    """total plus part [M, pairs, ...] in the later half of each pair."""
+    pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
+    return mx.concatenate([pairs[:, :, :1], pairs[:, :, 1:] + part[:, :, None]], axis=2)
+
+
+def _add_early(total: mx.array, part: mx.array, size: int) -> mx.array:
+    """total plus part [M, pairs, ...] in the earlier half of each pair."""
+    pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
+    return mx.concatenate([pairs[:, :, :1] + part[:, :, None], pairs[:, :, 1:]], axis=2)
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0

@@ -1,0 +1,118 @@
+"""The operations that MLX's CPU backend does slowly, with gradients by hand.
+
+On a CPU each primitive is one single-threaded pass over memory, and automatic differentiation makes many
+of them. Each function here states its gradient with the values it already has. On a GPU the plain
+operations of mlx_train.ops are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlx_train.cpu_attention import can_chunk, causal_attention
+from mlx_train.cpu_math import LOG2E, elementary
+from mlx_train.ops import MLXOps, rotation_tables
+
+# Above it exp(logit) without subtracting a maximum could overflow float32.
+UNSHIFTED_SOFTCAP = 60.0
+
+
+class MLXCPUOps(MLXOps):
+    """MLXOps for float32 on a CPU. `fused`: the graph is compiled by mx.compile."""
+
+    def __init__(self, *, fused: bool) -> None:
+        self.math = elementary(fused=fused)
+
+    def rms_norm(self, x: mx.array, eps: float) -> mx.array:
+        return _rms_norm(eps)(x)
+
+    def rope(self, x: mx.array, base: float) -> mx.array:
+        return _rope(x.shape[1], x.shape[-1] // 2, base)(x)
+
+    def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        if q.dtype != mx.float32 or not can_chunk(q.shape[1]):
+            return super().attention(q, k, v)
+        return causal_attention(self.math, q, k, v)
+
+    def leaky_relu_squared_mlp(self, x: mx.array, up: mx.array, down: mx.array, negative_slope: float) -> mx.array:
+        return self.linear(_leaky_relu_squared(negative_slope)(self.linear(x, up)), down)
+
+    def softcapped_cross_entropy(self, logits: mx.array, targets: mx.array, softcap: float) -> mx.array:
+        if logits.dtype != mx.float32 or softcap > UNSHIFTED_SOFTCAP:
+            return super().softcapped_cross_entropy(logits, targets, softcap)
+        rows = logits.reshape(-1, logits.shape[-1])
+        return self._cross_entropy(softcap)(rows, targets.reshape(-1)).reshape(targets.shape)
+
+    def _cross_entropy(self, softcap: float) -> Callable[[mx.array, mx.array], mx.array]:
+        """Nats [R] of logits [R, V]: logits are at most `softcap`, so exp needs no maximum. The forward pass
+        also keeps exp(z) dz/dlogit, which is the gradient up to one factor per row."""
+        tanh, exp2 = self.math.tanh, self.math.exp2
+
+        @mx.custom_function
+        def core(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
+            capped = tanh(logits * (1.0 / softcap))
+            exponential = exp2(capped * (softcap * LOG2E))
+            slope = exponential - exponential * capped * capped
+            total = exponential @ mx.ones((logits.shape[-1], 1))
+            picked = mx.take_along_axis(capped, targets[:, None], axis=1)
+            return (mx.log(total) - softcap * picked)[:, 0], total, slope, picked
+
+        @core.vjp
+        def core_vjp(
+            primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+        ) -> tuple[mx.array, ...]:
+            targets = primals[1][:, None]
+            _, total, slope, picked = outputs
+            grad = cotangents[0][:, None]
+            factor = grad / total
+            at_target = mx.take_along_axis(slope, targets, axis=1) * factor - grad * (1.0 - picked * picked)
+            return mx.put_along_axis(slope * factor, targets, at_target, axis=1), mx.zeros_like(primals[1])
+
+        return lambda logits, targets: core(logits, targets)[0]
+
+
+def _rms_norm(eps: float) -> Callable[[mx.array], mx.array]:
+    @mx.custom_function
+    def norm(x: mx.array) -> mx.array:
+        return x * mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
+
+    @norm.vjp
+    def norm_vjp(x: mx.array, grad: mx.array, y: mx.array) -> mx.array:
+        scale = mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
+        return scale * grad - y * (scale * mx.mean(grad * y, axis=-1, keepdims=True))
+
+    return norm
+
+
+def _leaky_relu_squared(negative_slope: float) -> Callable[[mx.array], mx.array]:
+    @mx.custom_function
+    def activate(x: mx.array) -> mx.array:
+        y = mx.maximum(x, negative_slope * x)
+        return y * y
+
+    @activate.vjp
+    def activate_vjp(x: mx.array, grad: mx.array, _: mx.array) -> mx.array:
+        # phi'(x) = 2x above zero and 2 slope^2 x below.
+        return (grad + grad) * mx.maximum(x, 0.0) + (2.0 * negative_slope**2) * grad * mx.minimum(x, 0.0)
+
+    return activate
+
+
+def _rope(time: int, half: int, base: float) -> Callable[[mx.array], mx.array]:
+    cos, sin = (mx.array(table) for table in rotation_tables(time, half, base))
+
+    def rotate(x: mx.array, sin: mx.array) -> mx.array:
+        first, second = x[..., :half], x[..., half:]
+        return mx.concatenate([first * cos + second * sin, second * cos - first * sin], axis=-1)
+
+    @mx.custom_function
+    def rope(x: mx.array) -> mx.array:
+        return rotate(x, sin)
+
+    @rope.vjp
+    def rope_vjp(_: mx.array, grad: mx.array, __: mx.array) -> mx.array:
+        return rotate(grad, -sin)  # a rotation's transpose is the opposite rotation
+
+    return rope
