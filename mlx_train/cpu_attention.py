@@ -13,7 +13,7 @@ MLX's own computes the full T x T square, half of it masked, in single-threaded 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import mlx.core as mx
@@ -95,7 +95,7 @@ def _attention_core(math: Elementary, chunk: int, time: int) -> Callable[[mx.arr
     ) -> tuple[mx.array, ...]:
         q, k, v = primals
         y, row_sums, extended, diagonal, *below = outputs
-        count, chunks, rows, width = q.shape
+        count, chunks, _, width = q.shape
         scaled = cotangents[0] / row_sums
         # Gradient of the unnormalised sums: the last column is that of the row sum itself.
         grad = mx.concatenate([scaled, -mx.sum(scaled * y, axis=-1, keepdims=True)], axis=-1)
@@ -120,9 +120,9 @@ def _overflow_shift(q: mx.array, k: mx.array) -> mx.array:
     return mx.stop_gradient(mx.maximum(bound - (EXPONENT_LIMIT - HEADROOM), 0.0))
 
 
-def _levels(q: mx.array, k: mx.array, v: mx.array):  # noqa: ANN202 - generator of four arrays
+def _levels(q: mx.array, k: mx.array, v: mx.array) -> Iterator[tuple[int, mx.array, mx.array, mx.array]]:
     """(size, late queries, early keys, early values) of each doubling square, from the smallest up."""
-    count, chunks, rows, width = q.shape
+    count, chunks, _, width = q.shape
     chunk = k.shape[1] // chunks
     size = 1
     while size < chunks:

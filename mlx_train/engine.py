@@ -66,11 +66,11 @@ class TrainingEngine:
         mx.eval(params, state)
         self.params = {name: params[name] for name in self.params}
         self.state = {key: state[key] for key in self.state}
-        return float(loss.item()), float(norm.item())
+        return self._number(loss), self._number(norm)
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
         loss, grads = self._batch_gradients(x)
-        return float(loss.item()), self._to_host(grads)
+        return self._number(loss), self._to_host(grads)
 
     def use_weights(self, kind: WeightsKind) -> None:
         self.scoring_kind = kind
@@ -136,7 +136,7 @@ class TrainingEngine:
         return loss, grads
 
     def _check_finite(self, loss: mx.array, norm: mx.array, grads: Arrays) -> None:
-        if not (np.isfinite(loss.item()) and np.isfinite(norm.item())):
+        if not np.isfinite([self._number(loss), self._number(norm)]).all():
             bad = [name for name, grad in grads.items() if not mx.all(mx.isfinite(grad)).item()]
             raise NonFiniteError(bad[0] if bad else next(iter(grads)))
 
@@ -164,6 +164,9 @@ class TrainingEngine:
         results = [function(weights, self.ops.asarray(part)) for function, part in zip(functions, parts, strict=False)]
         mx.eval(results)
         return np.concatenate([self.ops.to_numpy(result) for result in results])
+
+    def _number(self, x: mx.array) -> float:
+        return float(self.ops.to_numpy(x))
 
     def _to_device(self, values: Weights) -> Arrays:
         return {name: self.ops.asarray(value) for name, value in values.items()}

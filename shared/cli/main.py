@@ -45,7 +45,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands: dict[str, Command] = {}
     for name in COMMANDS:
-        command: Command = importlib.import_module(f"shared.cli.{name}")  # type: ignore[assignment]
+        command: Command = importlib.import_module(f"shared.cli.{name}")
         subparser = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
         subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         command.configure(subparser)

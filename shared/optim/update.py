@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.model.manifest import Parameter, parameter_manifest
+from shared.model.manifest import parameter_manifest
 from shared.ops import Array, Ops
 from shared.optim.adam import adam_update
 from shared.optim.muon import muon_update
