@@ -19,55 +19,42 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from mlx_train.cpu_math import EXPONENT_LIMIT, LN2, LOG2E, Elementary
+from mlx_train.cpu_math import EXPONENT_LIMIT, LN2, LOG2E, exp2
 
 CHUNK = 128
-# Rows of a diagonal chunk when sequences are as short as a patch: several of them share one chunk.
-PACKED_ROWS = 16
+# Shorter sequences, such as the bytes of a patch, gain nothing.
+SHORTEST = 32
 # Scores stay this far (in powers of two) below the float32 limit, so that row sums cannot overflow.
 HEADROOM = 24.0
 
 
 def can_chunk(time: int) -> bool:
-    """Whether `causal_attention` handles sequences of this length."""
-    return time <= CHUNK or (time % CHUNK == 0 and _is_power_of_two(time // CHUNK))
+    """Whether `causal_attention` handles sequences of this length, and faster than MLX's own."""
+    return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and _is_power_of_two(time // CHUNK))
 
 
-def causal_attention(math: Elementary, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """shared.ops.Ops.attention for float32 q [B, T, H, C], k and v [B, T, G, C]."""
     batch, time, heads, width = q.shape
-    pack = _sequences_per_chunk(batch, time)
-    rows, length = batch // pack, pack * time
-    chunk = min(CHUNK, length)
-    groups, chunks = k.shape[2], length // chunk
+    chunk = min(CHUNK, time)
+    groups, chunks = k.shape[2], time // chunk
     share = heads // groups
-    q = (q * (width**-0.5 * LOG2E)).reshape(rows, chunks, chunk, groups, share, width)
-    q = q.transpose(0, 3, 1, 4, 2, 5).reshape(rows * groups, chunks, share * chunk, width)
-    k, v = (x.reshape(rows, length, groups, width).transpose(0, 2, 1, 3) for x in (k, v))
-    k, v = (x.reshape(rows * groups, length, width) for x in (k, v))
-    y = _attention_core(math, chunk, time)(q, k, v)
-    y = y.reshape(rows, groups, chunks, share, chunk, width).transpose(0, 2, 4, 1, 3, 5)
+    q = (q * (width**-0.5 * LOG2E)).reshape(batch, chunks, chunk, groups, share, width)
+    q = q.transpose(0, 3, 1, 4, 2, 5).reshape(batch * groups, chunks, share * chunk, width)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+    k, v = (x.reshape(batch * groups, time, width) for x in (k, v))
+    y = _attention_core(chunk)(q, k, v)
+    y = y.reshape(batch, groups, chunks, share, chunk, width).transpose(0, 2, 4, 1, 3, 5)
     return y.reshape(batch, time, heads, width)
 
 
-def _sequences_per_chunk(batch: int, time: int) -> int:
-    """How many short sequences one chunk holds side by side, masked from each other."""
-    pack = 1
-    while pack * 2 * time <= PACKED_ROWS and batch % (pack * 2) == 0:
-        pack *= 2
-    return pack
-
-
 @lru_cache(maxsize=64)
-def _mask(chunk: int, time: int, copies: int) -> np.ndarray:
-    """1 where a row of a diagonal chunk may see a column, [copies * chunk, chunk]: same sequence, not later."""
-    position = np.arange(chunk)
-    sequence = position // time if time < chunk else np.zeros_like(position)
-    visible = (position[:, None] >= position) & (sequence[:, None] == sequence)
-    return np.tile(visible.astype(np.float32), (copies, 1))
+def _mask(chunk: int, copies: int) -> np.ndarray:
+    """1 where a row of a diagonal chunk may see a column, `copies` heads one after the other: [R, chunk]."""
+    return np.tile(np.tri(chunk, dtype=np.float32), (copies, 1))
 
 
-def _attention_core(math: Elementary, chunk: int, time: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
     """y [M, n, R, C] of q [M, n, R, C] (R rows of one chunk, in powers of two), k and v [M, n * chunk, C]."""
 
     @mx.custom_function
@@ -77,12 +64,12 @@ def _attention_core(math: Elementary, chunk: int, time: int) -> Callable[[mx.arr
         extended = mx.concatenate([v, ones], axis=-1)
         shift = _overflow_shift(q, k)
         scores = q @ k.reshape(count, chunks, chunk, width).swapaxes(-1, -2)
-        mask = mx.array(_mask(chunk, time, rows // chunk))
-        exponentials = [math.exp2(scores - shift) * mx.broadcast_to(mask, scores.shape)]
+        mask = mx.array(_mask(chunk, rows // chunk))
+        exponentials = [exp2(scores - shift) * mx.broadcast_to(mask, scores.shape)]
         total = exponentials[0] @ extended.reshape(count, chunks, chunk, width + 1)
         for size, q_late, k_early, v_early in _levels(q, k, extended):
             shift_late = _late(shift, count, size)
-            below = math.exp2(q_late @ k_early.swapaxes(-1, -2) - shift_late)
+            below = exp2(q_late @ k_early.swapaxes(-1, -2) - shift_late)
             exponentials.append(below)
             total = _add_late(total, below @ v_early, size)
         total = total.reshape(count, chunks, rows, width + 1)

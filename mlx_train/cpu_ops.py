@@ -12,7 +12,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlx_train.cpu_attention import can_chunk, causal_attention
-from mlx_train.cpu_math import LOG2E, elementary
+from mlx_train.cpu_math import LOG2E, exp2, tanh
 from mlx_train.ops import MLXOps, rotation_tables
 
 # Above it exp(logit) without subtracting a maximum could overflow float32.
@@ -20,10 +20,7 @@ UNSHIFTED_SOFTCAP = 60.0
 
 
 class MLXCPUOps(MLXOps):
-    """MLXOps for float32 on a CPU. `fused`: the graph is compiled by mx.compile."""
-
-    def __init__(self, *, fused: bool) -> None:
-        self.math = elementary(fused=fused)
+    """MLXOps for float32 on a CPU."""
 
     def rms_norm(self, x: mx.array, eps: float) -> mx.array:
         return _rms_norm(eps)(x)
@@ -34,7 +31,7 @@ class MLXCPUOps(MLXOps):
     def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         if q.dtype != mx.float32 or not can_chunk(q.shape[1]):
             return super().attention(q, k, v)
-        return causal_attention(self.math, q, k, v)
+        return causal_attention(q, k, v)
 
     def leaky_relu_squared_mlp(self, x: mx.array, up: mx.array, down: mx.array, negative_slope: float) -> mx.array:
         return self.linear(_leaky_relu_squared(negative_slope)(self.linear(x, up)), down)
@@ -43,34 +40,34 @@ class MLXCPUOps(MLXOps):
         if logits.dtype != mx.float32 or softcap > UNSHIFTED_SOFTCAP:
             return super().softcapped_cross_entropy(logits, targets, softcap)
         rows = logits.reshape(-1, logits.shape[-1])
-        return self._cross_entropy(softcap)(rows, targets.reshape(-1)).reshape(targets.shape)
+        return _cross_entropy(softcap)(rows, targets.reshape(-1)).reshape(targets.shape)
 
-    def _cross_entropy(self, softcap: float) -> Callable[[mx.array, mx.array], mx.array]:
-        """Nats [R] of logits [R, V]: logits are at most `softcap`, so exp needs no maximum. The forward pass
-        also keeps exp(z) dz/dlogit, which is the gradient up to one factor per row."""
-        tanh, exp2 = self.math.tanh, self.math.exp2
 
-        @mx.custom_function
-        def core(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
-            capped = tanh(logits * (1.0 / softcap))
-            exponential = exp2(capped * (softcap * LOG2E))
-            slope = exponential - exponential * capped * capped
-            total = exponential @ mx.ones((logits.shape[-1], 1))
-            picked = mx.take_along_axis(capped, targets[:, None], axis=1)
-            return (mx.log(total) - softcap * picked)[:, 0], total, slope, picked
+def _cross_entropy(softcap: float) -> Callable[[mx.array, mx.array], mx.array]:
+    """Nats [R] of logits [R, V]: logits are at most `softcap`, so exp needs no maximum. The forward pass
+    also keeps exp(z) dz/dlogit, which is the gradient up to one factor per row."""
 
-        @core.vjp
-        def core_vjp(
-            primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-        ) -> tuple[mx.array, ...]:
-            targets = primals[1][:, None]
-            _, total, slope, picked = outputs
-            grad = cotangents[0][:, None]
-            factor = grad / total
-            at_target = mx.take_along_axis(slope, targets, axis=1) * factor - grad * (1.0 - picked * picked)
-            return mx.put_along_axis(slope * factor, targets, at_target, axis=1), mx.zeros_like(primals[1])
+    @mx.custom_function
+    def core(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
+        capped = tanh(logits * (1.0 / softcap))
+        exponential = exp2(capped * (softcap * LOG2E))
+        slope = exponential - exponential * capped * capped
+        total = exponential @ mx.ones((logits.shape[-1], 1))
+        picked = mx.take_along_axis(capped, targets[:, None], axis=1)
+        return (mx.log(total) - softcap * picked)[:, 0], total, slope, picked
 
-        return lambda logits, targets: core(logits, targets)[0]
+    @core.vjp
+    def core_vjp(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        targets = primals[1][:, None]
+        _, total, slope, picked = outputs
+        grad = cotangents[0][:, None]
+        factor = grad / total
+        at_target = mx.take_along_axis(slope, targets, axis=1) * factor - grad * (1.0 - picked * picked)
+        return mx.put_along_axis(slope * factor, targets, at_target, axis=1), mx.zeros_like(primals[1])
+
+    return lambda logits, targets: core(logits, targets)[0]
 
 
 def _rms_norm(eps: float) -> Callable[[mx.array], mx.array]:

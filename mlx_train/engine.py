@@ -30,8 +30,7 @@ class TrainingEngine:
 
     def __init__(self, spec: Spec, model: Forward = forward) -> None:
         self.spec, self.model = spec, model
-        self.compiled = spec.training.compile and device.can_compile()
-        self.ops = make_ops(fused=self.compiled)
+        self.ops = make_ops()
         self.streams = device.compute_streams()
         self.params: Arrays = {}
         self.state: Arrays = {}
@@ -153,7 +152,7 @@ class TrainingEngine:
                 with mx.stream(stream):
                     return function(*arguments)
 
-            return mx.compile(run) if self.compiled else run
+            return mx.compile(run) if self.spec.training.compile else run
 
         return [on(stream) for stream in self.streams]
 

@@ -101,10 +101,10 @@ def rotation_tables(time: int, half: int, base: float) -> tuple[np.ndarray, np.n
     return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
 
 
-def make_ops(*, fused: bool = False) -> MLXOps:
-    """The operations for MLX's default device; `fused` says that mx.compile will compile the graph."""
+def make_ops() -> MLXOps:
+    """The operations for MLX's default device."""
     if device.on_gpu():
         return MLXOps()
     from mlx_train.cpu_ops import MLXCPUOps  # it builds on this module
 
-    return MLXCPUOps(fused=fused)
+    return MLXCPUOps()
