@@ -60,3 +60,20 @@ BROTLI_OVER_ENTROPY_FRAC = 0.012
 # Relative distance of the first training loss from ln V. Tied heads know that symbols repeat, which on
 # indented text is worth a few percent; a loss that is summed or divided wrongly is off by a factor.
 FIRST_LOSS_REL = 0.1
+
+# One operation against its definition, relative to the largest value of the result: a few roundings of
+# float32 (1e-7 each) over sums of up to some hundred terms.
+OPERATION_REL = 5e-6
+
+# The same for the float64 oracle.
+ORACLE_OPERATION_REL = 1e-12
+
+# One operation in bfloat16 against its definition: 8 bits of mantissa, rounded two or three times.
+BF16_OPERATION_REL = 2e-2
+
+# Singular values after five Newton-Schulz iterations on a well-conditioned matrix. The coefficients are chosen
+# for speed, not for convergence to 1: the published band is about 0.68 to 1.13.
+ORTHOGONAL_BAND = (0.65, 1.2)
+
+# Optimizer formulas in float32 against the same in float64, one step, relative L2.
+UPDATE_REL = 5e-5

@@ -1,0 +1,114 @@
+"""`bytetwin audit`: leak and accounting tests of a run, an artifact or an untrained spec."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.scoring import add_text_arguments, default_engine, positive, progress_bar, verdict
+from shared.engine import create_engine, create_scorer
+from shared.errors import UserError
+from shared.model import initial_weights
+from shared.scoring.audit import AuditReport, audit_scorer, check_initial_loss
+from shared.scoring.bits_per_byte import score_stream
+from shared.scoring.evaluate import sampled
+from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
+from shared.scoring.stream import open_split
+from shared.scoring.target import Target, load_audited
+from shared.spec import spec_id
+
+NAME = "audit"
+HELP = "is the score honest? Leak and accounting tests; status 1 if one fails"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN|ARTIFACT|SPEC, what text to use, and --full."""
+    parser.add_argument(
+        "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="change one field of a spec; may be repeated",
+    )
+    add_text_arguments(parser)
+    add_engine_argument(parser, oracle=True)
+    parser.add_argument(
+        "--full", action="store_true", help="also train the model on random bytes, which nobody can learn"
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=RANDOM_BYTES_STEPS,
+        help=f"steps of that training, default {RANDOM_BYTES_STEPS}",
+    )
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Make the checks; status 1 if one fails."""
+    target = load_audited(args.target, args.overrides)
+    engine = args.engine or default_engine()
+    if args.full and engine == "numpy":
+        raise UserError("--full trains a model, which the numpy oracle cannot: choose --engine mlx or torch")
+    out = console()
+    report = _audit(args, target, engine, out)
+    if args.full:
+        with progress_bar(out, "training on random bytes", "steps") as progress:
+            check = check_random_bytes(
+                lambda spec: create_engine(engine, spec), target.spec, steps=args.steps, progress=progress
+            )
+        report = report.with_check(check)
+    print_report(out, f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
+    document = {
+        "target": target.source,
+        "spec_id": spec_id(target.spec),
+        "engine": engine,
+        "weights": target.weights_name,
+        **report.to_document(),
+    }
+    return CommandResult(document, 0 if report.passed else 1)
+
+
+def print_report(out: Console, title: str, report: AuditReport) -> None:
+    """The checks as a table."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("check", "verdict", "detail"):
+        table.add_column(column)
+    for column in ("measured", "limit"):
+        table.add_column(column, justify="right")
+    for check in report.checks:
+        row = (check.name, verdict(check), escape(check.detail), f"{check.measured:.4g}", f"{check.limit:.4g}")
+        table.add_row(*row)
+    out.print(table)
+    failed = ", ".join(check.name for check in report.failures)
+    out.print(f"audit FAILED: {failed}" if failed else "audit passed", style="red" if failed else "green")
+
+
+def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) -> AuditReport:
+    """The checks that need no training, on a sample of the held-out text."""
+    spec = target.spec
+    text = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
+    stream = sampled(text, args.max_symbols or spec.evaluation.val_symbols)
+    scorer = create_scorer(engine, spec, target.weights)
+    with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
+        score = score_stream(
+            scorer,
+            stream,
+            seq_len=spec.model.seq_len,
+            stride=spec.evaluation.stride_symbols,
+            batch_rows=spec.evaluation.batch_symbols // spec.model.seq_len,
+            confidence=spec.evaluation.confidence,
+            progress=progress,
+        )
+    with out.status("looking for leaks"):
+        report = audit_scorer(scorer, stream, score)
+        if target.weights_name == "random":
+            report = report.with_check(check_initial_loss(create_scorer(engine, spec, initial_weights(spec))))
+    return report

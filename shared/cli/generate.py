@@ -1,0 +1,72 @@
+"""`bytetwin generate`: text that continues a prompt, printed as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from shared.cli.command import CommandResult, add_engine_argument
+from shared.cli.scoring import default_engine
+from shared.engine import create_scorer
+from shared.scoring.generate import decode_text, encode_prompt, sample
+from shared.scoring.target import load_trained
+from shared.spec import spec_id
+
+NAME = "generate"
+HELP = "sample text from a run or an artifact"
+
+# Everything a terminal could take for a command, apart from tab and line feed.
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare ARTIFACT|RUN, the prompt and how to sample."""
+    parser.add_argument("target", metavar="ARTIFACT|RUN", help="a .btw file, or a run's name or folder")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; default: begin a document")
+    parser.add_argument("--bytes", type=int, default=256, metavar="N", help="most bytes to generate, default 256")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte; default 0.8")
+    parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest bytes up to this probability")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text on the same engine")
+    add_engine_argument(parser, oracle=True)
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Sample; the text goes to stdout as it comes, or into the document with --json."""
+    target = load_trained(args.target)
+    engine = args.engine or default_engine()
+    vocabulary = target.spec.vocabulary
+    prompt = args.prompt.encode("utf-8", errors="surrogateescape")
+    symbols = sample(
+        create_scorer(engine, target.spec, target.weights),
+        encode_prompt(vocabulary, prompt),
+        args.bytes,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    shown = prompt.decode("utf-8", errors="replace")
+    pieces: list[str] = []
+    if not args.json:
+        _print(shown)
+    for piece in decode_text(symbols, vocabulary):
+        pieces.append(piece)
+        if not args.json:
+            _print(piece)
+    if not args.json:
+        _print("\n")
+    document = {
+        "prompt": shown,
+        "text": "".join(pieces),
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "seed": args.seed,
+        "engine": engine,
+        "spec_id": spec_id(target.spec),
+    }
+    return CommandResult(document)
+
+
+def _print(text: str) -> None:
+    """Text on stdout at once; a terminal is spared control characters, a file gets the text as it is."""
+    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

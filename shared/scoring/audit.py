@@ -1,0 +1,91 @@
+"""All checks on one scorer and its score, as one report (FEATURES 1.3).
+
+`audit_scorer` runs at the end of every run and behind `bytetwin audit`; `check_random_bytes` trains a
+model and is asked for with `--full`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from shared import tolerances
+from shared.engine import Scorer
+from shared.model import parameter_counts
+from shared.scoring.bits_per_byte import Score
+from shared.scoring.checks import (
+    Check,
+    check_coverage,
+    check_denominator,
+    check_future,
+    check_normalisation,
+    check_plausibility,
+    check_target,
+    make_probe,
+)
+from shared.scoring.stream import SymbolStream
+
+_TEXT_SYMBOLS = 1 << 20
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The checks that were made, in order."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def with_check(self, check: Check) -> AuditReport:
+        """The report with one more check."""
+        return AuditReport((*self.checks, check))
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for score.json; a measurement that is not a number becomes None."""
+        return {"passed": self.passed, "checks": [_plain(asdict(check)) for check in self.checks]}
+
+
+def audit_scorer(scorer: Scorer, stream: SymbolStream, score: Score | None = None, *, seed: int = 0) -> AuditReport:
+    """Check a scorer on text of a stream and on noise; with `score`, its accounting on that stream as well.
+
+    `score` must be of the whole of `stream`. Takes some 15 forward passes of four windows.
+    """
+    text = stream.read(0, min(stream.num_symbols, _TEXT_SYMBOLS))
+    probe = make_probe(scorer.spec, text, seed)
+    checks = [check_future(scorer, probe), check_target(scorer, probe), check_normalisation(scorer, probe)]
+    if score is not None:
+        checks += [
+            check_coverage(score, stream.num_symbols),
+            check_denominator(score),
+            check_plausibility(score, parameter_counts(scorer.spec)["total"]),
+        ]
+    return AuditReport(tuple(checks))
+
+
+def check_initial_loss(fresh: Scorer, seed: int = 0) -> Check:
+    """A scorer of initial weights knows nothing: its loss is ln V (FEATURES 1.3, test 8)."""
+    spec = fresh.spec
+    x = np.random.default_rng(seed).integers(0, spec.vocabulary.size, (4, spec.model.seq_len)).astype(np.int32)
+    nats = float(np.mean(fresh.score(x), dtype=np.float64))
+    off = abs(nats - math.log(spec.vocabulary.size))
+    detail = f"{nats:.4f} nats per symbol before training; ln V is {math.log(spec.vocabulary.size):.4f}"
+    return Check("initial_loss", off <= tolerances.INITIAL_LOSS_ABS, off, tolerances.INITIAL_LOSS_ABS, detail)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no word for what is not a number."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }

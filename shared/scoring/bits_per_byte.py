@@ -1,0 +1,158 @@
+"""Bits per byte of a model on a text: sum of nats / ln 2 / bytes of the text (FEATURES 1.2).
+
+The nats come from the scorer, everything else from the text itself, and the text's bytes are counted
+twice, symbol by symbol and from the joined text, so that neither count can drift unseen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.engine import Scorer
+from shared.errors import DataError, RunError
+from shared.scoring.confidence import Confidence, ratio_interval
+from shared.scoring.stream import SymbolStream
+from shared.scoring.windows import Window, plan_windows
+
+# With fewer documents than this the windows are taken as the independent units instead.
+MIN_DOCUMENTS = 10
+
+Progress = Callable[[int, int], None]
+WindowPlan = Callable[[int, int, int], Sequence[Window]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model made of a text.
+
+    `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the
+    joined text; `windows` is the journal of what was counted, in order.
+    """
+
+    nats: float
+    symbols: int
+    bytes: int
+    text_bytes: int
+    documents: int
+    seq_len: int
+    stride: int
+    confidence: Confidence
+    windows: tuple[Window, ...]
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte."""
+        return self.nats / math.log(2.0) / self.bytes
+
+    @property
+    def nats_per_symbol(self) -> float:
+        """Mean nats over the symbols counted."""
+        return self.nats / self.symbols
+
+
+def score_stream(
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    seq_len: int,
+    stride: int,
+    batch_rows: int,
+    confidence: float,
+    progress: Progress | None = None,
+    plan: WindowPlan = plan_windows,
+) -> Score:
+    """Score every symbol of a stream once, in windows of `seq_len` that advance by `stride` symbols.
+
+    At most `batch_rows` windows are scored in one pass; all passes have one shape, so that a compiled
+    engine compiles once. `progress` is called with (symbols counted, symbols in all). `plan` replaces the
+    choice of windows (planted bugs). Raises DataError for a stream without text and RunError where the
+    scorer returns something that is not a number.
+    """
+    if stream.num_symbols == 0 or stream.num_bytes == 0:
+        raise DataError(f"{stream.name}: no text to score")
+    windows = plan(stream.num_symbols, seq_len, stride)
+    num_batches = -(-len(windows) // batch_rows)
+    rows = -(-len(windows) // num_batches)
+    tally = _Tally(stream, seq_len)
+    for first in range(0, len(windows), rows):
+        chosen = windows[first : first + rows]
+        nats = scorer.score(_read_windows(stream, chosen, rows, seq_len))
+        for window, row in zip(chosen, nats, strict=False):
+            tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
+        if progress is not None:
+            progress(tally.symbols, stream.num_symbols)
+    return Score(
+        nats=tally.nats,
+        symbols=tally.symbols,
+        bytes=tally.num_bytes,
+        text_bytes=len(stream.text_bytes()),
+        documents=tally.documents,
+        seq_len=seq_len,
+        stride=stride,
+        confidence=tally.interval(confidence),
+        windows=tuple(tally.windows),
+    )
+
+
+def _read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq_len: int) -> np.ndarray:
+    """The windows' symbols, [rows, seq_len] int32, padded with zeros on the right and below."""
+    x = np.zeros((rows, seq_len), np.int32)
+    for row, window in enumerate(windows):
+        count = min(seq_len, stream.num_symbols - window.start)
+        x[row, :count] = stream.read(window.start, count)
+    return x
+
+
+class _Tally:
+    """Running sums in float64, overall, by document and by block of seq_len symbols."""
+
+    def __init__(self, stream: SymbolStream, seq_len: int) -> None:
+        self.stream, self.seq_len = stream, seq_len
+        self.windows: list[Window] = []
+        self.symbols = 0
+        self.documents_seen = np.zeros(stream.num_documents, bool)
+        self.by_document = np.zeros((2, stream.num_documents))
+        self.by_block = np.zeros((2, -(-stream.num_symbols // seq_len)))
+
+    def add(self, window: Window, nats: np.ndarray) -> None:
+        """Count the nats [count] of a window's own symbols."""
+        start, count = window.count_start, len(nats)
+        values = nats.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise RunError(
+                f"{self.stream.name}: the score of symbol {start + bad[0]} is {values[bad[0]]}, not a number"
+            )
+        sizes = self.stream.byte_counts(start, count).astype(np.float64)
+        documents = self.stream.document_ids(start, count)
+        blocks = np.arange(start, start + count) // self.seq_len
+        self.documents_seen[documents] = True
+        for sums, units in ((self.by_document, documents), (self.by_block, blocks)):
+            np.add.at(sums[0], units, values)
+            np.add.at(sums[1], units, sizes)
+        self.windows.append(window)
+        self.symbols += count
+
+    @property
+    def nats(self) -> float:
+        return float(self.by_block[0].sum())
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.by_block[1].sum())
+
+    @property
+    def documents(self) -> int:
+        """Documents of which something was scored."""
+        return int(np.count_nonzero(self.documents_seen))
+
+    def interval(self, level: float) -> Confidence:
+        if self.documents >= MIN_DOCUMENTS:
+            nats, sizes = self.by_document[:, self.documents_seen]
+            return ratio_interval(nats, sizes, level, "documents")
+        nats, sizes = self.by_block
+        return ratio_interval(nats, sizes, level, "windows")

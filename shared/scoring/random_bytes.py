@@ -1,0 +1,88 @@
+"""The cheapest leak detector: uniform random bytes cannot be learnt (FEATURES 1.3, test 6).
+
+A model is trained afresh on random bytes and scored on others. An honest one ends at 8 bits per byte or
+above; one that sees what it is asked for learns to copy it and falls below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from shared import tolerances
+from shared.engine import Engine
+from shared.errors import UserError
+from shared.model import initial_weights
+from shared.optim import step_hyperparameters
+from shared.scoring.checks import Check
+from shared.spec import Spec, spec_from_dict, spec_to_dict
+
+RANDOM_BYTES_STEPS = 200
+_SEQ_LEN = 48
+_BATCH_SYMBOLS = 768
+_SCORED_SYMBOLS = 49_152
+
+EngineFactory = Callable[[Spec], Engine]
+
+
+def check_random_bytes(
+    create: EngineFactory,
+    spec: Spec,
+    *,
+    steps: int = RANDOM_BYTES_STEPS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Train the spec's model for `steps` on uniform random bytes and score it on fresh ones.
+
+    The architecture is the spec's; windows and batches are small, so that it takes seconds.
+    `create` makes an engine for a spec, without weights yet.
+    """
+    if steps < 1:
+        raise UserError(f"random-bytes steps = {steps}: must be at least 1")
+    small = random_bytes_spec(spec, steps)
+    rng = np.random.default_rng(seed)
+    engine = create(small)
+    engine.initialise(initial_weights(small))
+    for step in range(steps):
+        engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))
+        if progress is not None:
+            progress(step + 1, steps)
+    nats = [engine.score(_random_symbols(small, rng)) for _ in range(-(-_SCORED_SYMBOLS // _BATCH_SYMBOLS))]
+    bpb = float(np.mean(np.stack(nats), dtype=np.float64)) / math.log(2.0)
+    limit = 8.0 - tolerances.RANDOM_BYTES_BPB
+    return Check("random_bytes", bpb >= limit, bpb, limit, f"bits per byte on random bytes after {steps} steps on such")
+
+
+def random_bytes_spec(spec: Spec, steps: int) -> Spec:
+    """The spec with short windows and small float32 batches, the model itself unchanged.
+
+    Weights are not averaged and the learning rate stays at its peak until the usual warm-down.
+    """
+    patch_size = spec.model.patch_size
+    seq_len = min(spec.model.seq_len, max(_SEQ_LEN // patch_size, 2) * patch_size)
+    batch_symbols = max(1, _BATCH_SYMBOLS // seq_len) * seq_len
+    values = spec_to_dict(spec)
+    values["model"]["seq_len"] = seq_len
+    values["schedule"] |= {"driver": "steps", "warmup_frac": 0.0}
+    values["optimizer"] |= {"muon_momentum_warmup_steps": 0}
+    values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": batch_symbols}
+    values["training"] |= {
+        "steps": steps,
+        "time_limit_s": 0.0,
+        "batch_symbols": batch_symbols,
+        "micro_batch_symbols": batch_symbols,
+        "memory_limit_bytes": 0,
+        "dtype": "float32",
+        "compile": False,
+        "ema_decay": 0.0,
+    }
+    return spec_from_dict(values, origin="random bytes")
+
+
+def _random_symbols(spec: Spec, rng: np.random.Generator) -> np.ndarray:
+    """One batch of random bytes as symbols, [B, seq_len] int32."""
+    shape = (spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len)
+    return (rng.integers(0, 256, shape) + spec.vocabulary.byte_offset).astype(np.int32)

@@ -1,0 +1,64 @@
+"""The text to be scored, as scoring sees it: symbols, with bytes and documents counted from the text.
+
+Datasets live in `data`, which depends on shared and not the other way; `open_split` finds them by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+import numpy as np
+
+from shared.spec import VocabularySpec
+
+
+class SymbolStream(Protocol):
+    """One split of a dataset, seen through a vocabulary. Positions count symbols from 0."""
+
+    @property
+    def name(self) -> str:
+        """Dataset and split."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text with its document boundaries, hexadecimal."""
+        ...
+
+    @property
+    def num_symbols(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text as the dataset's manifest records them."""
+        ...
+
+    @property
+    def num_documents(self) -> int: ...
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Symbols [start, start + count): [count] int32."""
+        ...
+
+    def byte_counts(self, start: int, count: int) -> np.ndarray:
+        """Bytes of text that each symbol stands for: [count] integers; a document start stands for none."""
+        ...
+
+    def document_ids(self, start: int, count: int) -> np.ndarray:
+        """Index of each symbol's document, from 0 in order of appearance: [count] integers."""
+        ...
+
+    def text_bytes(self) -> bytes:
+        """The text itself, all documents joined."""
+        ...
+
+    def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
+        """A deterministic choice of whole documents with at most about `max_symbols` symbols."""
+        ...
+
+
+def open_split(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStream:
+    """A split (`train` or `heldout`) of a dataset by name. Raises DataError if it is missing or damaged."""
+    stream: SymbolStream = importlib.import_module("data.datasets").open_split(name, split, vocabulary)
+    return stream

@@ -1,0 +1,96 @@
+"""What a command works on: a run, an artifact file or a spec, found from one word on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from shared.artifact import read_artifact
+from shared.engine import split_state
+from shared.errors import RunError, UserError
+from shared.model import random_weights
+from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
+from shared.training.checkpoints import CheckpointStore
+from shared.training.run_directory import RunDirectory
+
+RUNS = Path("runs")
+
+WeightsName = Literal["packed", "averaged", "trained", "random"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Float32 weights with their spec. `weights_name` says what they are: out of an artifact, out of a
+    checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` is
+    the size of the artifact where it is one."""
+
+    source: str
+    spec: Spec
+    weights: dict[str, np.ndarray]
+    weights_name: WeightsName
+    artifact_bytes: int | None
+
+
+def load_trained(source: str, weights_name: WeightsName | None = None) -> Target:
+    """A run (by name in `runs/` or by path) or an artifact file.
+
+    `weights_name` None means the artifact, or for a run without one the average in its last checkpoint.
+    Raises UserError where there is nothing such, RunError or ArtifactError where it is damaged.
+    """
+    run = _find_run(source)
+    if run is not None:
+        return _load_run(source, run, weights_name)
+    if not Path(source).is_file():
+        raise UserError(f"{source}: no such run in {RUNS}/ and no such artifact file")
+    if weights_name not in (None, "packed"):
+        raise UserError(f"{source}: an artifact holds packed weights only, not {weights_name} ones")
+    return _load_artifact(source, Path(source))
+
+
+def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> Target:
+    """A run, an artifact file, or a spec (preset or .toml) with random weights, as a fresh model hides leaks."""
+    if source.endswith(".toml") or source in preset_names():
+        spec = load_spec(source, overrides)
+        return Target(source, spec, random_weights(spec, seed), "random", None)
+    if overrides:
+        raise UserError(f"--set applies to a spec; {source} has its own")
+    if _find_run(source) is None and not Path(source).exists():
+        presets = ", ".join(preset_names())
+        raise UserError(f"{source}: no such run in {RUNS}/, artifact file or spec; presets: {presets}")
+    return load_trained(source)
+
+
+def _find_run(source: str) -> RunDirectory | None:
+    for path in (Path(source), RUNS / source):
+        if path.is_dir():
+            return RunDirectory(path)
+    return None
+
+
+def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) -> Target:
+    spec = run.read_spec()
+    if weights_name == "packed" or (weights_name is None and run.artifact_path.exists()):
+        target = _load_artifact(source, run.artifact_path)
+        if spec_id(target.spec) != spec_id(spec):
+            raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
+        return target
+    checkpoint = None
+    if run.checkpoints_path.is_dir():
+        checkpoint = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints).load_latest()
+    if checkpoint is None:
+        raise RunError(f"{run.path}: it has neither {run.artifact_path.name} nor a checkpoint yet")
+    stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
+    trained, state = split_state(stored, checkpoint.state)
+    if weights_name == "trained":
+        return Target(source, stored, trained, "trained", None)
+    average = {name: state.get(f"average/{name}", value) for name, value in trained.items()}
+    return Target(source, stored, average, "averaged", None)
+
+
+def _load_artifact(source: str, path: Path) -> Target:
+    artifact = read_artifact(path)
+    return Target(source, artifact.spec, dict(artifact.weights), "packed", artifact.info.artifact_bytes)

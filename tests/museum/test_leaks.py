@@ -1,0 +1,94 @@
+"""The audit catches both historic leaks and passes every honest decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.engine import Oracle, available_engines, create_engine
+from shared.model import Forward, forward, initial_weights, random_weights
+from shared.scoring.audit import AuditReport, audit_scorer
+from shared.scoring.random_bytes import check_random_bytes
+from shared.spec import Spec, load_spec
+from tests.museum.fake_stream import FakeStream
+from tests.museum.leaks import itchy_byte_shift, megabyte_own_patch
+
+HONEST = [(kind, patch_size) for kind in ("autoregressive", "mlp", "linear") for patch_size in (1, 4, 12)]
+PLANTED = [(itchy_byte_shift, "mlp"), (itchy_byte_shift, "linear"), (megabyte_own_patch, "autoregressive")]
+TRAINED_STEPS = 60
+
+
+def small_spec(kind: str, patch_size: int, num_layers: int = 2, vocabulary: str = "byte256") -> Spec:
+    return load_spec(
+        "tiny",
+        [
+            f"model.decoder.kind={kind}",
+            f"model.patch_size={patch_size}",
+            f"model.num_layers={num_layers}",
+            f"vocabulary.kind={vocabulary}",
+            "model.seq_len=48",
+            "training.batch_symbols=480",
+            "evaluation.batch_symbols=480",
+        ],
+    )
+
+
+def audit(spec: Spec, model: Forward, seed: int) -> AuditReport:
+    rng = np.random.default_rng(seed)
+    text = FakeStream([rng.integers(32, 127, 300).astype(np.uint8).tobytes() for _ in range(3)], spec.vocabulary)
+    return audit_scorer(Oracle(spec, random_weights(spec, seed), model), text, seed=seed)
+
+
+@pytest.mark.parametrize(("kind", "patch_size"), HONEST)
+@pytest.mark.parametrize("vocabulary", ["byte256", "byte260"])
+def test_honest_decoders_pass(kind: str, patch_size: int, vocabulary: str) -> None:
+    report = audit(small_spec(kind, patch_size, vocabulary=vocabulary), forward, seed=1)
+    assert [check.name for check in report.checks] == ["future", "target", "normalisation"]
+    assert report.passed, report.failures
+
+
+@pytest.mark.parametrize(("model", "kind"), PLANTED)
+@pytest.mark.parametrize("patch_size", [4, 12])
+def test_future_and_target_catch_the_leaks_without_training(model: Forward, kind: str, patch_size: int) -> None:
+    report = audit(small_spec(kind, patch_size), model, seed=2)
+    assert [check.name for check in report.failures] == ["future", "target"]
+    assert all(check.measured > 0.1 for check in report.failures)
+
+
+def test_target_catches_the_byte_shift_that_future_cannot_see() -> None:
+    """With patches of two the only symbol seen too early is the target itself."""
+    report = audit(small_spec("mlp", 2), itchy_byte_shift, seed=3)
+    assert [check.name for check in report.failures] == ["target"]
+
+
+def test_byte_shift_is_no_leak_where_a_patch_is_one_byte() -> None:
+    assert audit(small_spec("linear", 1), itchy_byte_shift, seed=4).passed
+
+
+def test_fresh_weights_hide_the_leak() -> None:
+    """Why the audit of a spec uses random weights: zero heads let no input through."""
+    spec = small_spec("mlp", 4)
+    text = FakeStream([bytes(range(32, 127)) * 3])
+    assert audit_scorer(Oracle(spec, initial_weights(spec), itchy_byte_shift), text).passed
+
+
+@pytest.mark.parametrize("engine", available_engines())
+@pytest.mark.parametrize(
+    ("model", "kind", "below_bpb"), [(itchy_byte_shift, "mlp", 7), (megabyte_own_patch, "autoregressive", 5)]
+)
+def test_random_bytes_catch_a_trained_leak(engine: str, model: Forward, kind: str, below_bpb: float) -> None:
+    spec = small_spec(kind, 4, num_layers=1)
+    check = check_random_bytes(lambda small: create_engine(engine, small, model), spec, steps=TRAINED_STEPS)
+    assert not check.passed
+    assert check.measured < below_bpb
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch_size"), [("autoregressive", 4), ("mlp", 4), ("linear", 1), ("autoregressive", 12)]
+)
+def test_random_bytes_pass_a_trained_honest_model(kind: str, patch_size: int) -> None:
+    spec = small_spec(kind, patch_size, num_layers=1)
+    engine = available_engines()[-1]
+    check = check_random_bytes(lambda small: create_engine(engine, small), spec, steps=TRAINED_STEPS)
+    assert check.passed
+    assert 7.99 <= check.measured < 8.5
