@@ -18,8 +18,8 @@ from shared.scoring.bits_per_byte import score_stream
 from shared.scoring.evaluate import sampled
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
 from shared.scoring.stream import open_split
-from shared.scoring.target import Target, load_audited
 from shared.spec import spec_id
+from shared.training.target import Target, load_audited
 
 NAME = "audit"
 HELP = "is the score honest? Leak and accounting tests; status 1 if one fails"

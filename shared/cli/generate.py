@@ -9,8 +9,8 @@ from shared.cli.command import CommandResult, add_engine_argument
 from shared.cli.scoring import default_engine
 from shared.engine import create_scorer
 from shared.scoring.generate import decode_text, encode_prompt, sample
-from shared.scoring.target import load_trained
 from shared.spec import spec_id
+from shared.training.target import load_trained
 
 NAME = "generate"
 HELP = "sample text from a run or an artifact"

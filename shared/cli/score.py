@@ -13,7 +13,7 @@ from shared.engine import create_scorer
 from shared.scoring.evaluate import evaluate
 from shared.scoring.report import ScoreDocument
 from shared.scoring.stream import open_split
-from shared.scoring.target import load_trained
+from shared.training.target import load_trained
 
 NAME = "score"
 HELP = "bits per byte of a run or artifact on held-out text, under a stated protocol"

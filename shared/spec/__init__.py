@@ -8,6 +8,7 @@ from shared.spec.load import (
     spec_id,
     spec_to_dict,
     spec_to_toml,
+    with_overrides,
 )
 from shared.spec.sections import (
     ArtifactSpec,
@@ -36,4 +37,5 @@ __all__ = [
     "spec_id",
     "spec_to_dict",
     "spec_to_toml",
+    "with_overrides",
 ]

@@ -22,6 +22,15 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import SpecError
 from shared.spec.sections import Spec
 
+# Fields without a constant default that a file may still leave out: they follow from others.
+DERIVED_FIELDS = {
+    "Spec": frozenset({"name", "evaluation"}),
+    "ModelSpec": frozenset({"head_dim", "mlp_dim", "tie_embeddings", "decoder"}),
+    "DecoderSpec": frozenset({"kind"}),
+    "TrainingSpec": frozenset({"micro_batch_symbols"}),
+    "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
+}
+
 PRESETS = resources.files("shared") / "specs"
 
 
@@ -35,10 +44,12 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
     Raises SpecError (one line) for an unknown preset, unreadable file, unknown key or bad value.
     """
-    values = _read(source)
-    for override in overrides:
-        _apply_override(values, override)
-    return spec_from_dict(values, origin=str(source))
+    return _checked(_read(source), overrides, origin=str(source))
+
+
+def with_overrides(spec: Spec, overrides: Iterable[str]) -> Spec:
+    """A resolved spec with `section.key=value` overrides applied. Raises SpecError as `load_spec`."""
+    return _checked(spec_to_dict(spec), overrides, origin=spec.name)
 
 
 def spec_from_dict(values: Mapping[str, Any], origin: str = "spec") -> Spec:
@@ -67,8 +78,18 @@ def spec_id(spec: Spec) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a spec file, for editors."""
-    return Spec.model_json_schema()
+    """JSON Schema of a spec file, for editors. A file may leave out what the schema does not require."""
+    schema = Spec.model_json_schema()
+    for name, section in {"Spec": schema, **schema["$defs"]}.items():
+        derived = DERIVED_FIELDS.get(name, frozenset())
+        section["required"] = [field for field in section.get("required", []) if field not in derived]
+    return schema
+
+
+def _checked(values: dict[str, Any], overrides: Iterable[str], origin: str) -> Spec:
+    for override in overrides:
+        _apply_override(values, override)
+    return spec_from_dict(values, origin)
 
 
 def _read(source: str | Path) -> dict[str, Any]:

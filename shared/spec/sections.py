@@ -111,18 +111,18 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _check_shapes(self) -> ModelSpec:
+        _require(
+            self.model_dim % self.num_heads == 0,
+            "model.num_heads",
+            self.num_heads,
+            f"a divisor of model.model_dim ({self.model_dim})",
+        )
         _require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "an even number, as RoPE rotates pairs")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             "model.num_kv_heads",
             self.num_kv_heads,
             f"a divisor of model.num_heads ({self.num_heads})",
-        )
-        _require(
-            self.model_dim % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"a divisor of model.model_dim ({self.model_dim})",
         )
         _require(
             self.seq_len % self.patch_size == 0,

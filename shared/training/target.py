@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +26,14 @@ WeightsName = Literal["packed", "averaged", "trained", "random"]
 class Target:
     """Float32 weights with their spec. `weights_name` says what they are: out of an artifact, out of a
     checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` is
-    the size of the artifact where it is one."""
+    the size of the artifact where it is one; `run` is the run directory where the word named one."""
 
     source: str
     spec: Spec
     weights: dict[str, np.ndarray]
     weights_name: WeightsName
     artifact_bytes: int | None
+    run: RunDirectory | None = None
 
 
 def load_trained(source: str, weights_name: WeightsName | None = None) -> Target:
@@ -77,7 +78,7 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
         target = _load_artifact(source, run.artifact_path)
         if spec_id(target.spec) != spec_id(spec):
             raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
-        return target
+        return replace(target, run=run)
     checkpoint = None
     if run.checkpoints_path.is_dir():
         checkpoint = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints).load_latest()
@@ -86,9 +87,9 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
     stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
     trained, state = split_state(stored, checkpoint.state)
     if weights_name == "trained":
-        return Target(source, stored, trained, "trained", None)
+        return Target(source, stored, trained, "trained", None, run)
     average = {name: state.get(f"average/{name}", value) for name, value in trained.items()}
-    return Target(source, stored, average, "averaged", None)
+    return Target(source, stored, average, "averaged", None, run)
 
 
 def _load_artifact(source: str, path: Path) -> Target:

@@ -1,0 +1,1 @@
+"""Everything that exists once for both engines. Imports neither mlx nor torch."""

@@ -1,0 +1,103 @@
+"""`bytetwin pack`: quantises the weights of a run's last checkpoint and writes the artifact."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
+from shared.cli.command import CommandResult, console
+from shared.errors import UserError
+from shared.spec import with_overrides
+from shared.training.target import load_trained
+
+NAME = "pack"
+HELP = "quantise and compress the weights of a run into its artifact"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN, --output, --weights and --set."""
+    parser.add_argument("target", metavar="RUN", help="a run's name or folder")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: artifact.btw of the run")
+    parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="artifact.key=value",
+        help="pack with other settings of the artifact section",
+    )
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Pack and report the bytes; status 1 if code and artifact are over the budget."""
+    target = load_trained(args.target, args.weights)
+    for override in args.overrides:
+        if not override.strip().startswith("artifact."):
+            raise UserError(f"--set {override!r}: packing can change keys of the artifact section only")
+    spec = with_overrides(target.spec, args.overrides)
+    if target.run is None:
+        raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
+    path = args.output or target.run.artifact_path
+    info = write_artifact(path, spec, target.weights)
+    budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
+    entropy = _entropy_by_class(path)
+    out = console()
+    _print_sizes(out, path, info, entropy)
+    verdict = "fits" if budget.fits else "OVER the budget"
+    out.print(
+        f"{budget.artifact_bytes:,} artifact + {budget.code_bytes:,} code = {budget.total_bytes:,} bytes "
+        f"of {budget.limit_bytes:,}: {verdict}",
+        style=None if budget.fits else "red",
+    )
+    document = {
+        "artifact": str(path),
+        "artifact_bytes": budget.artifact_bytes,
+        "code_bytes": budget.code_bytes,
+        "limit_bytes": budget.limit_bytes,
+        "fits": budget.fits,
+        "parameters": info.parameters,
+        "bits_per_weight": info.bits_per_weight,
+        "entropy_bits_per_weight": entropy,
+        "sections": {name: {"raw_bytes": raw, "stored_bytes": stored} for name, (raw, stored) in _sections(info)},
+        "sha256": info.sha256,
+    }
+    return CommandResult(document, 0 if budget.fits else 1)
+
+
+def _entropy_by_class(path: Path) -> dict[str, float]:
+    """Order-0 entropy of the codes in bits per weight, averaged over the tensors of each quantised class."""
+    codes: dict[str, list[Any]] = {}
+    for tensor in read_artifact(path).tensors.values():
+        if tensor.scales is not None:
+            codes.setdefault(tensor.quantisation, []).append(tensor.data)
+    return {
+        name: sum(entropy_bits(array) * array.size for array in arrays) / sum(np.size(array) for array in arrays)
+        for name, arrays in codes.items()
+    }
+
+
+def _sections(info: ArtifactInfo) -> list[tuple[str, tuple[int, int]]]:
+    return sorted(info.section_bytes.items())
+
+
+def _print_sizes(out: Console, path: Path, info: ArtifactInfo, entropy: dict[str, float]) -> None:
+    table = Table(
+        title=f"{path}: {info.parameters:,} weights, {info.bits_per_weight:.3f} bits each", title_justify="left"
+    )
+    table.add_column("section")
+    for heading in ("raw bytes", "stored bytes", "bits per code", "entropy"):
+        table.add_column(heading, justify="right")
+    table.add_row("header", "", f"{info.header_bytes:,}", "", "")
+    for name, (raw, stored) in _sections(info):
+        kind, _, part = name.partition(".")
+        coded = part == "codes"
+        bits = f"{8 * stored / raw:.3f}" if coded else ""
+        table.add_row(name, f"{raw:,}", f"{stored:,}", bits, f"{entropy[kind]:.3f}" if coded else "")
+    out.print(table)
