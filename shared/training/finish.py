@@ -1,0 +1,116 @@
+"""After training: pack the weights, score what was packed, and hold it against what went in.
+
+The packed weights are read back from the artifact, so the score is that of the file. What packing costs is
+measured on the validation sample, where the unpacked weights were scored at the end of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shared.artifact import read_artifact, write_artifact
+from shared.engine import Engine
+from shared.scoring.evaluate import evaluate
+from shared.scoring.report import ScoreDocument, write_score
+from shared.spec import Spec
+from shared.tolerances import PACKING_BPB
+from shared.training.interruption import Interruption
+from shared.training.metrics import MetricsLog
+from shared.training.observer import Observer, ValidationReport
+from shared.training.run_directory import RunDirectory
+from shared.training.sources import Sources
+from shared.training.validation import make_validate
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Bits per byte of the same documents before and after quantisation."""
+
+    unpacked_bpb: float
+    packed_bpb: float
+
+    @property
+    def difference_bpb(self) -> float:
+        """What packing costs; above zero is worse."""
+        return self.packed_bpb - self.unpacked_bpb
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether it costs no more than the tolerance."""
+        return self.difference_bpb <= PACKING_BPB
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "difference_bpb": self.difference_bpb, "limit_bpb": PACKING_BPB}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The score of the artifact on all held-out text, and what packing cost."""
+
+    score: ScoreDocument
+    packing: Packing
+
+    @property
+    def problems(self) -> list[str]:
+        """What a check said no to, one line each; empty when all is well."""
+        score = self.score
+        found = [f"audit: {check.name}: {check.detail}" for check in score.audit.checks if not check.passed]
+        total_bytes = (score.artifact_bytes or 0) + score.code_bytes
+        if total_bytes > score.limit_bytes:
+            found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
+        if not self.packing.acceptable:
+            cost = self.packing.difference_bpb
+            found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
+        return found
+
+
+def finish_run(
+    spec: Spec,
+    engine: Engine,
+    sources: Sources,
+    run: RunDirectory,
+    unpacked: ValidationReport,
+    metrics: MetricsLog,
+    observer: Observer,
+    interruption: Interruption,
+) -> Finished:
+    """Write artifact.btw and score.json for the trained engine. The engine holds the packed weights afterwards.
+
+    `unpacked` is the validation at the last step. Raises StopRequested between two passes after a signal, and
+    ArtifactError or RunError where something cannot be written.
+    """
+
+    def progress(done: int, total: int) -> None:
+        interruption.check()
+        observer.on_progress(done, total)
+
+    def scoring_progress(done: int, total: int) -> None:
+        progress(done, total)
+        if done == total:
+            observer.on_stage("audit and compressors")
+
+    observer.on_stage("packing")
+    info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
+    engine.initialise(read_artifact(run.artifact_path).weights)
+    interruption.check()
+    observer.on_stage("validation of the artifact")
+    packed = make_validate(spec, engine, sources.validation)(unpacked.step, progress)
+    packing = Packing(unpacked.bpb, packed.bpb)
+    observer.on_stage("scoring")
+    document = evaluate(
+        engine,
+        sources.heldout,
+        engine=engine.name,
+        weights="packed",
+        artifact_bytes=info.artifact_bytes,
+        progress=scoring_progress,
+    )
+    interruption.check()
+    write_score(run.score_path, document)
+    finished = Finished(document, packing)
+    metrics.append(
+        "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
+    )
+    return finished

@@ -1,0 +1,102 @@
+"""SIGINT and SIGTERM: the first asks the run to stop after the current step, the second ends the process at once.
+
+Python runs signal handlers between two of its own instructions only, so not before a long step is over. A
+thread therefore reads the signals from the wake-up descriptor, which the interpreter writes to immediately.
+All files are written atomically, so ending at once damages nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from shared.engine import NonFiniteError
+from shared.errors import UserError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(Exception):
+    """Raised at the next safe place after a stop was asked for."""
+
+
+class Interruption:
+    """While entered, remembers the first SIGINT or SIGTERM instead of dying of it; the second exits with
+    128 + its number. `notify` is called once, at the first signal, in a thread of its own."""
+
+    def __init__(self, notify: Callable[[], None] = lambda: None) -> None:
+        self.notify = notify
+        self.signal_number: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._previous_wakeup = self._writer = -1
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + signal number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        assert self.signal_number is not None
+        return 128 + self.signal_number
+
+    def check(self) -> None:
+        """Raise StopRequested if a stop was asked for."""
+        if self.signal_number is not None:
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[None]:
+        """Turn an error that comes after a signal into StopRequested.
+
+        Ctrl-C reaches every process of the terminal, so it also ends a compiler that an engine has started,
+        and the engine then fails. That is no fault to report. Errors with a meaning of their own pass.
+        """
+        try:
+            yield
+        except (StopRequested, UserError, NonFiniteError):
+            raise
+        except Exception as error:
+            if self.signal_number is None:
+                raise
+            raise StopRequested from error
+
+    def __enter__(self) -> Interruption:
+        # Python allows handlers in the main thread only; elsewhere signals keep their effect.
+        if threading.current_thread() is threading.main_thread():
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._watcher = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
+            self._watcher.start()
+            self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._watcher is not None:
+            signal.set_wakeup_fd(self._previous_wakeup)
+            os.close(self._writer)
+            self._watcher.join()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is None:
+            self.signal_number = number
+
+    def _watch(self, reader: int) -> None:
+        """Read one byte a signal until the other end is closed."""
+        seen = 0
+        while received := os.read(reader, 1):
+            if received[0] not in SIGNALS:
+                continue
+            seen += 1
+            if seen > 1:
+                os._exit(128 + received[0])
+            self._remember(received[0], None)
+            self.notify()
+        os.close(reader)

@@ -1,0 +1,76 @@
+"""A curve in braille characters: every character cell is a grid of 2 by 4 dots."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+BLANK = 0x2800
+# Bit of the dot at (column, row from the top) within a cell, as Unicode numbers them.
+DOT_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+
+
+class History:
+    """A curve of (place in [0, 1], value) that never holds more than a few thousand points."""
+
+    MOST_POINTS = 4096
+
+    def __init__(self, points: Sequence[tuple[float, float]] = ()) -> None:
+        self._points: list[tuple[float, float]] = []
+        for place, value in points:
+            self.add(place, value)
+
+    def add(self, place: float, value: float) -> None:
+        """Append one point; neighbours are merged when there are too many."""
+        points = [*self._points, (place, value)] if len(self._points) < self.MOST_POINTS else self._merged(place, value)
+        # One assignment, as another thread may be drawing.
+        self._points = points
+
+    def points(self) -> list[tuple[float, float]]:
+        """The points, in order."""
+        return self._points
+
+    def _merged(self, place: float, value: float) -> list[tuple[float, float]]:
+        old = self._points
+        pairs = zip(old[::2], old[1::2], strict=True)
+        return [*(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs), (place, value)]
+
+
+def column_values(points: Sequence[tuple[float, float]], num_columns: int) -> list[float]:
+    """The curve at dot columns 0, 1, ... up to its last point: means, and straight lines across gaps."""
+    sums: dict[int, list[float]] = {}
+    for place, value in points:
+        column = min(num_columns - 1, int(place * num_columns))
+        total = sums.setdefault(column, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1.0
+    known = sorted((column, total / count) for column, (total, count) in sums.items())
+    if not known:
+        return []
+    values = [known[0][1]] * (known[0][0] + 1)
+    for (left, start), (right, stop) in itertools.pairwise(known):
+        values += [start + (stop - start) * (column - left) / (right - left) for column in range(left + 1, right + 1)]
+    return values
+
+
+def braille_lines(values: Sequence[float], width: int, height: int, low: float, high: float) -> list[str]:
+    """`height` lines of `width` characters: values (one a dot column) on a logarithmic scale from low to high."""
+    dot_rows = 4 * height
+    cells = [[0] * width for _ in range(height)]
+    previous: int | None = None
+    for column, value in enumerate(values[: 2 * width]):
+        row = _dot_row(value, low, high, dot_rows)
+        first, last = (row, row) if previous is None else sorted((row, previous))
+        for dot in range(first, last + 1):
+            cells[dot // 4][column // 2] |= DOT_BITS[column % 2][dot % 4]
+        previous = row
+    return ["".join(chr(BLANK + bits) for bits in line) for line in cells]
+
+
+def _dot_row(value: float, low: float, high: float, dot_rows: int) -> int:
+    """Row of a value, 0 at the top."""
+    if high <= low:
+        return dot_rows // 2
+    share = (math.log(high) - math.log(min(max(value, low), high))) / (math.log(high) - math.log(low))
+    return min(dot_rows - 1, int(share * dot_rows))

@@ -1,0 +1,156 @@
+"""A whole run: open everything, train, pack, score; new or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared.engine import Engine, create_engine
+from shared.errors import RunError
+from shared.model import initial_weights, parameter_counts
+from shared.optim import progress_frac
+from shared.spec import Spec, spec_from_dict, spec_id
+from shared.training.checkpoints import Checkpoint, CheckpointStore
+from shared.training.environment import describe_environment
+from shared.training.finish import Finished, finish_run
+from shared.training.interruption import Interruption, StopRequested
+from shared.training.loop import Outcome, Position, TrainingLoop
+from shared.training.metrics import MetricsLog, Record
+from shared.training.observer import Observer, RunStart, ValidationReport
+from shared.training.run_directory import RunDirectory, check_same_training, open_run
+from shared.training.sources import Sources, open_sources
+from shared.training.validation import make_validate
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
+    failed or a check said no) or 128 + signal number."""
+
+    run: RunDirectory
+    outcome: Outcome
+    finished: Finished | None
+    exit_status: int
+
+
+def train_run(
+    spec: Spec,
+    engine_name: str,
+    observer: Observer,
+    *,
+    runs_dir: Path,
+    run_name: str | None = None,
+    resume: bool = False,
+    finish: bool = True,
+) -> RunResult:
+    """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
+
+    Nothing is created before the spec, the engine and the data are known to be good.
+    """
+    with Interruption(observer.on_stop_requested) as interruption:
+        engine = create_engine(engine_name, spec)
+        sources = open_sources(spec)
+        run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
+        try:
+            result = _train_in(run, spec, engine, sources, observer, interruption, finish)
+            observer.on_end(result.outcome.status)
+            return result
+        finally:
+            run.unlock()
+
+
+def _train_in(
+    run: RunDirectory,
+    spec: Spec,
+    engine: Engine,
+    sources: Sources,
+    observer: Observer,
+    interruption: Interruption,
+    finish: bool,
+) -> RunResult:
+    store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
+    store.tidy()
+    checkpoint = store.load_latest()
+    position = _start_or_resume(spec, engine, sources, store, checkpoint)
+    run.write_environment({**describe_environment(engine), "data": sources.describe()})
+    with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
+        event = "resume" if checkpoint else "start"
+        metrics.append(event, position.step, engine=engine.name, spec=spec.name, spec_id=spec_id(spec))
+        observer.on_start(_run_start(run, spec, engine, sources, position, metrics.kept))
+        for warning in checkpoint.warnings if checkpoint else ():
+            observer.on_warning(f"{warning}; continuing from {checkpoint.path}" if checkpoint else warning)
+        loop = TrainingLoop(
+            spec,
+            engine,
+            sources.loader,
+            make_validate(spec, engine, sources.validation),
+            store,
+            metrics,
+            observer,
+            interruption,
+            position,
+            bytes_per_symbol=sources.bytes_per_symbol,
+        )
+        outcome = loop.run()
+        if outcome.status == "failed":
+            return RunResult(run, outcome, None, 1)
+        if outcome.status == "interrupted":
+            return RunResult(run, outcome, None, interruption.exit_status)
+        if not finish:
+            return RunResult(run, outcome, None, 0)
+        assert outcome.validation is not None
+        try:
+            with interruption.expected():
+                finished = finish_run(spec, engine, sources, run, outcome.validation, metrics, observer, interruption)
+        except StopRequested:
+            stopped = replace(outcome, status="interrupted", message="training is done, the artifact is not scored yet")
+            return RunResult(run, stopped, None, interruption.exit_status)
+        return RunResult(run, outcome, finished, 1 if finished.problems else 0)
+
+
+def _start_or_resume(
+    spec: Spec, engine: Engine, sources: Sources, store: CheckpointStore, checkpoint: Checkpoint | None
+) -> Position:
+    """Give the engine its weights: initial ones, or those of the checkpoint. Raises RunError if they do not fit."""
+    if checkpoint is None:
+        engine.initialise(initial_weights(spec))
+        return Position()
+    info = checkpoint.info
+    check_same_training(spec_from_dict(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))
+    sources.loader.check_state(info.loader)
+    if info.loader.get("step") != info.step:
+        raise RunError(f"{checkpoint.path}: its loader stands at step {info.loader.get('step')}, not {info.step}")
+    engine.load_state(checkpoint.state)
+    store.set_aside_after(info.step)
+    position = Position(
+        step=info.step,
+        elapsed_s=info.elapsed_s,
+        last_validation=_validation(info.last_validation),
+        best_validation=_validation(info.best_validation),
+    )
+    position.saved = position.stamp
+    return position
+
+
+def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
+    return ValidationReport(**values) if values is not None else None
+
+
+def _run_start(
+    run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, records: Sequence[Record]
+) -> RunStart:
+    history = [(record["progress_frac"], record["nats"]) for record in records if record["event"] == "step"]
+    return RunStart(
+        run_path=run.path,
+        spec=spec,
+        engine=engine.name,
+        device=engine.device_name(),
+        parameters=parameter_counts(spec)["total"],
+        data=sources.describe(),
+        step=position.step,
+        progress_frac=progress_frac(spec, position.step, position.elapsed_s),
+        validation=position.last_validation,
+        history=history,
+    )

@@ -1,0 +1,200 @@
+"""The run directory: `runs/NAME/` with everything one run leaves behind.
+
+spec.toml           the resolved spec
+environment.json    versions, git commit, device, command line, data; earlier starts of the same run
+metrics.jsonl       one JSON object per logged event
+checkpoints/        the last few, engine-neutral
+artifact.btw        the packed model
+score.json          its score with everything that qualifies it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.errors import RunError
+from shared.files import write_atomically
+from shared.spec import Spec, load_spec, spec_to_dict, spec_to_toml
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# Fields that may differ when a run is resumed: they say how it is watched, stored and scored, or how a batch
+# is cut to fit a machine, not what is learned from what. Sections are named whole.
+FREE_FIELDS = frozenset(
+    {
+        "name",
+        "artifact",
+        "evaluation",
+        "budget",
+        "training.micro_batch_symbols",
+        "training.memory_limit_bytes",
+        "training.compile",
+        "training.log_every_steps",
+        "training.val_every_steps",
+        "training.checkpoint_every_steps",
+        "training.keep_checkpoints",
+    }
+)
+
+
+class RunDirectory:
+    """Paths of one run, and a lock that keeps a second process out of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.toml"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def artifact_path(self) -> Path:
+        return self.path / "artifact.btw"
+
+    @property
+    def score_path(self) -> Path:
+        return self.path / "score.json"
+
+    def read_spec(self) -> Spec:
+        """The resolved spec of the run. Raises RunError if there is none."""
+        if not self.spec_path.is_file():
+            raise RunError(f"{self.path}: not a run directory (it has no spec.toml)")
+        return load_spec(self.spec_path)
+
+    def write_spec(self, spec: Spec) -> None:
+        """Store the resolved spec."""
+        write_atomically(self.spec_path, spec_to_toml(spec).encode())
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Store what this start of the run was made with; earlier starts are kept under `earlier_starts`."""
+        earlier: list[Any] = []
+        if self.environment_path.exists():
+            try:
+                previous = json.loads(self.environment_path.read_text(encoding="utf-8"))
+                earlier = [*previous.pop("earlier_starts", []), previous]
+            except (ValueError, AttributeError):
+                raise RunError(f"{self.environment_path}: not valid JSON; remove it to go on") from None
+        content = json.dumps({**environment, "earlier_starts": earlier}, indent=1)
+        write_atomically(self.environment_path, content.encode() + b"\n")
+
+    def lock(self) -> None:
+        """Claim the directory until `unlock` or the end of the process. Raises RunError if another one has it."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise RunError(f"run {self.path} is in use by another process") from None
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Let go of the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, resume: bool) -> RunDirectory:
+    """The locked directory of a new run, or with `resume` of one that may exist.
+
+    Without a name a new run is called SPEC-ENGINE-N. Raises RunError for a name that exists, a name that is
+    no plain file name, and a resumed run whose spec trains something else.
+    """
+    if name is None:
+        if resume:
+            raise RunError(f"--resume needs --run NAME; runs in {runs_dir}: {_listing(runs_dir)}")
+        run = _claim_new(runs_dir, f"{spec.name}-{engine_name}")
+    elif not NAME_PATTERN.fullmatch(name):
+        raise RunError(f"run name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+    else:
+        run = _claim_named(runs_dir / name, resume)
+    run.lock()
+    if run.spec_path.exists():
+        check_same_training(run.read_spec(), spec, str(run.path))
+    run.write_spec(spec)
+    return run
+
+
+def check_same_training(stored: Spec, given: Spec, where: str) -> None:
+    """Raise RunError naming the first field in which two specs train something different."""
+    stored_fields, given_fields = _fields(stored), _fields(given)
+    for key, value in stored_fields.items():
+        if value != given_fields[key]:
+            raise RunError(
+                f"{where} was started with {key} = {value!r}, now it is {given_fields[key]!r}: "
+                "resume with the same spec or start another run"
+            )
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in _flatten(spec_to_dict(spec))
+        if key not in FREE_FIELDS and key.split(".")[0] not in FREE_FIELDS
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _claim_named(path: Path, resume: bool) -> RunDirectory:
+    """The folder at `path`, new or with `resume` old; creating it is what claims it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise RunError(f"{path} exists and is not a directory") from None
+        if not resume:
+            raise RunError(f"run {path} exists; continue it with --resume or choose another --run name") from None
+    return RunDirectory(path)
+
+
+def _claim_new(runs_dir: Path, stem: str) -> RunDirectory:
+    """The folder STEM-N with the smallest N that is free."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = runs_dir / f"{stem}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return RunDirectory(path)
+    raise AssertionError("unreachable")
+
+
+def _listing(runs_dir: Path, most: int = 8) -> str:
+    if not runs_dir.is_dir():
+        return "none"
+    names = sorted(path.name for path in runs_dir.iterdir() if (path / "spec.toml").is_file())
+    shown = ", ".join(names[-most:]) or "none"
+    return f"..., {shown}" if len(names) > most else shown

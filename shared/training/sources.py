@@ -1,0 +1,72 @@
+"""What a run reads: the training text with its loader, the held-out text and a sample of it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shared.scoring.stream import SymbolStream, open_split
+from shared.spec import Spec
+
+# One fixed sample for every run, so that validation scores of different seeds are of the same documents.
+VALIDATION_SEED = 0
+
+
+class BatchLoader(Protocol):
+    """Training batches as a pure function of (seed, step)."""
+
+    def batch(self, step: int) -> np.ndarray:
+        """Symbols [B, T] int32 of one step, counted from 0."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint stores about the data, as plain JSON values."""
+        ...
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise a UserError if a stored state is of other data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The streams of a run and the loader over the first."""
+
+    train: SymbolStream
+    heldout: SymbolStream
+    validation: SymbolStream
+    loader: BatchLoader
+
+    @property
+    def bytes_per_symbol(self) -> float:
+        """Bytes of text per symbol of the training stream."""
+        return self.train.num_bytes / self.train.num_symbols
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Names, sizes and hashes, for environment.json and the console."""
+        streams = {"train": self.train, "heldout": self.heldout, "validation": self.validation}
+        return {role: _describe(stream) for role, stream in streams.items()}
+
+
+def open_sources(spec: Spec) -> Sources:
+    """The data a spec names. Raises DataError if it is missing, damaged or too small."""
+    train = open_split(spec.data.train, "train", spec.vocabulary)
+    heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
+    batch_rows = spec.training.batch_symbols // spec.model.seq_len
+    # `data` depends on shared and not the other way, so its loader is found by name.
+    loader = importlib.import_module("data.loader").Loader(train, spec.model.seq_len, batch_rows, spec.training.seed)
+    sample = heldout.sample_documents(spec.evaluation.val_symbols, VALIDATION_SEED)
+    return Sources(train=train, heldout=heldout, validation=sample, loader=loader)
+
+
+def _describe(stream: SymbolStream) -> dict[str, Any]:
+    return {
+        "name": stream.name,
+        "symbols": stream.num_symbols,
+        "bytes": stream.num_bytes,
+        "documents": stream.num_documents,
+        "sha256": stream.sha256,
+    }

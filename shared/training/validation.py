@@ -1,0 +1,61 @@
+"""Validation: the score of the run's best guess at its final weights, on a fixed sample of held-out documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from shared.engine import Engine
+from shared.errors import RunError
+from shared.scoring.bits_per_byte import score_stream
+from shared.scoring.stream import SymbolStream
+from shared.spec import Spec
+from shared.training.observer import ValidationReport
+
+Progress = Callable[[int, int], None]
+Validate = Callable[[int, Progress], ValidationReport]
+
+
+class NonFiniteScoreError(Exception):
+    """A validation score that is not a number; the message names the symbol."""
+
+
+def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
+    """A function from (step, progress) to the score of `stream` under the spec's protocol.
+
+    With an average of the weights it is the average that is scored, as it is what will be packed. The engine
+    is back at its trained weights afterwards. Raises NonFiniteScoreError.
+    """
+    weights = "averaged" if spec.training.ema_decay > 0 else "trained"
+
+    def validate(step: int, progress: Progress) -> ValidationReport:
+        begin = time.perf_counter()
+        engine.use_weights("averaged")
+        try:
+            score = score_stream(
+                engine,
+                stream,
+                seq_len=spec.model.seq_len,
+                stride=spec.evaluation.stride_symbols,
+                batch_rows=spec.evaluation.batch_symbols // spec.model.seq_len,
+                confidence=spec.evaluation.confidence,
+                progress=progress,
+            )
+        except RunError as error:
+            raise NonFiniteScoreError(str(error)) from None
+        finally:
+            engine.use_weights("trained")
+        return ValidationReport(
+            step=step,
+            bpb=score.bpb,
+            low_bpb=score.confidence.low_bpb,
+            high_bpb=score.confidence.high_bpb,
+            nats=score.nats,
+            symbols=score.symbols,
+            bytes=score.bytes,
+            documents=score.documents,
+            weights=weights,
+            seconds=time.perf_counter() - begin,
+        )
+
+    return validate

@@ -1,0 +1,155 @@
+"""A small engine and data in NumPy, for tests of the loop: fast, and as exact as a real one."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from shared.engine import NonFiniteError, Weights, WeightsKind
+from shared.spec import Spec, load_spec
+from shared.training.observer import RunStart, StepReport, ValidationReport
+from shared.training.plain import PlainObserver
+
+
+def tiny_spec(*overrides: str) -> Spec:
+    """The tiny preset without compilation, with overrides."""
+    return load_spec("tiny", ["training.compile=false", *overrides])
+
+
+class FakeEngine:
+    """Two tensors that every step mixes with its batch and hyperparameters, in float32.
+
+    `broken_at` is the step (counted from 0) whose gradient is not finite; `infinite_after` the number of
+    steps after which a weight is infinite though no gradient was.
+    """
+
+    name = "fake"
+
+    def __init__(self, spec: Spec, broken_at: int = -1, infinite_after: int = -1, loss_scale: float = 1.0) -> None:
+        self.spec, self.broken_at, self.infinite_after, self.loss_scale = spec, broken_at, infinite_after, loss_scale
+        self.state: dict[str, np.ndarray] = {}
+        self.steps = 0
+        self.used: list[WeightsKind] = []
+        self.fail: Callable[[int], None] = lambda step: None
+
+    def initialise(self, weights: Weights) -> None:
+        self.state = {"weight/w": np.zeros(8, np.float32), "momentum/w": np.zeros(8, np.float32)}
+
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
+        step = self.steps
+        self.fail(step)
+        if step == self.broken_at:
+            raise NonFiniteError("layers.1.attn.q_proj.weight")
+        self.steps += 1
+        grad = np.resize(np.cos(x.astype(np.float32)).mean(axis=1), 8)
+        loss = self.loss_scale * (math.log(self.spec.vocabulary.size) - float(np.abs(self.state["weight/w"]).mean()))
+        momentum = np.float32(hyper["momentum"]) * self.state["momentum/w"] + grad
+        weight = self.state["weight/w"] - np.float32(hyper["matrix_lr"]) * momentum
+        if self.steps == self.infinite_after:
+            weight = np.full_like(weight, np.inf)
+        self.state = {"weight/w": weight, "momentum/w": momentum}
+        return loss, float(np.linalg.norm(grad))
+
+    def use_weights(self, kind: WeightsKind) -> None:
+        self.used.append(kind)
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        return np.full(x.shape, math.log(256) - float(np.abs(self.state["weight/w"]).mean()), np.float32)
+
+    def log_probs(self, x: np.ndarray) -> np.ndarray:
+        raise AssertionError("training never asks for whole distributions")
+
+    def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
+        return {"w": self.state["weight/w"].copy()}
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self.state.items()}
+
+    def load_state(self, state: Weights) -> None:
+        self.state = dict(state)
+
+    def peak_memory_bytes(self) -> int:
+        return 1_000_000
+
+    def synchronise(self) -> None:
+        pass
+
+    def device_name(self) -> str:
+        return "fake device"
+
+
+class FakeLoader:
+    """Random batches, a pure function of the step."""
+
+    def __init__(self, rows: int = 4, seq_len: int = 16) -> None:
+        self.shape = (rows, seq_len)
+
+    def batch(self, step: int) -> np.ndarray:
+        return np.random.default_rng(step).integers(0, 256, self.shape).astype(np.int32)
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"step": step}
+
+    def check_state(self, state: Mapping[str, Any]) -> int:
+        return int(state["step"])
+
+
+class RecordingObserver:
+    """Keeps every event as (name, arguments); calls `on_event(name, step)` after each step and stage."""
+
+    def __init__(self, on_event: Callable[[str, int], None] = lambda name, step: None) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.on_event = on_event
+
+    def __enter__(self) -> RecordingObserver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def named(self, name: str) -> list[Any]:
+        """The arguments of all events of one name."""
+        return [arguments for event, arguments in self.events if event == name]
+
+    def on_start(self, start: RunStart) -> None:
+        self.events.append(("start", start))
+
+    def on_step(self, report: StepReport) -> None:
+        self.events.append(("step", report))
+        self.on_event("step", report.step)
+
+    def on_stage(self, stage: str) -> None:
+        self.events.append(("stage", stage))
+        self.on_event(stage, 0)
+
+    def on_progress(self, done: int, total: int) -> None:
+        self.events.append(("progress", (done, total)))
+
+    def on_validation(self, report: ValidationReport) -> None:
+        self.events.append(("validation", report))
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        self.events.append(("checkpoint", step))
+
+    def on_warning(self, message: str) -> None:
+        self.events.append(("warning", message))
+
+    def on_end(self, status: str) -> None:
+        self.events.append(("end", status))
+
+    def on_stop_requested(self) -> None:
+        self.events.append(("stop_requested", None))
+
+
+def quiet_observer() -> PlainObserver:
+    """A view that prints into memory."""
+    return PlainObserver(Console(file=io.StringIO(), width=100))

@@ -1,0 +1,355 @@
+"""The spec: presets, overrides, errors, identity, round trip, schema."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from shared.errors import SpecError
+from shared.spec import (
+    json_schema,
+    load_spec,
+    preset_names,
+    spec_from_dict,
+    spec_id,
+    spec_to_dict,
+    spec_to_toml,
+)
+from shared.spec.load import PRESETS
+
+# Another valid value for every field of `tiny` that determines the function.
+FUNCTION_CHANGES: dict[str, str] = {
+    "vocabulary.kind": '"byte260"',
+    "model.num_layers": "4",
+    "model.model_dim": "64",
+    "model.num_heads": "2",
+    "model.num_kv_heads": "4",
+    "model.head_dim": "6",
+    "model.mlp_dim": "100",
+    "model.seq_len": "32",
+    "model.patch_size": "2",
+    "model.norm_eps": "1e-5",
+    "model.rope_base": "500.0",
+    "model.q_gain_init": "5.25",
+    "model.mlp_negative_slope": "0.0",
+    "model.logit_softcap": "15.0",
+    "model.resid_mix": "false",
+    "model.unet_skips": "false",
+    "model.tie_embeddings": "false",
+    "model.embed_init_std": "0.02",
+    "model.decoder.kind": '"mlp"',
+    "model.decoder.dim": "32",
+    "model.decoder.num_layers": "2",
+    "model.decoder.num_heads": "4",
+    "model.decoder.mlp_dim": "48",
+}
+
+# Valid values of fields that do not determine the function, for random overrides.
+OTHER_CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    "optimizer.matrix_lr": st.floats(0.0, 1.0),
+    "optimizer.muon_momentum": st.floats(0.0, 1.0),
+    "optimizer.ns_steps": st.integers(1, 10),
+    "optimizer.ns_dtype": st.sampled_from(["float32", "bfloat16"]),
+    "optimizer.adam_eps": st.floats(1e-12, 1e-3),
+    "schedule.warmdown_shape": st.sampled_from(["linear", "cosine"]),
+    "schedule.warmdown_frac": st.floats(0.0, 1.0),
+    "data.train": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20),
+    "training.seed": st.integers(0, 2**31),
+    "training.steps": st.integers(1, 10**6),
+    "training.batch_symbols": st.integers(1, 64).map(lambda rows: 64 * rows),
+    "training.compile": st.booleans(),
+    "training.ema_decay": st.floats(0.0, 0.999),
+    "artifact.matrix_bits": st.sampled_from([6, 8]),
+    "artifact.brotli_quality": st.integers(0, 11),
+    "evaluation.stride_symbols": st.integers(1, 64),
+    "evaluation.confidence": st.floats(0.51, 0.999),
+    "budget.total_bytes": st.integers(1, 10**9),
+}
+
+
+def toml_value(value: Any) -> str:
+    """A value as it stands in a TOML file."""
+    import tomli_w
+
+    return tomli_w.dumps({"value": value}, multiline_strings=False).removeprefix("value = ").rstrip("\n")
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def error_of(source: str, *overrides: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        load_spec(source, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_presets_are_the_four_that_are_documented():
+    assert preset_names() == ["bytes", "itchy", "smoke", "tiny"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_loads_and_says_what_it_is_for(name: str):
+    assert load_spec(name).name == name
+    assert (PRESETS / f"{name}.toml").read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_shapes_the_presets_promise():
+    itchy, plain = load_spec("itchy").model, load_spec("bytes").model
+    assert (itchy.model_dim, itchy.num_layers, itchy.patch_size, itchy.decoder.kind) == (384, 11, 12, "mlp")
+    assert (plain.patch_size, plain.decoder.kind, plain.tie_embeddings) == (1, "linear", True)
+
+
+def test_derived_defaults_are_written_out():
+    values = spec_to_dict(load_spec("tiny"))
+    assert values["model"]["head_dim"] == 8
+    assert values["model"]["mlp_dim"] == 96
+    assert values["model"]["decoder"]["kind"] == "autoregressive"
+    assert values["model"]["tie_embeddings"] is True
+    assert values["training"]["micro_batch_symbols"] == 512
+    assert values["evaluation"]["stride_symbols"] == 64
+    assert spec_to_dict(load_spec("itchy"))["model"]["tie_embeddings"] is False
+
+
+def test_later_overrides_win_over_earlier_ones_and_over_the_preset():
+    spec = load_spec("tiny", ["training.steps=7", "model.resid_mix=false", "training.steps=9", "name=other"])
+    assert (spec.training.steps, spec.model.resid_mix, spec.name) == (9, False, "other")
+
+
+def test_a_file_takes_its_name_from_the_path(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes((PRESETS / "tiny.toml").read_bytes())
+    assert load_spec(path) == load_spec("tiny", ["name=mine"])
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        load_spec("tiny").model.num_layers = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "model.num_layer=4",
+            "tiny: unknown key model.num_layer, did you mean 'num_layers'?; allowed here: num_layers, ",
+        ),
+        ("model.decoder.heads=2", "unknown key model.decoder.heads, did you mean 'num_heads'?"),
+        ("modle.num_layers=4", "unknown key modle, did you mean 'model'?"),
+        ("zzz.qqq=4", "tiny: unknown key zzz; allowed here: name, vocabulary, model"),
+        ("model.num_layers=0", "tiny: model.num_layers = 0: input should be greater than 0"),
+        ("model.num_layers=2.5", "model.num_layers = 2.5: input should be a valid integer"),
+        ("model.num_layers=many", "model.num_layers = 'many': input should be a valid integer"),
+        ("model.patch_size=17", "model.patch_size = 17: input should be less than or equal to 16"),
+        ("model.patch_size=0", "model.patch_size = 0: input should be greater than or equal to 1"),
+        ("model.decoder.kind=gru", "model.decoder.kind = 'gru': input should be 'autoregressive', 'mlp' or 'linear'"),
+        ("training.dtype=float16", "training.dtype = 'float16': input should be 'float32' or 'bfloat16'"),
+        ("optimizer.matrix_lr=inf", "optimizer.matrix_lr = inf: input should be a finite number"),
+        ("optimizer.matrix_lr=-1.0", "optimizer.matrix_lr = -1.0: input should be greater than or equal to 0"),
+        ("training.compile=1", "training.compile = 1: input should be a valid boolean"),
+        ("training.ema_decay=1.0", "training.ema_decay = 1.0: input should be less than 1"),
+        ("artifact.matrix_bits=7", "artifact.matrix_bits = 7: input should be 6 or 8"),
+        ("name=../x", "name = '../x': string should match pattern"),
+        ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
+        ("model.num_kv_heads=3", "model.num_kv_heads = 3: must be a divisor of model.num_heads (4)"),
+        ("model.num_heads=6", "model.num_heads = 6: must be a divisor of model.model_dim (32)"),
+        ("model.seq_len=66", "model.seq_len = 66: must be a multiple of model.patch_size (4)"),
+        ("model.decoder.dim=18", "model.decoder.dim = 18: must be a multiple of 2 * model.decoder.num_heads (4)"),
+        ("training.batch_symbols=100", "training.batch_symbols = 100: must be a multiple of model.seq_len (64)"),
+        ("evaluation.batch_symbols=10", "evaluation.batch_symbols = 10: must be a multiple of model.seq_len (64)"),
+        ("evaluation.stride_symbols=65", "evaluation.stride_symbols = 65: must be at most model.seq_len (64)"),
+        ("schedule.driver=time", "training.time_limit_s = 0.0: must be above 0 with schedule.driver 'time'"),
+        ("training.time_limit_s=5.0", "training.time_limit_s = 5.0: must be above 0 with schedule.driver 'time' and 0"),
+        ("model.steps", "--set 'model.steps': write it as section.key=value"),
+        ("model..x=1", "--set 'model..x=1': write it as section.key=value"),
+        ("name.first=1", "--set 'name.first=1': 'name' is a value, not a section"),
+        ("model=3", "model = 3: input should be a valid dictionary or instance of ModelSpec"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override: str, expected: str):
+    assert expected in error_of("tiny", override)
+
+
+def test_tied_head_where_no_table_fits():
+    message = error_of("itchy", "model.tie_embeddings=true")
+    assert "model.tie_embeddings = True: must be false, unless patch_size is 1" in message
+
+
+def test_an_unknown_preset_names_the_nearest():
+    message = error_of("smok")
+    assert "no preset 'smok', did you mean 'smoke'?; presets: bytes, itchy, smoke, tiny, or a path" in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    missing = tmp_path / "missing.toml"
+    assert error_of(str(missing)) == f"{missing}: cannot read the spec (No such file or directory)"
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model\n")
+    assert error_of(str(broken)).startswith(f"{broken}: not valid TOML (")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert error_of(str(binary)) == f"{binary}: cannot read the spec (not UTF-8 text)"
+    empty = tmp_path / "empty.toml"
+    empty.write_text("")
+    assert error_of(str(empty)) == f"{empty}: model is missing: it has no default"
+
+
+def test_a_missing_field_is_named(tmp_path: Path):
+    path = tmp_path / "short.toml"
+    text = (PRESETS / "tiny.toml").read_text(encoding="utf-8")
+    path.write_text(re.sub(r"(?m)^num_layers = \d+\n", "", text, count=1))
+    assert error_of(str(path)) == f"{path}: model.num_layers is missing: it has no default"
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(OTHER_CHANGES)), st.none(), max_size=8).flatmap(
+        lambda keys: st.fixed_dictionaries({key: OTHER_CHANGES[key] for key in keys})
+    )
+)
+def test_toml_round_trip_and_unchanged_identity(changes: dict[str, Any]):
+    tiny = load_spec("tiny")
+    changed = load_spec("tiny", [f"{key}={toml_value(value)}" for key, value in changes.items()])
+    for key, value in changes.items():
+        assert leaves(spec_to_dict(changed))[key] == value
+    again = spec_from_dict(tomllib.loads(spec_to_toml(changed)))
+    assert again == changed and spec_to_dict(again) == spec_to_dict(changed)
+    assert spec_id(changed) == spec_id(tiny)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_resolved_preset_loads_from_its_own_toml(name: str, tmp_path: Path):
+    spec = load_spec(name)
+    path = tmp_path / f"{name}.toml"
+    path.write_text(spec_to_toml(spec), encoding="utf-8")
+    assert load_spec(path) == spec
+
+
+def test_identity_changes_with_every_field_of_model_and_vocabulary():
+    tiny = load_spec("tiny")
+    fields = leaves(spec_to_dict(tiny))
+    assert set(FUNCTION_CHANGES) == {key for key in fields if key.startswith(("model.", "vocabulary."))}
+    together = {
+        "model.decoder.kind": ["model.tie_embeddings=false"],
+        "model.seq_len": ["evaluation.stride_symbols=32"],
+    }
+    ids = {"": spec_id(tiny)}
+    for key, value in FUNCTION_CHANGES.items():
+        ids[key] = spec_id(load_spec("tiny", [f"{key}={value}", *together.get(key, [])]))
+    assert len(set(ids.values())) == len(ids)
+    assert all(re.fullmatch(r"[0-9a-f]{16}", value) for value in ids.values())
+
+
+def test_identity_is_of_the_resolved_spec():
+    assert spec_id(load_spec("tiny", ["model.head_dim=8", "model.mlp_dim=96"])) == spec_id(load_spec("tiny"))
+
+
+def resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """A node with its reference followed."""
+    if "$ref" not in node:
+        return node
+    target: Any = schema
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+
+
+TYPES = {"object": dict, "integer": int, "number": (int, float), "string": str, "boolean": bool}
+LIMITS = {
+    "minimum": lambda value, limit: value >= limit,
+    "maximum": lambda value, limit: value <= limit,
+    "exclusiveMinimum": lambda value, limit: value > limit,
+    "exclusiveMaximum": lambda value, limit: value < limit,
+    "minLength": lambda value, limit: len(value) >= limit,
+    "pattern": lambda value, limit: re.search(limit, value) is not None,
+    "enum": lambda value, limit: value in limit,
+    "const": lambda value, limit: value == limit,
+}
+ANNOTATIONS = {
+    "title",
+    "description",
+    "default",
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "$ref",
+}
+
+
+def schema_problems(schema: dict[str, Any], node: dict[str, Any], value: Any, path: str = "") -> list[str]:
+    """What a JSON Schema validator would complain about; every keyword the schema uses must be known here."""
+    node = resolve(schema, node)
+    assert node.keys() <= LIMITS.keys() | ANNOTATIONS, f"{path}: unknown keywords {node.keys()}"
+    if "type" in node and (
+        not isinstance(value, TYPES[node["type"]]) or (isinstance(value, bool) != (node["type"] == "boolean"))
+    ):
+        return [f"{path}: not of type {node['type']}"]
+    problems = [f"{path}: {key}" for key, holds in LIMITS.items() if key in node and not holds(value, node[key])]
+    if node.get("type") == "object":
+        properties = node["properties"]
+        problems += [f"{path}{key}: missing" for key in node.get("required", []) if key not in value]
+        if node.get("additionalProperties", True) is False:
+            problems += [f"{path}{key}: unknown" for key in value if key not in properties]
+        for key in value.keys() & properties.keys():
+            problems += schema_problems(schema, properties[key], value[key], f"{path}{key}.")
+    return problems
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_schema_accepts_preset_files_and_resolved_specs(name: str):
+    schema = json_schema()
+    written = {"name": name, **tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))}
+    assert schema_problems(schema, schema, written) == []
+    assert schema_problems(schema, schema, spec_to_dict(load_spec(name))) == []
+
+
+def test_the_schema_requires_exactly_what_a_file_cannot_leave_out():
+    schema = json_schema()
+    tiny = spec_to_dict(load_spec("tiny"))
+    for section, node in (
+        ("", schema),
+        *((name, resolve(schema, schema["properties"][name])) for name in tiny if name != "name"),
+    ):
+        for field in node["properties"]:
+            values = copy.deepcopy(tiny)
+            del (values[section] if section else values)[field]
+            values.setdefault("name", "tiny")
+            if field in node.get("required", []):
+                with pytest.raises(SpecError, match=f"{field} is missing"):
+                    spec_from_dict(values)
+            else:
+                spec_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "num_layer", 4),
+        ("model", "patch_size", 17),
+        ("training", "dtype", "float16"),
+        ("model", "num_layers", "x"),
+    ],
+)
+def test_the_schema_refuses_what_the_spec_refuses(section: str, key: str, value: Any):
+    schema = json_schema()
+    values = spec_to_dict(load_spec("tiny"))
+    values[section][key] = value
+    assert schema_problems(schema, schema, values) != []
+    with pytest.raises(SpecError):
+        spec_from_dict(values)
