@@ -1,5 +1,14 @@
-"""The MLX engine: laptop iterations on a Mac, and on Linux without a GPU."""
+"""The MLX engine: laptop iterations on a Mac, and on Linux without a GPU.
+
+Importing it prepares the process for MLX, which has to happen before `mlx.core` is imported.
+"""
+
+import os
 
 from mlx_train.blas import load_openblas
+
+# MLX orders a graph breadth first up to this width, then depth first. Depth first, a CPU would finish the
+# work of one stream before it starts that of the next; wide enough, all streams run side by side.
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 load_openblas()

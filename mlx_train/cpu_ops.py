@@ -23,9 +23,13 @@ class MLXCPUOps(MLXOps):
     """MLXOps for float32 on a CPU."""
 
     def rms_norm(self, x: mx.array, eps: float) -> mx.array:
+        if x.dtype != mx.float32:
+            return super().rms_norm(x, eps)
         return _rms_norm(eps)(x)
 
     def rope(self, x: mx.array, base: float) -> mx.array:
+        if x.dtype != mx.float32:
+            return super().rope(x, base)
         return _rope(x.shape[1], x.shape[-1] // 2, base)(x)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:

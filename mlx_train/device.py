@@ -1,4 +1,4 @@
-"""What the MLX engine runs on: streams, memory, compilation."""
+"""What the MLX engine runs on: device, streams, memory, compiler."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def can_compile() -> bool:
 
 @lru_cache(maxsize=1)
 def compute_streams() -> tuple[mx.Stream, ...]:
-    """The streams that work side by side: the GPU's one, or one per CPU core.
+    """The streams that work side by side: the GPU's one, or one for each available CPU core.
 
-    On a CPU an MLX operation is one thread, apart from matrix products. So each stream gets its own
-    micro-batch and its own single-threaded BLAS, and all cores are busy all the time.
+    On a CPU an MLX operation is one thread, apart from matrix products. So each stream gets its own work
+    and single-threaded matrix products. They run at the same time if one `mx.eval` is given all of it.
     """
     if on_gpu():
         return (mx.default_stream(mx.default_device()),)

@@ -22,8 +22,8 @@ Arrays = dict[str, mx.array]
 class TrainingEngine:
     """One model with its optimizer state on the default MLX device. See shared.engine.Engine.
 
-    Work is spread over the device's streams: micro-batches, rows to score, and the parameters of an
-    update. Sums are taken in a fixed order, so a step is bit-for-bit repeatable.
+    Work is spread over the streams: micro-batches, rows to score, and the parameters of an update. Sums
+    are taken in a fixed order, so a step is bit-for-bit repeatable.
     """
 
     name = "mlx"
@@ -51,18 +51,15 @@ class TrainingEngine:
         norm = global_norm(self.ops, grads)
         self._check_finite(loss, norm, grads)
         scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
+        updated = [
+            update(*self._part(names, grads), norm, scalars)
+            for update, names in zip(self._update, self._partition, strict=True)
+        ]
+        mx.eval(updated)
         params, state = {}, {}
-        for update, names in zip(self._update, self._partition, strict=True):
-            some_params, some_state = update(
-                {name: self.params[name] for name in names},
-                {name: grads[name] for name in names},
-                {key: value for key, value in self.state.items() if key.split("/", 1)[1] in names},
-                norm,
-                scalars,
-            )
+        for some_params, some_state in updated:
             params.update(some_params)
             state.update(some_state)
-        mx.eval(params, state)
         self.params = {name: params[name] for name in self.params}
         self.state = {key: state[key] for key in self.state}
         return self._number(loss), self._number(norm)
@@ -114,25 +111,34 @@ class TrainingEngine:
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
 
     def _batch_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
-        """Loss and gradients of the mean over the whole batch. Each micro-batch is evaluated as soon as it is
-        built, so that the lazy graph never holds more than one for each stream."""
-        sums: list[tuple[mx.array, Arrays] | None] = [None] * len(self.streams)
-        for index, (share, part) in enumerate(micro_batches(self.spec, x, len(self.streams))):
-            worker = index % len(self.streams)
-            arguments = (self.params, self.ops.asarray(part), mx.array(share, mx.float32))
-            previous = sums[worker]
-            if previous is None:
-                sums[worker] = self._first_gradients[worker](*arguments)
-            else:
-                mx.eval(previous)  # its own stream only: the others keep working
-                sums[worker] = self._more_gradients[worker](*arguments, *previous)
-            mx.async_eval(sums[worker])
-        parts = [part for part in sums if part is not None]
-        loss, grads = parts[0]
-        for more_loss, more in parts[1:]:
+        """Loss and gradients of the mean over the whole batch.
+
+        Micro-batch i belongs to stream i mod their number. Each round of one micro-batch a stream is
+        evaluated before the next graph is built.
+        """
+        count = len(self.streams)
+        parts = list(micro_batches(self.spec, x, count))
+        sums: list[tuple[mx.array, Arrays]] = []
+        for first in range(0, len(parts), count):
+            for index, (share, part) in enumerate(parts[first : first + count]):
+                arguments = (self.params, self.ops.asarray(part), mx.array(share, mx.float32))
+                if first == 0:
+                    sums.append(self._first_gradients[index](*arguments))
+                else:
+                    sums[index] = self._more_gradients[index](*arguments, *sums[index])
+            mx.eval(sums)
+        loss, grads = sums[0]
+        for more_loss, more in sums[1:]:
             loss, grads = loss + more_loss, {name: grads[name] + more[name] for name in grads}
         mx.eval(loss, grads)
         return loss, grads
+
+    def _part(self, names: list[str], grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """(params, gradients, state) of some parameters."""
+        wanted = set(names)
+        params = {name: self.params[name] for name in names}
+        state = {key: value for key, value in self.state.items() if key.split("/", 1)[1] in wanted}
+        return params, {name: grads[name] for name in names}, state
 
     def _check_finite(self, loss: mx.array, norm: mx.array, grads: Arrays) -> None:
         if not np.isfinite([self._number(loss), self._number(norm)]).all():
@@ -159,7 +165,7 @@ class TrainingEngine:
     def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
         """A scoring function of x [B, T], its rows divided among the streams."""
         weights = self._weights(self.scoring_kind)
-        parts = [part for part in np.array_split(x, len(functions)) if len(part)]
+        parts = [part for part in np.array_split(x, len(self.streams)) if len(part)]
         results = [function(weights, self.ops.asarray(part)) for function, part in zip(functions, parts, strict=False)]
         mx.eval(results)
         return np.concatenate([self.ops.to_numpy(result) for result in results])

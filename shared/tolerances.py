@@ -8,11 +8,15 @@ initial weights, batches, schedules, quantised codes and artifact bytes.
 # a few 1e-6 through different orders of summation; a wrong epsilon or rotation shows at 1e-2.
 LOGITS_ABS = 1e-5
 
+# Largest absolute difference of a symbol's nats: a logit minus the logarithm of a sum over logits, each
+# of which may be off by LOGITS_ABS.
+NATS_ABS = 2 * LOGITS_ABS
+
 # Relative L2 difference of one parameter's gradient between two engines.
 GRADIENT_REL = 1e-4
 
 # Relative difference of a directional derivative: engine gradient against central differences of the
-# float64 oracle, whose own error with steps of 1e-4 is near 1e-7.
+# float64 oracle with relative steps of 1e-6, whose own error is near 1e-6 (more where a relu crosses zero).
 DIRECTIONAL_REL = 1e-4
 
 # Relative L2 difference of one parameter after ten optimizer steps. Muon's orthogonalisation amplifies

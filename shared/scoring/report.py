@@ -17,8 +17,8 @@ from shared.model import parameter_counts
 from shared.scoring.audit import AuditReport
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.compressors import CompressorResult
-from shared.scoring.target import WeightsName
 from shared.spec import Spec, spec_id
+from shared.training.target import WeightsName
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

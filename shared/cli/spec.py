@@ -1,0 +1,82 @@
+"""`bytetwin spec`: the resolved spec with its parameter counts, the list of presets, the JSON Schema.
+
+What it prints on stdout can be used as it is: the resolved spec is valid TOML (the counts are comments),
+the schema is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from typing import Any
+
+from shared.cli.command import CommandResult
+from shared.errors import SpecError
+from shared.model import parameter_counts
+from shared.spec import Spec, json_schema, load_spec, preset_names, spec_id, spec_to_dict, spec_to_toml
+from shared.spec.load import PRESETS
+
+NAME = "spec"
+HELP = "print the resolved spec with parameter counts by group, the presets, or the JSON Schema"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare SPEC, --set, --schema and --list."""
+    parser.add_argument("spec", metavar="SPEC", nargs="?", help="preset name or path to a .toml file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="change one field of the spec; may be repeated",
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--schema", action="store_true", help="print the JSON Schema of a spec file")
+    other.add_argument("--list", action="store_true", dest="list_presets", help="list the presets")
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Print one of the three on stdout; raises SpecError for bad input."""
+    if args.schema:
+        schema = json_schema()
+        return _shown(args, json.dumps(schema, indent=2), schema)
+    if args.list_presets:
+        presets = {name: preset_description(name) for name in preset_names()}
+        width = max(map(len, presets))
+        text = "\n".join(f"{name:{width}}  {description}" for name, description in presets.items())
+        return _shown(args, text, {"presets": presets})
+    if args.spec is None:
+        raise SpecError(f"SPEC is missing; presets: {', '.join(preset_names())}, or a path to a .toml file")
+    spec = load_spec(args.spec, args.overrides)
+    document = {"spec": spec_to_dict(spec), "spec_id": spec_id(spec), "parameters": parameter_counts(spec)}
+    return _shown(args, spec_text(spec), document)
+
+
+def spec_text(spec: Spec) -> str:
+    """The resolved spec as TOML under a comment with spec_id, parameter counts and window sizes."""
+    counts = parameter_counts(spec)
+    width = max(map(len, counts))
+    lines = [f"# {spec.name}: spec_id {spec_id(spec)}", "# parameters"]
+    lines += [f"#   {group:{width}} {count:>12,}" for group, count in counts.items() if count]
+    lines.append(
+        f"# window {spec.model.seq_len:,} symbols = {spec.model.num_patches:,} patches of {spec.model.patch_size}; "
+        f"batch {spec.training.batch_symbols:,} symbols"
+    )
+    return "\n".join(lines) + "\n\n" + spec_to_toml(spec).rstrip()
+
+
+def preset_description(name: str) -> str:
+    """The first sentence of the comment that opens a preset's file."""
+    lines = (PRESETS / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    sentence = " ".join(line.removeprefix("#").strip() for line in comment).partition(". ")[0]
+    return sentence.removesuffix(".") + "."
+
+
+def _shown(args: argparse.Namespace, text: str, document: dict[str, Any]) -> CommandResult:
+    """Text for people, unless --json asks for the document alone."""
+    if not args.json:
+        print(text)
+    return CommandResult(document)

@@ -1,0 +1,64 @@
+"""The function itself: logits, and hidden states in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+
+import numpy as np
+
+from shared.model.embedding import embed_patches
+from shared.model.trunk import run_trunk
+from shared.ops import Ops
+from shared.parity.result import Row, max_abs_difference, relative_l2
+from shared.parity.trace import TracedOutput, first_deviation
+from shared.spec import Spec
+from shared.tolerances import BF16_HIDDEN_REL, LOGITS_ABS, NATS_ABS
+
+Trace = Callable[[str], list[TracedOutput]]
+
+
+def logit_rows(log_probs: Mapping[str, np.ndarray], trace: Trace, check: str = "logits") -> list[Row]:
+    """One row per pair of implementations for their log-probabilities [B, T, V] of the same symbols.
+
+    Log-probabilities are logits up to a constant per position, so they are compared with their mean over
+    the vocabulary taken off. On a failure `trace(name)` is asked for the operations of both, and the row
+    says where they part.
+    """
+    logits = {name: values - values.mean(axis=-1, keepdims=True) for name, values in log_probs.items()}
+    rows = []
+    for left, right in combinations(logits, 2):
+        measured, (row, position, symbol) = max_abs_difference(logits[left], logits[right])
+        worst = f"row {row}, position {position}, symbol {symbol}"
+        if not measured <= LOGITS_ABS:
+            worst = first_deviation(trace(left), trace(right))
+        rows.append(Row(check, f"{left} - {right}", measured, LOGITS_ABS, "nats, max abs", worst))
+    return rows
+
+
+def nats_rows(nats: Mapping[str, np.ndarray]) -> list[Row]:
+    """One row per pair for the nats [B, T] of the symbols themselves: the loss has kernels of its own."""
+    rows = []
+    for left, right in combinations(nats, 2):
+        measured, (row, position) = max_abs_difference(nats[left], nats[right])
+        worst = f"row {row}, position {position}"
+        rows.append(Row("nats of symbols", f"{left} - {right}", measured, NATS_ABS, "nats, max abs", worst))
+    return rows
+
+
+def hidden_states(ops: Ops, spec: Spec, weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Normalised trunk outputs [B, N, D] of symbols x [B, T] in the spec's compute dtype."""
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    return ops.to_numpy(run_trunk(ops, spec.model, params, embed_patches(ops, spec, params, ops.asarray(x))))
+
+
+def bf16_rows(reference: np.ndarray, outputs: Mapping[str, np.ndarray]) -> list[Row]:
+    """bfloat16 hidden states [B, N, D] of each engine against the float64 oracle's; names the worst position."""
+    rows = []
+    for name, output in outputs.items():
+        measured = relative_l2(output, reference)
+        per_position = np.linalg.norm(output - reference, axis=-1)
+        row, position = np.unravel_index(int(np.argmax(per_position)), per_position.shape)
+        worst = f"row {row}, patch {position}"
+        rows.append(Row("bf16 hidden states", f"numpy - {name}", measured, BF16_HIDDEN_REL, "relative L2", worst))
+    return rows

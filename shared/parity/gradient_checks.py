@@ -1,0 +1,96 @@
+"""Gradients: engine against engine, and against finite differences of the float64 oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+
+from shared.model import mean_nats, parameter_manifest
+from shared.model.initialise import named_generator
+from shared.ops import NumpyOps
+from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
+from shared.spec import Spec
+from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, LOGITS_ABS
+
+Tensors = Mapping[str, np.ndarray]
+
+# Relative to the parameter. Small, so that few units of a relu cross zero between the two ends; float64
+# still gives the difference six digits.
+STEP = 1e-6
+
+
+def loss_rows(losses: Mapping[str, float]) -> list[Row]:
+    """Mean nats per symbol of one batch, each pair of implementations."""
+    return [
+        Row("loss of one batch", f"{left} - {right}", abs(losses[left] - losses[right]), LOGITS_ABS, "nats")
+        for left, right in combinations(losses, 2)
+    ]
+
+
+def gradient_rows(gradients: Mapping[str, Tensors], check: str = "gradients") -> list[Row]:
+    """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst."""
+    rows = []
+    for left, right in combinations(gradients, 2):
+        measured, worst = worst_relative_l2(gradients[left], gradients[right], SMALL_GRADIENT_FRAC)
+        rows.append(Row(check, f"{left} - {right}", measured, GRADIENT_REL, "relative L2", worst))
+    return rows
+
+
+def directional_rows(
+    spec: Spec, weights: Tensors, x: np.ndarray, gradients: Mapping[str, Tensors], seed: int
+) -> list[Row]:
+    """Each engine's gradient against central differences of the oracle along one random direction per
+    optimizer group; names the worst group.
+
+    The difference is divided by the standard deviation of such a derivative over random directions,
+    so that a direction that happens to be flat does not count as a large relative error.
+    """
+    worst = dict.fromkeys(gradients, (0.0, ""))
+    for group, names in _names_by_group(spec).items():
+        direction = {name: _direction(name, weights[name], seed) for name in names}
+        measured = _central_difference(spec, weights, direction, x)
+        for engine, gradient in gradients.items():
+            products = [np.asarray(gradient[name], np.float64) * direction[name] for name in names]
+            expected = sum(float(product.sum()) for product in products)
+            spread = float(np.sqrt(sum(float((product**2).sum()) for product in products)))
+            # Gradients far below the spread of float64 differences say nothing.
+            difference = abs(measured - expected) / max(spread, 1e-9)
+            worst[engine] = max(worst[engine], (difference, f"group {group}"))
+    return [
+        Row("directional derivative", f"numpy - {name}", measured, DIRECTIONAL_REL, "of its spread", group)
+        for name, (measured, group) in worst.items()
+    ]
+
+
+def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray) -> float:
+    """Mean nats per symbol in float64."""
+    ops = NumpyOps()
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    return float(mean_nats(ops, spec, params, x))
+
+
+def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:
+    """d loss / d h of weights + h * direction at 0."""
+    losses = []
+    for sign in (1.0, -1.0):
+        moved = {
+            name: np.asarray(value, np.float64) + (sign * STEP * direction[name] if name in direction else 0.0)
+            for name, value in weights.items()
+        }
+        losses.append(oracle_loss(spec, moved, x))
+    return (losses[0] - losses[1]) / (2.0 * STEP)
+
+
+def _direction(name: str, value: np.ndarray, seed: int) -> np.ndarray:
+    """A random direction of the size of the parameter itself, so that STEP is a relative change."""
+    size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
+    return named_generator(seed, f"direction of {name}").standard_normal(value.shape) * size
+
+
+def _names_by_group(spec: Spec) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for parameter in parameter_manifest(spec):
+        groups.setdefault(parameter.group, []).append(parameter.name)
+    return groups

@@ -1,0 +1,77 @@
+"""What implementations are compared on: random weights, and made-up text read by the real loader."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from typing import Protocol
+
+import numpy as np
+
+from shared.model import parameter_manifest, random_weights
+from shared.model.initialise import named_generator
+from shared.spec import Spec
+
+NUM_BYTES = 60_000
+NUM_WORDS = 300
+WORDS_PER_DOCUMENT = 40
+
+# Random tables give logits of up to 10, whose own float32 rounding would use up half of the tolerance.
+# Every input embedding is normalised, so a smaller table changes nothing before the logits.
+TABLE_SCALE = np.float32(0.5)
+
+
+class SlicingLoader(Protocol):
+    """`data.loader.Loader`, as far as the batch check needs it."""
+
+    def batch(self, step: int) -> np.ndarray:
+        """The whole batch of a step, int32 [B, T]."""
+        ...
+
+    def rows(self, step: int, first: int, count: int) -> np.ndarray:
+        """Rows [first, first + count) of it."""
+        ...
+
+
+def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
+    """float32 weights by name in which nothing is zero: a fresh model lets no input reach any logit."""
+    tables = {parameter.name for parameter in parameter_manifest(spec) if parameter.group in ("embedding", "head")}
+    weights = random_weights(spec, seed)
+    return {name: value * TABLE_SCALE if name in tables else value for name, value in weights.items()}
+
+
+def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:
+    """Documents of lower-case words and blanks that end in a newline, at least `num_bytes` together."""
+    generator = named_generator(seed, "parity text")
+    words = [_word(generator) for _ in range(NUM_WORDS)]
+    frequency = 1.0 / np.arange(1, NUM_WORDS + 1)
+    documents: list[bytes] = []
+    while sum(map(len, documents)) < num_bytes:
+        picked = generator.choice(NUM_WORDS, WORDS_PER_DOCUMENT, p=frequency / frequency.sum())
+        documents.append(b" ".join(words[index] for index in picked) + b"\n")
+    return documents
+
+
+def made_up_loader(spec: Spec, seed: int) -> SlicingLoader:
+    """A new loader of the spec's global batches over made-up text. `data` is imported by name, never statically."""
+    documents = made_up_documents(max(NUM_BYTES, 2 * spec.model.seq_len), seed)
+    text = b"".join(documents)
+    starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
+    stream_module = importlib.import_module("data.stream")
+    stream = stream_module.SymbolStream(
+        stream_module.ByteText([np.frombuffer(text, np.uint8)]),
+        starts,
+        spec.vocabulary,
+        "made-up text",
+        hashlib.sha256(text).hexdigest(),
+    )
+    rows = spec.training.batch_symbols // spec.model.seq_len
+    loader: SlicingLoader = importlib.import_module("data.loader").Loader(
+        stream, spec.model.seq_len, rows, spec.training.seed
+    )
+    return loader
+
+
+def _word(generator: np.random.Generator) -> bytes:
+    letters = generator.integers(ord("a"), ord("z") + 1, generator.integers(2, 9))
+    return bytes(letters.astype(np.uint8))

@@ -1,0 +1,74 @@
+"""The spec that a parity check runs: the same model at full width and depth, on short sequences."""
+
+from __future__ import annotations
+
+import math
+
+from shared.errors import SpecError
+from shared.spec import Spec, spec_from_dict, spec_to_dict
+
+TARGET_SEQ_SYMBOLS = 64
+MIN_PATCHES = 4
+
+# Three rows in micro-batches of two: an average of micro-batch averages would weight the rows wrongly.
+ROWS, MICRO_BATCH_ROWS = 3, 2
+
+# Brotli 11 takes half a minute on 17 M weights; whether bytes are equal does not depend on the setting.
+MAX_BROTLI_QUALITY = 5
+
+# Adam's first steps have the size of the learning rate even where a gradient is nothing but rounding, and
+# the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows part for good.
+LEARNING_RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr")
+
+
+def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Spec, tuple[str, ...]]:
+    """(spec to run, one line per thing that differs from the given one).
+
+    Width, depth, heads, decoder, vocabulary, optimizer and learning-rate shape stay. Raises SpecError if
+    `seq_len` is not a multiple of the patch size or `steps` is not positive.
+    """
+    patch_size = spec.model.patch_size
+    if seq_len is None:
+        patches = max(MIN_PATCHES, round(TARGET_SEQ_SYMBOLS / patch_size))
+        seq_len = min(spec.model.seq_len, patches * patch_size)
+    if seq_len % patch_size or seq_len < 2 * patch_size:
+        raise SpecError(
+            f"--seq-len {seq_len}: must be a multiple of model.patch_size ({patch_size}), two patches or more"
+        )
+    if steps < 1:
+        raise SpecError(f"--steps {steps}: must be 1 or more")
+    changes = {
+        "model.seq_len": seq_len,
+        "training.batch_symbols": ROWS * seq_len,
+        "training.micro_batch_symbols": MICRO_BATCH_ROWS * seq_len,
+        "training.steps": steps,
+        "training.dtype": "float32",
+        "training.compile": False,
+        "training.time_limit_s": 0.0,
+        "training.memory_limit_bytes": 0,
+        "schedule.driver": "steps",
+        "optimizer.ns_dtype": "float32",
+        "artifact.brotli_quality": min(spec.artifact.brotli_quality, MAX_BROTLI_QUALITY),
+    }
+    values = spec_to_dict(spec)
+    notes = []
+    for key, value in changes.items():
+        section, field = key.split(".")
+        if values[section][field] != value:
+            notes.append(f"{key} {values[section][field]} -> {value}")
+            values[section][field] = value
+    scale = min(1.0, math.sqrt(ROWS * seq_len / spec.training.batch_symbols))
+    if scale < 1.0:
+        notes.append(f"learning rates x {scale:.3g}, the square root of the batch's reduction")
+        for field in LEARNING_RATES:
+            values["optimizer"][field] *= scale
+    # Scoring windows are not part of the comparison; they only have to fit the shorter sequence.
+    values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": ROWS * seq_len}
+    return spec_from_dict(values, origin=spec.name), tuple(notes)
+
+
+def with_dtype(spec: Spec, dtype: str) -> Spec:
+    """The spec with another compute dtype."""
+    values = spec_to_dict(spec)
+    values["training"]["dtype"] = dtype
+    return spec_from_dict(values, origin=spec.name)

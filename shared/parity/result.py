@@ -1,0 +1,112 @@
+"""What one comparison of two implementations found, and the measures it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shared.spec import Spec, spec_id, spec_to_dict
+
+EXACT = 0.0
+
+# A parameter whose gradient is this much smaller (rms) than the model's is measured against this share
+# of it. A gradient that is zero in exact arithmetic, as that of a query that sees one key, comes out as
+# rounding of about 1e-7 of the model's, which has no relative error.
+SMALL_GRADIENT_FRAC = 1e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `measured` and `tolerance` share `unit`; a tolerance of 0 means equal to the
+    last bit. `worst` names the parameter, layer or place where the difference is largest."""
+
+    check: str
+    pair: str
+    measured: float
+    tolerance: float
+    unit: str
+    worst: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is a number within the tolerance."""
+        return self.measured <= self.tolerance
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON; `measured` is null where it is not a finite number."""
+        return {
+            "check": self.check,
+            "pair": self.pair,
+            "measured": self.measured if math.isfinite(self.measured) else None,
+            "tolerance": self.tolerance,
+            "unit": self.unit,
+            "passed": self.passed,
+            "worst": self.worst,
+        }
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All rows for one spec. `spec` is the reduced one that was run, `reductions` says how it differs."""
+
+    name: str
+    spec: Spec
+    reductions: tuple[str, ...]
+    implementations: tuple[str, ...]
+    rows: tuple[Row, ...] = field(default=())
+    elapsed_s: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row is within its tolerance."""
+        return all(row.passed for row in self.rows)
+
+    def to_document(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {
+            "name": self.name,
+            "spec_id": spec_id(self.spec),
+            "spec": spec_to_dict(self.spec),
+            "reductions": list(self.reductions),
+            "implementations": list(self.implementations),
+            "rows": [row.to_document() for row in self.rows],
+            "passed": self.passed,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+
+
+def max_abs_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """(largest |a - b|, its index); NaN anywhere counts as infinite."""
+    difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    index = np.unravel_index(int(np.argmax(difference)), difference.shape)
+    return float(difference[index]), tuple(int(place) for place in index)
+
+
+def relative_l2(a: np.ndarray, b: np.ndarray, floor: float = 0.0) -> float:
+    """|a - b| / max(|a|, |b|, floor) in the L2 norm; 0 where both are zero, infinite for a NaN."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    difference = float(np.linalg.norm(a - b))
+    if difference == 0.0:
+        return 0.0
+    ratio = difference / max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), floor)
+    return math.inf if math.isnan(ratio) else ratio
+
+
+def worst_relative_l2(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], small_frac: float = 0.0
+) -> tuple[float, str]:
+    """(largest relative L2 difference of one parameter, its name).
+
+    `small_frac` sets the floor of a parameter at this share of the root mean square over all of them.
+    """
+    assert a.keys() == b.keys()
+    count = sum(value.size for value in a.values())
+    square = sum(float(np.vdot(value, value)) for value in a.values())
+    rms = math.sqrt(square / count) if math.isfinite(square) else 0.0
+    floors = {name: small_frac * rms * math.sqrt(value.size) for name, value in a.items()}
+    return max((relative_l2(a[name], b[name], floors[name]), name) for name in a)

@@ -1,0 +1,132 @@
+"""Training: parameters after a few optimizer steps, and the loss curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from shared.engine import Engine, NonFiniteError
+from shared.model import parameter_manifest
+from shared.ops import NumpyOps
+from shared.optim import global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
+from shared.parity.gradient_checks import Tensors, oracle_loss
+from shared.parity.result import Row, max_abs_difference, worst_relative_l2
+from shared.spec import Spec
+from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
+
+UPDATE_STEPS = 10
+
+Locate = Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """One short run: mean nats of every step, parameters after `UPDATE_STEPS` steps (or the last, if
+    fewer), and the parameter that stopped being a number, if one did."""
+
+    losses: np.ndarray
+    params: dict[str, np.ndarray]
+    broken: str | None = None
+
+
+def train_record(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]) -> TrainingRecord:
+    """Train from `weights` on every batch in turn with the spec's own schedule."""
+    engine.initialise(weights)
+    losses = np.full(len(batches), math.inf)
+    params: dict[str, np.ndarray] = {}
+    for step, x in enumerate(batches):
+        try:
+            losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))
+        except NonFiniteError as error:
+            return TrainingRecord(losses, params or engine.export_weights("trained"), error.parameter)
+        if step + 1 == min(UPDATE_STEPS, len(batches)):
+            params = engine.export_weights("trained")
+    return TrainingRecord(losses, params)
+
+
+def training_rows(spec: Spec, records: Mapping[str, TrainingRecord], locate: Locate | None = None) -> list[Row]:
+    """Parameters after some steps, and the loss curve, for each pair of engines.
+
+    On a failure `locate(left, right)` is asked where the two runs first part: ten steps later the
+    difference has spread to every parameter, and the largest need not be the first.
+    """
+    parameters, curves = [], []
+    for left, right in combinations(records, 2):
+        pair = f"{left} - {right}"
+        row = _parameter_row(spec, pair, records[left], records[right])
+        if not row.passed and locate is not None:
+            row = replace(row, worst=locate(left, right))
+        parameters.append(row)
+        curves.append(_loss_row(records[left], records[right], pair))
+    return parameters + curves
+
+
+def first_deviation(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray]) -> str:
+    """Train two engines side by side and say, in words, after which step which parameter is out of tolerance."""
+    for engine in pair:
+        engine.initialise(weights)
+    for step, x in enumerate(batches[:UPDATE_STEPS]):
+        for engine in pair:
+            try:
+                engine.train_step(x, _hyper(spec, step))
+            except NonFiniteError as error:
+                return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
+        left, right = (engine.export_weights("trained") for engine in pair)
+        measured, worst = worst_relative_l2(left, right)
+        if not measured <= PARAMETERS_REL:
+            return f"{_place(spec, worst)} after step {step + 1}"
+    return "the two runs agree when repeated"
+
+
+def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]) -> list[Row]:
+    """The same two rows for a machine with one engine: the oracle takes over the engine's gradients, does the
+    updates in float64, and gives the loss at the engine's weights before every step."""
+    spec, ops = engine.spec, NumpyOps()
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    state = {name: ops.asarray(value) for name, value in initial_state(spec, weights).items()}
+    engine.initialise(weights)
+    pair = f"numpy - {engine.name}"
+    measured, expected = np.zeros(len(batches)), np.zeros(len(batches))
+    row: Row | None = None
+    for step, x in enumerate(batches):
+        hyper = _hyper(spec, step)
+        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x)
+        if step < UPDATE_STEPS:
+            grads = {name: ops.asarray(value) for name, value in engine.gradients(x)[1].items()}
+            params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
+        measured[step], _ = engine.train_step(x, hyper)
+        if step < UPDATE_STEPS and (row is None or row.passed):
+            ours = TrainingRecord(measured[: step + 1], engine.export_weights("trained"))
+            row = _parameter_row(spec, pair, TrainingRecord(expected[: step + 1], params), ours)
+    assert row is not None
+    return [row, _loss_row(TrainingRecord(expected, {}), TrainingRecord(measured, {}), pair)]
+
+
+def _hyper(spec: Spec, step: int) -> dict[str, float]:
+    return step_hyperparameters(spec, step, progress_frac(spec, step, 0.0))
+
+
+def _parameter_row(spec: Spec, pair: str, left: TrainingRecord, right: TrainingRecord) -> Row:
+    steps = min(UPDATE_STEPS, len(left.losses))
+    check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
+    broken = left.broken or right.broken
+    if broken:
+        return Row(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
+    measured, worst = worst_relative_l2(left.params, right.params)
+    return Row(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
+
+
+def _loss_row(left: TrainingRecord, right: TrainingRecord, pair: str) -> Row:
+    measured, (step,) = max_abs_difference(left.losses, right.losses)
+    check = f"loss curve, {len(left.losses)} steps"
+    return Row(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
+
+
+def _place(spec: Spec, name: str) -> str:
+    """A parameter and what updates it."""
+    groups = {parameter.name: parameter.group for parameter in parameter_manifest(spec)}
+    return f"{name} ({'Muon' if groups[name] == 'matrix' else f'Adam, {groups[name]} group'})"

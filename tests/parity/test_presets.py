@@ -1,0 +1,52 @@
+"""Every preset computes the same thing on NumPy, MLX and torch."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.parity import ParityReport, run_parity
+from shared.spec import load_spec
+
+PAIRS = {"numpy - mlx", "numpy - torch", "mlx - torch"}
+ORACLE_PAIRS = {"numpy - mlx", "numpy - torch"}
+ENGINE_PAIR = {"mlx - torch"}
+
+
+def failures(report: ParityReport) -> list[str]:
+    return [
+        f"{row.check}, {row.pair}: {row.measured:.2e} over {row.tolerance:.0e} {row.unit}, {row.worst}"
+        for row in report.rows
+        if not row.passed
+    ]
+
+
+def test_tiny_agrees_in_every_check():
+    report = run_parity(load_spec("tiny"))
+    assert failures(report) == []
+    pairs: dict[str, set[str]] = {}
+    for row in report.rows:
+        pairs.setdefault(row.check, set()).add(row.pair)
+    assert pairs == {
+        "initial weights": PAIRS,
+        "batches": {"whole - backwards", "whole - 2 slices", "whole - 3 slices"},
+        "logits": PAIRS,
+        "nats of symbols": PAIRS,
+        "loss of one batch": PAIRS,
+        "gradients": ENGINE_PAIR,
+        "directional derivative": ORACLE_PAIRS,
+        "parameters after 10 steps": ENGINE_PAIR,
+        "loss curve, 50 steps": ENGINE_PAIR,
+        "artifact": PAIRS,
+        "logits, packed": PAIRS,
+        "bf16 hidden states": ORACLE_PAIRS,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "steps"), [("smoke", 6), ("bytes", 6), ("itchy", 3)])
+def test_a_preset_agrees_at_full_width_and_depth(preset: str, steps: int):
+    spec = load_spec(preset)
+    report = run_parity(spec, steps=steps)
+    assert failures(report) == []
+    assert report.spec.model.model_copy(update={"seq_len": spec.model.seq_len}) == spec.model
+    assert any(row.check == f"parameters after {steps} steps" for row in report.rows)
