@@ -9,6 +9,6 @@ from mlx_train.blas import load_openblas
 
 # MLX orders a graph breadth first up to this width, then depth first. Depth first, a CPU would finish the
 # work of one stream before it starts that of the next; wide enough, all streams run side by side.
-os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "10000")
 
 load_openblas()

@@ -5,8 +5,8 @@ MLX's own computes the full T x T square, half of it masked, in single-threaded 
 - a sequence is cut into chunks; only the diagonal chunks are masked, and what lies below them is
   covered by squares that double in size (chunk i with i - 1, pairs with pairs, ...), so the upper
   half is never computed;
-- the softmax needs no maximum: queries and keys bound every score, |q . k| <= |q| |k|, so exp cannot
-  overflow once rows whose bound is too large are shifted by the excess. Chunks then simply add up;
+- all scores of a row are formed before the first exponential, so one maximum serves the diagonal and the
+  squares, and their parts simply add up;
 - a column of ones beside v makes the same matrix product deliver the row sums;
 - the backward pass reuses the stored exponentials.
 """
@@ -19,13 +19,13 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from mlx_train.cpu_math import EXPONENT_LIMIT, LN2, LOG2E, exp2
+from mlx_train.cpu_math import LN2, LOG2E, exp2
 
 CHUNK = 128
 # Shorter sequences, such as the bytes of a patch, gain nothing.
 SHORTEST = 32
-# Scores stay this far (in powers of two) below the float32 limit, so that row sums cannot overflow.
-HEADROOM = 24.0
+# Stands for minus infinity, which the arithmetic of exp2 does not take.
+MASKED = -1e30
 
 
 def can_chunk(time: int) -> bool:
@@ -50,8 +50,8 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 
 @lru_cache(maxsize=64)
 def _mask(chunk: int, copies: int) -> np.ndarray:
-    """1 where a row of a diagonal chunk may see a column, `copies` heads one after the other: [R, chunk]."""
-    return np.tile(np.tri(chunk, dtype=np.float32), (copies, 1))
+    """Whether a row of a diagonal chunk may see a column, `copies` heads one after the other: [R, chunk]."""
+    return np.tile(np.tri(chunk, dtype=bool), (copies, 1))
 
 
 def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
@@ -62,16 +62,18 @@ def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.a
         count, chunks, rows, width = q.shape
         ones = mx.ones((count, k.shape[1], 1), dtype=v.dtype)
         extended = mx.concatenate([v, ones], axis=-1)
-        shift = _overflow_shift(q, k)
-        scores = q @ k.reshape(count, chunks, chunk, width).swapaxes(-1, -2)
-        mask = mx.array(_mask(chunk, rows // chunk))
-        exponentials = [exp2(scores - shift) * mx.broadcast_to(mask, scores.shape)]
+        diagonal = q @ k.reshape(count, chunks, chunk, width).swapaxes(-1, -2)
+        diagonal = mx.where(mx.array(_mask(chunk, rows // chunk)), diagonal, MASKED)
+        below = [q_late @ k_early.swapaxes(-1, -2) for _, q_late, k_early, _ in _levels(q, k, extended)]
+        largest = mx.max(diagonal, axis=-1, keepdims=True)
+        for level, scores in enumerate(below):
+            largest = _max_late(largest, mx.max(scores, axis=-1, keepdims=True), 2**level)
+        largest = largest.reshape(count, chunks, rows, 1)
+        exponentials = [exp2(diagonal - largest)]
         total = exponentials[0] @ extended.reshape(count, chunks, chunk, width + 1)
-        for size, q_late, k_early, v_early in _levels(q, k, extended):
-            shift_late = _late(shift, count, size)
-            below = exp2(q_late @ k_early.swapaxes(-1, -2) - shift_late)
-            exponentials.append(below)
-            total = _add_late(total, below @ v_early, size)
+        for scores, (size, _, _, v_early) in zip(below, _levels(q, k, extended), strict=True):
+            exponentials.append(exp2(scores - _late(largest, count, size)))
+            total = _add_late(total, exponentials[-1] @ v_early, size)
         total = total.reshape(count, chunks, rows, width + 1)
         row_sums = total[..., width:]
         return total[..., :width] / row_sums, row_sums, extended, *exponentials
@@ -100,13 +102,6 @@ def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.a
     return lambda q, k, v: core(q, k, v)[0]
 
 
-def _overflow_shift(q: mx.array, k: mx.array) -> mx.array:
-    """What to subtract from each row's scores [M, n, R, 1]: the bound |q| max|k| less what exp2 can take."""
-    largest_key = mx.max(mx.sum(k * k, axis=-1), axis=-1).reshape(-1, 1, 1, 1)
-    bound = mx.sqrt(mx.sum(q * q, axis=-1, keepdims=True) * largest_key)
-    return mx.stop_gradient(mx.maximum(bound - (EXPONENT_LIMIT - HEADROOM), 0.0))
-
-
 def _levels(q: mx.array, k: mx.array, v: mx.array) -> Iterator[tuple[int, mx.array, mx.array, mx.array]]:
     """(size, late queries, early keys, early values) of each doubling square, from the smallest up."""
     count, chunks, _, width = q.shape
@@ -130,6 +125,12 @@ def _add_late(total: mx.array, part: mx.array, size: int) -> mx.array:
     """total plus part [M, pairs, ...] in the later half of each pair."""
     pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
     return mx.concatenate([pairs[:, :, :1], pairs[:, :, 1:] + part[:, :, None]], axis=2)
+
+
+def _max_late(largest: mx.array, part: mx.array, size: int) -> mx.array:
+    """The maximum with part [M, pairs, ...] in the later half of each pair."""
+    pairs = largest.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
+    return mx.concatenate([pairs[:, :, :1], mx.maximum(pairs[:, :, 1:], part[:, :, None])], axis=2)
 
 
 def _add_early(total: mx.array, part: mx.array, size: int) -> mx.array:

@@ -29,10 +29,11 @@ _EXP2M1 = (
 
 
 def exp2(y: mx.array) -> mx.array:
-    """2^y for float32 y <= 126, 2^-126 below -126; relative error about 1e-7."""
-    y = mx.maximum(y, -EXPONENT_LIMIT)
-    whole = (y + _ROUNDER) - _ROUNDER
-    return (1.0 + _exp2m1(y - whole)) * _power_of_two(whole)
+    """2^y for float32 y <= 126, exactly 0 below -126; relative error about 1e-7."""
+    bounded = mx.maximum(y, -EXPONENT_LIMIT)
+    whole = (bounded + _ROUNDER) - _ROUNDER
+    value = (1.0 + _exp2m1(bounded - whole)) * _power_of_two(whole)
+    return mx.where(y < -EXPONENT_LIMIT, 0.0, value)
 
 
 def tanh(u: mx.array) -> mx.array:
