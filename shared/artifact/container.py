@@ -36,7 +36,6 @@ and an equal spec give equal bytes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -54,6 +53,7 @@ from shared.artifact.header import Header, StoredSection, build_header, canonica
 from shared.artifact.layout import lay_out, pick_up, plan_layout
 from shared.artifact.quantise import QuantisedTensor, dequantise, quantise
 from shared.errors import ArtifactError
+from shared.files import write_atomically
 from shared.model.manifest import parameter_manifest
 from shared.spec import Spec
 
@@ -108,7 +108,10 @@ def write_artifact(
 ) -> ArtifactInfo:
     """Pack weights into a file, atomically. Raises ArtifactError as `pack_bytes`, or if it cannot be written."""
     content, info = _pack(spec, weights, extra)
-    _write_atomically(Path(path), content)
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot write the artifact ({error.strerror or error})") from None
     return info
 
 
@@ -228,19 +231,3 @@ def _one_line(error: ArtifactError) -> str:
     """A message made of what a hostile file says, safe to print: one line, ASCII, at most 400 characters."""
     text = " ".join(str(error).encode("ascii", "backslashreplace").decode("ascii").split())
     return text if len(text) <= 400 else f"{text[:397]}..."
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, rename. On failure the target is as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot write the artifact ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
