@@ -12,7 +12,7 @@ from cuda_train.ops import make_ops
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
 from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import global_norm, initial_state, optimizer_step
+from shared.optim import HYPERPARAMETERS, global_norm, initial_state, optimizer_step
 from shared.spec import Spec
 
 Arrays = dict[str, torch.Tensor]
@@ -37,19 +37,22 @@ class TrainingEngine:
         self.params = self._to_device(weights)
         self.state = self._to_device(initial_state(self.spec, weights))
 
+    def warm_up(self, x: np.ndarray) -> None:
+        if self.spec.training.compile:
+            _, grads = self._batch_gradients(x)
+            with torch.no_grad():
+                self._updated(grads, global_norm(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
+
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
-        loss, grads = self._accumulated_gradients(x)
+        loss, grads = self._batch_gradients(x)
         with torch.no_grad():
             norm = global_norm(self.ops, grads)
             self._check_finite(loss, norm, grads)
-            scalars = {
-                name: torch.tensor(value, dtype=torch.float32, device=self.ops.device) for name, value in hyper.items()
-            }
-            self.params, self.state = self._update(self.params, grads, self.state, norm, scalars)
+            self.params, self.state = self._updated(grads, norm, hyper)
         return float(loss.item()), float(norm.item())
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        loss, grads = self._accumulated_gradients(x)
+        loss, grads = self._batch_gradients(x)
         return float(loss.item()), self._to_host(grads)
 
     def use_weights(self, kind: WeightsKind) -> None:
@@ -88,7 +91,15 @@ class TrainingEngine:
     ) -> tuple[Arrays, Arrays]:
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
 
-    def _accumulated_gradients(self, x: np.ndarray) -> tuple[torch.Tensor, Arrays]:
+    def _updated(self, grads: Arrays, norm: torch.Tensor, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+        """(params, state) after one optimizer step."""
+        scalars = {
+            name: torch.tensor(value, dtype=torch.float32, device=self.ops.device) for name, value in hyper.items()
+        }
+        params, state = self._update(self.params, grads, self.state, norm, scalars)
+        return params, state
+
+    def _batch_gradients(self, x: np.ndarray) -> tuple[torch.Tensor, Arrays]:
         """Gradients of the mean over the whole batch, one micro-batch after the other."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in self.params.items()}
         total_loss = torch.zeros((), device=self.ops.device)

@@ -13,7 +13,7 @@ from mlx_train.ops import make_ops
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
 from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import global_norm, initial_state, optimizer_step, partition_parameters
+from shared.optim import HYPERPARAMETERS, global_norm, initial_state, optimizer_step, partition_parameters
 from shared.spec import Spec
 
 Arrays = dict[str, mx.array]
@@ -46,22 +46,16 @@ class TrainingEngine:
         self.params = self._to_device(weights)
         self.state = self._to_device(initial_state(self.spec, weights))
 
+    def warm_up(self, x: np.ndarray) -> None:
+        if self.spec.training.compile:
+            _, grads = self._batch_gradients(x)
+            self._updated(grads, global_norm(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
+
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
         loss, grads = self._batch_gradients(x)
         norm = global_norm(self.ops, grads)
         self._check_finite(loss, norm, grads)
-        scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
-        updated = [
-            update(*self._part(names, grads), norm, scalars)
-            for update, names in zip(self._update, self._partition, strict=True)
-        ]
-        mx.eval(updated)
-        params, state = {}, {}
-        for some_params, some_state in updated:
-            params.update(some_params)
-            state.update(some_state)
-        self.params = {name: params[name] for name in self.params}
-        self.state = {key: state[key] for key in self.state}
+        self.params, self.state = self._updated(grads, norm, hyper)
         return self._number(loss), self._number(norm)
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
@@ -109,6 +103,20 @@ class TrainingEngine:
 
     def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> Any:
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
+
+    def _updated(self, grads: Arrays, norm: mx.array, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+        """(params, state) after one optimizer step, each stream with its part of the parameters."""
+        scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
+        updated = [
+            update(*self._part(names, grads), norm, scalars)
+            for update, names in zip(self._update, self._partition, strict=True)
+        ]
+        mx.eval(updated)
+        params, state = {}, {}
+        for some_params, some_state in updated:
+            params.update(some_params)
+            state.update(some_state)
+        return {name: params[name] for name in self.params}, {key: state[key] for key in self.state}
 
     def _batch_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
         """Loss and gradients of the mean over the whole batch.

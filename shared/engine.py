@@ -58,6 +58,10 @@ class Engine(Scorer, Protocol):
         """Start from float32 weights by parameter name, with a fresh optimizer state."""
         ...
 
+    def warm_up(self, x: np.ndarray) -> None:
+        """Compile what train_step needs for batches like x [B, T]. Changes nothing but the time of the first step."""
+        ...
+
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
         """One optimizer step on the global batch x [B, T]; returns (mean nats per symbol, gradient norm).
 

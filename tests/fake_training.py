@@ -42,6 +42,9 @@ class FakeEngine:
     def initialise(self, weights: Weights) -> None:
         self.state = {"weight/w": np.zeros(8, np.float32), "momentum/w": np.zeros(8, np.float32)}
 
+    def warm_up(self, x: np.ndarray) -> None:
+        pass
+
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
         step = self.steps
         self.fail(step)

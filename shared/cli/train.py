@@ -106,7 +106,12 @@ def _print_finished(out: Console, result: RunResult, finished: Finished) -> None
         markup=False,
         soft_wrap=True,
     )
-    out.print(f"artifact {result.run.artifact_path}, score {result.run.score_path}", markup=False, soft_wrap=True)
+    files = result.run
+    out.print(
+        f"artifact {files.artifact_path}, score {files.score_path}, report {files.report_path}",
+        markup=False,
+        soft_wrap=True,
+    )
     for problem in finished.problems:
         out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
 

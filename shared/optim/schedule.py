@@ -10,6 +10,17 @@ import math
 
 from shared.spec import OptimizerSpec, ScheduleSpec, Spec
 
+# Names of the numbers in `step_hyperparameters`.
+HYPERPARAMETERS = (
+    "matrix_lr",
+    "embedding_lr",
+    "head_lr",
+    "scalar_lr",
+    "momentum",
+    "first_correction",
+    "second_correction",
+)
+
 
 def progress_frac(spec: Spec, step: int, elapsed_s: float) -> float:
     """How far a run is, in [0, 1], after `step` steps and `elapsed_s` seconds of training."""
@@ -43,12 +54,13 @@ def step_hyperparameters(spec: Spec, step: int, progress: float) -> dict[str, fl
     """The numbers one optimizer step needs; `step` counts from 0. Learning rates already carry the factor."""
     optimizer = spec.optimizer
     factor = lr_factor(spec.schedule, progress)
-    return {
-        "matrix_lr": optimizer.matrix_lr * factor,
-        "embedding_lr": optimizer.embed_lr * factor,
-        "head_lr": optimizer.head_lr * factor,
-        "scalar_lr": optimizer.scalar_lr * factor,
-        "momentum": muon_momentum(optimizer, step),
-        "first_correction": 1.0 - optimizer.adam_beta1 ** (step + 1),
-        "second_correction": 1.0 - optimizer.adam_beta2 ** (step + 1),
-    }
+    values = (
+        optimizer.matrix_lr * factor,
+        optimizer.embed_lr * factor,
+        optimizer.head_lr * factor,
+        optimizer.scalar_lr * factor,
+        muon_momentum(optimizer, step),
+        1.0 - optimizer.adam_beta1 ** (step + 1),
+        1.0 - optimizer.adam_beta2 ** (step + 1),
+    )
+    return dict(zip(HYPERPARAMETERS, values, strict=True))

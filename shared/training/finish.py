@@ -18,6 +18,7 @@ from shared.tolerances import PACKING_BPB
 from shared.training.interruption import Interruption
 from shared.training.metrics import MetricsLog
 from shared.training.observer import Observer, ValidationReport
+from shared.training.report_html import write_report
 from shared.training.run_directory import RunDirectory
 from shared.training.sources import Sources
 from shared.training.validation import make_validate
@@ -76,7 +77,7 @@ def finish_run(
     observer: Observer,
     interruption: Interruption,
 ) -> Finished:
-    """Write artifact.btw and score.json for the trained engine. The engine holds the packed weights afterwards.
+    """Write artifact.btw, score.json and report.html for the trained engine, which holds the packed weights afterwards.
 
     `unpacked` is the validation at the last step. Raises StopRequested between two passes after a signal, and
     ArtifactError or RunError where something cannot be written.
@@ -113,4 +114,5 @@ def finish_run(
     metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )
+    write_report(run)
     return finished

@@ -101,6 +101,7 @@ class TrainingLoop:
     def run(self) -> Outcome:
         """Train to the end, to a signal or to a failure. Raises RunError where a file cannot be written."""
         try:
+            self._warm_up()
             while True:
                 self.interruption.check()
                 finished = self._progress() >= 1.0
@@ -116,6 +117,12 @@ class TrainingLoop:
             return self._interrupted()
         except _Failure as failure:
             return self._failed(failure)
+
+    def _warm_up(self) -> None:
+        """Compile before the clock starts; a finished run has nothing to compile for."""
+        if self._progress() < 1.0:
+            self.observer.on_stage("compiling")
+            self.engine.warm_up(self.loader.batch(self.position.step))
 
     def _progress(self) -> float:
         return progress_frac(self.spec, self.position.step, self.position.elapsed_s)

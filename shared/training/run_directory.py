@@ -6,6 +6,7 @@ metrics.jsonl       one JSON object per logged event
 checkpoints/        the last few, engine-neutral
 artifact.btw        the packed model
 score.json          its score with everything that qualifies it
+report.html         all of the above on one page, for people
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class RunDirectory:
     @property
     def score_path(self) -> Path:
         return self.path / "score.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
 
     def read_spec(self) -> Spec:
         """The resolved spec of the run. Raises RunError if there is none."""

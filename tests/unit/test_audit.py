@@ -22,11 +22,11 @@ from shared.scoring.bits_per_byte import Score
 from shared.scoring.checks import check_denominator, check_plausibility, make_probe
 from shared.scoring.confidence import Confidence
 from shared.scoring.random_bytes import check_random_bytes, random_bytes_spec
-from shared.training.target import load_audited, load_trained
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec, spec_id, spec_to_dict
 from shared.training.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.run_directory import RunDirectory
+from shared.training.target import load_audited, load_trained
 from tests.museum.fake_stream import FakeStream
 
 SPEC = load_spec("tiny", ["model.num_layers=1", "model.seq_len=32", "training.compile=false"])

@@ -52,6 +52,7 @@ def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]])
         "checkpoints",
         "environment.json",
         "metrics.jsonl",
+        "report.html",
         "score.json",
         "spec.toml",
     ]
