@@ -31,13 +31,22 @@ def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, 
 
 
 def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
-    """z[i, p] = W[p] h[i] + rms(E[x[iP + p - 1]]) + position[p], blocks inside the patch, head."""
+    """z[i, p] = W[p] h[i] + rms(c[iP + p]) + position[p], blocks inside the patch, head.
+
+    c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ..., E[x[t - K]]).
+    """
     model, dim = spec.model, spec.model.decoder.dim
     batch, num_patches, _ = h.shape
     patches = (batch * num_patches, model.patch_size, dim)
     condition = ops.linear(h, params["decoder.cond_proj.weight"]).reshape(patches)
     embedded = ops.embedding(params["decoder.embed.weight"], x, spec.training.dtype)
-    previous = ops.rms_norm(shift_right(ops, embedded, params["decoder.start"]), model.norm_eps)
+    earlier = [shift_right(ops, embedded, params["decoder.start"])]
+    for _ in range(model.decoder.context - 1):
+        earlier.append(shift_right(ops, earlier[-1], params["decoder.start"]))
+    previous = earlier[0]
+    if model.decoder.context > 1:
+        previous = ops.linear(ops.concatenate(earlier, axis=-1), params["decoder.context_proj.weight"])
+    previous = ops.rms_norm(previous, model.norm_eps)
     z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h)
     for layer in range(model.decoder.num_layers):
         z = run_block(ops, model, decoder_block_shape(model), params, f"decoder.layers.{layer}", z, rotate=False)

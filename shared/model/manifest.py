@@ -129,6 +129,8 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
         yield _control("decoder.start", (decoder.dim,), normal)
         yield _control("decoder.position", (patch_size, decoder.dim), normal)
         yield _matrix("decoder.cond_proj.weight", patch_size * decoder.dim, dim)
+        if decoder.context > 1:
+            yield _matrix("decoder.context_proj.weight", decoder.dim, decoder.context * decoder.dim)
         for layer in range(decoder.num_layers):
             yield from _block_parameters(f"decoder.layers.{layer}", decoder_block_shape(model), model)
         if not model.tie_embeddings:

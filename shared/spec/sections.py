@@ -51,9 +51,10 @@ class VocabularySpec(Section):
 class DecoderSpec(Section):
     """How a trunk output becomes the distributions of the P symbols of one patch (FEATURES 2.1).
 
-    `autoregressive`: a local causal transformer over the patch, MegaByte form. `mlp`: one two-layer
-    head per position, no context inside the patch. `linear`: one linear map to P * V logits; with
-    patch_size 1 it is the ordinary language-model head.
+    `autoregressive`: a local causal transformer over the patch, MegaByte form; with `context` above 1 its
+    input is a projection of the last symbols instead of the last one alone, also across patches. `mlp`: one
+    two-layer head per position, no context inside the patch. `linear`: one linear map to P * V logits;
+    with patch_size 1 it is the ordinary language-model head.
     """
 
     kind: DecoderKind
@@ -61,6 +62,7 @@ class DecoderSpec(Section):
     num_layers: Positive = Field(1, description="layers of the local transformer")
     num_heads: Positive = Field(4, description="attention heads of the local transformer")
     mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
+    context: Positive = Field(1, description="earlier symbols that each local position reads directly")
 
 
 class ModelSpec(Section):
