@@ -7,9 +7,8 @@ from shared.engine import Scorer
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, score_stream
 from shared.scoring.compressors import compressor_results
-from shared.scoring.report import ScoreDocument, score_document
+from shared.scoring.report import ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
-from shared.training.target import WeightsName
 
 # One fixed choice of documents, so that scores on a part of a text compare.
 SAMPLE_SEED = 0

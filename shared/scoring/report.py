@@ -18,10 +18,12 @@ from shared.scoring.audit import AuditReport
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.compressors import CompressorResult
 from shared.spec import Spec, spec_id
-from shared.training.target import WeightsName
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+# What is scored: the artifact, a checkpoint (its average or as trained), or random weights of an untrained spec.
+WeightsName = Literal["packed", "averaged", "trained", "random"]
 
 
 class _Part(BaseModel):

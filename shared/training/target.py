@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,13 +12,12 @@ from shared.artifact import read_artifact
 from shared.engine import split_state
 from shared.errors import RunError, UserError
 from shared.model import random_weights
+from shared.scoring.report import WeightsName
 from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
 from shared.training.checkpoints import CheckpointStore
 from shared.training.run_directory import RunDirectory
 
 RUNS = Path("runs")
-
-WeightsName = Literal["packed", "averaged", "trained", "random"]
 
 
 @dataclass(frozen=True)

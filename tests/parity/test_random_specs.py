@@ -53,6 +53,7 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
             "dim": 2 * decoder_heads * draw(st.integers(-(-8 // decoder_heads), -(-16 // decoder_heads))),
             "num_layers": draw(st.integers(1, 2)),
             "num_heads": decoder_heads,
+            "context": draw(st.integers(1, 5)),
             "mlp_dim": draw(st.integers(16, 32)),
         },
     }

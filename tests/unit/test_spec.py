@@ -50,6 +50,7 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.decoder.num_layers": "2",
     "model.decoder.num_heads": "4",
     "model.decoder.mlp_dim": "48",
+    "model.decoder.context": 2,
 }
 
 # Valid values of fields that do not determine the function, for random overrides.
