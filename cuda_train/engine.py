@@ -9,33 +9,27 @@ import torch
 
 from cuda_train import device
 from cuda_train.ops import make_ops
-from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
+from shared.engine import NonFiniteError
+from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import HYPERPARAMETERS, global_norm, initial_state, optimizer_step
+from shared.optim import HYPERPARAMETERS, global_norm, optimizer_step
 from shared.spec import Spec
 
 Arrays = dict[str, torch.Tensor]
 
 
-class TrainingEngine:
+class TrainingEngine(EngineState):
     """One model with its optimizer state on one device. See shared.engine.Engine."""
 
     name = "torch"
 
     def __init__(self, spec: Spec, model: Forward = forward) -> None:
-        self.spec, self.model, self.ops = spec, model, make_ops()
-        self.params: Arrays = {}
-        self.state: Arrays = {}
-        self.scoring_kind: WeightsKind = "trained"
+        super().__init__(spec, model, make_ops())
         self._loss_function = self._compile(lambda params, x: mean_nats(self.ops, spec, params, x, model))
         self._update = self._compile(self._optimizer_step)
         self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
         self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
-
-    def initialise(self, weights: Weights) -> None:
-        self.params = self._to_device(weights)
-        self.state = self._to_device(initial_state(self.spec, weights))
 
     def warm_up(self, x: np.ndarray) -> None:
         if self.spec.training.compile:
@@ -55,9 +49,6 @@ class TrainingEngine:
         loss, grads = self._batch_gradients(x)
         return float(loss.item()), self._to_host(grads)
 
-    def use_weights(self, kind: WeightsKind) -> None:
-        self.scoring_kind = kind
-
     def score(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._score(self._weights(self.scoring_kind), self.ops.asarray(x)))
@@ -65,16 +56,6 @@ class TrainingEngine:
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._log_probs(self._weights(self.scoring_kind), self.ops.asarray(x)))
-
-    def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
-        return self._to_host(self._weights(kind))
-
-    def save_state(self) -> dict[str, np.ndarray]:
-        return self._to_host({**{f"weight/{name}": value for name, value in self.params.items()}, **self.state})
-
-    def load_state(self, state: Weights) -> None:
-        weights, rest = split_state(self.spec, state)
-        self.params, self.state = self._to_device(weights), self._to_device(rest)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()
@@ -93,16 +74,14 @@ class TrainingEngine:
 
     def _updated(self, grads: Arrays, norm: torch.Tensor, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
         """(params, state) after one optimizer step."""
-        scalars = {
-            name: torch.tensor(value, dtype=torch.float32, device=self.ops.device) for name, value in hyper.items()
-        }
+        scalars = {name: self.ops.asarray(np.array(value, np.float32)) for name, value in hyper.items()}
         params, state = self._update(self.params, grads, self.state, norm, scalars)
         return params, state
 
     def _batch_gradients(self, x: np.ndarray) -> tuple[torch.Tensor, Arrays]:
         """Gradients of the mean over the whole batch, one micro-batch after the other."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in self.params.items()}
-        total_loss = torch.zeros((), device=self.ops.device)
+        total_loss = self.ops.asarray(np.zeros((), np.float32))
         total: Arrays = {}
         for share, part in micro_batches(self.spec, x):
             loss = self._loss_function(leaves, self.ops.asarray(part))
@@ -116,16 +95,5 @@ class TrainingEngine:
             bad = [name for name, grad in grads.items() if not torch.isfinite(grad).all()]
             raise NonFiniteError(bad[0] if bad else next(iter(grads)))
 
-    def _weights(self, kind: WeightsKind) -> Arrays:
-        if kind == "averaged" and self.spec.training.ema_decay > 0:
-            return {name: self.state[f"average/{name}"] for name in self.params}
-        return self.params
-
     def _compile(self, function: Callable) -> Callable:
         return torch.compile(function) if self.spec.training.compile else function
-
-    def _to_device(self, values: Weights) -> Arrays:
-        return {name: self.ops.asarray(value) for name, value in values.items()}
-
-    def _to_host(self, values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        return {name: self.ops.to_numpy(value) for name, value in values.items()}

@@ -10,16 +10,17 @@ import numpy as np
 
 from mlx_train import device
 from mlx_train.ops import make_ops
-from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
+from shared.engine import NonFiniteError
+from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import HYPERPARAMETERS, global_norm, initial_state, optimizer_step, partition_parameters
+from shared.optim import HYPERPARAMETERS, global_norm, optimizer_step, partition_parameters
 from shared.spec import Spec
 
 Arrays = dict[str, mx.array]
 
 
-class TrainingEngine:
+class TrainingEngine(EngineState):
     """One model with its optimizer state on the default MLX device. See shared.engine.Engine.
 
     Work is spread over the streams: micro-batches, rows to score, and the parameters of an update. Sums
@@ -29,22 +30,14 @@ class TrainingEngine:
     name = "mlx"
 
     def __init__(self, spec: Spec, model: Forward = forward) -> None:
-        self.spec, self.model = spec, model
-        self.ops = make_ops()
+        super().__init__(spec, model, make_ops())
         self.streams = device.compute_streams()
-        self.params: Arrays = {}
-        self.state: Arrays = {}
-        self.scoring_kind: WeightsKind = "trained"
         self._partition = partition_parameters(spec, len(self.streams))
         self._first_gradients = self._on_streams(self._weighted_gradients)
         self._more_gradients = self._on_streams(self._accumulate)
         self._update = self._on_streams(self._optimizer_step)
         self._score = self._on_streams(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
         self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
-
-    def initialise(self, weights: Weights) -> None:
-        self.params = self._to_device(weights)
-        self.state = self._to_device(initial_state(self.spec, weights))
 
     def warm_up(self, x: np.ndarray) -> None:
         if self.spec.training.compile:
@@ -62,24 +55,11 @@ class TrainingEngine:
         loss, grads = self._batch_gradients(x)
         return self._number(loss), self._to_host(grads)
 
-    def use_weights(self, kind: WeightsKind) -> None:
-        self.scoring_kind = kind
-
     def score(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._score, x)
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._log_probs, x)
-
-    def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
-        return self._to_host(self._weights(kind))
-
-    def save_state(self) -> dict[str, np.ndarray]:
-        return self._to_host({**{f"weight/{name}": value for name, value in self.params.items()}, **self.state})
-
-    def load_state(self, state: Weights) -> None:
-        weights, rest = split_state(self.spec, state)
-        self.params, self.state = self._to_device(weights), self._to_device(rest)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()
@@ -153,11 +133,6 @@ class TrainingEngine:
             bad = [name for name, grad in grads.items() if not mx.all(mx.isfinite(grad)).item()]
             raise NonFiniteError(bad[0] if bad else next(iter(grads)))
 
-    def _weights(self, kind: WeightsKind) -> Arrays:
-        if kind == "averaged" and self.spec.training.ema_decay > 0:
-            return {name: self.state[f"average/{name}"] for name in self.params}
-        return self.params
-
     def _on_streams(self, function: Callable) -> list[Callable]:
         """The function once for each stream, compiled if the spec says so."""
 
@@ -180,9 +155,3 @@ class TrainingEngine:
 
     def _number(self, x: mx.array) -> float:
         return float(self.ops.to_numpy(x))
-
-    def _to_device(self, values: Weights) -> Arrays:
-        return {name: self.ops.asarray(value) for name, value in values.items()}
-
-    def _to_host(self, values: Mapping[str, mx.array]) -> dict[str, np.ndarray]:
-        return {name: self.ops.to_numpy(value) for name, value in values.items()}

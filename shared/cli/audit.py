@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
 from shared.cli.scoring import add_text_arguments, default_engine, positive, progress_bar, verdict
 from shared.engine import create_engine, create_scorer
 from shared.errors import UserError
@@ -30,14 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="section.key=value",
-        help="change one field of a spec; may be repeated",
-    )
+    add_set_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(

@@ -42,6 +42,11 @@ def console() -> Console:
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     """SPEC and --set, as every command that takes a spec reads them."""
     parser.add_argument("spec", metavar="SPEC", help="preset name or path to a .toml file")
+    add_set_argument(parser)
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """--set section.key=value."""
     parser.add_argument(
         "--set",
         dest="overrides",

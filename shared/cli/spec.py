@@ -11,7 +11,7 @@ import itertools
 import json
 from typing import Any
 
-from shared.cli.command import CommandResult
+from shared.cli.command import CommandResult, add_set_argument
 from shared.errors import SpecError
 from shared.model import parameter_counts
 from shared.spec import Spec, json_schema, load_spec, preset_names, spec_id, spec_to_dict, spec_to_toml
@@ -24,14 +24,7 @@ HELP = "print the resolved spec with parameter counts by group, the presets, or 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set, --schema and --list."""
     parser.add_argument("spec", metavar="SPEC", nargs="?", help="preset name or path to a .toml file")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="section.key=value",
-        help="change one field of the spec; may be repeated",
-    )
+    add_set_argument(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--schema", action="store_true", help="print the JSON Schema of a spec file")
     other.add_argument("--list", action="store_true", dest="list_presets", help="list the presets")

@@ -86,7 +86,7 @@ def check_future(scorer: Scorer, probe: Probe) -> Check:
     change = np.abs(scorer.score(alone)[:1] - before[:1])
     if _exceeds(float(change.max()), worst):
         worst, where = float(change.max()), "when only other rows of the batch changed"
-    detail = f"largest change of nats before the disturbance{f', {where}' if where else ''}"
+    detail = f"largest change of an earlier score {worst:.1e} nats{f', {where}' if where else ''}"
     return Check("future", worst <= tolerances.CAUSALITY_ABS, worst, tolerances.CAUSALITY_ABS, detail)
 
 
