@@ -32,10 +32,9 @@ class TrainingEngine(EngineState):
         self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
     def warm_up(self, x: np.ndarray) -> None:
-        if self.spec.training.compile:
-            _, grads = self._batch_gradients(x)
-            with torch.no_grad():
-                self._updated(grads, global_norm(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
+        _, grads = self._batch_gradients(x)
+        with torch.no_grad():
+            self._updated(grads, global_norm(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
         loss, grads = self._batch_gradients(x)

@@ -120,7 +120,7 @@ class TrainingLoop:
 
     def _warm_up(self) -> None:
         """Compile before the clock starts; a finished run has nothing to compile for."""
-        if self._progress() < 1.0:
+        if self.spec.training.compile and self._progress() < 1.0:
             self.observer.on_stage("compiling")
             self.engine.warm_up(self.loader.batch(self.position.step))
 

@@ -132,7 +132,7 @@ def test_a_weight_that_changes_on_its_way_to_the_device(monkeypatch: pytest.Monk
 
 
 def test_a_gradient_that_is_not_a_number(monkeypatch: pytest.MonkeyPatch):
-    right = cuda_train.engine.TrainingEngine._accumulated_gradients
+    right = cuda_train.engine.TrainingEngine._batch_gradients
 
     def poisoned(self, x):
         loss, grads = right(self, x)
@@ -140,7 +140,7 @@ def test_a_gradient_that_is_not_a_number(monkeypatch: pytest.MonkeyPatch):
             name: grad * (float("nan") if name.endswith("o_proj.weight") else 1) for name, grad in grads.items()
         }
 
-    monkeypatch.setattr(cuda_train.engine.TrainingEngine, "_accumulated_gradients", poisoned)
+    monkeypatch.setattr(cuda_train.engine.TrainingEngine, "_batch_gradients", poisoned)
     report = parity()
     rows = failed(report)
     assert rows["gradients", "mlx - torch"].worst.endswith("o_proj.weight")
