@@ -2,7 +2,7 @@
 
 On a CPU each primitive is one single-threaded pass over memory, and automatic differentiation makes many
 of them. Each function here states its gradient with the values it already has. On a GPU the plain
-operations of mlx_train.ops are used.
+operations of mlx_train.plain_ops are used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_train.cpu_attention import can_chunk, causal_attention
 from mlx_train.cpu_math import LOG2E, exp2, tanh
-from mlx_train.ops import MLXOps, rotation_tables
+from mlx_train.plain_ops import MLXOps, rotation_tables
 
 # Above it exp(logit) without subtracting a maximum could overflow float32.
 UNSHIFTED_SOFTCAP = 60.0

@@ -1,110 +1,12 @@
-"""`shared.ops.Ops` in MLX."""
+"""Which operations the MLX engine uses: MLX's own on a GPU, hand-written ones where a CPU needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-
-import mlx.core as mx
-import numpy as np
-
 from mlx_train import device
-
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
-
-
-class MLXOps:
-    """Array operations in MLX; definitions in shared.ops.protocol."""
-
-    name = "mlx"
-
-    def asarray(self, values: np.ndarray) -> mx.array:
-        values = np.asarray(values)
-        return mx.array(values.astype(np.float32 if values.dtype.kind == "f" else np.int32))
-
-    def to_numpy(self, x: mx.array) -> np.ndarray:
-        return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
-
-    def cast(self, x: mx.array, dtype: str) -> mx.array:
-        return x.astype(DTYPES[dtype])
-
-    def cast_like(self, x: mx.array, like: mx.array) -> mx.array:
-        return x.astype(like.dtype)
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x @ weight.astype(x.dtype).T
-
-    def embedding(self, weight: mx.array, index: mx.array, dtype: str) -> mx.array:
-        return weight[index].astype(DTYPES[dtype])
-
-    def rms_norm(self, x: mx.array, eps: float) -> mx.array:
-        return mx.fast.rms_norm(x, None, eps)
-
-    def rope(self, x: mx.array, base: float) -> mx.array:
-        half = x.shape[-1] // 2
-        cos, sin = (mx.array(table).astype(x.dtype) for table in rotation_tables(x.shape[1], half, base))
-        x1, x2 = x[..., :half], x[..., half:]
-        return mx.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
-
-    def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
-        return y.transpose(0, 2, 1, 3)
-
-    def leaky_relu_squared_mlp(self, x: mx.array, up: mx.array, down: mx.array, negative_slope: float) -> mx.array:
-        hidden = self.linear(x, up)
-        hidden = mx.maximum(hidden, negative_slope * hidden)
-        return self.linear(hidden * hidden, down)
-
-    def softcapped_cross_entropy(self, logits: mx.array, targets: mx.array, softcap: float) -> mx.array:
-        capped = softcap * mx.tanh(logits.astype(mx.float32) / softcap)
-        picked = mx.take_along_axis(capped, targets[..., None], axis=-1)[..., 0]
-        return mx.logsumexp(capped, axis=-1) - picked
-
-    def softcapped_log_softmax(self, logits: mx.array, softcap: float) -> mx.array:
-        capped = softcap * mx.tanh(logits.astype(mx.float32) / softcap)
-        return capped - mx.logsumexp(capped, axis=-1, keepdims=True)
-
-    def concatenate(self, arrays: Sequence[mx.array], axis: int) -> mx.array:
-        return mx.concatenate(list(arrays), axis=axis)
-
-    def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        return mx.stack(list(arrays))
-
-    def broadcast_to(self, x: mx.array, shape: Sequence[int]) -> mx.array:
-        return mx.broadcast_to(x, tuple(shape))
-
-    def transpose(self, x: mx.array) -> mx.array:
-        return mx.swapaxes(x, -1, -2)
-
-    def sum(self, x: mx.array, axes: Sequence[int] | None = None, keepdims: bool = False) -> mx.array:
-        # One axis at a time: on a CPU MLX adds up a reduction over several axes in one float32
-        # accumulator, which is off by 1e-3 after two million values.
-        for axis in sorted(range(x.ndim) if axes is None else (axis % x.ndim for axis in axes), reverse=True):
-            x = mx.sum(x, axis=axis, keepdims=keepdims)
-        return x
-
-    def sqrt(self, x: mx.array) -> mx.array:
-        return mx.sqrt(x)
-
-    def relu(self, x: mx.array) -> mx.array:
-        return mx.maximum(x, 0.0)
-
-    def minimum(self, x: mx.array, limit: float) -> mx.array:
-        return mx.minimum(x, limit)
-
-
-@lru_cache(maxsize=32)
-def rotation_tables(time: int, half: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of the RoPE angles, float32 [T, 1, C/2]."""
-    theta = np.outer(np.arange(time), base ** (-np.arange(half) / half))[:, None, :]
-    return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
+from mlx_train.cpu_ops import MLXCPUOps
+from mlx_train.plain_ops import MLXOps
 
 
 def make_ops() -> MLXOps:
     """The operations for MLX's default device."""
-    if device.on_gpu():
-        return MLXOps()
-    from mlx_train.cpu_ops import MLXCPUOps  # it builds on this module
-
-    return MLXCPUOps()
+    return MLXOps() if device.on_gpu() else MLXCPUOps()

@@ -18,7 +18,7 @@ from shared.tolerances import PACKING_BPB
 from shared.training.interruption import Interruption
 from shared.training.metrics import MetricsLog
 from shared.training.observer import Observer, ValidationReport
-from shared.training.report_html import write_report
+from shared.training.report import write_report
 from shared.training.run_directory import RunDirectory
 from shared.training.sources import Sources
 from shared.training.validation import make_validate

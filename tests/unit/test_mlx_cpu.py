@@ -16,7 +16,7 @@ from mlx_train.cpu_attention import can_chunk, causal_attention
 from mlx_train.cpu_math import exp2, tanh
 from mlx_train.cpu_ops import MLXCPUOps
 from mlx_train.engine import TrainingEngine
-from mlx_train.ops import MLXOps
+from mlx_train.plain_ops import MLXOps
 from shared.microbatch import activation_bytes_per_row
 from shared.model import random_weights
 from shared.ops import NumpyOps

@@ -19,10 +19,9 @@ from shared.errors import RunError
 from shared.model import parameter_counts
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec, spec_id
-from shared.training.markup import element, page
-from shared.training.report_html import write_report
-from shared.training.run_directory import RunDirectory
-from shared.training.svg_chart import (
+from shared.training.report.document import write_report
+from shared.training.report.markup import element, page
+from shared.training.report.svg_chart import (
     MOST_POINTS,
     Axis,
     Bar,
@@ -33,7 +32,8 @@ from shared.training.svg_chart import (
     line_chart,
     log_ticks,
 )
-from shared.training.svg_chart import ticks as linear_ticks
+from shared.training.report.svg_chart import ticks as linear_ticks
+from shared.training.run_directory import RunDirectory
 from tests.fake_training import tiny_spec
 
 HOSTILE = "<script>alert('x')</script>\"&amp;\x00\x1b[31m\u202e\ud800"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.training.markup import Element, element
+from shared.training.report.markup import Element, element
 
 Format = Callable[[float], str]
 Axis = Literal["near", "zero", "log"]

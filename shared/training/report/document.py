@@ -14,12 +14,12 @@ from shared.files import write_atomically
 from shared.model import parameter_counts
 from shared.scoring.report import CheckPart, ScoreDocument
 from shared.spec import Spec
-from shared.training.markup import Child, Element, element, facts, page, section, table
-from shared.training.report_run import FinishedRun, number, read_finished
-from shared.training.report_style import STYLE
-from shared.training.report_training import training_section
+from shared.training.report.curves import training_section
+from shared.training.report.finished_run import FinishedRun, number, read_finished
+from shared.training.report.markup import Child, Element, element, facts, page, section, table
+from shared.training.report.style import STYLE
+from shared.training.report.svg_chart import Bar, bar_chart, budget_chart
 from shared.training.run_directory import RunDirectory
-from shared.training.svg_chart import Bar, bar_chart, budget_chart
 from shared.training.units import in_bytes
 
 GROUPS = {

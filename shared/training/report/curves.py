@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shared.training.markup import Child, Element, element, facts, section
 from shared.training.metrics import Record
-from shared.training.report_run import FinishedRun, number
-from shared.training.svg_chart import Format, Point, Series, line_chart
+from shared.training.report.finished_run import FinishedRun, number
+from shared.training.report.markup import Child, Element, element, facts, section
+from shared.training.report.svg_chart import Format, Point, Series, line_chart
 from shared.training.units import in_bytes, in_count, in_time
 
 
