@@ -197,7 +197,9 @@ class TrainingSpec(Section):
     time_limit_s: Rate = Field(0.0, description="training time after which a `time` schedule ends; 0 is none")
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
-    memory_limit_bytes: Count = Field(0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit")
+    memory_limit_bytes: Count = Field(
+        0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
+    )
     dtype: DType = "float32"
     compile: bool = True
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
