@@ -14,7 +14,7 @@ from shared.engine import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
 from shared.scoring.audit import AuditReport, audit_scorer, check_initial_loss
-from shared.scoring.bits_per_byte import score_stream
+from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
 from shared.scoring.stream import open_split
@@ -91,15 +91,7 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     stream = sampled(text, args.max_symbols or spec.evaluation.val_symbols)
     scorer = create_scorer(engine, spec, target.weights)
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
-        score = score_stream(
-            scorer,
-            stream,
-            seq_len=spec.model.seq_len,
-            stride=spec.evaluation.stride_symbols,
-            batch_rows=spec.evaluation.batch_symbols // spec.model.seq_len,
-            confidence=spec.evaluation.confidence,
-            progress=progress,
-        )
+        score = score_by_spec(scorer, stream, progress=progress)
     with out.status("looking for leaks"):
         report = audit_scorer(scorer, stream, score)
         if target.weights_name == "random":

@@ -54,6 +54,22 @@ class Score:
         return self.nats / self.symbols
 
 
+def score_by_spec(
+    scorer: Scorer, stream: SymbolStream, *, stride: int | None = None, progress: Progress | None = None
+) -> Score:
+    """`score_stream` under the protocol of the scorer's own spec; `stride` replaces evaluation.stride_symbols."""
+    model, evaluation = scorer.spec.model, scorer.spec.evaluation
+    return score_stream(
+        scorer,
+        stream,
+        seq_len=model.seq_len,
+        stride=evaluation.stride_symbols if stride is None else stride,
+        batch_rows=evaluation.batch_symbols // model.seq_len,
+        confidence=evaluation.confidence,
+        progress=progress,
+    )
+
+
 def score_stream(
     scorer: Scorer,
     stream: SymbolStream,

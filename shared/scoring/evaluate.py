@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.artifact import code_bytes
 from shared.engine import Scorer
 from shared.scoring.audit import audit_scorer
-from shared.scoring.bits_per_byte import Progress, score_stream
+from shared.scoring.bits_per_byte import Progress, score_by_spec
 from shared.scoring.compressors import compressor_results
 from shared.scoring.report import ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
@@ -33,15 +33,7 @@ def evaluate(
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
-    score = score_stream(
-        scorer,
-        scored,
-        seq_len=spec.model.seq_len,
-        stride=spec.evaluation.stride_symbols if stride is None else stride,
-        batch_rows=spec.evaluation.batch_symbols // spec.model.seq_len,
-        confidence=spec.evaluation.confidence,
-        progress=progress,
-    )
+    score = score_by_spec(scorer, scored, stride=stride, progress=progress)
     return score_document(
         spec=spec,
         score=score,

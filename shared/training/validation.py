@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from shared.engine import Engine
 from shared.errors import RunError
-from shared.scoring.bits_per_byte import score_stream
+from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
 from shared.training.observer import ValidationReport
@@ -32,15 +32,7 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
         begin = time.perf_counter()
         engine.use_weights("averaged")
         try:
-            score = score_stream(
-                engine,
-                stream,
-                seq_len=spec.model.seq_len,
-                stride=spec.evaluation.stride_symbols,
-                batch_rows=spec.evaluation.batch_symbols // spec.model.seq_len,
-                confidence=spec.evaluation.confidence,
-                progress=progress,
-            )
+            score = score_by_spec(engine, stream, progress=progress)
         except RunError as error:
             raise NonFiniteScoreError(str(error)) from None
         finally:
