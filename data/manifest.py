@@ -52,24 +52,40 @@ class SplitEntry(_Entry):
         return _hash(self.model_dump(mode="json"))
 
 
+class Origin(_Entry):
+    """Where a dataset of the hub comes from: `revision` is a commit, `train_shards` were taken of those there."""
+
+    repo_id: str
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    folder: str
+    train_shards: Positive
+    train_shards_available: Positive
+    tokenizer_file: str
+    tokenizer_sha256: Sha256
+
+
 class Manifest(_Entry):
-    """A whole dataset. `vocabulary` is the tokenizer's hash, or "bytes" for raw bytes."""
+    """A whole dataset. `vocabulary` is the tokenizer's hash, or "bytes" for raw bytes; `origin` only from the hub."""
 
     format: Literal[1] = FORMAT
     name: FileName
     vocabulary: str = BYTES_VOCABULARY
     source: str
+    origin: Origin | None = None
     splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=1)]
     sha256: Sha256
 
     def to_json(self) -> str:
         """The text of the manifest file."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
 
 
-def make_manifest(name: str, source: str, splits: dict[SplitName, SplitEntry]) -> Manifest:
+def make_manifest(
+    name: str, source: str, splits: dict[SplitName, SplitEntry], origin: Origin | None = None
+) -> Manifest:
     """A byte dataset's manifest with its hash filled in."""
-    return Manifest(name=name, source=source, splits=splits, sha256=dataset_hash(BYTES_VOCABULARY, splits))
+    digest = dataset_hash(BYTES_VOCABULARY, splits)
+    return Manifest(name=name, source=source, origin=origin, splits=splits, sha256=digest)
 
 
 def dataset_hash(vocabulary: str, splits: dict[SplitName, SplitEntry]) -> str:

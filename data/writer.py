@@ -6,8 +6,10 @@ A process that is killed, or a disk that fills up, never leaves a half-written d
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -16,10 +18,13 @@ from types import TracebackType
 
 import numpy as np
 
-from data.manifest import FILE_NAME, FileEntry, SplitEntry, SplitName, make_manifest
+from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, make_manifest
 from data.shards import MAX_SHARD_SYMBOLS, ShardWriter, sync_and_close
 from shared.errors import DataError
 from shared.files import sync_folder
+
+# .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two change places.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-(?P<process>[0-9]+)-[^.]+")
 
 
 class DatasetWriter:
@@ -43,14 +48,16 @@ class DatasetWriter:
         self._max_shard_symbols = max_shard_symbols
         self._splits: dict[SplitName, _SplitWriter] = {}
         self._temporary = folder
+        self._lock = -1
 
     def __enter__(self) -> DatasetWriter:
         if not (self._replace or self._keep_existing):
-            self._refuse_existing()
+            refuse_existing(self._folder)
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{self._folder.name}.partial-"
-            self._temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=self._folder.parent))
+            remove_leftovers(self._folder.parent)
+            self._temporary = self._make_temporary("partial")
+            self._lock = _locked(self._temporary)
             # mkdtemp makes a private folder; a dataset is as readable as any other file of the user.
             self._temporary.chmod(0o777 & ~_umask())
         except OSError as error:
@@ -63,6 +70,8 @@ class DatasetWriter:
         for split in self._splits.values():
             split.abandon()
         shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def add(self, split: SplitName, chunks: Iterable[bytes]) -> None:
         """Append one document, not empty, given as consecutive pieces of UTF-8 text."""
@@ -80,13 +89,13 @@ class DatasetWriter:
                 raise self._data_error(error) from None
         writer.end_document()
 
-    def finish(self, source: str) -> None:
+    def finish(self, source: str, origin: Origin | None = None) -> None:
         """Write the manifest, force everything to the disk and rename the dataset into place."""
         if not self._splits:
             raise DataError(f"dataset {self._folder.name!r}: no document with text, nothing to write")
         try:
             entries = {split: self._splits[split].finish() for split in sorted(self._splits, reverse=True)}
-            manifest = make_manifest(self._folder.name, source, entries)
+            manifest = make_manifest(self._folder.name, source, entries, origin)
             with (self._temporary / FILE_NAME).open("xb") as file:
                 file.write(manifest.to_json().encode())
                 sync_and_close(file)
@@ -98,7 +107,7 @@ class DatasetWriter:
 
     def _put_in_place(self) -> None:
         if self._replace and self._folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{self._folder.name}.old-", dir=self._folder.parent))
+            old = self._make_temporary("old")
             self._folder.replace(old)
             try:
                 self._temporary.rename(self._folder)
@@ -113,17 +122,46 @@ class DatasetWriter:
             if not self._folder.exists():
                 raise
             if not self._keep_existing:
-                self._refuse_existing()
+                refuse_existing(self._folder)
 
-    def _refuse_existing(self) -> None:
-        if self._folder.exists():
-            raise DataError(f"dataset {self._folder.name!r} exists in {self._folder.parent}; --replace overwrites it")
+    def _make_temporary(self, kind: str) -> Path:
+        prefix = f".{self._folder.name}.{kind}-{os.getpid()}-"
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=self._folder.parent))
 
     def _data_error(self, error: OSError) -> DataError:
         reason = (error.strerror or str(error)).lower()
         return DataError(
             f"cannot write dataset {self._folder.name!r} in {self._folder.parent}: {reason}; nothing was kept"
         )
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise DataError if there is a dataset in its place already."""
+    if folder.exists():
+        raise DataError(f"dataset {folder.name!r} exists in {folder.parent}; --replace overwrites it")
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed processes left half-written in the folder of all datasets.
+
+    A dataset whose replacement was cut short between two renames goes back to its place.
+    """
+    for leftover in root.glob(".*-*"):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or _is_alive(int(match["process"])):
+            continue
+        lock = _locked(leftover)
+        if lock < 0:
+            continue  # Of a living process after all: on another machine that shares this folder.
+        try:
+            place = root / match["name"]
+            if match["kind"] == "old" and (leftover / FILE_NAME).exists() and not place.exists():
+                with contextlib.suppress(OSError):
+                    leftover.rename(place)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 class _SplitWriter:
@@ -200,3 +238,28 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the lock of a folder until it is closed or its process dies; -1 if another has it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this machine has this number, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

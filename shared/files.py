@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -15,11 +16,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     Written to a temporary file beside it, flushed, then renamed over it. Raises OSError (a full disk, no
     permission) with `path` as its file name; the old file is then untouched and nothing is left behind.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """For content that is not at hand as bytes: gives a temporary path beside `path` to write a file to, which is
+    flushed and renamed over `path` at the end of the block. Errors as in `write_atomically`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)

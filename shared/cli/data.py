@@ -1,4 +1,4 @@
-"""`bytetwin data`: lists, builds, imports and verifies datasets.
+"""`bytetwin data`: lists, builds, imports, downloads and verifies datasets.
 
 The work is done in `data`, which depends on shared and not the other way, so it is found by name.
 """
@@ -18,11 +18,11 @@ from shared.cli.command import CommandResult, console
 from shared.errors import DataError
 
 NAME = "data"
-HELP = "list, build, import and verify datasets"
+HELP = "list, build, import, download and verify datasets"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands list, build, import and verify."""
+    """Declare the subcommands list, build, import, download and verify."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add(actions, "list", "the datasets on disk, with sizes and hashes")
     build = _add(actions, "build", "make the built-in corpus (also happens on first use)")
@@ -39,11 +39,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
     add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
+    load = _add(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
+    load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
+    load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch (default: %(default)s)")
+    load.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the first N training shards (%(default)s); held-out is whole",
+    )
+    load.add_argument("--name", help="name of the new dataset (default: SOURCE)")
+    load.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run one action; raises DataError for bad input."""
-    actions = {"list": _list, "build": _build, "import": _import, "verify": _verify}
+    actions = {"list": _list, "build": _build, "import": _import, "download": _download, "verify": _verify}
     return actions[args.action](args)
 
 
@@ -116,6 +128,41 @@ def _import(args: argparse.Namespace) -> CommandResult:
     if result.other_files:
         out.print(f"{result.other_files} files of other types left out")
     return CommandResult(document)
+
+
+def _download(args: argparse.Namespace) -> CommandResult:
+    hub = importlib.import_module("data.hub")
+    out = console()
+    with _progress(DownloadColumn()) as bar:
+        task = bar.add_task("asking the hub", total=None)
+        try:
+            result = hub.import_from_hub(
+                args.source,
+                tokenizer=args.tokenizer,
+                num_shards=args.shards,
+                name=args.name,
+                replace=args.replace,
+                progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            out.print("interrupted; the same command goes on where this one stopped")
+            return CommandResult({"interrupted": True}, status=130)
+    out.print(_table([_describe(result.manifest)]))
+    if result.empty_documents:
+        out.print(f"{result.empty_documents} empty documents left out")
+    if result.unfinished_documents:
+        out.print("the last training document, which goes on in the next shard, left out")
+    return CommandResult(
+        {
+            **_describe(result.manifest),
+            "origin": result.manifest.origin.model_dump(),
+            "files": result.num_files,
+            "downloaded_bytes": result.downloaded_bytes,
+            "tokens": result.num_tokens,
+            "empty_documents": result.empty_documents,
+            "unfinished_documents": result.unfinished_documents,
+        }
+    )
 
 
 def _verify(args: argparse.Namespace) -> CommandResult:

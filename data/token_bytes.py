@@ -1,0 +1,109 @@
+"""How many text bytes each token stands for (FEATURES 1.2), and the text that this definition gives.
+
+The community scores bits per byte with a table: a control, unknown or unused id counts 0 bytes and is a
+boundary, a byte piece counts 1, any other piece its UTF-8 length without a leading U+2581; that leading
+space counts 1 more, unless the token before is a boundary. A document's text is defined here so that it
+has exactly these bytes: the decoded pieces, without the one space that a first piece may begin with.
+Legend: T tokens, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import DataError
+
+SPACE_MARK = "\u2581"
+
+Tokens = npt.NDArray[np.uint16]
+Int64 = npt.NDArray[np.int64]
+
+
+class TokenBytes:
+    """The byte table of a SentencePiece model, and the decoder that agrees with it.
+
+    Attributes: `vocab_size`, `document_start` (the id before every document).
+    """
+
+    def __init__(self, processor: Any) -> None:
+        """`processor`: a SentencePieceProcessor with a beginning-of-sentence id and at least one plain piece."""
+        self._processor = processor
+        self.vocab_size = int(processor.vocab_size())
+        self.document_start = int(processor.bos_id())
+        self._base_bytes = np.zeros(self.vocab_size, dtype=np.int64)
+        self._has_space = np.zeros(self.vocab_size, dtype=bool)
+        self._is_boundary = np.zeros(self.vocab_size, dtype=bool)
+        self._guard = -1
+        for token in range(self.vocab_size):
+            self._enter(token)
+        self._guard_bytes = len(processor.id_to_piece(self._guard).encode()) if self._guard >= 0 else 0
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the model marks document starts and has a piece of plain text."""
+        return self.document_start >= 0 and self._guard >= 0
+
+    def counts(self, tokens: Tokens, previous: int) -> Int64:
+        """Text bytes of every token, int64 `[T]`; `tokens` uint16 `[T]`, `previous` the id before the first."""
+        before = np.empty(len(tokens), dtype=np.intp)
+        before[:1] = previous
+        before[1:] = tokens[:-1]
+        return self._base_bytes[tokens] + (self._has_space[tokens] & ~self._is_boundary[before])
+
+    def decode(self, documents: list[Tokens]) -> list[bytes]:
+        """UTF-8 text of documents, each uint16 `[T]` with the document start as its first id.
+
+        What SentencePiece does to leading spaces depends on the model: it drops all of them, or none. So the
+        start is replaced by a plain piece, which leaves nothing leading; its bytes are cut off afterwards,
+        and with them the one space that the table does not count.
+        """
+        guarded = []
+        for tokens in documents:
+            assert tokens[0] == self.document_start
+            ids = tokens.tolist()
+            ids[0] = self._guard
+            guarded.append(ids)
+        texts = []
+        for tokens, text in zip(documents, self._processor.decode(guarded), strict=True):
+            spaced = len(tokens) > 1 and bool(self._has_space[tokens[1]])
+            texts.append(text.encode()[self._guard_bytes + spaced :])
+        return texts
+
+    def _enter(self, token: int) -> None:
+        processor = self._processor
+        if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token):
+            self._is_boundary[token] = True
+            return
+        if processor.is_byte(token):
+            self._base_bytes[token] = 1
+            return
+        piece = processor.id_to_piece(token)
+        self._has_space[token] = piece.startswith(SPACE_MARK)
+        self._base_bytes[token] = len(piece.removeprefix(SPACE_MARK).encode())
+        if self._guard < 0 and piece and SPACE_MARK not in piece:
+            self._guard = token
+
+
+def load_token_bytes(path: Path) -> TokenBytes:
+    """The byte table of a SentencePiece `.model` file. Raises DataError if it is none or cannot be used."""
+    try:
+        sentencepiece = importlib.import_module("sentencepiece")
+    except ImportError:
+        raise DataError(f"{path}: reading tokens needs sentencepiece; install the extra: bytetwin[data]") from None
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise DataError(f"{path}: this is no SentencePiece model") from None
+    table = TokenBytes(processor)
+    if not table.can_decode:
+        raise DataError(
+            f"{path}: the tokenizer has no document start id or no plain piece; its shards hold no documents"
+        )
+    return table
