@@ -1,8 +1,16 @@
-"""`python -m cuda_train SPEC ...` is `bytetwin train SPEC --engine torch ...`."""
+"""`python -m cuda_train SPEC ...` is `bytetwin train SPEC --engine torch ...`, also as one of torchrun's processes."""
 
+import os
 import sys
 
+from cuda_train import distributed
 from shared.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:], "--engine", "torch"]))
+    status = main(["train", *sys.argv[1:], "--engine", "torch"])
+    if status == 0:
+        distributed.disconnect()
+    # Taking a process group apart whose other ranks are gone can hang or print a trace.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -5,14 +5,56 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
+
+from shared.device_facts import DeviceFacts, host_memory_bytes
+from shared.errors import UserError
+
+# Which of this machine's GPUs a rank takes; set by torchrun.
+LOCAL_RANK_VARIABLE = "LOCAL_RANK"
 
 
 def default_device() -> torch.device:
-    """The first CUDA GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This rank's CUDA GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get(LOCAL_RANK_VARIABLE, "0")))
+
+
+def check_local_rank() -> None:
+    """Raise UserError if there are GPUs, but none for this rank."""
+    local_rank, count = int(os.environ.get(LOCAL_RANK_VARIABLE, "0")), torch.cuda.device_count()
+    if count and local_rank >= count:
+        raise UserError(f"local rank {local_rank} has no GPU: this machine has {count}, one rank each is allowed")
+
+
+def to_device(values: np.ndarray) -> torch.Tensor:
+    """A copy on the device. On a GPU it is queued from pinned memory, and the host goes on."""
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(default_device(), non_blocking=True) if on_gpu() else host.clone()
+
+
+def read_later(values: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Queue a copy to the host; the function returned waits for that copy alone and gives it."""
+    if not on_gpu():
+        host = values.numpy().copy()
+        return lambda: host
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> np.ndarray:
+        copied.synchronize()
+        return pinned.numpy()
+
+    return read
 
 
 def on_gpu() -> bool:
@@ -33,3 +75,43 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_facts() -> DeviceFacts:
+    """The GPUs of this machine that torch may use, or its CPU."""
+    framework = f"torch {torch.__version__}"
+    if not on_gpu():
+        available, total = host_memory_bytes()
+        return DeviceFacts("cpu", (device_name(),), available, total, framework)
+    devices = range(torch.cuda.device_count())
+    memory = [torch.cuda.mem_get_info(index) for index in devices]
+    return DeviceFacts(
+        kind="gpu",
+        names=tuple(torch.cuda.get_device_name(index) for index in devices),
+        free_bytes=min(free for free, _ in memory),
+        total_bytes=min(total for _, total in memory),
+        framework=framework,
+        driver=f"NVIDIA driver {_driver_version()}, CUDA {torch.version.cuda}",
+        float32_products="float32" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+    )
+
+
+def matrix_product_flops_per_s(dtype: str) -> float:
+    """Operations per second of a large matrix product in float32 or bfloat16, the best of a few."""
+    size, chosen = (8192 if on_gpu() else 1024), default_device()
+    a, b = (torch.ones((size, size), dtype=getattr(torch, dtype), device=chosen) for _ in range(2))
+    best_s = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2 * size**3 / best_s
+
+
+def _driver_version() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "of unknown version (nvidia-smi does not answer)"
+    return ", ".join(sorted(set(done.stdout.split())))

@@ -8,13 +8,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_train import device
+from mlx_train import device, distributed
 from mlx_train.ops import make_ops
-from shared.engine import NonFiniteError
+from shared.engine import StepResult
 from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
 from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.optim import HYPERPARAMETERS, global_norm, optimizer_step, partition_parameters
+from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
+from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
 
 Arrays = dict[str, mx.array]
@@ -29,8 +30,8 @@ class TrainingEngine(EngineState):
 
     name = "mlx"
 
-    def __init__(self, spec: Spec, model: Forward = forward) -> None:
-        super().__init__(spec, model, make_ops())
+    def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
+        super().__init__(spec, model, make_ops(), ranks or OneRank())
         self.streams = device.compute_streams()
         self._partition = partition_parameters(spec, len(self.streams))
         self._first_gradients = self._on_streams(self._weighted_gradients)
@@ -41,18 +42,18 @@ class TrainingEngine(EngineState):
 
     def warm_up(self, x: np.ndarray) -> None:
         _, grads = self._batch_gradients(x)
-        self._updated(grads, global_norm(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
+        self._updated(grads, squared_norms(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         loss, grads = self._batch_gradients(x)
-        norm = global_norm(self.ops, grads)
-        self._check_finite(loss, norm, grads)
-        self.params, self.state = self._updated(grads, norm, hyper)
-        return self._number(loss), self._number(norm)
+        squares = squared_norms(self.ops, grads)
+        self.params, self.state = self._updated(grads, squares, hyper)
+        numbers = self.ops.to_numpy(mx.concatenate([loss.reshape(1), squares]))
+        return lambda: self._checked(numbers)
 
     def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
         loss, grads = self._batch_gradients(x)
-        return self._number(loss), self._to_host(grads)
+        return float(self.ops.to_numpy(loss)), self._to_host(grads)
 
     def score(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._score, x)
@@ -83,8 +84,9 @@ class TrainingEngine(EngineState):
     def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> Any:
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
 
-    def _updated(self, grads: Arrays, norm: mx.array, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+    def _updated(self, grads: Arrays, squares: mx.array, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
         """(params, state) after one optimizer step, each stream with its part of the parameters."""
+        norm = mx.sqrt(mx.sum(squares))
         scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
         updated = [
             update(*self._part(names, grads), norm, scalars)
@@ -98,7 +100,7 @@ class TrainingEngine(EngineState):
         return {name: params[name] for name in self.params}, {key: state[key] for key in self.state}
 
     def _batch_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
-        """Loss and gradients of the mean over the whole batch.
+        """Loss and gradients of the mean over the whole batch, x being this rank's share of it.
 
         Micro-batch i belongs to stream i mod their number. Each round of one micro-batch a stream is
         evaluated before the next graph is built.
@@ -118,7 +120,7 @@ class TrainingEngine(EngineState):
         for more_loss, more in sums[1:]:
             loss, grads = loss + more_loss, {name: grads[name] + more[name] for name in grads}
         mx.eval(loss, grads)
-        return loss, grads
+        return distributed.average(self.ranks, loss, grads)
 
     def _part(self, names: list[str], grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """(params, gradients, state) of some parameters."""
@@ -126,11 +128,6 @@ class TrainingEngine(EngineState):
         params = {name: self.params[name] for name in names}
         state = {key: value for key, value in self.state.items() if key.split("/", 1)[1] in wanted}
         return params, {name: grads[name] for name in names}, state
-
-    def _check_finite(self, loss: mx.array, norm: mx.array, grads: Arrays) -> None:
-        if not np.isfinite([self._number(loss), self._number(norm)]).all():
-            bad = [name for name, grad in grads.items() if not mx.all(mx.isfinite(grad)).item()]
-            raise NonFiniteError(bad[0] if bad else next(iter(grads)))
 
     def _on_streams(self, function: Callable) -> list[Callable]:
         """The function once for each stream, compiled if the spec says so."""
@@ -151,6 +148,3 @@ class TrainingEngine(EngineState):
         results = [function(weights, self.ops.asarray(part)) for function, part in zip(functions, parts, strict=False)]
         mx.eval(results)
         return np.concatenate([self.ops.to_numpy(result) for result in results])
-
-    def _number(self, x: mx.array) -> float:
-        return float(self.ops.to_numpy(x))

@@ -7,7 +7,7 @@ third name, `numpy`, is the float64 oracle, which scores but does not train.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ from shared.errors import RunError, UserError
 from shared.model import Forward, forward, log_probs, parameter_manifest, symbol_nats
 from shared.ops import NumpyOps
 from shared.optim import initial_state
+from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
 
 EngineName = Literal["mlx", "torch"]
@@ -24,11 +25,13 @@ ENGINE_PACKAGES: dict[str, str] = {"mlx": "mlx_train", "torch": "cuda_train"}
 
 Weights = Mapping[str, np.ndarray]
 WeightsKind = Literal["trained", "averaged"]
+# Waits for a step that was queued and gives (mean nats per symbol, gradient norm). Raises NonFiniteError.
+StepResult = Callable[[], tuple[float, float]]
 
 
 class NonFiniteError(Exception):
     """A loss or gradient that is not a number. `parameter` is the first, in manifest order, whose
-    gradient is not finite; the weights are still those from before the step."""
+    gradient is not finite; the engine's weights are spoilt."""
 
     def __init__(self, parameter: str) -> None:
         super().__init__(f"not a finite number: gradient of {parameter}")
@@ -50,9 +53,14 @@ class Scorer(Protocol):
 
 
 class Engine(Scorer, Protocol):
-    """A device with weights and optimizer state on it. Created with `create_engine(name, spec)`."""
+    """A device with weights and optimizer state on it. Created with `create_engine(name, spec)`.
+
+    With several ranks each process holds one; x is then this rank's share of the rows wherever a method takes
+    the global batch, and weights, state and results are the same on every rank. `shared.following` does the sharing.
+    """
 
     name: str
+    ranks: Ranks
 
     def initialise(self, weights: Weights) -> None:
         """Start from float32 weights by parameter name, with a fresh optimizer state."""
@@ -62,10 +70,10 @@ class Engine(Scorer, Protocol):
         """Compile what train_step needs for batches like x [B, T]. Changes nothing but the time of the first step."""
         ...
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
-        """One optimizer step on the global batch x [B, T]; returns (mean nats per symbol, gradient norm).
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+        """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
-        Raises NonFiniteError and leaves the weights as they were.
+        The result is asked for after the next step is queued, so that the device never waits for the host.
         """
         ...
 
@@ -140,18 +148,24 @@ def available_engines() -> list[str]:
     return [name for name in ENGINE_PACKAGES if _import_engine(name) is not None]
 
 
-def create_engine(name: str, spec: Spec, model: Forward = forward) -> Engine:
-    """The named engine for a spec, without weights yet. `model` replaces the forward pass (planted bugs).
+def create_engine(name: str, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> Engine:
+    """The named engine for a spec, without weights yet. `model` replaces the forward pass (planted bugs);
+    `ranks` is the result of `connect_ranks`, None for a process on its own.
 
     Raises UserError for an unknown name or a framework that is not installed.
     """
-    if name not in ENGINE_PACKAGES:
-        raise UserError(f"no engine {name!r}; engines: {', '.join(ENGINE_PACKAGES)}")
-    module = _import_engine(name)
-    if module is None:
-        raise UserError(f"engine {name!r} needs a package that is not installed; installed: {_installed()}")
-    engine: Engine = module.TrainingEngine(spec, model)
+    engine: Engine = _engine_module(name).TrainingEngine(spec, model, ranks or OneRank())
     return engine
+
+
+def connect_ranks(name: str) -> Ranks:
+    """The processes that torchrun (torch) or mlx.launch (MLX) started together with this one, or just this one.
+
+    Raises UserError where they cannot find each other or do not fit together.
+    """
+    _engine_module(name)
+    ranks: Ranks = importlib.import_module(f"{ENGINE_PACKAGES[name]}.distributed").connect()
+    return ranks
 
 
 def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
@@ -165,6 +179,15 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
 
 def _installed() -> str:
     return ", ".join(available_engines()) or "none"
+
+
+def _engine_module(name: str) -> ModuleType:
+    if name not in ENGINE_PACKAGES:
+        raise UserError(f"no engine {name!r}; engines: {', '.join(ENGINE_PACKAGES)}")
+    module = _import_engine(name)
+    if module is None:
+        raise UserError(f"engine {name!r} needs a package that is not installed; installed: {_installed()}")
+    return module
 
 
 def _import_engine(name: str) -> ModuleType | None:

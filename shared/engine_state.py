@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.engine import Weights, WeightsKind, split_state
-from shared.model import Forward
+from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
+from shared.model import Forward, parameter_manifest
 from shared.ops import Array, Ops
 from shared.optim import initial_state
+from shared.ranks import Ranks
 from shared.spec import Spec
 
 Arrays = dict[str, Array]
@@ -19,15 +20,16 @@ class EngineState:
     """The part of shared.engine.Engine that only moves arrays. The values are float32 on the device:
     `params` by parameter name, `state` by `KIND/parameter name`."""
 
-    def __init__(self, spec: Spec, model: Forward, ops: Ops) -> None:
-        self.spec, self.model, self.ops = spec, model, ops
+    def __init__(self, spec: Spec, model: Forward, ops: Ops, ranks: Ranks) -> None:
+        self.spec, self.model, self.ops, self.ranks = spec, model, ops, ranks
         self.params: Arrays = {}
         self.state: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 
     def initialise(self, weights: Weights) -> None:
-        self.params = self._to_device(weights)
-        self.state = self._to_device(initial_state(self.spec, weights))
+        # In the order of the manifest, whatever that of the file or message was: ranks exchange gradients in it.
+        ordered = {parameter.name: weights[parameter.name] for parameter in parameter_manifest(self.spec)}
+        self._adopt(ordered, initial_state(self.spec, ordered))
 
     def use_weights(self, kind: WeightsKind) -> None:
         self.scoring_kind = kind
@@ -40,7 +42,18 @@ class EngineState:
 
     def load_state(self, state: Weights) -> None:
         weights, rest = split_state(self.spec, state)
-        self.params, self.state = self._to_device(weights), self._to_device(rest)
+        self._adopt(weights, rest)
+
+    def _adopt(self, weights: Weights, state: Weights) -> None:
+        """Put weights and optimizer state onto the device."""
+        self.params, self.state = self._to_device(weights), self._to_device(state)
+
+    def _checked(self, numbers: np.ndarray) -> tuple[float, float]:
+        """(loss, gradient norm) out of [loss, squared gradient norm of each parameter]. Raises NonFiniteError."""
+        loss, squares = float(numbers[0]), numbers[1:]
+        if not np.isfinite(numbers).all():
+            raise NonFiniteError(list(self.params)[int(np.argmin(np.isfinite(squares)))])
+        return loss, float(np.sqrt(squares.sum()))
 
     def _weights(self, kind: WeightsKind) -> Arrays:
         if kind == "averaged" and self.spec.training.ema_decay > 0:

@@ -21,3 +21,7 @@ class ArtifactError(UserError):
 
 class RunError(UserError):
     """A run directory or checkpoint that cannot be used as asked."""
+
+
+class RanksError(Exception):
+    """Another process of the same run is gone. No fault of the input: exit status 1, and the run can be resumed."""

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from shared.cli.command import Command, CommandResult, console
-from shared.errors import UserError
+from shared.errors import RanksError, UserError
+from shared.ranks import let_rank_0_speak, own_rank
 
-COMMANDS = ("train", "parity", "pack", "score", "audit", "generate", "data", "spec")
+COMMANDS = ("train", "parity", "preflight", "pack", "score", "audit", "generate", "data", "prepare", "record", "spec")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = commands[args.command].run(args)
     except UserError as error:
         return _fail(str(error))
+    except RanksError as error:
+        return _fail(str(error), status=1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         return _fail(f"{error.filename or 'file system'}: {(error.strerror or str(error)).lower()}")
     except BrokenPipeError:
         return 0
-    if args.json:
+    except Exception as error:
+        if own_rank() == 0:
+            raise
+        return _fail(f"rank {own_rank()}: {type(error).__name__}: {error}", status=1)
+    if args.json and result.document is not None:
         print(json.dumps(result.document, indent=2, sort_keys=True))
     return result.status
 
@@ -53,9 +60,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
     return parser, commands
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
+    let_rank_0_speak()
     console().print(f"bytetwin: {message}", style="red", markup=False, soft_wrap=True)
-    return 2
+    return status
 
 
 __all__ = ["Command", "CommandResult", "main"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shared.ops import Array, Ops
 from shared.spec import OptimizerSpec
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NORM_EPS = 1e-7
+
+# (ops, stack of matrices [K, R, C], steps, dtype) -> [K, R, C] float32; an engine may share it out between ranks.
+Orthogonalise = Callable[[Ops, Array, int, str], Array]
 
 
 def orthogonalise(ops: Ops, update: Array, steps: int, dtype: str) -> Array:
@@ -40,6 +43,7 @@ def muon_update(
     momenta: Mapping[str, Array],
     lr: Array,
     momentum: Array,
+    orthogonalise: Orthogonalise = orthogonalise,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """New params and momenta of the given matrices [R, C].
 

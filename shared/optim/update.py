@@ -14,7 +14,7 @@ import numpy as np
 from shared.model.manifest import parameter_manifest
 from shared.ops import Array, Ops
 from shared.optim.adam import adam_update
-from shared.optim.muon import muon_update
+from shared.optim.muon import Orthogonalise, muon_update, orthogonalise
 from shared.spec import Spec
 
 CLIP_EPS = 1e-6
@@ -50,10 +50,14 @@ def partition_parameters(spec: Spec, parts: int) -> list[list[str]]:
     return [[parameter.name for parameter in manifest if owner[parameter.name] == part] for part in range(parts)]
 
 
+def squared_norms(ops: Ops, grads: Mapping[str, Array]) -> Array:
+    """Squared L2 norm of each gradient, in the order of `grads`: [K] float32."""
+    return ops.stack([ops.sum(grad * grad) for grad in grads.values()])
+
+
 def global_norm(ops: Ops, grads: Mapping[str, Array]) -> Array:
     """L2 norm over all gradients together, a float32 scalar."""
-    squares = [ops.sum(grad * grad) for grad in grads.values()]
-    return ops.sqrt(ops.sum(ops.stack(squares)))
+    return ops.sqrt(ops.sum(squared_norms(ops, grads)))
 
 
 def optimizer_step(
@@ -64,6 +68,7 @@ def optimizer_step(
     state: Mapping[str, Array],
     grad_norm: Array,
     hyper: Mapping[str, Array],
+    orthogonalise: Orthogonalise = orthogonalise,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """(new params, new state), all float32, of the parameters in `params`: all, or one part of a partition.
 
@@ -77,7 +82,9 @@ def optimizer_step(
     groups = {parameter.name: parameter for parameter in parameter_manifest(spec) if parameter.name in params}
     matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
     momenta = {name: state[f"momentum/{name}"] for name in matrices}
-    updated, momenta = muon_update(ops, optimizer, matrices, grads, momenta, hyper["matrix_lr"], hyper["momentum"])
+    updated, momenta = muon_update(
+        ops, optimizer, matrices, grads, momenta, hyper["matrix_lr"], hyper["momentum"], orthogonalise
+    )
     new_params = dict(updated)
     new_state = {f"momentum/{name}": value for name, value in momenta.items()}
     for name, parameter in groups.items():

@@ -40,7 +40,7 @@ def train_record(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]
     params: dict[str, np.ndarray] = {}
     for step, x in enumerate(batches):
         try:
-            losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))
+            losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))()
         except NonFiniteError as error:
             return TrainingRecord(losses, params or engine.export_weights("trained"), error.parameter)
         if step + 1 == min(UPDATE_STEPS, len(batches)):
@@ -72,7 +72,7 @@ def first_deviation(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, b
     for step, x in enumerate(batches[:UPDATE_STEPS]):
         for engine in pair:
             try:
-                engine.train_step(x, _hyper(spec, step))
+                engine.train_step(x, _hyper(spec, step))()
             except NonFiniteError as error:
                 return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
@@ -98,7 +98,7 @@ def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.
         if step < UPDATE_STEPS:
             grads = {name: ops.asarray(value) for name, value in engine.gradients(x)[1].items()}
             params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
-        measured[step], _ = engine.train_step(x, hyper)
+        measured[step], _ = engine.train_step(x, hyper)()
         if step < UPDATE_STEPS and (row is None or row.passed):
             ours = TrainingRecord(measured[: step + 1], engine.export_weights("trained"))
             row = _parameter_row(spec, pair, TrainingRecord(expected[: step + 1], params), ours)

@@ -47,7 +47,7 @@ def check_random_bytes(
     engine = create(small)
     engine.initialise(initial_weights(small))
     for step in range(steps):
-        engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))
+        engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))()
         if progress is not None:
             progress(step + 1, steps)
     nats = [engine.score(_random_symbols(small, rng)) for _ in range(-(-_SCORED_SYMBOLS // _BATCH_SYMBOLS))]

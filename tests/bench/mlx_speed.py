@@ -113,7 +113,7 @@ def own_step(batch_tokens: int) -> Callable[[], None]:
 
     def step() -> None:
         x = generator.integers(0, VOCAB_SIZE, (batch_tokens // SEQ_LEN, SEQ_LEN)).astype(np.int32)
-        engine.train_step(x, step_hyperparameters(spec, 0, 0.0))
+        engine.train_step(x, step_hyperparameters(spec, 0, 0.0))()
 
     return step
 

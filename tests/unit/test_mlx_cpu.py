@@ -386,7 +386,7 @@ assert spec.training.compile
 engine = create_engine("mlx", spec)
 engine.initialise(random_weights(spec, 0))
 x = np.random.default_rng(0).integers(0, 256, (8, 64)).astype(np.int32)
-print(*(engine.train_step(x, step_hyperparameters(spec, step, step / 60))[0] for step in range(4)))
+print(*(engine.train_step(x, step_hyperparameters(spec, step, step / 60))()[0] for step in range(4)))
 print(engine.device_name())
 """
 

@@ -1,0 +1,149 @@
+"""Several torch processes as one run: `torchrun --nproc_per_node N -m cuda_train SPEC`.
+
+Gradients are averaged by DistributedDataParallel. What rank 0 tells the others travels over gloo on the
+host, so that it never waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from cuda_train import device
+from shared.errors import RanksError, RunError, UserError
+from shared.ops import Ops
+from shared.optim import orthogonalise
+from shared.ranks import MAX_RANKS, OneRank, Ranks
+
+# What torchrun sets for each process that it starts.
+RANK_VARIABLE, WORLD_SIZE_VARIABLE = "RANK", "WORLD_SIZE"
+
+# Joining takes seconds; a collective of a step less. While rank 0 packs, the others wait for its next word.
+CONNECT_TIMEOUT = timedelta(seconds=60)
+STEP_TIMEOUT = timedelta(minutes=5)
+CONTROL_TIMEOUT = timedelta(hours=2)
+
+# The name from torch 2.12 on, and the one before it.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+LOST = re.compile(r"connection|closed|reset by peer|timed out|timeout|gloo|nccl|socket", re.IGNORECASE)
+
+
+class TorchRanks:
+    """shared.ranks.Ranks over torch.distributed's default process group and a gloo group beside it."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+
+    def broadcast(self, content: bytes) -> bytes:
+        with contact(self.rank):
+            length = torch.tensor([len(content)])
+            dist.broadcast(length, 0, group=self.control)
+            buffer = torch.empty(int(length), dtype=torch.uint8)
+            if self.rank == 0:
+                buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            dist.broadcast(buffer, 0, group=self.control)
+        return content if self.rank == 0 else buffer.numpy().tobytes()
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        mine = torch.from_numpy(np.ascontiguousarray(values))
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        with contact(self.rank):
+            dist.all_gather(parts, mine, group=self.control)
+        return [part.numpy() for part in parts]
+
+
+@contextlib.contextmanager
+def contact(rank: int) -> Iterator[None]:
+    """Turn the errors of a collective whose other end is gone into a RanksError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dist.is_initialized() and LOST.search(str(error)):
+            raise RanksError(f"rank {rank} lost contact with another rank") from None
+        raise
+
+
+def connect() -> Ranks:
+    """The processes that torchrun started with this one, or this one alone.
+
+    Raises UserError where they are too many, cannot reach each other, or run on different devices.
+    """
+    world_size = int(os.environ.get(WORLD_SIZE_VARIABLE, "1"))
+    if world_size == 1 or RANK_VARIABLE not in os.environ:
+        return OneRank()
+    if world_size > MAX_RANKS:
+        raise UserError(f"{world_size} ranks: at most {MAX_RANKS} are allowed")
+    device.check_local_rank()
+    if not dist.is_initialized():
+        _initialise()
+    ranks = TorchRanks()
+    _check_alike(ranks)
+    return ranks
+
+
+def disconnect() -> None:
+    """Leave the process group, so that the process can end quietly."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shared_orthogonalise(ops: Ops, update: torch.Tensor, steps: int, dtype: str) -> torch.Tensor:
+    """`shared.optim.orthogonalise` of a stack [K, R, C], each rank doing ceil(K / world size) of its matrices.
+
+    The stack is filled up with zero matrices, which stay zero. All ranks end with the same bits.
+    """
+    count, world_size = len(update), dist.get_world_size()
+    per_rank = -(-count // world_size)
+    padded = F.pad(update, (0, 0, 0, 0, 0, per_rank * world_size - count))
+    first = per_rank * dist.get_rank()
+    mine = orthogonalise(ops, padded[first : first + per_rank], steps, dtype).contiguous()
+    gathered = torch.empty_like(padded)
+    all_gather_single(gathered, mine)
+    return gathered[:count]
+
+
+def mean_over_ranks(value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The mean of a scalar over the ranks."""
+    if ranks.world_size == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / ranks.world_size
+
+
+def _initialise() -> None:
+    """Join the process group, over NCCL with GPUs and gloo without. Raises RunError."""
+    chosen = device.default_device()
+    try:
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+            dist.init_process_group("nccl", timeout=STEP_TIMEOUT, device_id=chosen)
+        else:
+            dist.init_process_group("gloo", timeout=STEP_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"rank {os.environ[RANK_VARIABLE]} cannot join the others at {where}: {reason}") from None
+
+
+def _check_alike(ranks: Ranks) -> None:
+    """All ranks on the same kind of device, so that all compute the same bits. Raises UserError on every rank."""
+    name = device.device_name().encode()[:256]
+    padded = np.zeros(256, np.uint8)
+    padded[: len(name)] = np.frombuffer(name, np.uint8)
+    names = [part.tobytes().rstrip(b"\0").decode() for part in ranks.gather(padded)]
+    odd = next((rank for rank, other in enumerate(names) if other != names[0]), None)
+    if odd is not None:
+        raise UserError(
+            f"rank 0 runs on {names[0]} and rank {odd} on {names[odd]}: all ranks need the same kind of device"
+        )

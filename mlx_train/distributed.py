@@ -1,0 +1,60 @@
+"""Several MLX processes as one run: `mlx.launch -n N -- python -m mlx_train SPEC`, over the ring backend."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.utils import average_gradients
+
+from shared.errors import RunError
+from shared.ranks import OneRank, Ranks
+
+# What mlx.launch sets for each process that it starts.
+RANK_VARIABLE = "MLX_RANK"
+
+
+class MLXRanks:
+    """shared.ranks.Ranks over an MLX group. Bytes travel as sums in which only one rank has anything but zeros."""
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self.group, self.rank, self.world_size = group, group.rank(), group.size()
+
+    def broadcast(self, content: bytes) -> bytes:
+        mine = np.frombuffer(content if self.rank == 0 else b"", np.uint8)
+        length = int(self._sum(np.array([len(mine)], np.int32))[0])
+        padded = np.zeros(length, np.uint8)
+        padded[: len(mine)] = mine
+        return self._sum(padded).tobytes()
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        # Under a new first axis, as all_gather joins the arrays along the first one.
+        gathered = mx.distributed.all_gather(mx.array(values[None]), group=self.group, stream=mx.cpu)
+        return list(np.array(gathered))
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        return np.array(mx.distributed.all_sum(mx.array(values), group=self.group, stream=mx.cpu))
+
+
+def connect() -> Ranks:
+    """The processes that mlx.launch started with this one, or this one alone. Raises RunError."""
+    if RANK_VARIABLE not in os.environ:
+        return OneRank()
+    try:
+        group = mx.distributed.init(strict=True, backend="ring")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"rank {os.environ[RANK_VARIABLE]} cannot reach the other ranks: {reason}") from None
+    return MLXRanks(group) if group.size() > 1 else OneRank()
+
+
+def average(ranks: Ranks, loss: mx.array, grads: dict[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
+    """Mean of loss and gradients over the ranks, each of which has an equal share of the batch."""
+    if not isinstance(ranks, MLXRanks):
+        return loss, grads
+    # A list, as the tree functions of MLX would take a name with dots for a path.
+    values = [loss.reshape(1), *grads.values()]
+    averaged = average_gradients(values, group=ranks.group, communication_stream=mx.cpu)
+    mx.eval(averaged)
+    return averaged[0][0], dict(zip(grads, averaged[1:], strict=True))

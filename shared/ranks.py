@@ -1,0 +1,60 @@
+"""Several processes, one experiment: rank 0 leads, the others follow.
+
+Rank 0 runs the loop as if it were alone. Each engine call that needs all ranks is sent to the followers, who
+make the same call on their share of the rows; the collectives inside the engine join the shares. So nothing
+above the engine knows how many ranks there are: only rank 0 reads data, decides by the clock and writes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+import numpy as np
+
+MAX_RANKS = 64
+
+# Where torchrun and mlx.launch tell a process its rank.
+RANK_VARIABLES = ("RANK", "MLX_RANK")
+PATIENCE_S = 5.0
+
+
+class Ranks(Protocol):
+    """The processes of one run, all calling the same methods in the same order."""
+
+    rank: int
+    world_size: int
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Rank 0's content, on every rank; what the others pass is ignored."""
+        ...
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        """The arrays of all ranks, in rank order, on every rank; all of one shape and dtype."""
+        ...
+
+
+class OneRank:
+    """A process on its own."""
+
+    rank = 0
+    world_size = 1
+
+    def broadcast(self, content: bytes) -> bytes:
+        return content
+
+    def gather(self, values: np.ndarray) -> list[np.ndarray]:
+        return [values]
+
+
+def own_rank() -> int:
+    """This process's rank as its launcher has set it; 0 for a process on its own."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def let_rank_0_speak() -> None:
+    """Wait in a follower before it tells of an error. Most errors are those of all ranks: rank 0 tells them once,
+    ends, and the launcher ends the others meanwhile. Whoever is still there has an error of its own."""
+    if own_rank() > 0:
+        time.sleep(PATIENCE_S)
