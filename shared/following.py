@@ -149,7 +149,8 @@ def score_together(engine: Engine, x: np.ndarray) -> np.ndarray:
 
 def compare(engine: Engine) -> None:
     """Raise RunError, on every rank, if the ranks no longer hold the same weights to the last bit."""
-    sums = [value.view(np.uint32).sum(dtype=np.uint64) for value in engine.export_weights("trained").values()]
+    weights = engine.export_weights("trained")
+    sums = [weights[name].view(np.uint32).sum(dtype=np.uint64) for name in sorted(weights)]
     others = engine.ranks.gather(np.array(sums, np.uint64).view(np.int64))
     odd = next((rank for rank, other in enumerate(others) if not np.array_equal(other, others[0])), None)
     if odd is not None:

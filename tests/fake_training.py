@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from shared.engine import NonFiniteError, Weights, WeightsKind
+from shared.engine import NonFiniteError, StepResult, Weights, WeightsKind
 from shared.spec import Spec, load_spec
 from shared.training.observer import RunStart, StepReport, ValidationReport
 from shared.training.plain import PlainObserver
@@ -23,11 +23,31 @@ def tiny_spec(*overrides: str) -> Spec:
     return load_spec("tiny", ["training.compile=false", *overrides])
 
 
+class FakeDevice:
+    """A clock and a device. A step takes the host `queueing_s`, then the device `computing_s`, each one at a time."""
+
+    def __init__(self, queueing_s: float = 0.0, computing_s: float = 0.0) -> None:
+        self.queueing_s, self.computing_s = queueing_s, computing_s
+        self.now_s = self.ready_s = 0.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def queue(self) -> float:
+        """Queue a step; returns when it will be done."""
+        self.now_s += self.queueing_s
+        self.ready_s = max(self.now_s, self.ready_s) + self.computing_s
+        return self.ready_s
+
+    def wait(self, until_s: float) -> None:
+        self.now_s = max(self.now_s, until_s)
+
+
 class FakeEngine:
     """Two tensors that every step mixes with its batch and hyperparameters, in float32.
 
     `broken_at` is the step (counted from 0) whose gradient is not finite; `infinite_after` the number of
-    steps after which a weight is infinite though no gradient was.
+    steps after which a weight is infinite though no gradient was. `calls` lists what was queued, read and so on.
     """
 
     name = "fake"
@@ -38,6 +58,9 @@ class FakeEngine:
         self.steps = 0
         self.used: list[WeightsKind] = []
         self.fail: Callable[[int], None] = lambda step: None
+        self.fail_result: Callable[[int], None] = lambda step: None
+        self.device = FakeDevice()
+        self.calls: list[tuple[str, int]] = []
 
     def initialise(self, weights: Weights) -> None:
         self.state = {"weight/w": np.zeros(8, np.float32), "momentum/w": np.zeros(8, np.float32)}
@@ -45,11 +68,10 @@ class FakeEngine:
     def warm_up(self, x: np.ndarray) -> None:
         pass
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> tuple[float, float]:
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         step = self.steps
         self.fail(step)
-        if step == self.broken_at:
-            raise NonFiniteError("layers.1.attn.q_proj.weight")
+        self.calls.append(("queue", step))
         self.steps += 1
         grad = np.resize(np.cos(x.astype(np.float32)).mean(axis=1), 8)
         loss = self.loss_scale * (math.log(self.spec.vocabulary.size) - float(np.abs(self.state["weight/w"]).mean()))
@@ -57,8 +79,20 @@ class FakeEngine:
         weight = self.state["weight/w"] - np.float32(hyper["matrix_lr"]) * momentum
         if self.steps == self.infinite_after:
             weight = np.full_like(weight, np.inf)
+        if step == self.broken_at:
+            weight = np.full_like(weight, np.nan)
         self.state = {"weight/w": weight, "momentum/w": momentum}
-        return loss, float(np.linalg.norm(grad))
+        done_s = self.device.queue()
+
+        def result() -> tuple[float, float]:
+            self.fail_result(step)
+            self.calls.append(("read", step))
+            self.device.wait(done_s)
+            if step == self.broken_at:
+                raise NonFiniteError("layers.1.attn.q_proj.weight")
+            return loss, float(np.linalg.norm(grad))
+
+        return result
 
     def use_weights(self, kind: WeightsKind) -> None:
         self.used.append(kind)
@@ -73,6 +107,7 @@ class FakeEngine:
         return {"w": self.state["weight/w"].copy()}
 
     def save_state(self) -> dict[str, np.ndarray]:
+        self.calls.append(("save", self.steps))
         return {name: value.copy() for name, value in self.state.items()}
 
     def load_state(self, state: Weights) -> None:
@@ -82,7 +117,7 @@ class FakeEngine:
         return 1_000_000
 
     def synchronise(self) -> None:
-        pass
+        self.device.wait(self.device.ready_s)
 
     def device_name(self) -> str:
         return "fake device"

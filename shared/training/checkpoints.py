@@ -3,13 +3,18 @@
 `step-00000040.safetensors` is the result of `Engine.save_state`. `step-00000040.json` says what it
 belongs to and carries its SHA-256. The JSON is renamed into place last, so a checkpoint without one
 does not exist, and one whose checksum differs is damaged.
+
+Kept are the last few and the best: of those written right after a validation, the one with the fewest bits per byte.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as tensors_from_bytes
-from safetensors.numpy import save as tensors_to_bytes
+from safetensors.numpy import save_file as write_tensors
 
 from shared.errors import RunError
-from shared.files import remove_temporaries, write_atomically
+from shared.files import remove_temporaries, replacing, write_atomically
 
 FORMAT_VERSION = 1
 
@@ -47,7 +52,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back and verified; `warnings` names the damaged newer ones that were passed over."""
+    """A checkpoint read back and verified; `warnings` names the damaged ones that were passed over."""
 
     info: CheckpointInfo
     state: dict[str, np.ndarray]
@@ -56,7 +61,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, the last `keep` of them."""
+    """The checkpoints of one run: the last `keep` of them, and the best (`best_path`)."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -65,29 +70,35 @@ class CheckpointStore:
         """Make the folder; remove what a killed process left in it: temporary files, tensors without their JSON."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder)
+        # safetensors writes to a temporary file of its own.
+        for path in self.folder.glob(".tmp*"):
+            path.unlink()
         for path in self.folder.glob("step-*.safetensors"):
             if not path.with_suffix(".json").exists():
                 path.unlink()
 
     def save(self, info: CheckpointInfo, state: Mapping[str, np.ndarray]) -> Path:
-        """Write a checkpoint, drop the oldest beyond `keep`; returns the path of its tensors.
+        """Write a checkpoint, drop what is neither among the last `keep` nor the best; returns the path of its tensors.
 
         Raises RunError (disk full, no permission); the earlier checkpoints are then untouched.
         """
         path = self._tensors(info.step)
-        content = tensors_to_bytes(dict(state))
-        digest = hashlib.sha256(content).hexdigest()
-        complete = {**asdict(info), "state_bytes": len(content), "state_sha256": digest}
-        text = json.dumps(complete, indent=1, allow_nan=False)
+        recorded = self._read_json(info.step).get("state_sha256")
+        digest = ""
         try:
-            write_atomically(path, content)
-            write_atomically(path.with_suffix(".json"), text.encode())
+            size, digest = _write_state(path, state)
+            complete = {**asdict(info), "state_bytes": size, "state_sha256": digest}
+            write_atomically(path.with_suffix(".json"), json.dumps(complete, indent=1, allow_nan=False).encode())
         except OSError as error:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            # An earlier checkpoint of the same step is still whole if its tensors are the ones recorded for it.
+            if digest and digest != recorded:
+                path.with_suffix(".json").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             raise RunError(self._cannot_write(path, error)) from None
+        best = self._by_score()[:1]
         for step in self.steps()[: -self.keep]:
-            self._remove(step)
+            if step not in best:
+                self._remove(step)
         return path
 
     def steps(self) -> list[int]:
@@ -100,13 +111,39 @@ class CheckpointStore:
         steps = self.steps()
         return self._tensors(steps[-1]) if steps else None
 
+    def best_path(self) -> Path | None:
+        """The tensors of the checkpoint with the lowest validation score, None where none was validated.
+
+        A checkpoint has a score if it was written right after a validation. Of equal ones the newest.
+        """
+        best = self._by_score()[:1]
+        return self._tensors(best[0]) if best else None
+
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all. Changes nothing.
 
         Damaged newer ones are passed over and reported. Raises RunError if all are damaged.
         """
+        return self._load_first(reversed(self.steps()))
+
+    def load_best(self) -> Checkpoint | None:
+        """The checkpoint at `best_path`, or the next best if that is damaged; None where none was validated.
+
+        Changes nothing. Raises RunError if all that were validated are damaged.
+        """
+        return self._load_first(self._by_score())
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps anew."""
+        for later in (other for other in self.steps() if other > step):
+            for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
+                if path.exists():
+                    path.replace(path.with_name(path.name + ".damaged"))
+
+    def _load_first(self, steps: Iterable[int]) -> Checkpoint | None:
+        """The first of these that is whole."""
         warnings: list[str] = []
-        for step in reversed(self.steps()):
+        for step in steps:
             try:
                 info, state = self._load(step)
             except _Damaged as damage:
@@ -117,12 +154,19 @@ class CheckpointStore:
             raise RunError(f"no usable checkpoint: {'; '.join(warnings)}; start again under another --run name")
         return None
 
-    def set_aside_after(self, step: int) -> None:
-        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps anew."""
-        for later in (other for other in self.steps() if other > step):
-            for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
-                if path.exists():
-                    path.replace(path.with_name(path.name + ".damaged"))
+    def _by_score(self) -> list[int]:
+        """Steps whose checkpoint has a validation score, the best first."""
+        scores = {step: _validation_bpb(step, self._read_json(step)) for step in self.steps()}
+        scored = [step for step, bpb in scores.items() if bpb is not None]
+        return sorted(scored, key=lambda step: (scores[step], -step))
+
+    def _read_json(self, step: int) -> dict[str, Any]:
+        """The JSON half as it is; empty where it cannot be read."""
+        try:
+            values = json.loads(self._tensors(step).with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def _load(self, step: int) -> tuple[CheckpointInfo, dict[str, np.ndarray]]:
         path = self._tensors(step)
@@ -158,6 +202,35 @@ class CheckpointStore:
         latest = self.latest_path()
         kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
         return f"cannot write checkpoint {path}: {(error.strerror or str(error)).lower()}; {kept}"
+
+
+def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> tuple[int, str]:
+    """Write tensors atomically; returns (bytes, SHA-256) of the file. Raises OSError.
+
+    The library's `save` would keep the interpreter to itself for seconds; writing to a file, it lets training go on.
+    """
+    with replacing(path) as temporary:
+        try:
+            write_tensors({name: np.ascontiguousarray(value) for name, value in state.items()}, temporary)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        # The library makes files that only their owner can read.
+        temporary.chmod(path.parent.stat().st_mode & 0o666)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return temporary.stat().st_size, digest
+
+
+def _validation_bpb(step: int, values: Mapping[str, Any]) -> float | None:
+    """The score of a checkpoint's own weights, None if the last validation was of earlier ones."""
+    validation = values.get("last_validation")
+    if not isinstance(validation, dict) or validation.get("step") != step:
+        return None
+    bpb = validation.get("bpb")
+    return bpb if isinstance(bpb, float) and math.isfinite(bpb) else None
 
 
 class _Damaged(Exception):

@@ -25,6 +25,7 @@ def describe_environment(engine: Engine) -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "engine": engine.name,
         "device": engine.device_name(),
+        "ranks": engine.ranks.world_size,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

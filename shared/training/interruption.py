@@ -2,7 +2,8 @@
 
 Python runs signal handlers between two of its own instructions only, so not before a long step is over. A
 thread therefore reads the signals from the wake-up descriptor, which the interpreter writes to immediately.
-All files are written atomically, so ending at once damages nothing.
+SIGTERM announces that the machine will be taken away, so it comes with a deadline: a process that is still busy then
+(a collective waits for a rank that is gone) ends at once. All files are written atomically, so that damages nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from shared.engine import NonFiniteError
 from shared.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Spot machines give 30 s or more between the notice and the end.
+GRACE_S = 20.0
 
 
 class StopRequested(Exception):
@@ -27,14 +30,19 @@ class StopRequested(Exception):
 
 class Interruption:
     """While entered, remembers the first SIGINT or SIGTERM instead of dying of it; the second exits with
-    128 + its number. `notify` is called once, at the first signal, in a thread of its own."""
+    128 + its number. `notify` is called once, at the first signal, in a thread of its own. If `grace_s` seconds after a
+    SIGTERM it is still entered, the process exits as after a second one, with a line on stderr unless `quiet` (one rank
+    of several is enough to say it); after Ctrl-C it may take its time."""
 
-    def __init__(self, notify: Callable[[], None] = lambda: None) -> None:
-        self.notify = notify
+    def __init__(
+        self, notify: Callable[[], None] = lambda: None, grace_s: float = GRACE_S, *, quiet: bool = False
+    ) -> None:
+        self.notify, self.grace_s, self.quiet = notify, grace_s, quiet
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
         self._previous_wakeup = self._writer = -1
         self._watcher: threading.Thread | None = None
+        self._deadline: threading.Timer | None = None
 
     @property
     def exit_status(self) -> int:
@@ -83,6 +91,8 @@ class Interruption:
             signal.set_wakeup_fd(self._previous_wakeup)
             os.close(self._writer)
             self._watcher.join()
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is None:
@@ -98,5 +108,18 @@ class Interruption:
             if seen > 1:
                 os._exit(128 + received[0])
             self._remember(received[0], None)
+            if received[0] == signal.SIGTERM:
+                self._deadline = threading.Timer(self.grace_s, self._give_up)
+                self._deadline.daemon = True
+                self._deadline.start()
             self.notify()
         os.close(reader)
+
+    def _give_up(self) -> None:
+        """The deadline has passed."""
+        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; what was saved before is whole\n"
+        # Not through sys.stderr: another thread may hold its lock for ever.
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(2, line.encode())
+        os._exit(128 + signal.SIGTERM)

@@ -3,73 +3,35 @@
 Each turn looks at where the run stands and does what is due: validate, save, stop, or one more step. As
 nothing else is remembered between turns, a run continues from any checkpoint exactly as if it had never
 stopped. What the engine computes is a function of (spec, step, state); time enters only with a `time` schedule.
+
+A step's result is read after the next step is queued, and checkpoints are written in the background. Before anything
+that needs the truth (a validation, a checkpoint, an end) all results are read; before the end everything is on disk.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
 from shared.engine import Engine, NonFiniteError
+from shared.errors import RunError
 from shared.optim import lr_factor, progress_frac, step_hyperparameters
 from shared.spec import Spec, spec_id, spec_to_dict
 from shared.tolerances import FIRST_LOSS_REL
+from shared.training.checkpoint_writer import CheckpointWriter
 from shared.training.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.metrics import MetricsLog
 from shared.training.observer import Observer, StepReport, ValidationReport
 from shared.training.pace import Pace
+from shared.training.position import Failure, Outcome, Position
 from shared.training.sources import BatchLoader
+from shared.training.step_queue import Clock, DoneStep, StepQueue
 from shared.training.validation import NonFiniteScoreError, Validate
-
-Clock = Callable[[], float]
-
-
-@dataclass
-class Position:
-    """Where a run stands: optimizer steps done, seconds of training alone, what was last scored.
-
-    `saved` is the stamp of the newest checkpoint."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    last_validation: ValidationReport | None = None
-    best_validation: ValidationReport | None = None
-    saved: tuple[int, int] | None = None
-
-    @property
-    def stamp(self) -> tuple[int, int]:
-        """(steps done, step of the last validation): what makes two checkpoints different."""
-        return self.step, self.last_validation.step if self.last_validation else 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the loop ended. `nats` is the last training loss of this start, None if it took no step;
-    `message` is one line for the user, empty where training finished."""
-
-    status: Literal["finished", "interrupted", "failed"]
-    step: int
-    elapsed_s: float
-    nats: float | None
-    validation: ValidationReport | None
-    best_validation: ValidationReport | None
-    checkpoint: Path | None
-    message: str = ""
-
-
-class _Failure(Exception):
-    """Training cannot go on; `details` go into the metrics record."""
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.details = details
 
 
 class TrainingLoop:
@@ -92,7 +54,9 @@ class TrainingLoop:
     ) -> None:
         self.spec, self.engine, self.loader, self.validate = spec, engine, loader, validate
         self.store, self.metrics, self.observer, self.interruption = store, metrics, observer, interruption
-        self.position, self.bytes_per_symbol, self.clock = position, bytes_per_symbol, clock
+        self.position, self.bytes_per_symbol = position, bytes_per_symbol
+        self.queue = StepQueue(engine, clock, position.elapsed_s)
+        self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace()
         self.nats: float | None = None
         # A step that broke off leaves an engine whose state is not to be saved.
@@ -104,32 +68,46 @@ class TrainingLoop:
             self._warm_up()
             while True:
                 self.interruption.check()
-                finished = self._progress() >= 1.0
-                if (finished or self._due(self.spec.training.val_every_steps)) and not self._validated():
+                self._announce_checkpoint()
+                validation_due = self._due(self.spec.training.val_every_steps)
+                checkpoint_due = self._due(self.spec.training.checkpoint_every_steps)
+                if validation_due or checkpoint_due or self._progress() >= 1.0:
+                    self._settle_all()
+                finished = not len(self.queue) and self._progress() >= 1.0
+                if (finished or validation_due) and not self._validated():
                     self._run_validation()
-                if (finished or self._due(self.spec.training.checkpoint_every_steps)) and not self._saved():
+                if (finished or checkpoint_due) and not self._saved():
                     self._save()
                 if finished:
+                    self._announce_checkpoint(wait=True)
                     return self._end("finished")
                 if self._progress() < 1.0:
                     self._train_one_step()
         except StopRequested:
             return self._interrupted()
-        except _Failure as failure:
+        except Failure as failure:
             return self._failed(failure)
+        finally:
+            self.writer.close()
 
     def _warm_up(self) -> None:
         """Compile before the clock starts; a finished run has nothing to compile for."""
         if self.spec.training.compile and self._progress() < 1.0:
             self.observer.on_stage("compiling")
-            self.engine.warm_up(self.loader.batch(self.position.step))
+            with self.interruption.expected():
+                self.engine.warm_up(self.loader.batch(self.position.step))
+
+    def _steps(self) -> int:
+        """Steps done or in flight."""
+        return self.position.step + len(self.queue)
 
     def _progress(self) -> float:
-        return progress_frac(self.spec, self.position.step, self.position.elapsed_s)
+        """The progress fraction that the next step begins with."""
+        return progress_frac(self.spec, self._steps(), self.queue.expected_s)
 
     def _due(self, every_steps: int) -> bool:
-        """Whether something of this cadence belongs after the steps done so far; 0 is never."""
-        return every_steps > 0 and self.position.step > 0 and self.position.step % every_steps == 0
+        """Whether something of this cadence belongs after the steps so far; 0 is never."""
+        return every_steps > 0 and self._steps() > 0 and self._steps() % every_steps == 0
 
     def _validated(self) -> bool:
         last = self.position.last_validation
@@ -139,50 +117,70 @@ class TrainingLoop:
         return self.position.saved == self.position.stamp
 
     def _train_one_step(self) -> None:
-        position = self.position
-        progress = self._progress()
-        begin = self.clock()
-        x = self.loader.batch(position.step)
+        """Queue the next step, then read the result of the one before it."""
+        self.queue.start()
+        step, progress = self._steps(), self._progress()
+        x = self.loader.batch(step)
         try:
             with self.interruption.expected():
-                nats, grad_norm = self.engine.train_step(x, step_hyperparameters(self.spec, position.step, progress))
+                self.queue.push(x, step_hyperparameters(self.spec, step, progress), progress)
+        except StopRequested:
+            self.in_step = True
+            raise
+        if len(self.queue) > 1:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the oldest step in flight and report it."""
+        position = self.position
+        number = position.step + 1
+        try:
+            with self.interruption.expected():
+                done = self.queue.read()
         except StopRequested:
             self.in_step = True
             raise
         except NonFiniteError as error:
-            raise _Failure(
-                f"step {position.step + 1}: the gradient of {error.parameter} is not a finite number",
+            raise Failure(
+                f"step {number}: the gradient of {error.parameter} is not a finite number",
                 parameter=error.parameter,
-                failed_step=position.step + 1,
+                failed_step=number,
             ) from None
-        seconds = self.clock() - begin
-        if position.step == 0:
-            self._check_first_loss(nats)
-        position.step += 1
-        position.elapsed_s += seconds
-        self.nats = nats
-        self.pace.add(seconds, self._progress() - progress)
-        self._report(nats, grad_norm, lr_factor(self.spec.schedule, progress), seconds)
+        if number == 1:
+            self._check_first_loss(done.nats)
+        position.step, position.elapsed_s = number, done.elapsed_s
+        self.nats = done.nats
+        progress = progress_frac(self.spec, number, done.elapsed_s)
+        before = progress_frac(self.spec, number - 1, done.elapsed_s - done.step_s)
+        self.pace.add(done.step_s, progress - before)
+        self._report(done, progress)
 
-    def _report(self, nats: float, grad_norm: float, factor: float, seconds: float) -> None:
+    def _settle_all(self) -> None:
+        """Read all results and stop the clock: what comes next is no training time."""
+        while len(self.queue):
+            self._settle()
+        with self.interruption.expected():
+            self.queue.stop()
+        self.position.elapsed_s = self.queue.elapsed_s
+
+    def _report(self, done: DoneStep, progress: float) -> None:
         position, training = self.position, self.spec.training
-        progress = self._progress()
-        logged = position.step == 1 or position.step % training.log_every_steps == 0 or progress >= 1.0
+        last = progress >= 1.0 and not len(self.queue)
         report = StepReport(
             step=position.step,
-            nats=nats,
-            grad_norm=grad_norm,
-            lr_factor=factor,
+            nats=done.nats,
+            grad_norm=done.grad_norm,
+            lr_factor=lr_factor(self.spec.schedule, done.progress_frac),
             progress_frac=progress,
-            elapsed_s=position.elapsed_s,
+            elapsed_s=done.elapsed_s,
             symbols=position.step * training.batch_symbols,
             bytes_per_s=training.batch_symbols * self.bytes_per_symbol / max(self.pace.step_s, 1e-9),
-            step_s=seconds,
+            step_s=done.step_s,
             left_s=self.pace.left_s(1.0 - progress),
             peak_memory_bytes=self.engine.peak_memory_bytes(),
-            logged=logged,
+            logged=position.step == 1 or position.step % training.log_every_steps == 0 or last,
         )
-        if logged:
+        if report.logged:
             values = asdict(report)
             for name in ("step", "left_s", "logged"):
                 del values[name]
@@ -195,19 +193,18 @@ class TrainingLoop:
         ignorant = math.log(self.spec.vocabulary.size)
         found = f"the first loss is {nats:.3f} nats per symbol, a model that knows nothing has ln V = {ignorant:.3f}"
         if nats < (1.0 - FIRST_LOSS_REL) * ignorant:
-            raise _Failure(f"step 1: {found}: the accounting is wrong", failed_step=1)
+            raise Failure(f"step 1: {found}: the accounting is wrong", failed_step=1)
         if nats > (1.0 + FIRST_LOSS_REL) * ignorant:
             self.observer.on_warning(f"{found}: check the initial values")
 
     def _run_validation(self) -> None:
         position = self.position
-        self._synchronise()
         self.observer.on_stage("validation")
         try:
             with self.interruption.expected():
                 report = self.validate(position.step, self._on_progress)
         except NonFiniteScoreError as error:
-            raise _Failure(
+            raise Failure(
                 f"step {position.step}: validation gave no finite number ({error})", failed_step=position.step
             ) from None
         position.last_validation = report
@@ -221,21 +218,27 @@ class TrainingLoop:
         self.observer.on_progress(done, total)
 
     def _save(self) -> None:
+        """Begin to write a checkpoint, once the last one is on disk."""
         position = self.position
-        self._synchronise()
-        state = self.engine.save_state()
+        self._announce_checkpoint(wait=True)
+        with self.interruption.expected():
+            state = self.engine.save_state()
         for name, value in state.items():
             if not np.isfinite(value).all():
-                raise _Failure(
+                raise Failure(
                     f"step {position.step}: {name} is not finite after the update",
                     parameter=name.split("/", 1)[-1],
                     failed_step=position.step,
                 )
-        self.metrics.flush()
-        path = self.store.save(self._checkpoint_info(), state)
+        self.writer.start(self._checkpoint_info(), state)
         position.saved = position.stamp
-        self.metrics.append("checkpoint", position.step, file=path.name)
-        self.observer.on_checkpoint(position.step, path)
+
+    def _announce_checkpoint(self, *, wait: bool = False) -> None:
+        """Report a checkpoint that has reached the disk. Raises RunError if one could not be written."""
+        written = self.writer.collect(wait=wait)
+        if written is not None:
+            self.metrics.append("checkpoint", written.step, file=written.path.name)
+            self.observer.on_checkpoint(written.step, written.path)
 
     def _checkpoint_info(self) -> CheckpointInfo:
         position = self.position
@@ -250,24 +253,26 @@ class TrainingLoop:
             best_validation=_plain(position.best_validation),
         )
 
-    def _synchronise(self) -> None:
-        """Queued work belongs to the training time, not to what is measured next."""
-        begin = self.clock()
-        self.engine.synchronise()
-        self.position.elapsed_s += self.clock() - begin
-
     def _interrupted(self) -> Outcome:
         number = self.interruption.signal_number
         try:
+            self._settle_all()
             if self.position.step > 0 and not self._saved() and not self.in_step:
                 self._save()
-        except _Failure as failure:
+        except StopRequested:
+            self.in_step = True
+        except Failure as failure:
             return self._failed(failure)
+        self._announce_checkpoint(wait=True)
         self.metrics.append("interrupted", self.position.step, signal=number)
         where = f"in step {self.position.step + 1}" if self.in_step else f"after step {self.position.step}"
         return self._end("interrupted", f"stopped by a signal {where}")
 
-    def _failed(self, failure: _Failure) -> Outcome:
+    def _failed(self, failure: Failure) -> Outcome:
+        try:
+            self._announce_checkpoint(wait=True)
+        except RunError as error:
+            self.observer.on_warning(str(error))
         latest = self.store.latest_path()
         advice = f"the last good checkpoint is {latest}" if latest else "there is no checkpoint yet"
         details = {**failure.details, "last_checkpoint": str(latest) if latest else None}

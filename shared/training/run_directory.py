@@ -3,10 +3,11 @@
 spec.toml           the resolved spec
 environment.json    versions, git commit, device, command line, data; earlier starts of the same run
 metrics.jsonl       one JSON object per logged event
-checkpoints/        the last few, engine-neutral
+checkpoints/        the last few and the best, engine-neutral
 artifact.btw        the packed model
 score.json          its score with everything that qualifies it
 report.html         all of the above on one page, for people
+trace.json          with --profile: what some training steps did, for a trace viewer
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ class RunDirectory:
     @property
     def report_path(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def trace_path(self) -> Path:
+        return self.path / "trace.json"
 
     def read_spec(self) -> Spec:
         """The resolved spec of the run. Raises RunError if there is none."""

@@ -40,7 +40,7 @@ def load_trained(source: str, weights_name: WeightsName | None = None) -> Target
     `weights_name` None means the artifact, or for a run without one the average in its last checkpoint.
     Raises UserError where there is nothing such, RunError or ArtifactError where it is damaged.
     """
-    run = _find_run(source)
+    run = find_run(source)
     if run is not None:
         return _load_run(source, run, weights_name)
     if not Path(source).is_file():
@@ -57,13 +57,14 @@ def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> T
         return Target(source, spec, random_weights(spec, seed), "random", None)
     if overrides:
         raise UserError(f"--set applies to a spec; {source} has its own")
-    if _find_run(source) is None and not Path(source).exists():
+    if find_run(source) is None and not Path(source).exists():
         presets = ", ".join(preset_names())
         raise UserError(f"{source}: no such run in {RUNS}/, artifact file or spec; presets: {presets}")
     return load_trained(source)
 
 
-def _find_run(source: str) -> RunDirectory | None:
+def find_run(source: str) -> RunDirectory | None:
+    """The run of that name in `runs/` or at that path, None if there is none."""
     for path in (Path(source), RUNS / source):
         if path.is_dir():
             return RunDirectory(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def half_written(checkpoints: Path) -> bool:
     names = {entry.name for entry in os.scandir(checkpoints)} if checkpoints.is_dir() else set()
     tensors = {name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")}
     finished = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-    return any(name.endswith(".tmp") for name in names) or not tensors <= finished
+    return any(name.startswith(".") for name in names) or not tensors <= finished
 
 
 def kill_while_writing(process: subprocess.Popen[str], checkpoints: Path) -> bool:
@@ -166,10 +167,9 @@ def test_a_signal_saves_and_the_printed_command_goes_on_exactly(
 def train(
     runs: Path, name: str, spec: Spec, engine: str = "mlx", stop_after: int | None = None, resume: bool = False
 ) -> tuple[RunResult, RecordingObserver]:
-    """Train in this process; a real SIGINT stops it after some steps."""
-    observer = RecordingObserver(
-        lambda event, step: os.kill(os.getpid(), signal.SIGINT) if step == stop_after else None
-    )
+    """Train in this process; a real SIGINT stops it after some steps: it comes while the last of them is in flight."""
+    before = stop_after - 1 if stop_after else None
+    observer = RecordingObserver(lambda event, step: os.kill(os.getpid(), signal.SIGINT) if step == before else None)
     result = train_run(spec, engine, observer, runs_dir=runs, run_name=name, resume=resume, finish=False)
     return result, observer
 
@@ -178,20 +178,31 @@ def losses(folder: Path) -> np.ndarray:
     return np.array([record["nats"] for record in steps_of(folder)])
 
 
+MOVED = ("training.steps=60", "training.log_every_steps=1", "training.batch_symbols=512", "evaluation.val_symbols=1024")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 steps on each engine, in runs of their names."""
+    runs = tmp_path_factory.mktemp("straight")
+    for engine in ("mlx", "torch"):
+        train(runs, engine, tiny_spec(*MOVED), engine)
+    return runs
+
+
 @pytest.mark.parametrize(("first", "second"), [("mlx", "torch"), ("torch", "mlx")])
-def test_a_run_moves_to_the_other_engine(tmp_path: Path, first: str, second: str) -> None:
-    spec = tiny_spec("training.steps=20", "training.log_every_steps=1", "evaluation.val_symbols=1024")
-    for engine in (first, second):
-        train(tmp_path, engine, spec, engine)
-    stopped, _ = train(tmp_path, "moved", spec, first, stop_after=10)
-    assert stopped.outcome.status == "interrupted" and stopped.outcome.step == 10 and stopped.exit_status == 130
-    moved, _ = train(tmp_path, "moved", spec, second, resume=True)
+def test_a_run_moves_to_the_other_engine(tmp_path: Path, straight: Path, first: str, second: str) -> None:
+    """30 steps on one engine and 30 on the other, against 60 on either."""
+    stopped, _ = train(tmp_path, "moved", tiny_spec(*MOVED), first, stop_after=30)
+    assert stopped.outcome.status == "interrupted" and stopped.outcome.step == 30 and stopped.exit_status == 130
+    moved, _ = train(tmp_path, "moved", tiny_spec(*MOVED), second, resume=True)
     assert moved.outcome.status == "finished" and moved.exit_status == 0
     found = losses(tmp_path / "moved")
-    assert len(found) == 20
-    assert np.array_equal(found[:10], losses(tmp_path / first)[:10])
+    assert len(found) == 60
+    assert np.array_equal(found[:30], losses(straight / first)[:30])
     for engine in (first, second):
-        difference = np.abs(found - losses(tmp_path / engine)).max()
+        difference = np.abs(found - losses(straight / engine)).max()
+        print(f"{first} then {second} against {engine}: {difference:.2e} nats")
         assert difference <= LOSS_CURVE_ABS, f"{first} then {second} against {engine}: {difference}"
 
 
@@ -230,6 +241,22 @@ def test_resume_refuses_another_spec_and_names_the_key(tmp_path: Path) -> None:
     train(tmp_path, "a", tiny_spec("training.steps=3", "evaluation.val_symbols=1024"))
     with pytest.raises(RunError, match=r"was started with training.seed = 1337, now it is 5"):
         train(tmp_path, "a", tiny_spec("training.steps=3", "training.seed=5"), resume=True)
+
+
+def test_a_checkpoint_of_another_spec_is_one_clear_line_and_status_2(tmp_path: Path) -> None:
+    """Through the command line: another seed, and a checkpoint of another model in the run's folder."""
+    train(tmp_path, "a", tiny_spec(*SMALL, "training.steps=3"))
+    train(tmp_path, "b", tiny_spec(*SMALL, "training.steps=3", "model.num_layers=1"))
+    seed = run_to_end(command(tmp_path, "a", "training.steps=3", "training.seed=5", resume=True))
+    folder = tmp_path / "a" / "checkpoints"
+    for path in (tmp_path / "b" / "checkpoints").iterdir():
+        shutil.copy(path, folder / path.name)
+    model = run_to_end(command(tmp_path, "a", "training.steps=3", resume=True))
+    for done, key in ((seed, "training.seed = 1337, now it is 5"), (model, "model.num_layers = 1, now it is")):
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("bytetwin: ") and key in line
+    assert str(folder / "step-00000003.safetensors") in model.stderr
 
 
 @pytest.mark.parametrize("engine", ["mlx", "torch"])

@@ -1,96 +1,19 @@
-"""The loop on a small fake engine: cadence, stopping anywhere, failures, time."""
+"""The loop on a small fake engine: cadence, stopping anywhere, failures."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.optim import lr_factor
-from shared.spec import Spec
 from shared.training.checkpoints import CheckpointStore
-from shared.training.interruption import Interruption
-from shared.training.loop import Outcome, Position, TrainingLoop
-from shared.training.metrics import MetricsLog, read_records
-from shared.training.observer import ValidationReport
-from shared.training.validation import NonFiniteScoreError
-from tests.fake_training import FakeEngine, FakeLoader, RecordingObserver, tiny_spec
-
-CADENCE = ("training.log_every_steps=4", "training.val_every_steps=5", "training.checkpoint_every_steps=6")
-Progress = Callable[[int, int], None]
-
-
-def report(step: int, bpb: float) -> ValidationReport:
-    return ValidationReport(step, bpb, bpb - 0.1, bpb + 0.1, 1.0, 100, 100, 3, "averaged")
-
-
-@dataclass
-class Harness:
-    """One start of a run: everything a loop needs, around a folder that outlives it."""
-
-    folder: Path
-    spec: Spec
-    engine: FakeEngine
-    observer: RecordingObserver
-    interruption: Interruption
-    clock: Callable[[], float] | None = None
-    validation_fails: bool = False
-
-    def validate(self, step: int, progress: Progress) -> ValidationReport:
-        if self.validation_fails:
-            raise NonFiniteScoreError("the score of symbol 5 is nan")
-        progress(50, 100)
-        progress(100, 100)
-        return report(step, float(self.engine.state["weight/w"].sum()))
-
-    def start(self) -> Outcome:
-        store = CheckpointStore(self.folder / "checkpoints", self.spec.training.keep_checkpoints)
-        store.tidy()
-        checkpoint = store.load_latest()
-        position = Position()
-        self.engine.initialise({})
-        if checkpoint is not None:
-            info = checkpoint.info
-            self.engine.load_state(checkpoint.state)
-            self.engine.steps = info.step
-            last, best = (ValidationReport(**v) if v else None for v in (info.last_validation, info.best_validation))
-            position = Position(info.step, info.elapsed_s, last, best)
-            position.saved = position.stamp
-        with MetricsLog(self.folder / "metrics.jsonl", position.step) as metrics:
-            options: dict[str, Any] = {"clock": self.clock} if self.clock else {}
-            loop = TrainingLoop(
-                self.spec,
-                self.engine,
-                FakeLoader(),
-                self.validate,
-                store,
-                metrics,
-                self.observer,
-                self.interruption,
-                position,
-                **options,
-            )
-            return loop.run()
-
-    def records(self, event: str) -> list[dict[str, Any]]:
-        """Records of one kind without those fields that measure time."""
-        timing = ("elapsed_s", "bytes_per_s", "step_s", "seconds")
-        found = [record for record in read_records(self.folder / "metrics.jsonl") if record["event"] == event]
-        return [{key: value for key, value in record.items() if key not in timing} for record in found]
-
-
-def make(folder: Path, *overrides: str, engine: dict[str, Any] | None = None, **options: Any) -> Harness:
-    spec = tiny_spec("training.steps=23", *CADENCE, *overrides)
-    return Harness(folder, spec, FakeEngine(spec, **(engine or {})), RecordingObserver(), Interruption(), **options)
+from tests.loop_harness import Harness, make
 
 
 def test_everything_happens_when_it_is_due(tmp_path: Path) -> None:
@@ -175,10 +98,12 @@ def test_an_interrupted_run_says_so_and_has_a_checkpoint(tmp_path: Path) -> None
     harness.observer.on_event = lambda name, step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
     with harness.interruption:
         outcome = harness.start()
-    assert outcome.status == "interrupted" and outcome.step == 7
+    # Step 8 is in flight when step 7 is reported.
+    assert outcome.status == "interrupted" and outcome.step == 8
     assert harness.interruption.exit_status == 143
-    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000007.safetensors"
-    assert harness.records("interrupted") == [{"event": "interrupted", "step": 7, "signal": signal.SIGTERM}]
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000008.safetensors"
+    assert harness.records("interrupted") == [{"event": "interrupted", "step": 8, "signal": signal.SIGTERM}]
+    assert [report.step for report in harness.observer.named("step")] == list(range(1, 9))
 
 
 def test_an_engine_that_fails_because_of_a_signal_is_no_error_and_is_not_saved(tmp_path: Path) -> None:
@@ -195,6 +120,22 @@ def test_an_engine_that_fails_because_of_a_signal_is_no_error_and_is_not_saved(t
     outcome = harness.start()
     assert outcome.status == "interrupted" and outcome.message == "stopped by a signal in step 8"
     assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000006.safetensors"
+    assert [report.step for report in harness.observer.named("step")] == list(range(1, 8)), "step 7 was done"
+
+
+def test_a_result_that_cannot_be_read_because_of_a_signal_is_no_error_and_is_not_saved(tmp_path: Path) -> None:
+    """Step 8 is queued when the result of step 7 is asked for; neither counts."""
+    harness = make(tmp_path)
+
+    def broken(step: int) -> None:
+        if step == 6:
+            harness.interruption.signal_number = signal.SIGTERM
+            raise RuntimeError("a rank is gone")
+
+    harness.engine.fail_result = broken
+    outcome = harness.start()
+    assert outcome.status == "interrupted" and outcome.message == "stopped by a signal in step 7"
+    assert outcome.step == 6 and harness.store_steps() == [6]
 
 
 def test_an_engine_that_fails_by_itself_is_an_error(tmp_path: Path) -> None:
@@ -263,40 +204,3 @@ def test_a_first_loss_below_ln_v_is_a_failure_and_above_it_a_warning(tmp_path: P
     usual.folder.mkdir()
     usual.start()
     assert usual.observer.named("warning") == []
-
-
-class SteppingClock:
-    """Every second reading is one second later: a measured span lasts exactly one second."""
-
-    def __init__(self) -> None:
-        self.readings = 0
-
-    def __call__(self) -> float:
-        self.readings += 1
-        return float(self.readings)
-
-
-def test_a_time_schedule_ends_by_training_time_alone(tmp_path: Path) -> None:
-    """Steps and the waits before a validation or checkpoint take a second each; the validation itself is free."""
-    overrides = ("schedule.driver=time", "training.time_limit_s=8.5", "training.steps=1000")
-    timed = make(tmp_path, *overrides, "training.val_every_steps=0", clock=SteppingClock())
-    outcome = timed.start()
-    # Six steps, the wait for the checkpoint after step 6, two more steps: 9 s; then two waits at the end.
-    assert outcome.status == "finished" and outcome.step == 8
-    assert outcome.elapsed_s == 11.0
-    progress = [report.progress_frac for report in timed.observer.named("step")]
-    assert progress == [min(1.0, second / 8.5) for second in (1, 2, 3, 4, 5, 6, 8, 9)]
-
-
-def test_training_time_goes_on_where_it_was_saved(tmp_path: Path) -> None:
-    overrides = ("schedule.driver=time", "training.time_limit_s=20.0", "training.steps=1000")
-    first = make(tmp_path, *overrides, "training.val_every_steps=0", clock=SteppingClock())
-    first.observer.on_event = lambda name, step: (
-        setattr(first.interruption, "signal_number", signal.SIGINT) if step == 5 else None
-    )
-    assert first.start().step == 5
-    stored = json.loads((tmp_path / "checkpoints" / "step-00000005.json").read_text())
-    assert stored["elapsed_s"] == 6.0
-    second = make(tmp_path, *overrides, "training.val_every_steps=0", clock=SteppingClock())
-    second.start()
-    assert second.observer.named("step")[0].elapsed_s == 7.0

@@ -1,0 +1,50 @@
+"""Where a run stands, and how its loop ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.training.observer import ValidationReport
+
+
+@dataclass
+class Position:
+    """Where a run stands: optimizer steps done, seconds of training alone, what was last scored.
+
+    A step is done when its result was read. `saved` is the stamp of the newest checkpoint, on disk or on its way."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    last_validation: ValidationReport | None = None
+    best_validation: ValidationReport | None = None
+    saved: tuple[int, int] | None = None
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """(steps done, step of the last validation): what makes two checkpoints different."""
+        return self.step, self.last_validation.step if self.last_validation else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended. `nats` is the last training loss of this start, None if it took no step;
+    `message` is one line for the user, empty where training finished."""
+
+    status: Literal["finished", "interrupted", "failed"]
+    step: int
+    elapsed_s: float
+    nats: float | None
+    validation: ValidationReport | None
+    best_validation: ValidationReport | None
+    checkpoint: Path | None
+    message: str = ""
+
+
+class Failure(Exception):
+    """Training cannot go on; `details` go into the metrics record."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
