@@ -4,36 +4,71 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
-SPEC ?= smoke
+SPEC ?= $(if $(filter h100 preflight prepare,$(MAKECMDGOALS)),h100,smoke)
 # More arguments for the command behind a target: make smoke ARGS="--set training.steps=50"
 ARGS ?=
 
 # torch for the parity check. A Linux machine without an NVIDIA GPU gets the small CPU build.
+NVIDIA := $(shell command -v nvidia-smi 2>/dev/null)
 ifeq ($(shell uname -s),Linux)
-ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+ifeq ($(NVIDIA),)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
 endif
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 10 --retries 0)
 
-.PHONY: help smoke test lint parity data bench clean
+# make h100: GPUS=all or a number; RANKS=2 trains with two processes on the CPU instead. FORCE names rows of
+# preflight that may say no, PRICE is dollars per GPU-hour, SEED replaces the spec's seed, RECORD is for the record.
+GPUS ?= all
+RANKS ?= $(if $(filter all,$(GPUS)),gpus,$(GPUS))
+SHARDS ?= 80
+RUN ?= $(basename $(notdir $(SPEC)))$(if $(SEED),-seed$(SEED))
+RUN_DIR := $(RUNS)/$(RUN)
+RECORDS ?= records
+SPEC_WORDS = $(SPEC) $(if $(SEED),--set training.seed=$(SEED)) $(ARGS)
+PREFLIGHT_WORDS = --engine torch --runs-dir $(RUNS) $(if $(filter gpus,$(RANKS)),,--ranks $(RANKS)) $(if $(PRICE),--price $(PRICE)) \
+	$(foreach row,$(FORCE),--force $(row))
+
+# Before anything is installed or downloaded.
+ifeq ($(RANKS) $(filter h100,$(MAKECMDGOALS)),gpus h100)
+ifeq ($(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU'),0)
+$(error no NVIDIA GPU found on this machine; make h100 RANKS=2 trains with two processes on the CPU)
+endif
+endif
+
+# Training on a rented node needs torch alone. The other targets need both engines and the tools.
+EXTRAS := mlx,cuda,data,dev
+NODE_EXTRAS := cuda,data
+NODE := $(if $(NVIDIA),$(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/installed-node),$(VENV)/installed)
+
+.PHONY: help smoke test lint parity prepare preflight h100 data bench clean
 
 help:
 	@echo "make smoke             train, pack and score a small byte-patch model with MLX on built-in text"
 	@echo "make test              the test suite, parity of both engines included"
 	@echo "make parity SPEC=name  prove that both engines compute the same thing for a spec"
+	@echo "make preflight SPEC=name  go or no-go before money is spent"
+	@echo "make prepare SPEC=name  download the datasets of a spec"
+	@echo "make h100              on a GPU node: data, preflight, training on all GPUs, record; run again to resume"
 	@echo "make data              list and verify the datasets"
 	@echo "make lint              ruff and mypy"
 	@echo "make bench SCRIPT=path MLX training speed against a public MLX script"
 	@echo "make clean             remove the environment and caches; runs and datasets stay"
 
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "bytetwin needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[mlx,cuda,data,dev]'
-	touch $@
+	$(call install,$(EXTRAS))
+
+$(VENV)/installed-node: pyproject.toml
+	$(call install,$(NODE_EXTRAS))
+
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "bytetwin needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) torch==2.13.0
+$(BIN)/python -m pip install --quiet --editable '.[$(1)]'
+touch $@
+endef
 
 smoke: $(VENV)/installed
 	$(BIN)/bytetwin train smoke --engine mlx --runs-dir $(RUNS) $(ARGS)
@@ -48,6 +83,20 @@ lint: $(VENV)/installed
 
 parity: $(VENV)/installed
 	$(BIN)/bytetwin parity $(SPEC) $(ARGS)
+
+prepare: $(NODE)
+	$(BIN)/bytetwin prepare $(SPEC_WORDS) --shards $(SHARDS)
+
+preflight: $(NODE)
+	$(BIN)/bytetwin preflight $(SPEC_WORDS) $(PREFLIGHT_WORDS)
+
+# Each step does nothing where its work is done, so the same command resumes after an interruption.
+h100: prepare
+	mkdir -p $(RUN_DIR)
+	test -f $(RUN_DIR)/score.json || \
+		$(BIN)/bytetwin preflight $(SPEC_WORDS) $(PREFLIGHT_WORDS) --record $(RUN_DIR)/preflight.json
+	$(BIN)/bytetwin train $(SPEC_WORDS) --engine torch --ranks $(RANKS) --runs-dir $(RUNS) --run $(RUN) --resume
+	$(BIN)/bytetwin record $(RUN_DIR) --out $(RECORDS)/$(RUN) --replace $(RECORD)
 
 data: $(VENV)/installed
 	$(BIN)/bytetwin data list

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from cuda_train.device import default_device
+from cuda_train.kernels import triton_is_installed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Rotation tables are made for at least this many positions, so that few sequence lengths need another one.
+ROTATION_POSITIONS = 1024
+# The longest sequence whose attention is written out, on a GPU: the longest patch of a local decoder.
+SHORT_SEQUENCE = 16
 
 
 class TorchOps:
@@ -20,6 +27,11 @@ class TorchOps:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._fused_cross_entropy = None
+        if device.type == "cuda" and triton_is_installed():
+            from cuda_train.kernels import softcapped_cross_entropy as kernel
+
+            self._fused_cross_entropy = kernel
 
     def asarray(self, values: np.ndarray) -> torch.Tensor:
         values = np.asarray(values)
@@ -46,17 +58,26 @@ class TorchOps:
         return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
     def rope(self, x: torch.Tensor, base: float) -> torch.Tensor:
-        half = x.shape[-1] // 2
-        frequencies = base ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
-        theta = torch.outer(torch.arange(x.shape[1], dtype=torch.float64, device=x.device), frequencies)
-        cos, sin = theta.cos()[:, None, :].to(x.dtype), theta.sin()[:, None, :].to(x.dtype)
+        time, half = x.shape[1], x.shape[-1] // 2
+        positions = ROTATION_POSITIONS
+        while positions < time:
+            positions *= 2
+        # `narrow` and not a slice: torch.compile would fix the length of a sliced constant and compile again for each.
+        table = rotation_table(positions, half, base, x.dtype, x.device).narrow(1, 0, time)
+        cos, sin = table[0], table[1]
         x1, x2 = x[..., :half], x[..., half:]
         return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
 
     def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if q.is_cuda and q.shape[1] <= SHORT_SEQUENCE:
+            return short_attention(q, k, v)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+        group = q.shape[1] // k.shape[1]
+        if group > 1 and q.is_cuda and q.dtype == torch.float32:
+            # Grouped float32 heads make torch write out all scores; its fused kernels take them one to one.
+            k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+            group = 1
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1).transpose(1, 2)
 
     def leaky_relu_squared_mlp(
         self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
@@ -64,6 +85,8 @@ class TorchOps:
         return self.linear(F.leaky_relu(self.linear(x, up), negative_slope).square(), down)
 
     def softcapped_cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
+        if self._fused_cross_entropy is not None and self._fused_cross_entropy.can_fuse(logits):
+            return self._fused_cross_entropy.softcapped_cross_entropy(logits, targets, softcap)
         capped = softcap * torch.tanh(logits.float() / softcap)
         nats = F.cross_entropy(capped.flatten(0, -2), targets.flatten().long(), reduction="none")
         return nats.reshape(targets.shape)
@@ -94,6 +117,43 @@ class TorchOps:
 
     def minimum(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         return x.clamp(max=limit)
+
+
+def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """`attention` of many short sequences, written out element by element in float32.
+
+    Torch's fused kernels work on tiles of 64 or 128 positions, and take at most 65,535 sequences; the patches of
+    a local decoder are a few positions long and number hundreds of thousands. Compiled, this is a kernel
+    bound by memory. q [B, T, H, C], k and v [B, T, G, C]: [B, T, H, C] in q's dtype.
+    """
+    batch, time, heads, width = q.shape
+    group = heads // k.shape[2]
+    grouped = (batch, time, 1, k.shape[2], group, width)
+    queries = q.float().reshape(grouped) * width**-0.5
+    keys, values = (x.float().reshape(batch, 1, time, k.shape[2], 1, width) for x in (k, v))
+    later = torch.ones(time, time, dtype=torch.bool, device=q.device).triu(1)[:, :, None, None]
+    scores = (queries * keys).sum(dim=-1).masked_fill(later, float("-inf"))
+    weights = torch.softmax(scores, dim=2)
+    return (weights[..., None] * values).sum(dim=2).reshape(q.shape).to(q.dtype)
+
+
+@torch.compiler.assume_constant_result
+def rotation_table(positions: int, half: int, base: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """cos and sin of the RoPE angles, [2, positions, 1, half] in `dtype`, made once in float64 on the host.
+
+    A compiled function takes it for a constant. Left in the graph, the double-precision cosines would be computed
+    anew for every head of every position, on GPUs where they are up to 64 times slower than float32.
+    """
+    return _cached_rotation_table(positions, half, base, dtype, device)
+
+
+@lru_cache(maxsize=32)
+def _cached_rotation_table(
+    positions: int, half: int, base: float, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    frequencies = base ** (-torch.arange(half, dtype=torch.float64) / half)
+    theta = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)[:, None, :]
+    return torch.stack([theta.cos(), theta.sin()]).to(dtype).to(device)
 
 
 def make_ops() -> TorchOps:

@@ -13,9 +13,10 @@ from shared.spec import Spec, load_spec
 
 @dataclass(frozen=True)
 class CommandResult:
-    """`document` is printed as JSON with --json; `status` is the exit status: 0 done, 1 a check said no."""
+    """`document` is printed as JSON with --json, None if that was done already; `status` is the exit status:
+    0 done, 1 a check said no."""
 
-    document: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] | None = field(default_factory=dict)
     status: int = 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -18,18 +20,21 @@ from shared.cli.command import (
     spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine import ENGINE_PACKAGES, available_engines
+from shared.engine import ENGINE_PACKAGES, available_engines, connect_ranks
 from shared.errors import UserError
 from shared.training.console import make_observer
 from shared.training.finish import Finished
-from shared.training.run import RunResult, train_run
+from shared.training.profiling import Profile, ProfileRequest, print_profile
+from shared.training.record import SeedResult, finished_with
+from shared.training.run import RunResult, follow_run, train_run
+from shared.training.run_directory import RunDirectory
 
 NAME = "train"
 HELP = "train a spec, pack the weights and score the artifact; exit status 130 or 143 after a signal"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC, --set, --engine, --run, --resume, --runs-dir and --no-finish."""
+    """Declare SPEC, --set, --engine, --run, --resume, --runs-dir, --no-finish, --profile, --ranks and --port."""
     add_spec_arguments(parser)
     add_engine_argument(parser)
     parser.add_argument("--run", metavar="NAME", help="name of the run; default SPEC-ENGINE-N")
@@ -38,24 +43,67 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
     parser.add_argument("--no-finish", action="store_true", help="stop after training: do not pack, do not score")
+    parser.add_argument(
+        "--profile", type=int, metavar="N", help="trace N steps into the run's trace.json and print the largest costs"
+    )
+    parser.add_argument(
+        "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one on every GPU"
+    )
+    parser.add_argument("--port", type=int, metavar="P", help="where the ranks meet; default: any that is free")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Train; status 1 if training broke down or a check said no, 128 + signal number if it was stopped."""
     spec = spec_from_arguments(args)
+    if args.resume and args.run and not args.no_finish and not _is_rank():
+        done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
+        if done is not None:
+            return _tell_finished(done)
+    if args.ranks is not None and not _is_rank():
+        return _launch(args)
+    engine_name = args.engine or _default_engine()
+    ranks = connect_ranks(engine_name)
+    if ranks.rank > 0:
+        follow_run(spec, engine_name, ranks)
+        return CommandResult(None)
     out = console()
+    profiles: list[Profile] = []
     with make_observer(out) as observer:
         result = train_run(
             spec,
-            args.engine or _default_engine(),
+            engine_name,
             observer,
             runs_dir=args.runs_dir,
             run_name=args.run,
             resume=args.resume,
             finish=not args.no_finish,
+            profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
+            ranks=ranks,
         )
+    for profile in profiles:
+        print_profile(out, profile)
+    if args.profile and not profiles:
+        out.print("no step was traced: the run had too few", style="yellow")
     _print_end(out, args, result)
-    return CommandResult(_document(result), result.exit_status)
+    profiled = {"profile": profiles[-1].to_document()} if profiles else {}
+    return CommandResult({**_document(result), **profiled}, result.exit_status)
+
+
+def _is_rank() -> bool:
+    """Whether this process is one of several already, started by torchrun or by `_launch`."""
+    return "RANK" in os.environ
+
+
+def _launch(args: argparse.Namespace) -> CommandResult:
+    """Train with several processes; rank 0 prints what this command would, its document too."""
+    if args.engine == "mlx":
+        raise UserError("--ranks starts processes of the torch engine; for MLX use mlx.launch")
+    try:
+        launcher = importlib.import_module(f"{ENGINE_PACKAGES['torch']}.launch")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--ranks needs the package {error.name}, which is not installed") from None
+    ranks = launcher.resolve_ranks(args.ranks)
+    return CommandResult(None, launcher.launch(_words(args, args.run, args.resume), ranks, args.port))
 
 
 def _default_engine() -> str:
@@ -83,6 +131,29 @@ def _document(result: RunResult) -> dict[str, Any]:
         "problems": finished.problems if finished else [],
         "score": finished.score.to_dict() if finished else None,
     }
+
+
+def _tell_finished(result: SeedResult) -> CommandResult:
+    """What a run that was finished before came to; nothing is trained or scored again."""
+    out, run = console(), result.run
+    out.print(f"run {run.path} is finished, nothing is left to do", markup=False, soft_wrap=True)
+    print_score(out, result.score)
+    problems = result.finished["problems"]
+    for problem in problems:
+        out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
+    document = {
+        "run": str(run.path),
+        "status": "finished",
+        "message": "finished before",
+        "steps": result.last_step["step"],
+        "train_s": result.last_step["elapsed_s"],
+        "train_nats": result.last_step["nats"],
+        "artifact": str(run.artifact_path),
+        "packing": result.finished["packing"],
+        "problems": problems,
+        "score": result.score.to_dict(),
+    }
+    return CommandResult(document, 1 if problems else 0)
 
 
 def _print_end(out: Console, args: argparse.Namespace, result: RunResult) -> None:
@@ -118,11 +189,28 @@ def _print_finished(out: Console, result: RunResult, finished: Finished) -> None
 
 def _resume_command(args: argparse.Namespace, result: RunResult) -> str:
     """The command line that continues this run."""
-    words = ["bytetwin", "train", args.spec]
+    return shlex.join(["bytetwin", "train", *_words(args, result.run.name, resume=True)])
+
+
+def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list[str]:
+    """The command line after `train` that does what these arguments say."""
+    words = [args.spec]
     for override in args.overrides:
         words += ["--set", override]
     if args.engine:
         words += ["--engine", args.engine]
     if args.runs_dir != Path("runs"):
         words += ["--runs-dir", str(args.runs_dir)]
-    return shlex.join([*words, "--run", result.run.name, "--resume"])
+    if args.ranks:
+        words += ["--ranks", args.ranks]
+    if args.port:
+        words += ["--port", str(args.port)]
+    if args.no_finish:
+        words += ["--no-finish"]
+    if args.profile:
+        words += ["--profile", str(args.profile)]
+    if args.json:
+        words += ["--json"]
+    if run_name:
+        words += ["--run", run_name]
+    return [*words, "--resume"] if resume else words

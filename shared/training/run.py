@@ -9,8 +9,10 @@ from typing import Any
 
 from shared.engine import Engine, create_engine
 from shared.errors import RunError
+from shared.following import check_divisible, follow, leading
 from shared.model import initial_weights, parameter_counts
 from shared.optim import progress_frac
+from shared.ranks import OneRank, Ranks
 from shared.spec import Spec, spec_from_dict, spec_id
 from shared.training.checkpoints import Checkpoint, CheckpointStore
 from shared.training.environment import describe_environment
@@ -19,6 +21,7 @@ from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
 from shared.training.metrics import MetricsLog, Record
 from shared.training.observer import Observer, RunStart, ValidationReport
+from shared.training.profiling import ProfileRequest, profiled
 from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from shared.training.sources import Sources, open_sources
 from shared.training.validation import make_validate
@@ -44,21 +47,36 @@ def train_run(
     run_name: str | None = None,
     resume: bool = False,
     finish: bool = True,
+    profile: ProfileRequest | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
 
-    Nothing is created before the spec, the engine and the data are known to be good.
+    Nothing is created before the spec, the engine and the data are known to be good. With several ranks
+    this is what rank 0 does; the others call `follow_run`.
     """
-    with Interruption(observer.on_stop_requested) as interruption:
-        engine = create_engine(engine_name, spec)
+    with Interruption(observer.on_stop_requested) as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         try:
-            result = _train_in(run, spec, engine, sources, observer, interruption, finish)
+            with profiled(engine, profile, run.trace_path) as watched:
+                result = _train_in(run, spec, watched, sources, observer, interruption, finish)
             observer.on_end(result.outcome.status)
             return result
         finally:
             run.unlock()
+
+
+def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
+    """The part of a rank other than 0 in `train_run`. Signals are left to rank 0, which decides when all stop."""
+    with Interruption(quiet=True):
+        follow(_engine(spec, engine_name, ranks))
+
+
+def _engine(spec: Spec, engine_name: str, ranks: Ranks | None) -> Engine:
+    ranks = ranks or OneRank()
+    check_divisible(spec, ranks)
+    return create_engine(engine_name, spec, ranks=ranks)
 
 
 def _train_in(

@@ -1,0 +1,82 @@
+"""`bytetwin preflight`: go or no-go before money is spent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_spec_arguments,
+    console,
+    spec_from_arguments,
+)
+from shared.device_facts import device_facts
+from shared.engine import available_engines
+from shared.errors import UserError
+from shared.files import write_atomically
+from shared.preflight import ROWS, Question, preferred_engine, print_report, read_fit, run_preflight
+from shared.preflight.run import check_row_names
+
+NAME = "preflight"
+HELP = "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare SPEC, --set and what else is asked; --help lists the rows."""
+    add_spec_arguments(parser)
+    add_engine_argument(parser)
+    parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all found, or 1")
+    parser.add_argument("--price", type=_dollars, metavar="DOLLARS", help="price of one GPU-hour, for the row cost")
+    parser.add_argument(
+        "--fit", type=Path, metavar="FILE", help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols"
+    )
+    parser.add_argument(
+        "--force", action="append", default=[], metavar="ROW", help="count a no-go of this row as go; may be repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="check shards by size alone, without hashing")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also write the JSON document to this file")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = max(map(len, ROWS))
+    parser.epilog = "rows:\n" + "\n".join(f"  {name:<{width}}  {question}" for name, question in ROWS.items())
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Ask every row; status 1 if one says no-go and is not forced."""
+    spec = spec_from_arguments(args)
+    check_row_names(args.force)
+    fit = read_fit(args.fit) if args.fit else None
+    if args.record and not args.record.parent.is_dir():
+        raise UserError(f"--record {args.record}: the folder {args.record.parent} does not exist")
+    engine = args.engine or preferred_engine()
+    if engine not in available_engines():
+        installed = ", ".join(available_engines()) or "none"
+        raise UserError(f"engine {engine!r} needs a package that is not installed; installed: {installed}")
+    ranks = _all_gpus(engine) if args.ranks is None else args.ranks
+    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick)
+    out = console()
+    with out.status("preflight") as status:
+        report = run_preflight(question, args.force, announce=lambda what: status.update(f"preflight: {what}"))
+    print_report(out, report)
+    document = report.to_document()
+    if args.record:
+        write_atomically(args.record, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+    return CommandResult(document, status=0 if report.go else 1)
+
+
+def _all_gpus(engine: str) -> int:
+    """As many ranks as there are GPUs, 1 on a CPU."""
+    facts = device_facts(engine)
+    return len(facts.names) if facts.kind == "gpu" else 1
+
+
+def _dollars(text: str) -> float:
+    """A price, for argparse."""
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of dollars, 0 or more")
+    return value

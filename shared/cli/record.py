@@ -1,0 +1,81 @@
+"""`bytetwin record`: finished runs of one spec, one per seed, as a folder to hand in."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from shared.cli.command import CommandResult, console
+from shared.errors import UserError
+from shared.training.record import (
+    Author,
+    SeedResult,
+    check_one_experiment,
+    read_result,
+    refusals,
+    submission,
+    write_record,
+)
+from shared.training.record_text import default_blurb, readme
+from shared.training.target import RUNS, find_run
+
+NAME = "record"
+HELP = "write a record folder of finished runs: README, submission.json, and each seed's spec, artifact and score"
+RECORDS = Path("records")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN... and what goes into submission.json."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; several are several seeds")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
+    parser.add_argument("--replace", action="store_true", help="write the folder anew if it is there already")
+    parser.add_argument("--author", metavar="NAME", help="who made it")
+    parser.add_argument("--github", metavar="ID", help="the author's GitHub name")
+    parser.add_argument("--title", metavar="T", help="default: the spec's name")
+    parser.add_argument("--blurb", metavar="TEXT", help="what is new in it; default: a sentence on the model")
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Write the folder; status 1, and nothing written, if an artifact is over the budget or an audit failed."""
+    results = [_result(word) for word in args.runs]
+    check_one_experiment(results)
+    results.sort(key=lambda result: result.seed)
+    out = console()
+    problems = refusals(results)
+    for problem in problems:
+        out.print(f"bytetwin: no record: {problem}", style="red", markup=False, soft_wrap=True)
+    if problems:
+        return CommandResult({"folder": None, "problems": problems}, 1)
+    author = Author(args.author, args.github)
+    first = find_run(args.runs[0])
+    assert first is not None
+    folder = args.out or RECORDS / first.path.resolve().name
+    document = submission(results, args.title or results[0].spec.name, args.blurb or default_blurb(results), author)
+    write_record(folder, results, readme(results, document), document, replace=args.replace)
+    _print(out, folder, results, author)
+    return CommandResult({"folder": str(folder), "problems": [], "submission": document})
+
+
+def _result(word: str) -> SeedResult:
+    found = find_run(word)
+    if found is None:
+        raise UserError(f"{word}: no such run in {RUNS}/ and no such folder")
+    return read_result(found)
+
+
+def _print(out: Console, folder: Path, results: list[SeedResult], author: Author) -> None:
+    for result in results:
+        out.print(
+            f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.total_bytes:,} bytes",
+            markup=False,
+            soft_wrap=True,
+        )
+    out.print(f"record {folder}", markup=False, soft_wrap=True)
+    if author.name is None or author.github_id is None:
+        out.print(
+            "submission.json names no author: give --author NAME --github ID, with --replace",
+            style="yellow",
+            soft_wrap=True,
+        )

@@ -1,0 +1,206 @@
+"""`train --profile N`: where the time of a training step goes.
+
+An engine is wrapped in a ProfiledEngine, which passes every call on and counts training steps. After the
+first few it lets the engine's own profiler watch N steps, writes `trace.json` into the run directory (Chrome's
+trace event format; open it in https://ui.perfetto.dev or chrome://tracing) and reports the largest costs.
+Then it only passes calls on. The loop knows nothing of it, and the numbers of the run do not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from shared.engine import ENGINE_PACKAGES, Engine, StepResult
+from shared.errors import UserError
+from shared.files import write_atomically
+
+# Steps that are not traced: the first ones still allocate memory and choose kernels.
+SKIPPED_STEPS = 3
+LARGEST = 10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of work: its own time over all traced steps, and its share of the time of all kinds."""
+
+    name: str
+    calls: int
+    seconds: float
+    share_frac: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a trace showed. `costs` are the largest, at most LARGEST; `measured` says what was timed."""
+
+    trace_path: Path
+    steps: int
+    step_s: float
+    measured: str
+    costs: tuple[Cost, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "trace_path": str(self.trace_path)}
+
+
+class StepProfiler(Protocol):
+    """An engine's way to watch itself: module `profiler` of its package, `make_profiler(engine)`."""
+
+    measured: str
+
+    def start(self, trace_path: Path) -> None:
+        """Watch from now on. All queued work is done."""
+        ...
+
+    def stop(self) -> list[Cost]:
+        """Watch no longer, write the trace, return the cost of every kind of work. All queued work is done."""
+        ...
+
+
+def make_profiler(engine: Engine) -> StepProfiler:
+    """The profiler of an engine's package."""
+    module = importlib.import_module(f"{ENGINE_PACKAGES[engine.name]}.profiler")
+    profiler: StepProfiler = module.make_profiler(engine)
+    return profiler
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """Trace `steps` steps and report them. Raises UserError for less than one."""
+
+    steps: int
+    report: Callable[[Profile], None]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"--profile {self.steps}: must be at least 1, the number of steps to trace")
+
+
+@contextlib.contextmanager
+def profiled(engine: Engine, request: ProfileRequest | None, trace_path: Path) -> Iterator[Engine]:
+    """The engine to train with: itself, or a ProfiledEngine if a profile is asked for."""
+    if request is None:
+        yield engine
+    else:
+        with ProfiledEngine(engine, request.steps, trace_path, request.report) as watched:
+            yield watched
+
+
+class ProfiledEngine:
+    """An engine whose training steps SKIPPED_STEPS to SKIPPED_STEPS + `steps` are traced. Enter it around the loop:
+    a run that ends before that leaves a trace of the steps there were. So does one that is validated or saved
+    in between, as this would be counted among the costs of a step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        steps: int,
+        trace_path: Path,
+        report: Callable[[Profile], None],
+        skipped: int | None = None,
+    ) -> None:
+        self._engine, self._steps, self._trace_path, self._report = engine, steps, trace_path, report
+        self._skipped = SKIPPED_STEPS if skipped is None else skipped
+        self._profiler = make_profiler(engine)
+        self._begin_s = 0.0
+        self._taken = 0
+        self._watching = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __enter__(self) -> Engine:
+        return cast(Engine, self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._stop_early()
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        """The engine's scores; ends the trace."""
+        self._stop_early()
+        return self._engine.score(x)
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """The engine's state; ends the trace."""
+        self._stop_early()
+        return self._engine.save_state()
+
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+        """The engine's step, traced if its turn has come."""
+        if self._taken == self._skipped:
+            self._start()
+        result = self._engine.train_step(x, hyper)
+        self._taken += 1
+        if self._watching and self._taken == self._skipped + self._steps:
+            self._stop()
+        return result
+
+    def _start(self) -> None:
+        self._engine.synchronise()
+        self._profiler.start(self._trace_path)
+        self._begin_s = time.perf_counter()
+        self._watching = True
+
+    def _stop_early(self) -> None:
+        if self._watching:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._watching = False
+        self._engine.synchronise()
+        seconds = time.perf_counter() - self._begin_s
+        costs = self._profiler.stop()
+        largest = sorted(costs, key=lambda cost: -cost.seconds)[:LARGEST]
+        steps = self._taken - self._skipped
+        if steps:
+            step_s = seconds / steps
+            self._report(Profile(self._trace_path, steps, step_s, self._profiler.measured, tuple(largest)))
+
+
+def costs_by_name(spent: Mapping[str, tuple[int, float]]) -> list[Cost]:
+    """Costs, largest first, of (calls, seconds) by name; what took no time is left out."""
+    total = sum(seconds for _, seconds in spent.values())
+    costs = [Cost(name, calls, seconds, seconds / total) for name, (calls, seconds) in spent.items() if seconds > 0.0]
+    return sorted(costs, key=lambda cost: -cost.seconds)
+
+
+def write_trace(path: Path, events: Sequence[tuple[str, float, float]]) -> None:
+    """Events (name, start in seconds, duration in seconds) of one thread, in the trace event format."""
+    first = min((start for _, start, _ in events), default=0.0)
+    records = [
+        {"name": name, "ph": "X", "pid": 0, "tid": 0, "ts": 1e6 * (start - first), "dur": 1e6 * duration}
+        for name, start, duration in events
+    ]
+    document = {"traceEvents": records, "displayTimeUnit": "ms"}
+    write_atomically(path, json.dumps(document).encode() + b"\n")
+
+
+def print_profile(console: Console, profile: Profile) -> None:
+    """The largest costs as a table, and where the trace is."""
+    table = Table(
+        title=f"largest costs of {profile.steps} steps, {1e3 * profile.step_s:.1f} ms each ({profile.measured})"
+    )
+    table.add_column("what", overflow="fold")
+    for heading in ("share", "ms per step", "calls per step"):
+        table.add_column(heading, justify="right")
+    for cost in profile.costs:
+        milliseconds, calls = 1e3 * cost.seconds / profile.steps, cost.calls / profile.steps
+        table.add_row(cost.name, f"{100 * cost.share_frac:.1f} %", f"{milliseconds:.3f}", f"{calls:.4g}")
+    console.print(table, markup=False)
+    console.print(f"trace {profile.trace_path}", markup=False, soft_wrap=True)

@@ -1,0 +1,62 @@
+"""`bytetwin prepare`: only what is missing is downloaded, and what is nowhere is named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from data import datasets, hub
+from data.importing import import_dataset
+from shared.cli import data as data_command
+from shared.cli.command import CommandResult
+from shared.cli.main import main
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[argparse.Namespace]:
+    """The downloads that were asked for; each leaves a dataset behind."""
+    monkeypatch.setenv(datasets.ROOT_VARIABLE, str(tmp_path))
+    downloads: list[argparse.Namespace] = []
+    text = tmp_path / "text.txt"
+    text.write_text("the same words, again and again\n")
+
+    def download(args: argparse.Namespace) -> CommandResult:
+        downloads.append(args)
+        import_dataset(args.source, [text], split="train")
+        return CommandResult()
+
+    monkeypatch.setattr(data_command, "run", download)
+    return downloads
+
+
+def test_a_missing_dataset_of_the_hub_is_downloaded_once(
+    asked: list[argparse.Namespace], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", "tiny", "--set", "data.train=fineweb", "--set", "data.heldout=fineweb", "--json"]
+    assert main([*words, "--shards", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb": "downloaded"}}
+    (args,) = asked
+    assert (args.action, args.source, args.shards) == ("download", "fineweb", 3) and args.source in hub.SOURCES
+    assert main([*words, "--shards", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb": "on disk"}}
+    assert len(asked) == 1
+
+
+def test_a_spec_of_other_data_downloads_nothing(
+    asked: list[argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_dataset("mine", [tmp_path / "text.txt"], split="train")
+    assert main(["prepare", "tiny", "--json", "--set", "data.train=mine", "--set", "data.heldout=mine"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"datasets": {"mine": "on disk"}} and asked == []
+    assert main(["prepare", "tiny", "--set", "data.train=mine", "--set", "data.heldout=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err.splitlines()[-1] and asked == []
+
+
+def test_a_failed_download_is_the_status(
+    asked: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_command, "run", lambda args: CommandResult({"interrupted": True}, 130))
+    assert main(["prepare", "tiny", "--set", "data.train=fineweb", "--set", "data.heldout=fineweb"]) == 130
