@@ -32,6 +32,7 @@ class TrainingEngine(EngineState):
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
+        self._device = device.default_device()
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
@@ -104,7 +105,7 @@ class TrainingEngine(EngineState):
         for value in self.params.values():
             value.grad = None
         parts = list(micro_batches(self.spec, x))
-        total = torch.zeros((), device=self.ops.device)
+        total = torch.zeros((), device=self._device)
         for index, (share, part) in enumerate(parts):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
@@ -130,10 +131,10 @@ class TrainingEngine(EngineState):
         return squares
 
     def _with_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
-        """The loss as a module whose backward pass averages gradients over the ranks, bucket by bucket while it runs."""
+        """The loss as a module. Its backward pass averages gradients over the ranks, bucket by bucket while it runs."""
         if self.ranks.world_size == 1:
             return loss
-        devices = [self.ops.device] if device.on_gpu() else None
+        devices = [self._device] if device.on_gpu() else None
         return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
 
     def _compile(self, function: Callable) -> Callable:
@@ -149,7 +150,7 @@ class _Loss(torch.nn.Module):
         manifest = parameter_manifest(engine.spec)
         self.names = [parameter.name for parameter in manifest]
         self.weights = torch.nn.ParameterList(
-            torch.nn.Parameter(torch.zeros(parameter.shape, device=engine.ops.device)) for parameter in manifest
+            torch.nn.Parameter(torch.zeros(parameter.shape, device=device.default_device())) for parameter in manifest
         )
 
     @property

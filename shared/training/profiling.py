@@ -25,6 +25,7 @@ from rich.table import Table
 from shared.engine import ENGINE_PACKAGES, Engine, StepResult
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.following import LeadingEngine
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
 SKIPPED_STEPS = 3
@@ -71,7 +72,8 @@ class StepProfiler(Protocol):
 
 
 def make_profiler(engine: Engine) -> StepProfiler:
-    """The profiler of an engine's package."""
+    """The profiler of an engine's package, for what this process does: rank 0's own share."""
+    engine = engine.engine if isinstance(engine, LeadingEngine) else engine
     module = importlib.import_module(f"{ENGINE_PACKAGES[engine.name]}.profiler")
     profiler: StepProfiler = module.make_profiler(engine)
     return profiler

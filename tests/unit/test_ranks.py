@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -173,11 +174,11 @@ def rank_processes(launcher: int) -> list[int]:
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
             parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            variables = dict(item.split(b"=", 1) for item in (path / "environ").read_bytes().split(b"\0") if b"=" in item)
+            rank = re.search(rb"\0LOCAL_RANK=(\d+)\0", (path / "environ").read_bytes())
         except (OSError, ValueError):
             continue
-        if parent == launcher and b"cuda_train" in words:
-            found[int(variables[b"LOCAL_RANK"])] = int(path.name)
+        if parent == launcher and b"cuda_train" in words and rank:
+            found[int(rank[1])] = int(path.name)
     return [found[rank] for rank in sorted(found)]
 
 
