@@ -1,0 +1,130 @@
+"""The sections of the GPU benchmark that check: parity, kernels, compilation."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuda_train.kernels import softcapped_cross_entropy as kernel
+from cuda_train.ops import TorchOps, short_attention
+from shared.ops import NumpyOps
+from shared.optim import step_hyperparameters
+from shared.parity import run_parity
+from shared.spec import load_spec
+from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS
+from shared.training.profiling import Profile, ProfiledEngine
+from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine, timed
+
+TRACED_STEPS = 5
+
+
+def parity(settings: Settings, section: Section) -> None:
+    """Parity with the float64 oracle, float32 with TF32 off, and bfloat16."""
+    torch.set_float32_matmul_precision("highest")
+    specs = [load_spec("tiny"), load_spec("smoke"), baseline_spec(settings)]
+    if settings.quick:
+        specs = [baseline_spec(settings)]
+    for spec in specs:
+        report = run_parity(spec, steps=3 if settings.quick else 10)
+        rows = [(row.check, row.pair, f"{row.measured:.1e}", f"{row.tolerance:.0e}", row.unit) for row in report.rows]
+        verdicts = [section.check(row.passed, f"{spec.name}: {row.check}, {row.pair}") for row in report.rows]
+        section.lines.append(f"{spec.name}: {', '.join(report.implementations)}; {'; '.join(report.reductions)}\n")
+        heading = ("check", "pair", "measured", "tolerance", "unit", "")
+        section.table(heading, *[(*row, verdict) for row, verdict in zip(rows, verdicts, strict=True)])
+
+
+def fused_loss(settings: Settings, section: Section) -> None:
+    """The fused loss against the float64 oracle, and its time."""
+    plain_ops = TorchOps(torch.device("cpu"))  # on the CPU the plain operation is the only one
+    forms = {"plain": plain_ops.softcapped_cross_entropy, "fused": kernel.softcapped_cross_entropy}
+    forms["plain, compiled"] = torch.compile(plain_ops.softcapped_cross_entropy)
+    generator, device = torch.Generator().manual_seed(0), torch.device(settings.device)
+    rows: list[tuple[Any, ...]] = [("vocabulary, dtype", "form", "nats off by", "gradient off by", "")]
+    count = 21 if settings.quick else 3333
+    for vocab_size in (260,) if settings.quick else (256, 260, 1000):
+        for dtype, limit in ((torch.float32, GRADIENT_REL), (torch.bfloat16, BF16_OPERATION_REL)):
+            logits = (5.0 * torch.randn(count, vocab_size, generator=generator)).to(dtype)
+            targets = torch.randint(vocab_size, (count,), generator=generator, dtype=torch.int32)
+            exact = logits.double().requires_grad_(True)
+            capped = 30.0 * torch.tanh(exact / 30.0)
+            (exact_grad,) = torch.autograd.grad(
+                torch.nn.functional.cross_entropy(capped, targets.long(), reduction="sum"), exact
+            )
+            nats = NumpyOps().softcapped_cross_entropy(logits.double().numpy(), targets.numpy(), 30.0)
+            for name in ("plain", "fused"):
+                leaf = logits.to(device).requires_grad_(True)
+                found = forms[name](leaf, targets.to(device), 30.0)
+                (grad,) = torch.autograd.grad(found.sum(), leaf)
+                off = float(np.abs(found.detach().cpu().double().numpy() - nats).max())
+                grad_off = float((grad.cpu().double() - exact_grad).norm() / exact_grad.norm())
+                verdict = section.check(off <= NATS_ABS and grad_off <= limit, f"{name} loss, {vocab_size}, {dtype}")
+                rows.append((f"{vocab_size}, {dtype}", name, f"{off:.1e}", f"{grad_off:.1e}", verdict))
+    section.table(*rows)
+    count = 64 if settings.quick else 65_536
+    leaf = torch.randn(count, 256, device=device, dtype=torch.bfloat16).requires_grad_(True)
+    targets = torch.randint(256, (count,), device=device, dtype=torch.int32)
+    rows = [(f"{count:,} symbols, vocabulary 256, bfloat16", "forward and backward, ms", "memory above its input, MB")]
+    for name, form in forms.items():
+        rows.append((name, *timed(settings, lambda form=form: form(leaf, targets, 30.0).sum().backward())))
+    section.table(*rows)
+
+
+def decoder_attention(settings: Settings, section: Section) -> None:
+    """Attention inside patches: torch's own against the written-out form."""
+    device = torch.device(settings.device)
+    torch_attention = TorchOps(torch.device("cpu"))
+    rows: list[tuple[Any, ...]] = [
+        ("patches x patch size, 4 heads of 64", "form", "forward and backward, ms", "memory, MB")
+    ]
+    for patches, patch_size in ((16, 4),) if settings.quick else ((32_768, 4), (16_384, 8)):
+        shape = (patches, patch_size, 4, 64)
+        q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_(True) for _ in range(3))
+
+        def library(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+        written = torch.compile(short_attention)
+        expected = torch_attention.attention(*(x.detach().float().cpu() for x in (q, k, v)))
+        for name, form in {"torch": library, "written out, compiled": written}.items():
+            off = float((form(q, k, v).detach().float().cpu() - expected).abs().max())
+            section.check(off <= BF16_OPERATION_REL * float(expected.abs().max()), f"{name} attention at {shape}")
+            result = timed(settings, lambda form=form, q=q, k=k, v=v: form(q, k, v).sum().backward())
+            rows.append((f"{patches:,} x {patch_size}", name, *result))
+    section.table(*rows)
+
+
+def compilation(settings: Settings, section: Section) -> None:
+    """Compile time, recompilations after it, and a trace."""
+    engine, batch = own_engine(settings)
+    begin = time.perf_counter()
+    engine.warm_up(batch())
+    engine.synchronise()
+    section.lines.append(f"Warm-up with compilation: {time.perf_counter() - begin:.1f} s.")
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    profiles: list[Profile] = []
+    with tempfile.TemporaryDirectory() as folder:
+        trace = settings.trace or Path(folder) / "trace.json"
+        with ProfiledEngine(engine, TRACED_STEPS, trace, profiles.append) as watched:
+            for step in range(12):
+                watched.train_step(batch(), step_hyperparameters(engine.spec, 80 * step, step / 12))()
+    again = counters["unique_graphs"] - before
+    section.lines.append(
+        f"Graphs compiled in 12 steps after it: {again} ({section.check(again == 0, 'recompilation')}).\n"
+    )
+    profile = profiles[0]
+    section.lines.append(
+        f"{profile.steps} traced steps of {1e3 * profile.step_s:.1f} ms each, with the tracing; {profile.measured}:\n"
+    )
+    heading = ("what", "share", "ms a step", "calls a step")
+    costs = [
+        (c.name, f"{c.share_frac:.1%}", f"{1e3 * c.seconds / profile.steps:.2f}", c.calls / profile.steps)
+        for c in profile.costs
+    ]
+    section.table(heading, *costs)
