@@ -87,7 +87,7 @@ def connect() -> Ranks:
     if not dist.is_initialized():
         _initialise()
     ranks = TorchRanks()
-    _check_alike(ranks)
+    check_alike(ranks)
     return ranks
 
 
@@ -136,7 +136,7 @@ def _initialise() -> None:
         raise RunError(f"rank {os.environ[RANK_VARIABLE]} cannot join the others at {where}: {reason}") from None
 
 
-def _check_alike(ranks: Ranks) -> None:
+def check_alike(ranks: Ranks) -> None:
     """All ranks on the same kind of device, so that all compute the same bits. Raises UserError on every rank."""
     name = device.device_name().encode()[:256]
     padded = np.zeros(256, np.uint8)

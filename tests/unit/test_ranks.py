@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cuda_train import distributed
 from shared.engine import connect_ranks
 from shared.errors import RunError, UserError
+from shared.ranks import OneRank
 from shared.tolerances import RANKS_LOSS_ABS
 
 STEPS = 50
@@ -137,6 +139,27 @@ def test_too_many_ranks_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "65")
     with pytest.raises(UserError, match="65 ranks: at most 64 are allowed"):
         connect_ranks("torch")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_mixed_gpus_are_refused_on_every_rank(rank: int, monkeypatch: pytest.MonkeyPatch):
+    names = [
+        "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
+        "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
+        "NVIDIA A100-SXM4-80GB (CUDA 13.0)",
+    ]
+
+    class Others(OneRank):
+        def gather(self, values: np.ndarray) -> list[np.ndarray]:
+            padded = [np.frombuffer(name.encode().ljust(len(values), b"\0"), np.uint8) for name in names]
+            assert np.array_equal(values, padded[rank])
+            return padded
+
+    monkeypatch.setattr(distributed.device, "device_name", lambda: names[rank])
+    with pytest.raises(UserError, match=r"rank 0 runs on NVIDIA H100 .* and rank 2 on NVIDIA A100"):
+        distributed.check_alike(Others())
+    names[2] = names[0]
+    distributed.check_alike(Others())
 
 
 @pytest.mark.slow
