@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         result = commands[args.command].run(args)
+        if args.json and result.document is not None:
+            print(json.dumps(result.document, indent=2, sort_keys=True), flush=True)
+        return result.status
+    except BrokenPipeError:
+        # Whoever read our output has left, as `head` does. What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         return _fail(str(error))
     except RanksError as error:
@@ -33,15 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         return _fail(f"{error.filename or 'file system'}: {(error.strerror or str(error)).lower()}")
-    except BrokenPipeError:
-        return 0
     except Exception as error:
         if own_rank() == 0:
             raise
         return _fail(f"rank {own_rank()}: {type(error).__name__}: {error}", status=1)
-    if args.json and result.document is not None:
-        print(json.dumps(result.document, indent=2, sort_keys=True))
-    return result.status
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:

@@ -75,8 +75,9 @@ def test_a_bug_in_the_updates_of_the_only_engine_is_caught(monkeypatch: pytest.M
     import cuda_train.engine as engine
     from shared.optim import optimizer_step
 
-    def wrong(ops, spec, params, grads, state, norm, hyper):
-        return optimizer_step(ops, spec, params, grads, state, norm, {**hyper, "momentum": hyper["momentum"] * 0.9})
+    def wrong(ops, spec, params, grads, state, norm, hyper, *rest):
+        slower = {**hyper, "momentum": hyper["momentum"] * 0.9}
+        return optimizer_step(ops, spec, params, grads, state, norm, slower, *rest)
 
     monkeypatch.setattr(run, "available_engines", lambda: ["torch"])
     monkeypatch.setattr(engine, "optimizer_step", wrong)
@@ -188,7 +189,7 @@ def test_spec_command(capsys: pytest.CaptureFixture[str]):
     assert listed["tiny"].startswith("The smallest honest model")
     assert listed["itchy"].endswith("one MLP head per position.")
     assert all(description.endswith(".") for description in listed.values())
-    with pytest.raises(SpecError, match="SPEC is missing; presets: bytes, itchy, smoke, tiny"):
+    with pytest.raises(SpecError, match="SPEC is missing; presets: bytes, h100, itchy, smoke, tiny"):
         spec_command.run(arguments(spec_command))
     capsys.readouterr()
     spec_command.run(arguments(spec_command, "tiny", "--json"))
