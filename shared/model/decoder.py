@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.block import run_block
 from shared.model.embedding import shift_right
 from shared.model.manifest import decoder_block_shape
-from shared.model.trunk import run_block
 from shared.ops import Array, Ops
 from shared.spec import Spec
 

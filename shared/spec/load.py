@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError
-from shared.spec.sections import Spec
+from shared.spec.spec import Spec
 
 # Fields without a constant default that a file may still leave out: they follow from others.
 DERIVED_FIELDS = {
