@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from shared.device_facts import DeviceFacts, host_memory_bytes
 
+from shared.device_facts import DeviceFacts, host_memory_bytes
 from shared.errors import UserError
 
 # Which of this machine's GPUs a rank takes; set by torchrun.

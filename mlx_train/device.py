@@ -8,11 +8,13 @@ import platform
 import resource
 import shutil
 import sys
+import time
 from functools import lru_cache
 
 import mlx.core as mx
 
 from mlx_train.blas import set_blas_threads
+from shared.device_facts import DeviceFacts, host_memory_bytes
 
 # mallopt parameters of glibc.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -57,6 +59,30 @@ def peak_memory_bytes() -> int:
         return int(mx.get_peak_memory())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_facts() -> DeviceFacts:
+    """This Mac's GPU, or the CPU."""
+    framework = f"mlx {mx.__version__}"
+    if not on_gpu():
+        available, total = host_memory_bytes()
+        return DeviceFacts("cpu", (device_name(),), available, total, framework, workers=len(compute_streams()))
+    info = mx.device_info()
+    total = int(info["max_recommended_working_set_size"])
+    return DeviceFacts("gpu", (device_name(),), total - int(mx.get_active_memory()), total, framework, "Metal")
+
+
+def matrix_product_flops_per_s(dtype: str) -> float:
+    """Operations per second of large matrix products in float32 or bfloat16, one per stream, the best of a few."""
+    size, streams = (4096 if on_gpu() else 1024), compute_streams()
+    a, b = (mx.ones((size, size), dtype=getattr(mx, dtype)) for _ in range(2))
+    mx.eval(a, b)
+    best_s = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        mx.eval([mx.matmul(a, b, stream=stream) for stream in streams])
+        best_s = min(best_s, time.perf_counter() - started)
+    return len(streams) * 2 * size**3 / best_s
 
 
 def _keep_freed_memory() -> None:

@@ -63,7 +63,7 @@ MAX_HEADER_BYTES = 1 << 20
 PREFIX = struct.Struct("<8sIII32s")
 
 # Small and part of every file, so always at the densest setting; 2^18 bytes cover most headers.
-_HEADER_QUALITY, _HEADER_WINDOW = 11, 18
+HEADER_QUALITY, HEADER_WINDOW = 11, 18
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _pack(
     if len(raw_header) > MAX_HEADER_BYTES:
         raise ArtifactError(f"header of {len(raw_header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     parse_header(raw_header)  # whatever a reader would refuse is refused here, before training time is lost
-    stored_header = b"".join(compress_blocks(raw_header, _HEADER_QUALITY, _HEADER_WINDOW))
+    stored_header = b"".join(compress_blocks(raw_header, HEADER_QUALITY, HEADER_WINDOW))
     prefix = PREFIX.pack(MAGIC, VERSION, len(raw_header), len(stored_header), hashlib.sha256(stored_header).digest())
     payload = [block for section in header.sections for block in blocks[section.plan.name]]
     content = b"".join([prefix, stored_header, *payload])

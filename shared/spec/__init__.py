@@ -11,10 +11,11 @@ from shared.spec.load import (
     spec_to_toml,
     with_overrides,
 )
-from shared.spec.model import DecoderSpec, ModelSpec, VocabularySpec
+from shared.spec.model import DecoderSpec, ModelSpec
 from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
 from shared.spec.spec import Spec
 from shared.spec.training import TrainingSpec
+from shared.spec.vocabulary import VocabularySpec
 
 __all__ = [
     "ArtifactSpec",

@@ -1,4 +1,4 @@
-"""The vocabulary and model sections: what determines the function (FEATURES 2.1, 3.1)."""
+"""The model section: with the vocabulary, what determines the function (FEATURES 2.1, 3.1)."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared.spec.attention import AttentionSpec, SmearGate, check_attention
 from shared.spec.base import Fraction, Positive, Section, require
+from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
 
 DecoderKind = Literal["autoregressive", "mlp", "linear"]
-
-
-class VocabularySpec(Section):
-    """The alphabet of the model. `byte256`: the raw bytes. `byte260` (FEATURES 3.14): four special
-    symbols, then the bytes at offset 4; symbol 1 stands before every document."""
-
-    kind: Literal["byte256", "byte260"] = "byte256"
-
-    @property
-    def size(self) -> int:
-        """Number of symbols V."""
-        return 256 + self.byte_offset
-
-    @property
-    def byte_offset(self) -> int:
-        """Symbol of byte 0."""
-        return 4 if self.kind == "byte260" else 0
-
-    @property
-    def document_start(self) -> int | None:
-        """Symbol that stands before every document, None where documents simply follow each other."""
-        return 1 if self.kind == "byte260" else None
 
 
 class DecoderSpec(Section):
@@ -59,6 +39,9 @@ class ModelSpec(Section):
     num_kv_heads: Positive
     head_dim: Positive = Field(description="default model_dim / num_heads")
     mlp_dim: Positive = Field(description="default 3 * model_dim")
+    mlp_dims: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+        (), description="MLP width of each layer; empty is mlp_dim everywhere"
+    )
     seq_len: Positive = Field(description="symbols in one training or scoring window")
     patch_size: Annotated[int, Field(ge=1, le=16)] = 1
     norm_eps: Annotated[float, Field(gt=0.0)] = 1e-6
@@ -68,8 +51,25 @@ class ModelSpec(Section):
     logit_softcap: Annotated[float, Field(gt=0.0)] = 30.0
     resid_mix: bool = Field(True, description="each block reads a learned mix of its input and x0")
     unet_skips: bool = Field(True, description="first-half outputs are added to second-half inputs")
+    skip_gates: bool = Field(
+        False, description="w * skip + sigmoid(g) (x - w * skip) in place of x + w * skip; a learned g [D], 0 at first"
+    )
+    ln_scale: bool = Field(False, description="the norms of layer l, counted from 0, are multiplied by 1/sqrt(l + 1)")
+    loop: LoopSpec = LoopSpec()
+    parallel: ParallelSpec = ParallelSpec()
+    attention: AttentionSpec
+    smear_gate: SmearGate = Field(
+        "none",
+        description="each trunk input takes in the one before it, never across a document start that the vocabulary "
+        "marks. v1: (1 - g) x[t] + g x[t-1] after the norm, g = sigmoid of a learned [D], 0 at first; v2: x[t] + "
+        "s sigmoid(W x[t][:gate_dims]) x[t-1] before the norm, s and W zero at first, so off at first",
+    )
     tie_embeddings: bool = Field(description="default true with patch_size 1 or an autoregressive decoder")
     embed_init_std: Annotated[float, Field(gt=0.0)] = 0.005
+    start: Literal["learned", "document_start"] = Field(
+        "learned",
+        description="what the first place of a window reads: a vector of its own, or the document start's embedding",
+    )
     decoder: DecoderSpec
 
     @property
@@ -89,6 +89,9 @@ class ModelSpec(Section):
             values.setdefault("head_dim", dim // heads)
         if isinstance(dim, int):
             values.setdefault("mlp_dim", 3 * dim)
+        attention = values.get("attention", {})
+        if isinstance(attention, dict) and isinstance(values.get("head_dim"), int):
+            values["attention"] = {"rope_dims": values["head_dim"], **attention}
         patch_size = values.get("patch_size", 1)
         decoder = values.get("decoder", {})
         if isinstance(decoder, dict):
@@ -124,6 +127,8 @@ class ModelSpec(Section):
                 self.decoder.dim,
                 f"a multiple of 2 * model.decoder.num_heads ({2 * self.decoder.num_heads})",
             )
+        check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
+        check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
         require(
             not self.tie_embeddings or _can_tie(self.patch_size, self.decoder.kind),
             "model.tie_embeddings",

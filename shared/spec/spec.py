@@ -12,9 +12,11 @@ from pydantic import Field, model_validator
 
 from shared.spec.artifact import ArtifactSpec, BudgetSpec, EvaluationSpec
 from shared.spec.base import Section, require
-from shared.spec.model import ModelSpec, VocabularySpec
+from shared.spec.depth import check_loop_schedule
+from shared.spec.model import ModelSpec
 from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
-from shared.spec.training import DataSpec, TrainingSpec
+from shared.spec.training import DataSpec, TrainingSpec, check_snapshots
+from shared.spec.vocabulary import VocabularySpec
 
 
 class Spec(Section):
@@ -62,6 +64,22 @@ class Spec(Section):
             self.evaluation.stride_symbols,
             f"at most model.seq_len ({seq_len}), so that every symbol is scored",
         )
+        check_loop_schedule(self.model.loop, self.schedule.loop, self.training.steps, self.schedule.driver)
+        has_start_row = self.model.patch_size == 1 and self.vocabulary.document_start is not None
+        require(
+            self.model.start == "learned" or has_start_row,
+            "model.start",
+            self.model.start,
+            "'learned', unless patch_size is 1 and the vocabulary has a document start",
+        )
+        masked = self.model.attention.document_mask
+        require(
+            not masked or self.vocabulary.document_start is not None,
+            "model.attention.document_mask",
+            masked,
+            f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start",
+        )
+        check_snapshots(self.training, self.schedule.driver)
         timed = self.schedule.driver == "time"
         require(
             timed == (self.training.time_limit_s > 0),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Positive, Rate, Section
+from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
 
 
 class DataSpec(Section):
@@ -14,6 +14,11 @@ class DataSpec(Section):
 
     train: str = Field("builtin", min_length=1, description="its `train` split is trained on")
     heldout: str = Field("builtin", min_length=1, description="its `heldout` split is scored, never trained on")
+    selection_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="last part of the training text, cut at a document start, that is not trained on: what is chosen "
+        "between runs, as the weights of a soup, is chosen by it",
+    )
 
 
 class TrainingSpec(Section):
@@ -30,7 +35,14 @@ class TrainingSpec(Section):
     dtype: DType = "float32"
     compile: bool = True
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="decay of the weight average that is scored and packed; 0 turns it off"
+        0.0, description="decay of the running weight average (EMA) that is scored and packed; 0 turns it off"
+    )
+    swa_every_steps: Count = Field(
+        0, description="steps between snapshots whose plain mean (SWA) is scored and packed; 0 turns it off"
+    )
+    swa_start_frac: Fraction = Field(0.5, description="progress from which snapshots are taken")
+    swa_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="where an EMA is kept too, what is scored is swa_share * SWA + (1 - swa_share) * EMA"
     )
     log_every_steps: Positive = 10
     val_every_steps: Count = Field(0, description="validation on the subset; 0 is only at the end")
@@ -43,3 +55,22 @@ class TrainingSpec(Section):
         if isinstance(values, dict) and "batch_symbols" in values:
             return {"micro_batch_symbols": values["batch_symbols"], **values}
         return values
+
+
+def scale_snapshots(training: dict[str, Any], factor: float, steps: int) -> None:
+    """Change the fields of a training section, in place, to snapshots as often in `steps` steps as before, from the
+    start on; `factor` is `steps` over the steps before. A short run has no time to wait for them."""
+    if training["swa_every_steps"]:
+        training["swa_every_steps"] = max(1, min(steps, round(training["swa_every_steps"] * factor)))
+        training["swa_start_frac"] = 0.0
+
+
+def check_snapshots(training: TrainingSpec, driver: str) -> None:
+    """Raise ValueError if snapshots are wanted but no step can be one; with a clock that is only known afterwards."""
+    every = training.swa_every_steps
+    if every == 0:
+        return
+    last = training.steps // every * every
+    taken = last > 0 and (driver == "time" or (last - 1) / training.steps >= training.swa_start_frac)
+    allowed = f"so small that a snapshot falls between swa_start_frac {training.swa_start_frac} and the last step"
+    require(taken, "training.swa_every_steps", every, allowed)

@@ -1,0 +1,210 @@
+"""The size of an artifact before training: what is exact, what is fitted, and how far to trust it.
+
+Exact: the number of codes, scales and float32 values, and the header but for a few digits. Fitted: what a
+code costs after training (shared.artifact.predict_model). Outside the range of the fitted models the estimate
+moves to Gaussian weights within three doublings of the batch: models trained with large batches are that.
+The public baseline (17,059,912 parameters, 13,780 steps of 524,288 tokens, int8 and zlib, 15,863,489 bytes)
+is within 0.5 % of Gaussian weights in its own format, below, so a large batch gets an excess of -0.03 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.artifact.codec import block_sizes, compress_blocks
+from shared.artifact.container import HEADER_QUALITY, HEADER_WINDOW, PREFIX
+from shared.artifact.header import build_header, canonical_json
+from shared.artifact.layout import Layout, plan_layout
+from shared.artifact.predict_calibration import CALIBRATION
+from shared.artifact.predict_model import FEATURES, Calibration, gaussian_code_bits, role_features, role_of
+from shared.artifact.quantise import RAW_BITS, code_limit, stored_bits
+from shared.errors import ArtifactError
+from shared.model.manifest import Parameter, parameter_manifest
+from shared.spec import Spec
+
+LARGE_BATCH_EXCESS_BITS = -0.03
+LARGE_BATCH_OCTAVES = 3.0
+
+# Stored bytes at a lower brotli quality over those at 10 and 11: mean over four trained models, each within
+# QUALITY_BAND_FRAC of it.
+QUALITY_FACTORS = {0: 1.044, 1: 1.014, 2: 1.014, 3: 1.014, 4: 1.006, 5: 1.017, 6: 1.017, 7: 1.017, 8: 1.018, 9: 1.024}
+QUALITY_BAND_FRAC = 0.023
+
+FITTED_NS_STEPS = 5
+
+# A spec counts as outside the fitted models if this share of its matrix weights is.
+OUTSIDE_FRAC = 0.1
+
+# The fitted ranges are written with four digits.
+ROUNDING = 1e-3
+
+# A Huffman code of int6 symbols needs no more than 6 bits each; brotli adds its tables and at quality 0, which
+# does not look for the best code, 0.9 %.
+CODEC_SLACK_FRAC = 0.02
+CODEC_SLACK_BLOCK_BYTES = 256
+
+_BATCH = FEATURES.index("batch")
+_DOSE = FEATURES.index("dose")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes of the packed file. `low_bytes` to `high_bytes` is where the fit's own error puts it;
+    `worst_case_bytes` holds for any weights: every code as wide as it may be, scales and floats
+    incompressible. `how` is one sentence for people."""
+
+    expected_bytes: int
+    low_bytes: int
+    high_bytes: int
+    worst_case_bytes: int
+    how: str
+
+
+def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Calibration = CALIBRATION) -> Prediction:
+    """The artifact of a spec after training. `steps` are the optimizer steps that will be made: by default
+    training.steps, which is too many where the clock ends the run first. Raises ArtifactError below 1 step.
+    """
+    steps = spec.training.steps if steps is None else steps
+    if steps < 1:
+        raise ArtifactError(f"steps = {steps}: an artifact is predicted for 1 or more optimizer steps")
+    rows = _rows(spec, steps, calibration)
+    factor = QUALITY_FACTORS.get(spec.artifact.brotli_quality, 1.0)
+    error = calibration.error_frac + (QUALITY_BAND_FRAC if spec.artifact.brotli_quality in QUALITY_FACTORS else 0.0)
+
+    def total_bytes(excess: Callable[[_Row], float]) -> float:
+        sections = {name: size * factor for name, size in _section_bytes(spec, rows, excess, calibration).items()}
+        return sum(sections.values()) + header_bytes(spec, sections)
+
+    worst = worst_case_bytes(spec)
+    reasons, early = _outside(spec, rows, calibration)
+    expected = total_bytes(lambda row: row.excess_bits)
+    if not reasons:
+        how = f"fit to {calibration.num_models} trained models; left out in turn, 95 % are within {error:.1%}"
+        return _prediction(expected, expected * (1 - error), expected * (1 + error), worst, how)
+    low = min(expected, total_bytes(lambda row: row.fitted_bits)) * (1 - 2 * error)
+    high = max(expected, total_bytes(lambda row: max(0.0, row.fitted_bits))) * (1 + error)
+    how = f"outside the {calibration.num_models} fitted models ({', '.join(reasons)}): from the nearest fitted model "
+    how += "to Gaussian weights" if not early else "to codes of full width"
+    return _prediction(expected, low, worst if early else high, worst, how)
+
+
+def worst_case_bytes(spec: Spec) -> int:
+    """Size that no weights of a spec exceed: codes of full width, everything else incompressible."""
+    layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    sections = {}
+    for section in layout.sections:
+        bits = max((entry.bits for entry in layout.tensors if entry.section == section.name), default=8)
+        width = bits / 8 if section.name.endswith(".codes") else 1.0
+        slack = CODEC_SLACK_BLOCK_BYTES * len(block_sizes(section.raw_bytes))
+        sections[section.name] = section.raw_bytes * width * (1 + CODEC_SLACK_FRAC) + slack
+    return round(sum(sections.values())) + header_bytes(spec, sections) + CODEC_SLACK_BLOCK_BYTES
+
+
+def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
+    """Size of everything before the payload, from the stored size of every section.
+
+    The real header is built and compressed; only the digits of its block sizes and checksums are stand-ins,
+    which moves the compressed size by a few bytes.
+    """
+    layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    blocks = {section.name: _stand_ins(section.raw_bytes, sections[section.name]) for section in layout.sections}
+    raw = canonical_json(build_header(spec, layout, blocks, None).values).encode("ascii")
+    return PREFIX.size + sum(map(len, compress_blocks(raw, HEADER_QUALITY, HEADER_WINDOW)))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The tensors of one role and row length: `count` weights of `bits`, what a Gaussian code costs, the
+    excess the fit gives within its range, and the excess that is used. `features` are not cut to the range."""
+
+    role: str
+    section: str
+    count: int
+    gaussian_bits: float
+    fitted_bits: float
+    excess_bits: float
+    features: NDArray[np.float64]
+
+
+def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
+    groups: dict[tuple[str, int], list[Parameter]] = {}
+    for parameter in parameter_manifest(spec):
+        if stored_bits(parameter.quantisation, len(parameter.shape), spec.artifact) != RAW_BITS:
+            groups.setdefault((role_of(parameter, spec), parameter.shape[-1]), []).append(parameter)
+    low, high = np.array(calibration.ranges).T
+    rows = []
+    for (role, row_length), parameters in groups.items():
+        first = parameters[0]
+        bits = stored_bits(first.quantisation, len(first.shape), spec.artifact)
+        features = role_features(spec, first, steps)
+        intercept, *slopes = calibration.roles[role]
+        fitted = intercept + float(np.clip(features, low, high) @ slopes)
+        large = 0.0
+        if first.quantisation == "matrix":
+            large = float(np.clip((features[_BATCH] - high[_BATCH]) / LARGE_BATCH_OCTAVES, 0.0, 1.0))
+        gaussian = gaussian_code_bits(row_length, bits)
+        # No code costs more than its width or less than nothing, whatever a line says.
+        widest = float(np.log2(2 * code_limit(bits) + 1)) - gaussian
+        fitted = min(max(fitted, 0.1 - gaussian), widest)
+        excess = (1 - large) * fitted + large * LARGE_BATCH_EXCESS_BITS
+        count = sum(parameter.count for parameter in parameters)
+        rows.append(_Row(role, f"{first.quantisation}.codes", count, gaussian, fitted, excess, features))
+    return rows
+
+
+def _section_bytes(
+    spec: Spec, rows: Sequence[_Row], excess: Callable[[_Row], float], calibration: Calibration
+) -> dict[str, float]:
+    """Stored bytes of every section. Entropies of matrices become bytes by the measured ratio of the codec."""
+    layout: Layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    sections = {}
+    for section in layout.sections:
+        if section.name.endswith(".codes"):
+            inside = [row for row in rows if row.section == section.name]
+            bits = sum(row.count * (row.gaussian_bits + excess(row)) for row in inside)
+            if section.name == "matrix.codes":
+                mean_excess = sum(row.count * excess(row) for row in inside) / sum(row.count for row in inside)
+                bits *= calibration.codec_ratio[0] + calibration.codec_ratio[1] * mean_excess
+            sections[section.name] = bits / 8
+        else:
+            frac = calibration.scale_frac if section.name.endswith(".scales") else calibration.raw_frac
+            sections[section.name] = frac * section.raw_bytes
+    return sections
+
+
+def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tuple[list[str], bool]:
+    """What about a spec was not among the fitted models, in words; and whether it is trained too briefly,
+    where initial values that are not Gaussian still show."""
+    matrices = [row for row in rows if row.section == "matrix.codes"]
+    shares = np.array([row.count for row in matrices]) / sum(row.count for row in matrices)
+    features = np.array([row.features for row in matrices])
+    low, high = np.array(calibration.ranges).T
+    below, above = shares @ (features < low - ROUNDING), shares @ (features > high + ROUNDING)
+    sides = {"below": below > OUTSIDE_FRAC, "above": above > OUTSIDE_FRAC}
+    reasons = [
+        f"{name.replace('_', ' ')} {side} theirs"
+        for index, name in enumerate(FEATURES)
+        for side, outside in sides.items()
+        if outside[index]
+    ]
+    if spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0:
+        reasons.append("weight decay")
+    if spec.optimizer.ns_steps != FITTED_NS_STEPS:
+        reasons.append(f"ns_steps {spec.optimizer.ns_steps}")
+    return reasons, bool(sides["below"][_DOSE])
+
+
+def _prediction(expected: float, low: float, high: float, worst: int, how: str) -> Prediction:
+    high = min(high, worst)
+    return Prediction(round(min(expected, high)), round(low), round(high), worst, how)
+
+
+def _stand_ins(raw_bytes: int, stored_bytes: float) -> list[bytes]:
+    """Blocks of a section of about the given total size and no content. As real ones, no two are of equal size:
+    the header lists the sizes, and equal numbers would compress."""
+    sizes = [stored_bytes * size / raw_bytes for size in block_sizes(raw_bytes)]
+    return [bytes(max(1, round(size + index * 6151 % 4001))) for index, size in enumerate(sizes)]

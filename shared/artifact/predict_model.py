@@ -1,0 +1,114 @@
+"""How many bits a trained weight costs: the Gaussian code, and what training does to it (FEATURES 3.10, 3.15).
+
+A row of C Gaussian weights scaled by its own maximum has codes whose entropy depends on C and the bit width
+alone. Trained rows differ from it by an excess of -1.5 to +0.3 bits that depends on what the tensor does (its
+role) and on how far training has moved the weights, the row length, the batch, the patch size and more.
+tests/bench/artifact_prediction.py measures the excess on trained models and fits one line per role.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.artifact.quantise import code_limit
+from shared.model.manifest import Parameter
+from shared.optim import lr_factor
+from shared.spec import Spec
+
+FEATURES = ("dose", "row_length", "batch", "patch_size", "local_decoder", "builtin_text")
+"""What an excess depends on. The first four are log2 of a ratio, so that 0 is the middle of what was measured;
+the last two are 1 or 0: whether the decoder is autoregressive, and whether the text is the built-in one, which
+has few byte values outside ASCII."""
+
+_QUANTILES = 96
+_SCHEDULE_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The fitted figures.
+
+    `roles`: role to intercept and one slope for each of FEATURES, in bits per weight. `ranges`: lowest and
+    highest measured value of each feature. `codec_ratio`: stored bits of matrices over the sum of their
+    tensors' entropies is codec_ratio[0] + codec_ratio[1] * mean excess. `scale_frac`, `raw_frac`: stored over
+    raw bytes of scales and of float32 values. `error_frac`: what 95 % of the `num_models` models stay within,
+    each left out of the fit in turn.
+    """
+
+    roles: dict[str, tuple[float, ...]]
+    ranges: tuple[tuple[float, float], ...]
+    codec_ratio: tuple[float, float]
+    scale_frac: float
+    raw_frac: float
+    error_frac: float
+    num_models: int
+
+
+def role_of(parameter: Parameter, spec: Spec) -> str:
+    """What a tensor does: its name without layer numbers; a table that is also the head is `tied`.
+
+    Rows of symbols that never occur get the same gradient in every head, so they end up alike and cost
+    next to nothing; in a table that is only looked up they stay as random as they were initialised.
+    """
+    name = re.sub(r"\.\d+", "", parameter.name).removesuffix(".weight")
+    autoregressive = spec.model.decoder.kind == "autoregressive"
+    if spec.model.tie_embeddings and name == ("decoder.embed" if autoregressive else "embed"):
+        return f"{name}.tied"
+    return "embed" if name == "decoder.embed" else name
+
+
+def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.float64]:
+    """FEATURES of one tensor after `steps` optimizer steps, float64 [6].
+
+    The dose is the sum of the learning rates of all steps: every update of Muon has rows of norm 1 times the
+    rate, so it is the length of the path in units of a row's norm. Weight decay shortens what is remembered.
+    The batch is what the tensor's product sees at once: symbols inside the local decoder, else patches.
+    """
+    optimizer, model = spec.optimizer, spec.model
+    rates = {
+        "matrix": optimizer.matrix_lr,
+        "embedding": optimizer.embed_lr,
+        "head": optimizer.head_lr,
+        "scalar": optimizer.scalar_lr,
+    }
+    decay = optimizer.muon_weight_decay if parameter.group == "matrix" else optimizer.adam_weight_decay
+    path = rates[parameter.group] * steps * mean_lr_factor(spec)
+    dose = -math.expm1(-decay * path) / decay if decay > 0 else path
+    local = parameter.name.startswith(("decoder.layers", "decoder.embed", "decoder.context_proj"))
+    positions = spec.training.batch_symbols / (1 if local else model.patch_size)
+    ratios = (max(dose, 1e-9) / 4, parameter.shape[-1] / 256, positions / 1024, model.patch_size / 4)
+    return np.array([*map(math.log2, ratios), model.decoder.kind == "autoregressive", spec.data.train == "builtin"])
+
+
+def mean_lr_factor(spec: Spec) -> float:
+    """Mean of the schedule's factor over a whole run."""
+    points = ((index + 0.5) / _SCHEDULE_POINTS for index in range(_SCHEDULE_POINTS))
+    return sum(lr_factor(spec.schedule, point) for point in points) / _SCHEDULE_POINTS
+
+
+@lru_cache(maxsize=256)
+def gaussian_code_bits(row_length: int, bits: int) -> float:
+    """Order-0 entropy, in bits, of the codes of Gaussian rows scaled by their own largest magnitude.
+
+    Given the largest magnitude M of a row, its code is +-qmax and the others are Gaussians cut off at M. The
+    histogram is averaged over the distribution of M, P(M < m) = (2 F(m) - 1)^C, at equally likely quantiles.
+    """
+    normal, qmax = NormalDist(), code_limit(bits)
+    borders = np.arange(2 * qmax + 2) - qmax - 0.5
+    shares = np.zeros(2 * qmax + 1)
+    for quantile in (np.arange(_QUANTILES) + 0.5) / _QUANTILES:
+        largest = normal.inv_cdf((1.0 + float(quantile) ** (1.0 / row_length)) / 2.0)
+        cut = np.clip(borders * (largest / qmax), -largest, largest)
+        inner = np.diff([normal.cdf(border) for border in cut])
+        shares += inner / inner.sum() * (row_length - 1) / row_length
+        shares[[0, -1]] += 0.5 / row_length
+    shares /= _QUANTILES
+    shares = shares[shares > 0]
+    return float(-(shares * np.log2(shares)).sum())

@@ -1,0 +1,97 @@
+"""Floating-point operations of a spec's model and optimizer, counted from its parameters.
+
+A multiplication and its addition are two operations. Counted are matrix products and attention; norms,
+activations, rotations and the softmax are left out, as is usual, so a share of peak is not flattered.
+The backward pass has two products for each one of the forward pass, hence training = 3 x forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.model import parameter_manifest
+from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
+from shared.spec import Spec
+
+TRAINING_OVER_FORWARD = 3
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one training run's parts.
+
+    `matrices` and `attention`: training operations per symbol, forward and backward. `optimizer`: operations
+    per optimizer step of Newton-Schulz, whatever the batch.
+    """
+
+    matrices: float
+    attention: float
+    optimizer: float
+
+    @property
+    def per_symbol(self) -> float:
+        """Training operations of the model per symbol: what a share of hardware peak is measured in."""
+        return self.matrices + self.attention
+
+
+def training_flops(spec: Spec) -> Flops:
+    """The operations of training a spec.
+
+    matrices: 6 x sum over weight matrices of (weights x positions per symbol); a trunk matrix works once per
+    patch, a matrix of the autoregressive decoder or its tied head once per symbol. attention: 6 x 2 x (mean
+    keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
+    products, only the causal half. Trunk: T = patches; local decoder: T = patch_size.
+    """
+    return Flops(
+        matrices=TRAINING_OVER_FORWARD * 2 * _matrix_weights_per_symbol(spec),
+        attention=TRAINING_OVER_FORWARD * _attention_per_symbol(spec),
+        optimizer=newton_schulz_flops(spec),
+    )
+
+
+def newton_schulz_flops(spec: Spec) -> float:
+    """Operations of one step's orthogonalisation: for each matrix of sides r <= c and each iteration the
+    products X X' (r r c), A A (r r r) and B X (r r c), two operations each (FEATURES 3.5)."""
+    total = 0
+    for parameter in parameter_manifest(spec):
+        if parameter.group == "matrix":
+            small, large = sorted(parameter.shape)
+            total += 2 * (2 * small * small * large + small**3)
+    return float(spec.optimizer.ns_steps * total)
+
+
+def _matrix_weights_per_symbol(spec: Spec) -> float:
+    """Multiplications of the forward pass by weight matrices, per symbol."""
+    return sum(parameter.count * _positions_per_symbol(spec, parameter) for parameter in parameter_manifest(spec))
+
+
+def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
+    """How many positions a tensor is multiplied with for each symbol: 0 for a table that is only looked up."""
+    model, name = spec.model, parameter.name
+    per_patch = 1 / model.patch_size
+    if parameter.group == "embedding":
+        is_head = model.tie_embeddings and name == (
+            "decoder.embed.weight" if model.decoder.kind == "autoregressive" else "embed.weight"
+        )
+        return 1.0 if is_head else 0.0
+    if parameter.group == "scalar":
+        return 0.0
+    if model.decoder.kind == "autoregressive":
+        once_per_symbol = name == "head.weight" or (name.startswith("decoder.") and name != "decoder.cond_proj.weight")
+        return 1.0 if once_per_symbol else per_patch
+    return per_patch
+
+
+def _attention_per_symbol(spec: Spec) -> float:
+    """Operations of the forward pass in attention's two products, per symbol."""
+    model = spec.model
+    trunk = model.num_layers * _attention_of_position(trunk_block_shape(model), model.num_patches) / model.patch_size
+    if model.decoder.kind != "autoregressive":
+        return trunk
+    local = model.decoder.num_layers * _attention_of_position(decoder_block_shape(model), model.patch_size)
+    return trunk + local
+
+
+def _attention_of_position(shape: BlockShape, positions: int) -> float:
+    """Operations of one query position of one layer, averaged over a causal sequence of `positions`."""
+    return 2 * 2 * (positions + 1) / 2 * shape.num_heads * shape.head_dim

@@ -1,0 +1,135 @@
+"""Rows about the datasets: are they whole, and long enough?"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.errors import DataError
+from shared.preflight.question import Bench
+from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
+from shared.preflight.speed_rows import plan_run
+from shared.scoring.stream import open_split
+
+# Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
+HASH_LIMIT_S = 20.0
+HASH_THREADS = 8
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file that a manifest lists."""
+
+    path: Path
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a file ('' if nothing), and whether its content was hashed or only its size compared."""
+
+    problem: str
+    hashed: bool
+
+
+def shards_row(bench: Bench) -> Row:
+    """Every file of the splits that the run reads: there, of the size and (time allowing) the hash it should have."""
+    data = bench.spec.data
+    try:
+        files = [*_files(data.train, "train"), *_files(data.heldout, "heldout")]
+        checked = _check_files(files, 0.0 if bench.question.quick else HASH_LIMIT_S)
+        problems = [outcome.problem for outcome in checked if outcome.problem]
+        if not problems:
+            # Headers and document starts, as training will read them.
+            open_split(data.train, "train", bench.spec.vocabulary)
+            open_split(data.heldout, "heldout", bench.spec.vocabulary)
+    except DataError as error:
+        return no_go("shards", "not usable", str(error), problems=[str(error)])
+    hashed = sum(outcome.hashed for outcome in checked)
+    size = gigabytes(sum(file.num_bytes for file in files))
+    by_size = len(files) - hashed
+    how = f"{hashed} of {len(files)} files ({size}) hashed with SHA-256"
+    if by_size:
+        reason = "--quick" if bench.question.quick else f"hashing stops after {HASH_LIMIT_S:g} s"
+        how += f", {by_size} by size alone ({reason}; `bytetwin data verify` hashes all)"
+    values: dict[str, Any] = {"files": len(files), "hashed": hashed, "problems": problems}
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return no_go("shards", f"{len(problems)} of {len(files)} files wrong", f"{problems[0]}{more}; {how}", **values)
+    return judged(True, "shards", f"{len(files)} files whole", how, **values)
+
+
+def enough_data_row(bench: Bench) -> Row:
+    """Symbols of the training split against the symbols that the run will see."""
+    try:
+        stream = open_split(bench.spec.data.train, "train", bench.spec.vocabulary)
+    except DataError as error:
+        return unknown("enough_data", f"the training text cannot be opened, see row shards: {error}")
+    plan, available = plan_run(bench), stream.num_symbols
+    values = {"available_symbols": available, "seen_symbols": plan.symbols, "most_symbols": plan.most_symbols}
+    text = f"{stream.name} holds {stream.num_bytes:,} bytes"
+    if plan.symbols is None:
+        how = f"{text}; the run sees at most training.steps x training.batch_symbols = {plan.most_symbols:,}"
+        if available >= plan.most_symbols:
+            return judged(True, "enough_data", f"{available:,} symbols", how, **values)
+        return unknown("enough_data", f"needs a GPU to know the step time; {how}", f"{available:,} symbols", **values)
+    epochs = plan.symbols / available
+    figure = f"{available:,} symbols, {plan.symbols:,} seen: {epochs:.3g} passes"
+    how = f"{text}; steps x batch" + (" in the time limit" if bench.spec.schedule.driver == "time" else "")
+    return judged(epochs <= 1.0, "enough_data", figure, how, **values, epochs=epochs)
+
+
+def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:
+    """Shards and document starts of a split, from the dataset's manifest. Raises DataError."""
+    datasets = importlib.import_module("data.datasets")
+    entry = datasets.load_manifest(name).splits.get(split)
+    if entry is None:
+        raise DataError(f"dataset {name!r} has no {split} split")
+    folder: Path = datasets.dataset_folder(name)
+    return [ShardFile(folder / file.file, file.bytes, file.sha256) for file in [*entry.shards, entry.document_starts]]
+
+
+def _check_files(files: Sequence[ShardFile], hash_limit_s: float) -> list[Checked]:
+    """All files, several at a time; none is hashed beyond `hash_limit_s` from now."""
+    check = partial(_check_file, until=time.monotonic() + hash_limit_s)
+    with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(check, files))
+
+
+def _check_file(file: ShardFile, until: float) -> Checked:
+    try:
+        num_bytes = file.path.stat().st_size
+        if num_bytes != file.num_bytes:
+            return Checked(f"{file.path}: {num_bytes} bytes; the manifest says {file.num_bytes}", False)
+        digest = _digest(file.path, until)
+    except FileNotFoundError:
+        return Checked(f"{file.path}: missing", False)
+    except OSError as error:
+        return Checked(f"{file.path}: cannot be read ({error.strerror or error})", False)
+    if digest is None:
+        return Checked("", False)
+    if digest != file.sha256:
+        return Checked(f"{file.path}: SHA-256 {digest}; the manifest says {file.sha256}", True)
+    return Checked("", True)
+
+
+def _digest(path: Path, until: float) -> str | None:
+    """SHA-256 in hexadecimal; None if the time is over before all is read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while time.monotonic() < until:
+            chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                return digest.hexdigest()
+            digest.update(chunk)
+    return None

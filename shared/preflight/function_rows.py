@@ -1,0 +1,155 @@
+"""Rows about the function itself: parity, causality, parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shared.engine import create_engine
+from shared.errors import SpecError
+from shared.flops import TRAINING_OVER_FORWARD, training_flops
+from shared.model import initial_weights, parameter_counts, random_weights
+from shared.parity import run_parity
+from shared.parity.inputs import made_up_documents
+from shared.preflight.question import Bench
+from shared.preflight.row import Row, go, judged, unknown
+from shared.preflight.workload import resized
+from shared.scoring.audit import check_initial_loss
+from shared.scoring.checks import check_future, check_normalisation, check_target, make_probe
+from shared.spec import Spec, spec_from_dict, spec_to_dict
+
+PARITY_STEPS = 3
+# Weights of a model whose parity check takes seconds: its float64 oracle runs on the CPU in any case.
+PARITY_WEIGHTS = {"cpu": 2_000_000, "gpu": 16_000_000}
+PARITY_SEQ_SYMBOLS = {"cpu": 256, "gpu": 4096}
+MIN_LAYERS = 4
+# The oracle's float64 copies and several engines' states, per weight.
+PARITY_BYTES_PER_WEIGHT = 120
+
+AUDIT_FLOPS = {"cpu": 1e11, "gpu": 1e14}
+AUDIT_ROWS, AUDIT_SEED = 4, 0
+# Scoring passes over the probe: some that are always made, and three for each group of disturbed positions.
+AUDIT_PASSES, PASSES_PER_GROUP = 6, 3
+# Ends and starts of the sequence, of one patch, four random places, and one at each offset in a patch.
+FIXED_POSITIONS = 11
+TEXT_BYTES, TEXT_SEED = 60_000, 2
+
+
+def parity_row(bench: Bench) -> Row:
+    """The check of `bytetwin parity` with few steps, on a narrower and shallower model where the spec's is large."""
+    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+        return unknown("parity", "not run: the model does not fit this machine's memory, see row memory")
+    spec, changes = shrunken_spec(bench.spec, PARITY_WEIGHTS[bench.facts.kind], PARITY_SEQ_SYMBOLS[bench.facts.kind])
+    report = run_parity(spec, PARITY_STEPS)
+    failed = [row for row in report.rows if not row.passed]
+    size = f"smaller model ({', '.join(changes)}), " if changes else "full width and depth, "
+    compared = ", ".join(report.implementations)
+    how = f"{compared} compared, {size}{PARITY_STEPS} steps in float32; `bytetwin parity` runs all"
+    figure = f"{len(report.rows) - len(failed)} of {len(report.rows)} checks agree"
+    if failed:
+        worst = failed[0]
+        figure += f"; {worst.check}, {worst.pair}: {worst.measured:.1e} {worst.unit}, allowed {worst.tolerance:.0e}"
+    names = [f"{row.check}, {row.pair}" for row in failed]
+    return judged(not failed, "parity", figure, how, failed=names, checks=len(report.rows), changes=list(changes))
+
+
+def causality_row(bench: Bench) -> Row:
+    """The audit's leak checks through the engine on random weights, and the loss of fresh ones."""
+    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+        return unknown("causality", "not run: the model does not fit this machine's memory, see row memory")
+    seq_len = audit_seq_len(bench.spec, AUDIT_FLOPS[bench.facts.kind])
+    spec = resized(
+        bench.spec,
+        seq_len,
+        AUDIT_ROWS,
+        {"training.dtype": "float32", "training.compile": False, "training.memory_limit_bytes": 0},
+    )
+    text = np.frombuffer(b"".join(made_up_documents(TEXT_BYTES, TEXT_SEED)), np.uint8).astype(np.int32)
+    probe = make_probe(spec, text + spec.vocabulary.byte_offset, AUDIT_SEED, AUDIT_ROWS)
+    engine = create_engine(bench.question.engine, spec)
+    engine.initialise(random_weights(spec, AUDIT_SEED))
+    checks = [check_future(engine, probe), check_target(engine, probe), check_normalisation(engine, probe)]
+    engine.initialise(initial_weights(spec))
+    checks.append(check_initial_loss(engine))
+    failed = [check for check in checks if not check.passed]
+    moved = max(checks[0].measured, checks[1].measured)
+    figure = (
+        "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        or f"no score moves by more than {moved:.1e} nats"
+    )
+    of = "" if seq_len == bench.spec.model.seq_len else f" of the spec's {bench.spec.model.seq_len}"
+    how = (
+        f"{', '.join(check.name for check in checks)} checks of `bytetwin audit` on {bench.question.engine}, "
+        f"random weights, windows of {seq_len} symbols{of}, float32"
+    )
+    measured = {check.name: check.measured for check in checks}
+    return judged(not failed, "causality", figure, how, failed=[check.name for check in failed], **measured)
+
+
+def parameters_row(bench: Bench) -> Row:
+    """Weights in all and by optimizer group."""
+    counts = parameter_counts(bench.spec)
+    groups = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total" and count)
+    return go("parameters", f"{counts['total']:,}", f"counted from the parameter manifest: {groups}", **counts)
+
+
+def shrunken_spec(spec: Spec, max_weights: int, max_seq_symbols: int) -> tuple[Spec, tuple[str, ...]]:
+    """(the spec with at most about `max_weights` weights and `max_seq_symbols` per window, what was changed).
+
+    First windows and layers are taken away, down to four, then every width is halved while it can be.
+    """
+    model = spec.model
+    seq_len = min(model.seq_len, max(1, max_seq_symbols // model.patch_size) * model.patch_size)
+    rows = max(1, spec.training.batch_symbols // seq_len)  # The size of the batch decides by how much rates are cut.
+    small = resized(spec, seq_len, rows) if seq_len < model.seq_len else spec
+    while parameter_counts(small)["total"] > max_weights:
+        smaller = _fewer_layers(small) or _half_as_wide(small)
+        if smaller is None:
+            break
+        small = smaller
+    fields = ("num_layers", "model_dim", "mlp_dim", "seq_len")
+    changes = [f"{name} {getattr(model, name)} -> {getattr(small.model, name)}" for name in fields]
+    return small, tuple(change for change in changes if len({*change.split()[1::2]}) == 2)
+
+
+def audit_seq_len(spec: Spec, max_flops: float) -> int:
+    """The longest window, halved from the spec's while divisible, for which the checks stay within `max_flops`."""
+    model = spec.model
+    groups = -(-(FIXED_POSITIONS + model.patch_size) // AUDIT_ROWS)
+    symbols = AUDIT_ROWS * (AUDIT_PASSES + PASSES_PER_GROUP * groups)
+    flops_per_symbol = training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
+    seq_len = model.seq_len
+    while seq_len % (2 * model.patch_size) == 0 and seq_len > 4 * model.patch_size:
+        if seq_len * symbols * flops_per_symbol <= max_flops:
+            break
+        seq_len //= 2
+    return seq_len
+
+
+def _fits(bench: Bench, bytes_per_weight: int) -> bool:
+    needed = parameter_counts(bench.spec)["total"] * bytes_per_weight
+    return needed < bench.host_free_bytes
+
+
+def _fewer_layers(spec: Spec) -> Spec | None:
+    layers = max(MIN_LAYERS, spec.model.num_layers // 2)
+    return _changed(spec, {"num_layers": layers}) if layers < spec.model.num_layers else None
+
+
+def _half_as_wide(spec: Spec) -> Spec | None:
+    """Half of model_dim, head_dim, mlp_dim and the decoder's widths; None where they cannot be halved."""
+    model = spec.model
+    if model.head_dim % 4 or model.model_dim % 2 or model.model_dim // 2 < model.num_heads:
+        return None
+    changes = {"model_dim": model.model_dim // 2, "head_dim": model.head_dim // 2, "mlp_dim": -(-model.mlp_dim // 2)}
+    decoder = {"dim": max(1, model.decoder.dim // 2), "mlp_dim": -(-model.decoder.mlp_dim // 2)}
+    return _changed(spec, changes, decoder) or _changed(spec, changes)
+
+
+def _changed(spec: Spec, changes: dict[str, int], decoder: dict[str, int] | None = None) -> Spec | None:
+    values = spec_to_dict(spec)
+    values["model"] |= changes
+    values["model"]["decoder"] |= decoder or {}
+    try:
+        return spec_from_dict(values, origin=spec.name)
+    except SpecError:
+        return None

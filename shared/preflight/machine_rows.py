@@ -1,0 +1,53 @@
+"""Rows about the machine: its clock, its framework, driver and GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shared.preflight.question import Bench
+from shared.preflight.row import Row, go, judged, unknown
+
+# The wall clock and the steady one are compared over this long; a step of the wall clock shows as more.
+WATCHED_S = 0.2
+MAX_DRIFT_S = 0.05
+# Files unpacked in another time zone may be from later today.
+SLACK_S = 86_400
+LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+
+
+def clock_row(bench: Bench) -> Row:
+    """The time of day is later than the code and moves as fast as the steady clock that measures training."""
+    written = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    wall, steady = time.time(), time.monotonic()
+    time.sleep(WATCHED_S)
+    drift_s = (time.time() - wall) - (time.monotonic() - steady)
+    sane = written - SLACK_S <= wall <= LATEST and abs(drift_s) <= MAX_DRIFT_S
+    figure = datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
+    how = (
+        f"not before this code was written ({datetime.fromtimestamp(written, UTC):%Y-%m-%d}) and "
+        f"{abs(drift_s) * 1000:.1f} ms off the steady clock over {WATCHED_S:g} s"
+    )
+    return judged(sane, "clock", figure, how, drift_s=drift_s)
+
+
+def driver_row(bench: Bench) -> Row:
+    """Framework and driver; on GPUs that they are alike and as many as the ranks."""
+    facts, ranks = bench.facts, bench.question.ranks
+    values = {"framework": facts.framework, "driver": facts.driver, "devices": list(facts.names), "ranks": ranks}
+    if facts.kind == "cpu":
+        return unknown(
+            "driver", f"needs a GPU; {bench.question.engine} runs on {facts.names[0]}", facts.framework, **values
+        )
+    counted = ", ".join(f"{count} x {name}" for name, count in Counter(facts.names).items())
+    figure = f"{facts.framework}, {facts.driver}, {counted}"
+    if not facts.alike:
+        return judged(
+            False, "driver", figure, "the GPUs differ: ranks must compute the same on the same kind", **values
+        )
+    if ranks > len(facts.names):
+        how = f"{ranks} ranks need {ranks} GPUs, {len(facts.names)} found"
+        return judged(False, "driver", figure, how, **values)
+    return go("driver", figure, f"{ranks} of {len(facts.names)} GPUs used, all alike", **values)

@@ -1,0 +1,180 @@
+"""One training step, measured in a process of its own: `python -m shared.preflight.measure` reads a request.
+
+A step may run out of memory, and the system then kills the process; so it is never preflight's own. The new
+process also starts with no memory in use but its own, which makes its peak the step's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from shared.device_facts import device_facts, device_module, peak_resident_bytes
+from shared.engine import Engine, NonFiniteError, create_engine
+from shared.errors import UserError
+from shared.model import initial_weights
+from shared.optim import step_hyperparameters
+from shared.parity.inputs import made_up_loader
+from shared.spec import Spec, spec_from_dict, spec_to_dict
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600
+# A full step of a rank is measured if by the first micro-batch it takes less than this.
+FULL_STEP_S = 4.0
+TIMED_S = 2.0
+MAX_TIMED_STEPS = 10
+# Where nothing is compiled and the first step takes longer than this, its warm-up is lost in it: no second is made.
+SLOW_S = 4.0
+TEXT_SEED = 2
+OUT_OF_MEMORY = re.compile(r"out of memory|alloc|memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class StepMeasurement:
+    """One step of one rank. Seconds: `step_s` of the whole share of the batch, measured if `full`, else
+    `fixed_s` (the optimizer) plus one `group_s` for each pass over the measured rows. Bytes: `start_bytes` with
+    weights and optimizer state in place, `backward_bytes` at the peak of a backward pass, `peak_bytes` at the
+    peak of all. `first_s` is what the first step took, compilation included."""
+
+    device: str
+    full: bool
+    step_s: float
+    fixed_s: float
+    group_s: float
+    first_s: float
+    start_bytes: int
+    backward_bytes: int
+    peak_bytes: int
+    nats: float
+    product_flops_per_s: float
+
+
+@dataclass(frozen=True)
+class StepFailure:
+    """Why no step could be measured, in one line."""
+
+    reason: str
+    out_of_memory: bool
+
+
+def measure_step(spec: Spec, engine: str, rows: int, passes: float) -> StepMeasurement | StepFailure:
+    """Measure a step of `rows` windows in a new process; a rank's share of the batch has `passes` times as many
+    symbols."""
+    request = {"spec": spec_to_dict(spec), "engine": engine, "rows": rows, "passes": passes}
+    command = [sys.executable, "-m", "shared.preflight.measure"]
+    try:
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return StepFailure(f"no step was done within {TIMEOUT_S} s", out_of_memory=False)
+    if done.returncode < 0:
+        killed = done.returncode == -9
+        ended = "killed by the system, as it does when memory runs out" if killed else "ended"
+        return StepFailure(f"the measuring process was {ended} (signal {-done.returncode})", out_of_memory=killed)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        return StepFailure(f"the measuring process failed: {lines[-1]}", out_of_memory=False)
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return StepFailure(**values) if "reason" in values else StepMeasurement(**values)
+
+
+def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> StepMeasurement:
+    """Measure in this process. Raises what the engine raises."""
+    engine = create_engine(engine_name, spec)
+    on_gpu = device_facts(engine_name).kind == "gpu"
+    peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
+    engine.initialise(initial_weights(spec))
+    engine.synchronise()
+    start_bytes = peak()
+    x = made_up_loader(spec, TEXT_SEED).rows(0, 0, rows)
+    nats, group_s = _timed(lambda: engine.gradients(x)[0])
+    backward_bytes = peak()
+    _, one_s = _timed(lambda: engine.train_step(x, step_hyperparameters(spec, 0, 0.0))())
+    peak_bytes = peak()
+    first_s = group_s + one_s
+    if on_gpu or spec.training.compile or first_s < SLOW_S:
+        _, group_s = _timed(lambda: engine.gradients(x))
+        one_s = _timed_steps(engine, x)
+    fixed_s = max(0.0, one_s - group_s)
+    full = passes == 1 or (on_gpu and passes * one_s < FULL_STEP_S)
+    step_s = one_s if full else fixed_s + passes * group_s
+    if full and passes > 1:
+        step_s = _timed_steps(engine, made_up_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
+    products = "bfloat16" if spec.training.dtype == "bfloat16" else "float32"
+    return StepMeasurement(
+        device=engine.device_name(),
+        full=full,
+        step_s=step_s,
+        fixed_s=fixed_s,
+        group_s=group_s,
+        first_s=first_s,
+        start_bytes=start_bytes,
+        backward_bytes=backward_bytes,
+        peak_bytes=peak_bytes,
+        nats=nats,
+        product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
+    )
+
+
+def _timed_steps(engine: Engine, x: np.ndarray) -> float:
+    """Seconds of one step: the best single one, or the mean of several queued behind each other if they are short."""
+    hyper = step_hyperparameters(engine.spec, 0, 0.0)
+    engine.synchronise()
+    _, one_s = _timed(lambda: engine.train_step(x, hyper)())
+    count = min(MAX_TIMED_STEPS, int(TIMED_S / one_s))
+    if count < 2:
+        return one_s
+
+    def steps() -> None:
+        result = engine.train_step(x, hyper)
+        for _ in range(count - 1):
+            following = engine.train_step(x, hyper)
+            result()
+            result = following
+        result()
+
+    return min(one_s, _timed(steps)[1] / count)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """(result, seconds)."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def _offer_to_be_killed_first() -> None:
+    """If Linux runs out of memory, it should end this process and no other."""
+    path = Path("/proc/self/oom_score_adj")
+    if path.exists():
+        path.write_text("1000")
+
+
+def main() -> int:
+    """Request on stdin, result as the last line on stdout."""
+    _offer_to_be_killed_first()
+    request = json.load(sys.stdin)
+    spec = spec_from_dict(request["spec"])
+    result: StepMeasurement | StepFailure
+    try:
+        result = measure_here(spec, request["engine"], request["rows"], request["passes"])
+    except NonFiniteError as error:
+        result = StepFailure(f"the first steps broke down: {error}", out_of_memory=False)
+    except (RuntimeError, MemoryError, UserError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        result = StepFailure(reason, isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(reason)))
+    print(json.dumps(asdict(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Memory of a training step by estimate, before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.microbatch import activation_bytes_per_row
+from shared.model import parameter_manifest
+from shared.spec import Spec
+
+# How far below the estimate of shared.microbatch an engine's real activations may lie: the largest ratio seen
+# for torch, whose attention keeps no scores, and for MLX (see there, and tolerances.MEMORY_ESTIMATE_FACTOR).
+ACTIVATIONS_OVERSTATED = {"torch": 8.0, "mlx": 3.5}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes: `state_bytes` of weights, gradients and optimizer state, exactly; `activation_bytes` of the rows in
+    memory at the same time, at most; `least_bytes` that no run of the engine stays below."""
+
+    state_bytes: int
+    activation_bytes: int
+    least_bytes: int
+
+    @property
+    def most_bytes(self) -> int:
+        """State and activations at their highest."""
+        return self.state_bytes + self.activation_bytes
+
+
+def estimate_memory(spec: Spec, engine: str, group_rows: int) -> MemoryEstimate:
+    """The estimate for `group_rows` windows in memory at the same time."""
+    state = training_state_bytes(spec) + _gradient_bytes(spec)
+    activations = group_rows * activation_bytes_per_row(spec)
+    return MemoryEstimate(state, activations, state + int(activations / ACTIVATIONS_OVERSTATED[engine]))
+
+
+def training_state_bytes(spec: Spec) -> int:
+    """Float32 weights and optimizer state: what a checkpoint holds (shared.optim.initial_state)."""
+    average = 1 if spec.training.ema_decay > 0 else 0
+    copies = {
+        parameter.name: 1 + (1 if parameter.group == "matrix" else 2) + average
+        for parameter in parameter_manifest(spec)
+    }
+    return sum(4 * parameter.count * copies[parameter.name] for parameter in parameter_manifest(spec))
+
+
+def _gradient_bytes(spec: Spec) -> int:
+    return sum(4 * parameter.count for parameter in parameter_manifest(spec))

@@ -1,0 +1,94 @@
+"""What one row of the preflight table says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Verdict = Literal["go", "no-go", "unknown"]
+
+# Every row with what it asks, in the order of the table. The names are what --force takes.
+ROWS: dict[str, str] = {
+    "parity": "do the engines installed here compute the same thing?",
+    "causality": "does any score depend on the symbol it predicts, or on a later one?",
+    "parameters": "how many weights are there?",
+    "artifact_bytes": "do the predicted artifact and the code fit budget.total_bytes?",
+    "code_bytes": "how large is the counted code?",
+    "memory": "does a training step fit the device's free memory?",
+    "step_time": "how long is a step, and how many symbols pass in the time limit?",
+    "mfu": "which share of the hardware's peak does the model use?",
+    "cost": "what does the training cost at --price per GPU-hour?",
+    "shards": "are all shards of the datasets there and intact?",
+    "enough_data": "does the training text last without repeating?",
+    "disk": "is there room for checkpoints, artifact and report?",
+    "clock": "is the system clock sane?",
+    "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",
+    "projected_score": "what score does the scaling fit of --fit promise?",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer. `figure` is the number with its unit, `how` says how it was obtained or what is missing,
+    `values` are the same numbers for a program. A forced no-go counts as go."""
+
+    name: str
+    verdict: Verdict
+    figure: str
+    how: str
+    values: dict[str, Any] = field(default_factory=dict)
+    forced: bool = False
+
+    @property
+    def blocks(self) -> bool:
+        """Whether this row forbids the run."""
+        return self.verdict == "no-go" and not self.forced
+
+    def force(self) -> Row:
+        """The row overridden by the user; only a no-go can be."""
+        return replace(self, forced=True) if self.verdict == "no-go" else self
+
+    def to_document(self) -> dict[str, Any]:
+        """The row as JSON; a number that is not finite becomes null."""
+        return {
+            "name": self.name,
+            "question": ROWS[self.name],
+            "verdict": self.verdict,
+            "forced": self.forced,
+            "figure": self.figure,
+            "how": self.how,
+            "values": {key: _plain(value) for key, value in self.values.items()},
+        }
+
+
+def go(name: str, figure: str, how: str, /, **values: Any) -> Row:
+    """A row that says go."""
+    return Row(name, "go", figure, how, values)
+
+
+def no_go(name: str, figure: str, how: str, /, **values: Any) -> Row:
+    """A row that forbids the run."""
+    return Row(name, "no-go", figure, how, values)
+
+
+def unknown(name: str, how: str, figure: str = "", /, **values: Any) -> Row:
+    """A row that cannot be answered here; `how` names the GPU or the input that is needed."""
+    return Row(name, "unknown", figure, how, values)
+
+
+def judged(passed: bool, name: str, figure: str, how: str, /, **values: Any) -> Row:
+    """Go if `passed`, no-go otherwise."""
+    return (go if passed else no_go)(name, figure, how, **values)
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in words: 1.5 GB, 12 MB, 900 bytes (decimal)."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

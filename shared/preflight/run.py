@@ -1,0 +1,148 @@
+"""Asks every row, in an order in which preflight itself stays alive, and gives them in the order of the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from shared.device_facts import device_facts
+from shared.engine import available_engines
+from shared.errors import UserError
+from shared.preflight.data_rows import enough_data_row, shards_row
+from shared.preflight.function_rows import causality_row, parameters_row, parity_row
+from shared.preflight.machine_rows import clock_row, driver_row
+from shared.preflight.measure import measure_step
+from shared.preflight.memory import estimate_memory
+from shared.preflight.question import Bench, Question
+from shared.preflight.row import ROWS, Row, no_go
+from shared.preflight.size_rows import artifact_row, code_row, disk_row
+from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
+from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
+from shared.spec import spec_id, spec_to_dict
+
+ASKED: dict[str, Callable[[Bench], Row]] = {
+    "parity": parity_row,
+    "causality": causality_row,
+    "parameters": parameters_row,
+    "artifact_bytes": artifact_row,
+    "code_bytes": code_row,
+    "memory": memory_row,
+    "step_time": step_time_row,
+    "mfu": mfu_row,
+    "cost": cost_row,
+    "shards": shards_row,
+    "enough_data": enough_data_row,
+    "disk": disk_row,
+    "clock": clock_row,
+    "driver": driver_row,
+    "projected_score": projected_score_row,
+}
+assert ASKED.keys() == ROWS.keys()
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """All rows, with what was asked of which device."""
+
+    bench: Bench
+    rows: tuple[Row, ...]
+    elapsed_s: float
+
+    @property
+    def go(self) -> bool:
+        """Whether nothing forbids the run."""
+        return not any(row.blocks for row in self.rows)
+
+    @property
+    def forced(self) -> list[str]:
+        """Rows that said no-go and were overridden."""
+        return [row.name for row in self.rows if row.forced]
+
+    def to_document(self) -> dict[str, Any]:
+        """The report as JSON."""
+        question, facts = self.bench.question, self.bench.facts
+        return {
+            "name": question.spec.name,
+            "spec_id": spec_id(question.spec),
+            "spec": spec_to_dict(question.spec),
+            "engine": question.engine,
+            "ranks": question.ranks,
+            "device": facts.names[0],
+            "framework": facts.framework,
+            "go": self.go,
+            "forced": self.forced,
+            "rows": [row.to_document() for row in self.rows],
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+
+
+def run_preflight(
+    question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None
+) -> PreflightReport:
+    """Answer every row. `force` names rows whose no-go counts as go; `announce` hears what is being done.
+
+    Raises UserError for an unknown row to force, or a batch that the ranks cannot share.
+    """
+    forced = set(force)
+    check_row_names(forced)
+    started = time.monotonic()
+    announce("one training step")
+    bench = prepare(question)
+    rows = []
+    for name, ask in ASKED.items():
+        announce(name)
+        row = _asked(name, ask, bench)
+        rows.append(row.force() if name in forced else row)
+    return PreflightReport(bench, tuple(rows), time.monotonic() - started)
+
+
+def prepare(question: Question) -> Bench:
+    """Facts, estimate and, where there is hope, one measured step. Raises UserError."""
+    spec = question.spec
+    windows = spec.training.batch_symbols // spec.model.seq_len
+    if question.ranks < 1 or windows % question.ranks:
+        raise UserError(
+            f"--ranks {question.ranks}: must be a divisor of the {windows} windows in a batch "
+            f"(training.batch_symbols / model.seq_len)"
+        )
+    facts = device_facts(question.engine)
+    run_here = measured_spec(spec, facts)
+    _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
+    memory = estimate_memory(run_here, question.engine, group_rows)
+    workload = plan_workload(run_here, question.ranks, facts, memory)
+    measured = run_here
+    if workload.measured_seq_len < workload.seq_len:
+        measured = resized(run_here, workload.measured_seq_len, workload.measured_rows)
+    smallest = estimate_memory(measured, question.engine, workload.measured_rows)
+    step = None
+    if max(memory.least_bytes, smallest.least_bytes) <= facts.free_bytes:
+        step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
+    return Bench(question, facts, workload, memory, step)
+
+
+def preferred_engine() -> str:
+    """The first installed engine that has a GPU here, else the first installed. Raises UserError if none is."""
+    names = available_engines()
+    if not names:
+        raise UserError("preflight needs an engine and none is installed; install the extra `mlx` or `cuda`")
+    return next((name for name in names if device_facts(name).kind == "gpu"), names[0])
+
+
+def check_row_names(names: Iterable[str]) -> None:
+    """Raise UserError naming the first that is no row."""
+    for name in sorted(names):
+        if name not in ROWS:
+            raise UserError(f"--force {name}: no such row; rows: {', '.join(ROWS)}")
+
+
+def _asked(name: str, ask: Callable[[Bench], Row], bench: Bench) -> Row:
+    """The row, or a no-go with the reason if the machine or the input broke down over it."""
+    try:
+        return ask(bench)
+    except (UserError, RuntimeError, MemoryError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return no_go(name, "failed", f"{type(error).__name__}: {reason}")

@@ -1,0 +1,89 @@
+"""Rows about bytes: the artifact, the code, the disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from shared.artifact.budget import code_bytes
+from shared.artifact.predict import Prediction, predict_artifact_bytes
+from shared.preflight.memory import training_state_bytes
+from shared.preflight.question import Bench
+from shared.preflight.row import Row, gigabytes, judged
+from shared.preflight.speed_rows import plan_run
+
+# Beside the checkpoints that are kept: the best one, and the one being written.
+MORE_CHECKPOINTS = 2
+# metrics.jsonl, score.json and report.html of a long run, generously.
+REPORT_BYTES = 20_000_000
+
+
+def artifact_row(bench: Bench) -> Row:
+    """Predicted artifact plus code against the limit; the worst case is told, but does not forbid the run."""
+    limit, code = bench.spec.budget.total_bytes, code_bytes()
+    # The planned steps, where the clock ends the run before training.steps and the step time is known.
+    prediction = predict_artifact_bytes(bench.spec, plan_run(bench).steps or None)
+    total = prediction.expected_bytes + code
+    fits = total <= limit
+    figure = (
+        f"{prediction.expected_bytes:,} ({prediction.low_bytes:,} to {prediction.high_bytes:,}, "
+        f"worst case {prediction.worst_case_bytes:,}); with code {total:,} of {limit:,} ({total / limit:.1%})"
+    )
+    return judged(
+        fits,
+        "artifact_bytes",
+        figure,
+        f"{prediction.how}; {_verdict(prediction, code, limit)}",
+        expected_bytes=prediction.expected_bytes,
+        low_bytes=prediction.low_bytes,
+        high_bytes=prediction.high_bytes,
+        worst_case_bytes=prediction.worst_case_bytes,
+        code_bytes=code,
+        total_bytes=total,
+        limit_bytes=limit,
+    )
+
+
+def code_row(bench: Bench) -> Row:
+    """The source files that count against the limit."""
+    code, limit = code_bytes(), bench.spec.budget.total_bytes
+    how = "source files of shared, mlx_train, cuda_train and data as they lie on disk, uncompressed"
+    figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
+    return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
+
+
+def disk_row(bench: Bench) -> Row:
+    """Free space where the run will be against all that it writes."""
+    training = bench.spec.training
+    checkpoint = training_state_bytes(bench.spec)
+    count = training.keep_checkpoints + MORE_CHECKPOINTS
+    needed = count * checkpoint + bench.spec.budget.total_bytes + REPORT_BYTES
+    folder = _existing(bench.question.runs_dir)
+    free = shutil.disk_usage(folder).free
+    how = (
+        f"{count} checkpoints of {gigabytes(checkpoint)} (kept {training.keep_checkpoints}, best, one being written), "
+        f"artifact, report; free space of {folder}"
+    )
+    figure = f"{gigabytes(needed)} needed, {gigabytes(free)} free"
+    return judged(
+        needed <= free, "disk", figure, how, needed_bytes=needed, free_bytes=free, checkpoint_bytes=checkpoint
+    )
+
+
+def _verdict(prediction: Prediction, code: int, limit: int) -> str:
+    """Which of the estimates are within the limit, in words."""
+    sizes = {
+        "expected size": prediction.expected_bytes,
+        "high estimate": prediction.high_bytes,
+        "worst case": prediction.worst_case_bytes,
+    }
+    over = [f"{name} by {size + code - limit:,}" for name, size in sizes.items() if size + code > limit]
+    return f"over the limit: {', '.join(over)}" if over else "even the worst case fits"
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -1,0 +1,204 @@
+"""Rows about one measured step and what follows from it: memory, time, share of peak, dollars, score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.flops import training_flops
+from shared.preflight.hardware import TERA, Products, find_peak
+from shared.preflight.measure import StepFailure, StepMeasurement
+from shared.preflight.question import Bench
+from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+
+# A share of peak above one means that the peak or the count is wrong.
+MAX_MFU = 1.0
+# Fewer steps than this in the time limit train nothing.
+MIN_STEPS = 20
+S_PER_HOUR = 3600.0
+# Beside what the allocator counts on a GPU: the CUDA context, NCCL's buffers, gaps between blocks.
+GPU_RESERVE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
+    `most_symbols`. `train_s` is its time, with `at_most` where only the limit is known; None if nothing is."""
+
+    steps: int | None
+    symbols: int | None
+    most_symbols: int
+    train_s: float | None
+    at_most: bool = False
+
+
+def plan_run(bench: Bench) -> Plan:
+    """Steps, symbols and seconds of the run, from the measured step where the clock decides."""
+    training = bench.spec.training
+    limit_s = training.time_limit_s
+    most = training.steps * training.batch_symbols
+    step_s = known_step_s(bench)
+    timed = bench.spec.schedule.driver == "time"
+    if step_s is None:
+        return Plan(None if timed else training.steps, None if timed else most, most, limit_s or None, at_most=True)
+    steps = min(training.steps, int(limit_s / step_s)) if timed else training.steps
+    return Plan(steps, steps * training.batch_symbols, most, steps * step_s)
+
+
+def known_step_s(bench: Bench) -> float | None:
+    """Seconds of a step of the real run, if this machine can tell."""
+    return bench.step.step_s if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+
+
+def memory_row(bench: Bench) -> Row:
+    """Peak of one step against free memory; without a step if the estimate leaves no hope."""
+    free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
+    device = bench.facts.names[0]
+    beside = (
+        f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
+        f"windows; free on {device}: {gigabytes(free)}"
+    )
+    values = {
+        "free_bytes": free,
+        "estimated_least_bytes": estimate.least_bytes,
+        "estimated_most_bytes": estimate.most_bytes,
+        "windows": rows.group_rows,
+        "measured_symbols": rows.measured_symbols,
+    }
+    step = bench.step
+    if step is None:
+        how = f"by estimate, nothing allocated: {beside}"
+        return no_go("memory", f"at least {gigabytes(estimate.least_bytes)} needed", how, **values)
+    if isinstance(step, StepFailure):
+        if step.out_of_memory:
+            return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
+        return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
+    reserve = GPU_RESERVE_BYTES if bench.on_gpu else 0
+    peak = projected_peak_bytes(bench, step) + reserve
+    how = f"peak of one step on {rows.measured}"
+    how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
+    how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
+    values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
+    if bench.needs_gpu:
+        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", gigabytes(peak), **values)
+    return judged(peak <= free, "memory", f"{gigabytes(peak)} of {gigabytes(free)}", f"{how}; {beside}", **values)
+
+
+def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
+    """The peak with all windows in memory: what grew in the measured backward pass grows with the windows."""
+    growth = max(0, step.backward_bytes - step.start_bytes)
+    scaled = step.start_bytes + int(growth * bench.workload.left_out)
+    return max(step.peak_bytes, scaled)
+
+
+def step_time_row(bench: Bench) -> Row:
+    """Seconds of a step and what they make of the time limit."""
+    step, training = bench.step, bench.spec.training
+    if step is None:
+        return unknown("step_time", "not measured: a step does not fit in memory, see row memory")
+    if isinstance(step, StepFailure):
+        if step.out_of_memory:
+            return unknown("step_time", f"not measured: {step.reason}")
+        return no_go("step_time", "no step", step.reason)
+    symbols_per_s = bench.rank_symbols * bench.question.ranks / step.step_s
+    values = {"step_s": step.step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
+    values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
+    figure, how = f"{_duration(step.step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
+    if bench.needs_gpu:
+        return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
+    plan = plan_run(bench)
+    assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
+    limited = f" in the limit of {training.time_limit_s:g} s" if bench.spec.schedule.driver == "time" else ""
+    figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {_duration(plan.train_s)} of training"
+    enough = plan.steps >= min(MIN_STEPS, training.steps)
+    if not enough:
+        how = f"fewer than {MIN_STEPS} steps train nothing; {how}"
+    return judged(
+        enough, "step_time", figure, how, **values, steps=plan.steps, symbols=plan.symbols, train_s=plan.train_s
+    )
+
+
+def mfu_row(bench: Bench) -> Row:
+    """Share of hardware peak: training operations per symbol (shared.flops) x symbols per second of one rank /
+    the device's peak for dense products of the compute dtype."""
+    step = bench.step
+    if not isinstance(step, StepMeasurement):
+        return unknown("mfu", "no step was measured, see rows memory and step_time")
+    flops = training_flops(bench.spec)
+    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else bench.facts.float32_products
+    known = find_peak(bench.facts.names[0]) if bench.on_gpu else None
+    if known:
+        peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"
+    else:
+        peak, source = step.product_flops_per_s, "measured matrix product of large squares"
+    per_s = bench.rank_symbols / step.step_s
+    mfu = per_s * flops.per_symbol / peak
+    with_optimizer = mfu + flops.optimizer / step.step_s / peak
+    figure = f"{mfu:.1%}"
+    how = (
+        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (6 x weights x positions, and attention) x {per_s:,.0f} "
+        f"symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
+    )
+    values = {
+        "mfu": mfu,
+        "mfu_with_optimizer": with_optimizer,
+        "flops_per_symbol": flops.per_symbol,
+        "optimizer_flops_per_step": flops.optimizer,
+        "peak_flops_per_s": peak,
+    }
+    if bench.needs_gpu:
+        return unknown("mfu", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
+    return judged(mfu <= MAX_MFU, "mfu", figure, how, **values)
+
+
+def cost_row(bench: Bench) -> Row:
+    """Dollars of the training alone: ranks x hours x price."""
+    question, plan = bench.question, plan_run(bench)
+    if question.price is None:
+        return unknown("cost", "needs --price, dollars per GPU-hour")
+    if plan.train_s is None:
+        return unknown("cost", "needs a GPU: without a time limit the step time decides")
+    hours = question.ranks * plan.train_s / S_PER_HOUR
+    dollars = hours * question.price
+    bound = "at most " if plan.at_most else ""
+    how = (
+        f"{question.ranks} x {_duration(plan.train_s)} of training x ${question.price:g} per GPU-hour; "
+        "set-up, compilation, packing and scoring come on top"
+    )
+    return go("cost", f"{bound}${dollars:,.2f}", how, dollars=dollars, gpu_hours=hours)
+
+
+def projected_score_row(bench: Bench) -> Row:
+    """bits per byte = c + a T^-alpha at the symbols of the run (FEATURES 3.15)."""
+    fit, plan = bench.question.fit, plan_run(bench)
+    if fit is None:
+        return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")
+    formula = f"{fit.c:g} + {fit.a:g} T^-{fit.alpha:g} bits per byte after T training symbols"
+    if plan.symbols is None:
+        best = fit.bpb(plan.most_symbols)
+        how = f"needs a GPU to know T; {formula}, at most {plan.most_symbols:,} symbols"
+        return unknown("projected_score", how, f"not below {best:.4f}", best_bpb=best)
+    if plan.symbols == 0:
+        return unknown("projected_score", "no step fits in the time limit, see row step_time")
+    bpb = fit.bpb(plan.symbols)
+    return go("projected_score", f"{bpb:.4f} bits per byte", f"{formula}, T = {plan.symbols:,}", bpb=bpb)
+
+
+def _how_timed(bench: Bench, step: StepMeasurement) -> str:
+    """On what the seconds were measured, and what was scaled."""
+    rows, ranks = bench.workload, bench.question.ranks
+    how = f"measured on {step.device}: {rows.rank_rows} windows"
+    if not step.full:
+        how = (
+            f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
+            f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
+        )
+    if ranks > 1:
+        how += f", the share of one of {ranks} ranks, whose exchange of gradients is not included"
+    return how
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds / S_PER_HOUR:,.2f} h"
