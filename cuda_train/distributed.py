@@ -22,6 +22,7 @@ from shared.errors import RanksError, RunError, UserError
 from shared.ops import Ops
 from shared.optim import orthogonalise
 from shared.ranks import MAX_RANKS, OneRank, Ranks
+from shared.spec.optimizer import NSCoefficients
 
 # What torchrun sets for each process that it starts.
 RANK_VARIABLE, WORLD_SIZE_VARIABLE = "RANK", "WORLD_SIZE"
@@ -97,7 +98,9 @@ def disconnect() -> None:
         dist.destroy_process_group()
 
 
-def shared_orthogonalise(ops: Ops, update: torch.Tensor, steps: int, dtype: str) -> torch.Tensor:
+def shared_orthogonalise(
+    ops: Ops, update: torch.Tensor, steps: int, dtype: str, coefficients: NSCoefficients = "quintic"
+) -> torch.Tensor:
     """`shared.optim.orthogonalise` of a stack [K, R, C], each rank doing ceil(K / world size) of its matrices.
 
     The stack is filled up with zero matrices, which stay zero. All ranks end with the same bits.
@@ -106,7 +109,7 @@ def shared_orthogonalise(ops: Ops, update: torch.Tensor, steps: int, dtype: str)
     per_rank = -(-count // world_size)
     padded = F.pad(update, (0, 0, 0, 0, 0, per_rank * world_size - count))
     first = per_rank * dist.get_rank()
-    mine = orthogonalise(ops, padded[first : first + per_rank], steps, dtype).contiguous()
+    mine = orthogonalise(ops, padded[first : first + per_rank], steps, dtype, coefficients).contiguous()
     gathered = torch.empty_like(padded)
     all_gather_single(gathered, mine)
     return gathered[:count]

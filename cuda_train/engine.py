@@ -18,6 +18,7 @@ from shared.model import Forward, forward, log_probs, mean_nats, parameter_manif
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
+from shared.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
 
 Arrays = dict[str, torch.Tensor]
 
@@ -43,21 +44,23 @@ class TrainingEngine(EngineState):
 
     def warm_up(self, x: np.ndarray) -> None:
         before = [value.detach().clone() for value in self._tensors()]
-        self.train_step(x, dict.fromkeys(HYPERPARAMETERS, 1.0))
+        for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
+            self.train_step(x, hyper)
         with torch.no_grad():
             torch._foreach_copy_(self._tensors(), before)
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         with distributed.contact(self.ranks.rank):
-            loss = self._backward(x)
+            numbers = split_numbers(self.spec, hyper)
+            loss = self._backward(x, numbers)
             with torch.no_grad():
-                scalars = dict(zip(hyper, device.to_device(np.array(list(hyper.values()), np.float32)), strict=True))
+                scalars = self._on_device(numbers.optimizer)
                 squares = self._update(self.params, self._gradients(), self.state, scalars)
                 read = device.read_later(torch.cat([loss.reshape(1), squares]))
         return lambda: self._checked(read())
 
-    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        loss = self._backward(x)
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        loss = self._backward(x, split_numbers(self.spec, hyper or {}))
         return float(loss.item()), self._to_host(self._gradients())
 
     def score(self, x: np.ndarray) -> np.ndarray:
@@ -97,20 +100,26 @@ class TrainingEngine(EngineState):
         """Symbols on the device, int32."""
         return device.to_device(np.ascontiguousarray(x, np.int32))
 
-    def _backward(self, x: np.ndarray) -> torch.Tensor:
+    def _on_device(self, numbers: Mapping[str, float]) -> Arrays:
+        """Numbers as float32 scalars on the device, in one transfer."""
+        return dict(zip(numbers, device.to_device(np.array(list(numbers.values()), np.float32)), strict=True))
+
+    def _backward(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
         """Mean loss of the batch; its gradient is in `_gradients` afterwards. x is this rank's share of the batch.
 
         One micro-batch after the other; ranks exchange gradients in the backward pass of the last one.
         """
         for value in self.params.values():
             value.grad = None
+        # The stage as a word: torch.compile takes a word for a constant, and makes one graph for each.
+        stage, run = str(numbers.stage), self._on_device(numbers.run) if numbers.run else {}
         parts = list(micro_batches(self.spec, x))
         total = torch.zeros((), device=self._device)
         for index, (share, part) in enumerate(parts):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
                     stack.enter_context(self._ranked_loss.no_sync())
-                loss = share * self._mean_nats(self._symbols(part))
+                loss = share * self._mean_nats(self._symbols(part), stage, run)
                 loss.backward()
             total = total + loss.detach()
         return distributed.mean_over_ranks(total, self.ranks)
@@ -146,9 +155,15 @@ class _Loss(torch.nn.Module):
 
     def __init__(self, engine: TrainingEngine) -> None:
         super().__init__()
-        self.spec, self.ops, self.model = engine.spec, engine.ops, engine.model
+        self.ops, self.model = engine.ops, engine.model
+        self.stages = {str(index): stage for index, stage in enumerate(training_stages(engine.spec))}
         manifest = parameter_manifest(engine.spec)
         self.names = [parameter.name for parameter in manifest]
+        # Parameters that a stage does not read: skips and gates of loops that do not run yet.
+        self.idle = {
+            key: sorted(set(self.names) - {parameter.name for parameter in parameter_manifest(stage)})
+            for key, stage in self.stages.items()
+        }
         self.weights = torch.nn.ParameterList(
             torch.nn.Parameter(torch.zeros(parameter.shape, device=device.default_device())) for parameter in manifest
         )
@@ -158,5 +173,11 @@ class _Loss(torch.nn.Module):
         """The weights by parameter name."""
         return dict(zip(self.names, self.weights, strict=True))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return mean_nats(self.ops, self.spec, self.named, x, self.model)
+    def forward(self, x: torch.Tensor, stage: str, run: Arrays) -> torch.Tensor:
+        """Mean nats of x [B, T] in a stage, with the run's numbers (shared.stages)."""
+        params = self.named
+        loss = mean_nats(self.ops, self.stages[stage], {**params, **run}, x, self.model)
+        for name in self.idle[stage]:
+            # A gradient of zero: ranks wait for the gradient of every parameter, and so does the update.
+            loss = loss + 0.0 * params[name].sum()
+        return loss

@@ -68,7 +68,16 @@ class TorchOps:
         x1, x2 = x[..., :half], x[..., half:]
         return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
 
-    def attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        window: int = 0,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if window or documents is not None:
+            return masked_attention(q, k, v, window, documents)
         if q.is_cuda and q.shape[1] <= SHORT_SEQUENCE:
             return short_attention(q, k, v)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -112,11 +121,41 @@ class TorchOps:
     def sqrt(self, x: torch.Tensor) -> torch.Tensor:
         return x.sqrt()
 
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(x)
+
+    def running_count(self, x: torch.Tensor, value: int) -> torch.Tensor:
+        return (x == value).cumsum(dim=1, dtype=torch.int32)
+
     def relu(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x)
 
+    def unit_step(self, x: torch.Tensor) -> torch.Tensor:
+        return (x >= 0).to(x.dtype)
+
     def minimum(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         return x.clamp(max=limit)
+
+
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, documents: torch.Tensor | None
+) -> torch.Tensor:
+    """`attention` with a window (0 for none) or document numbers, through torch's kernel for an explicit mask.
+
+    q [B, T, H, C], k and v [B, T, G, C]: [B, T, H, C]. The mask is a bool [1 or B, 1, T, T].
+    """
+    place = torch.arange(q.shape[1], device=q.device)
+    distance = place[:, None] - place[None, :]
+    mask = (distance >= 0) & (distance < window) if window else distance >= 0
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+    else:
+        mask = mask[None, None]
+    group = q.shape[2] // k.shape[2]
+    # Heads one to one: torch's kernels that take a mask do not group them.
+    k, v = (x.repeat_interleave(group, dim=2) if group > 1 else x for x in (k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ starts (little-endian int64) per split. The built-in corpus is made when it is f
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import Callable
@@ -17,16 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from data import builtin
-from data.manifest import BYTES_VOCABULARY, FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
-from data.shards import BYTES_VERSION, HEADER_BYTES, read_header, read_shard
-from data.stream import ByteText, SymbolStream
+from data.manifest import FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
+from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard
+from data.stream import ByteText, JoinedShards, SymbolStream
+from data.token_bytes import load_token_bytes
+from data.token_stream import Stream, TokenStream
 from data.writer import DatasetWriter
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 
 ROOT_VARIABLE = "BYTETWIN_DATASETS"
 BUILTIN = builtin.NAME
+# The folder beside the datasets in which trained tokenizers lie; no dataset has this name.
+TOKENIZERS = "tokenizers"
 
+# The built-in corpus in tokens of a tokenizer of this size, trained on it.
+_BUILTIN_TOKENS = re.compile(rf"{BUILTIN}-sp([1-9][0-9]{{2,4}})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -40,6 +47,8 @@ def dataset_folder(name: str) -> Path:
     """The folder of a dataset, existing or not. Raises DataError for a name that is no plain file name."""
     if not _NAME.fullmatch(name):
         raise DataError(f"dataset name {name!r}: use letters, digits, '.', '_', '-', first a letter or digit")
+    if name == TOKENIZERS:
+        raise DataError(f"dataset name {name!r}: there the tokenizers are kept; choose another")
     return datasets_root() / name
 
 
@@ -55,37 +64,50 @@ def load_manifest(name: str) -> Manifest:
     """The manifest of a dataset; the built-in corpus is made first if need be. Raises DataError."""
     folder = dataset_folder(name)
     if not folder.is_dir():
-        if name != BUILTIN:
+        if match := _BUILTIN_TOKENS.fullmatch(name):
+            importlib.import_module("data.builtin_tokens").build_builtin_tokens(name, int(match[1]))
+        elif name != BUILTIN:
             known = ", ".join(sorted({BUILTIN, *dataset_names()}))
             raise DataError(
                 f"no dataset {name!r} in {datasets_root()}; there are: {known}; `bytetwin data import` adds one"
             )
-        build_builtin()
+        else:
+            build_builtin()
     return read_manifest(folder)
 
 
-def open_split(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStream:
+def open_split(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
     """The stream of a split (`train` or `heldout`) as symbols of a vocabulary.
 
     File sizes, headers and document starts are checked here, contents by `verify_dataset`. Raises
-    DataError if the dataset or split is missing or damaged, or its symbols are not bytes.
+    DataError if the dataset or split is missing or damaged, or its symbols are not those of the vocabulary.
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     manifest = load_manifest(name)
-    if manifest.vocabulary != BYTES_VOCABULARY:
-        raise DataError(f"dataset {name!r} has the vocabulary {manifest.vocabulary}; {vocabulary.kind} reads bytes")
+    _check_vocabulary(manifest, vocabulary)
     entry = manifest.splits.get(split)  # type: ignore[call-overload]
     if entry is None:
         raise DataError(f"dataset {name!r} has no {split} split; it has: {', '.join(manifest.splits)}")
     folder = dataset_folder(name)
-    text = ByteText([_open_shard(folder, shard) for shard in entry.shards])
+    version = BYTES_VERSION if manifest.tokenizer is None else TOKENS_VERSION
+    shards = [_open_shard(folder, shard, version) for shard in entry.shards]
+    if manifest.tokenizer is not None:
+        return _token_stream(folder, manifest, f"{name}/{split}", entry, shards, vocabulary)
+    text = ByteText(shards)
     if text.num_bytes != entry.total_bytes:
         raise DataError(
             f"{folder / FILE_NAME}: {split} shards hold {text.num_bytes} bytes, the manifest says {entry.total_bytes}"
         )
-    starts = _open_document_starts(folder, entry)
+    starts = _open_document_starts(folder, entry, text.num_bytes)
     return SymbolStream(text, starts, vocabulary, name=f"{name}/{split}", sha256=entry.sha256)
+
+
+def vocabulary_of(manifest: Manifest) -> VocabularySpec:
+    """A vocabulary that reads the dataset: raw bytes, or the tokens of its tokenizer."""
+    if manifest.tokenizer is None:
+        return VocabularySpec()
+    return VocabularySpec(kind="tokens", vocab_size=manifest.tokenizer.vocab_size, tokenizer=manifest.vocabulary)
 
 
 def verify_dataset(name: str) -> list[str]:
@@ -102,13 +124,13 @@ def verify_dataset(name: str) -> list[str]:
         return [str(error)]
     problems = []
     for split, entry in manifest.splits.items():
-        for file in [*entry.shards, entry.document_starts]:
+        for file in [*entry.shards, entry.document_starts, *([manifest.tokenizer] if manifest.tokenizer else [])]:
             problem = _wrong_file(folder / file.file, file)
             if problem:
                 problems.append(problem)
         if not problems:
             try:
-                _check_text(open_split(name, split, VocabularySpec()))
+                _check_text(open_split(name, split, vocabulary_of(manifest)))
             except DataError as error:
                 problems.append(str(error))
     return problems
@@ -129,19 +151,69 @@ def build_builtin(
     return read_manifest(folder)
 
 
-def _open_shard(folder: Path, entry: FileEntry) -> npt.NDArray[Any]:
-    """A byte shard that has the size its manifest gives, memory-mapped: uint8 `[count]`."""
+def _check_vocabulary(manifest: Manifest, vocabulary: VocabularySpec) -> None:
+    """Raise DataError unless the symbols of a dataset are those of a vocabulary."""
+    name, tokenizer = manifest.name, manifest.tokenizer
+    if tokenizer is None:
+        if vocabulary.reads_tokens:
+            raise DataError(
+                f"dataset {name!r} holds bytes, the model reads tokens; `bytetwin tokenizer encode` makes them"
+            )
+        return
+    if not vocabulary.reads_tokens:
+        raise DataError(f"dataset {name!r} has the vocabulary {manifest.vocabulary}; {vocabulary.kind} reads bytes")
+    if vocabulary.tokenizer != manifest.vocabulary:
+        wanted = vocabulary.tokenizer[:16] or "none in particular: vocabulary.tokenizer is empty"
+        raise DataError(
+            f"dataset {name!r} has tokens of tokenizer {manifest.vocabulary[:16]}; the model reads {wanted}"
+        )
+    if vocabulary.size != tokenizer.vocab_size:
+        raise DataError(
+            f"dataset {name!r} has a tokenizer of {tokenizer.vocab_size} tokens; "
+            f"vocabulary.vocab_size is {vocabulary.size}"
+        )
+
+
+def _token_stream(
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    entry: SplitEntry,
+    shards: list[npt.NDArray[Any]],
+    vocabulary: VocabularySpec,
+) -> TokenStream:
+    """The stream of a split of tokens, with the byte table of the tokenizer that the dataset carries."""
+    assert manifest.tokenizer is not None
+    problem = _wrong_file(folder / manifest.tokenizer.file, manifest.tokenizer)
+    if problem:
+        raise DataError(problem)
+    tokens = JoinedShards(shards)
+    return TokenStream(
+        tokens,
+        _open_document_starts(folder, entry, tokens.length),
+        load_token_bytes(folder / manifest.tokenizer.file),
+        vocabulary,
+        name=name,
+        sha256=entry.sha256,
+        num_bytes=entry.total_bytes,
+    )
+
+
+def _open_shard(folder: Path, entry: FileEntry, version: int) -> npt.NDArray[Any]:
+    """A shard that has the version of its dataset and the size its manifest gives, memory-mapped: `[count]`."""
     path = folder / entry.file
     header = read_header(path)
-    if header.version != BYTES_VERSION:
-        raise DataError(f"{path}: shard version {header.version} in a byte dataset; allowed is {BYTES_VERSION}")
-    if HEADER_BYTES + header.num_symbols != entry.bytes:
-        raise DataError(f"{path}: {HEADER_BYTES + header.num_symbols} bytes; the manifest says {entry.bytes}")
+    if header.version != version:
+        kind = "byte" if version == BYTES_VERSION else "token"
+        raise DataError(f"{path}: shard version {header.version} in a {kind} dataset; allowed is {version}")
+    num_bytes = HEADER_BYTES + header.num_symbols * header.dtype.itemsize
+    if num_bytes != entry.bytes:
+        raise DataError(f"{path}: {num_bytes} bytes; the manifest says {entry.bytes}")
     return read_shard(path)
 
 
-def _open_document_starts(folder: Path, entry: SplitEntry) -> npt.NDArray[np.int64]:
-    """The byte at which each document begins, int64 `[num_documents]`, memory-mapped."""
+def _open_document_starts(folder: Path, entry: SplitEntry, num_symbols: int) -> npt.NDArray[np.int64]:
+    """The symbol at which each document begins, int64 `[num_documents]`, memory-mapped."""
     path = folder / entry.document_starts.file
     try:
         starts = np.memmap(path, dtype="<i8", mode="r")
@@ -151,10 +223,9 @@ def _open_document_starts(folder: Path, entry: SplitEntry) -> npt.NDArray[np.int
         raise DataError(f"{path}: cannot read the document starts ({error})") from None
     if len(starts) != entry.num_documents:
         raise DataError(f"{path}: {len(starts)} document starts; the manifest says {entry.num_documents}")
-    if starts[0] != 0 or starts[-1] >= entry.total_bytes or (np.diff(starts) <= 0).any():
-        raise DataError(
-            f"{path}: document starts must begin at 0, increase, and stay below the {entry.total_bytes} bytes of text"
-        )
+    if starts[0] != 0 or starts[-1] >= num_symbols or (np.diff(starts) <= 0).any():
+        kind = "bytes of text" if num_symbols == entry.total_bytes else "tokens"
+        raise DataError(f"{path}: document starts must begin at 0, increase, and stay below the {num_symbols} {kind}")
     return starts
 
 
@@ -175,8 +246,10 @@ def _wrong_file(path: Path, entry: FileEntry) -> str | None:
     return None
 
 
-def _check_text(stream: SymbolStream) -> None:
-    """Raise DataError for a document that is not UTF-8."""
+def _check_text(stream: Stream) -> None:
+    """Raise DataError for a document that is not UTF-8, or tokens that count other bytes than they decode to."""
+    if isinstance(stream, TokenStream):
+        stream.check_accounting()
     for index, document in enumerate(stream.documents()):
         try:
             document.decode("utf-8")

@@ -22,8 +22,10 @@ from data.hub_api import HubFile, Repository, cache_folder, describe_files, look
 from data.hub_files import HubFiles
 from data.manifest import Manifest, Origin, SplitName, read_manifest
 from data.token_bytes import load_token_bytes
+from data.tokenizer import tokenizer_path
 from data.writer import DatasetWriter, refuse_existing
 from shared.errors import DataError
+from shared.files import write_atomically
 
 DEFAULT_TOKENIZER = "sp1024"
 DEFAULT_SHARDS = 1
@@ -130,6 +132,7 @@ def import_from_hub(
             for document in reader:
                 writer.add(split, [document])
         writer.finish(_describe(origin, source), origin)
+    _keep_tokenizer(hub_tokenizer(source_name, tokenizer), paths[plan.tokenizer.path])
     return HubResult(
         manifest=read_manifest(folder),
         num_files=len(plan.files),
@@ -140,9 +143,21 @@ def import_from_hub(
     )
 
 
+def hub_tokenizer(source_name: str, tokenizer: str) -> str:
+    """The name under which a download leaves its tokenizer, for `bytetwin tokenizer encode`, and the dataset of
+    tokens that `bytetwin prepare` makes with it."""
+    return f"{source_name}-{tokenizer}"
+
+
 def free_bytes(folder: Path) -> int:
     """Free space where a folder is, or will be."""
     return shutil.disk_usage(_existing(folder)).free
+
+
+def _keep_tokenizer(name: str, model: Path) -> None:
+    path = tokenizer_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, model.read_bytes())
 
 
 def _source(source_name: str, tokenizer: str) -> HubSource:

@@ -38,8 +38,17 @@ class FileEntry(_Entry):
     sha256: Sha256
 
 
+class TokenizerEntry(FileEntry):
+    """The tokenizer of a dataset of tokens: its model file, and how many tokens it knows."""
+
+    vocab_size: Positive
+
+
 class SplitEntry(_Entry):
-    """One split: shards in order, documents, text bytes, and the file of document starts."""
+    """One split: shards in order, documents, bytes of the text, and the file of document starts.
+
+    The text of a dataset of tokens is what its documents decode to.
+    """
 
     shards: Annotated[list[FileEntry], Field(min_length=1)]
     num_documents: Positive
@@ -65,13 +74,17 @@ class Origin(_Entry):
 
 
 class Manifest(_Entry):
-    """A whole dataset. `vocabulary` is the tokenizer's hash, or "bytes" for raw bytes; `origin` only from the hub."""
+    """A whole dataset. `vocabulary` is the tokenizer's hash, or "bytes" for raw bytes; `origin` only from the hub.
+
+    The symbols of shards and document starts are bytes, or with a `tokenizer` tokens.
+    """
 
     format: Literal[1] = FORMAT
     name: FileName
     vocabulary: str = BYTES_VOCABULARY
     source: str
     origin: Origin | None = None
+    tokenizer: TokenizerEntry | None = None
     splits: Annotated[dict[SplitName, SplitEntry], Field(min_length=1)]
     sha256: Sha256
 
@@ -81,11 +94,23 @@ class Manifest(_Entry):
 
 
 def make_manifest(
-    name: str, source: str, splits: dict[SplitName, SplitEntry], origin: Origin | None = None
+    name: str,
+    source: str,
+    splits: dict[SplitName, SplitEntry],
+    origin: Origin | None = None,
+    tokenizer: TokenizerEntry | None = None,
 ) -> Manifest:
-    """A byte dataset's manifest with its hash filled in."""
-    digest = dataset_hash(BYTES_VOCABULARY, splits)
-    return Manifest(name=name, source=source, origin=origin, splits=splits, sha256=digest)
+    """A dataset's manifest with its hash filled in: of bytes, or with `tokenizer` of tokens."""
+    vocabulary = tokenizer.sha256 if tokenizer else BYTES_VOCABULARY
+    return Manifest(
+        name=name,
+        vocabulary=vocabulary,
+        source=source,
+        origin=origin,
+        tokenizer=tokenizer,
+        splits=splits,
+        sha256=dataset_hash(vocabulary, splits),
+    )
 
 
 def dataset_hash(vocabulary: str, splits: dict[SplitName, SplitEntry]) -> str:
@@ -111,6 +136,11 @@ def read_manifest(folder: Path) -> Manifest:
     expected = dataset_hash(manifest.vocabulary, manifest.splits)
     if manifest.sha256 != expected:
         raise DataError(f"{path}: the dataset hash is {manifest.sha256}, its entries make {expected}: damaged")
+    vocabulary = manifest.tokenizer.sha256 if manifest.tokenizer else BYTES_VOCABULARY
+    if manifest.vocabulary != vocabulary:
+        raise DataError(
+            f"{path}: the vocabulary is {manifest.vocabulary}, its tokenizer makes it {vocabulary}: damaged"
+        )
     return manifest
 
 

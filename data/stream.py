@@ -22,19 +22,19 @@ Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 
 
-class ByteText:
-    """Several uint8 arrays (memory-mapped shards) read as one."""
+class JoinedShards:
+    """Several arrays of one type (memory-mapped shards) read as one."""
 
     def __init__(self, shards: Sequence[npt.NDArray[Any]]) -> None:
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self.num_bytes = int(self._starts[-1])
+        self.length = int(self._starts[-1])
 
-    def read(self, start: int, count: int) -> UInt8:
-        """Bytes [start, start + count) as uint8 `[count]`, gathered across shards."""
+    def read(self, start: int, count: int) -> npt.NDArray[Any]:
+        """Items [start, start + count) as `[count]`, gathered across shards."""
         stop = start + count
-        if not 0 <= start <= stop <= self.num_bytes:
-            raise IndexError(f"bytes [{start}, {stop}) of a text of {self.num_bytes}")
+        if not 0 <= start <= stop <= self.length:
+            raise IndexError(f"items [{start}, {stop}) of {self.length}")
         pieces = []
         index = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
@@ -45,7 +45,16 @@ class ByteText:
             index += 1
         if len(pieces) == 1:
             return np.asarray(pieces[0])
-        return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        return np.concatenate(pieces) if pieces else self._shards[0][:0]
+
+
+class ByteText(JoinedShards):
+    """Several uint8 arrays read as one text."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the text."""
+        return self.length
 
 
 class SymbolStream:
@@ -98,18 +107,17 @@ class SymbolStream:
     def document_ids(self, start: int, count: int) -> Int64:
         """Index of the document each symbol of [start, start + count) belongs to, int64 `[T]`."""
         self._check(start, count)
-        inside = np.searchsorted(self._symbol_starts, (start, start + count), side="right")
-        begins = np.zeros(count, dtype=np.int64)
-        first = int(inside[0])
-        boundaries = np.asarray(self._symbol_starts[first : int(inside[1])]) - start
-        begins[boundaries[boundaries < count]] = 1
-        return np.cumsum(begins) + (first - 1)
+        return document_ids(self._symbol_starts, start, count)
 
     def documents(self) -> Iterator[bytes]:
         """The raw bytes of every document in order, read from the text itself."""
-        stops = np.append(self._byte_starts[1:], self.num_bytes)
-        for start, stop in zip(self._byte_starts, stops, strict=True):
-            yield self._text.read(int(start), int(stop - start)).tobytes()
+        return map(self.document, range(self.num_documents))
+
+    def document(self, index: int) -> bytes:
+        """The raw bytes of one document."""
+        start = int(self._byte_starts[index])
+        stop = int(self._byte_starts[index + 1]) if index + 1 < self.num_documents else self.num_bytes
+        return self._text.read(start, stop - start).tobytes()
 
     def text_bytes(self) -> bytes:
         """The whole text, the documents one after the other."""
@@ -127,15 +135,11 @@ class SymbolStream:
         if max_symbols < 1 + specials:
             raise DataError(f"{self.name}: a sample of {max_symbols} symbols holds no document; ask for more")
         lengths = np.diff(self._byte_starts, append=self.num_bytes)
-        order = random_permutation(self.num_documents, (seed,))
-        totals = np.cumsum(lengths[order] + specials)
-        num_drawn = int(np.searchsorted(totals, max_symbols, side="left")) + 1
-        drawn = order[:num_drawn]
+        drawn, room = draw_documents(lengths + specials, max_symbols, seed)
         kept = lengths.copy()
-        if totals[num_drawn - 1] > max_symbols:
-            before = int(totals[num_drawn - 2]) if num_drawn > 1 else 0
-            last = int(drawn[-1])
-            kept[last] = self._cut(last, max(0, max_symbols - before - specials), at_least=int(num_drawn == 1))
+        last = int(drawn[-1])
+        if room < lengths[last] + specials:
+            kept[last] = self._cut(last, max(0, room - specials), at_least=int(len(drawn) == 1))
         chosen = np.sort(drawn[kept[drawn] > 0])
         pieces = [self._text.read(int(self._byte_starts[index]), int(kept[index])) for index in chosen]
         starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])], dtype=np.int64)
@@ -164,6 +168,27 @@ class SymbolStream:
         while length > 0 and (head[length] & 0xC0) == 0x80:
             length -= 1
         return length if length >= at_least else num_bytes
+
+
+def document_ids(document_starts: Int64, start: int, count: int) -> Int64:
+    """Index of the document that each symbol of [start, start + count) belongs to, int64 `[T]`."""
+    inside = np.searchsorted(document_starts, (start, start + count), side="right")
+    begins = np.zeros(count, dtype=np.int64)
+    first = int(inside[0])
+    boundaries = np.asarray(document_starts[first : int(inside[1])]) - start
+    begins[boundaries[boundaries < count]] = 1
+    return np.cumsum(begins) + (first - 1)
+
+
+def draw_documents(lengths: Int64, max_symbols: int, seed: int) -> tuple[Int64, int]:
+    """(documents drawn by `seed` until `max_symbols` are full, symbols of the last one that find room).
+
+    `lengths`: symbols of every document, int64 `[num_documents]`, together more than `max_symbols`.
+    """
+    order = random_permutation(len(lengths), (seed,))
+    totals = np.cumsum(lengths[order])
+    last = int(np.searchsorted(totals, max_symbols, side="left"))
+    return order[: last + 1], max_symbols - (int(totals[last - 1]) if last else 0)
 
 
 def random_permutation(length: int, key: Sequence[int]) -> Int64:

@@ -27,7 +27,7 @@ Int64 = npt.NDArray[np.int64]
 class TokenBytes:
     """The byte table of a SentencePiece model, and the decoder that agrees with it.
 
-    Attributes: `vocab_size`, `document_start` (the id before every document).
+    Attributes: `vocab_size`, `document_start` (the id before every document), `is_byte_piece` bool `[V]`.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -37,6 +37,7 @@ class TokenBytes:
         self.document_start = int(processor.bos_id())
         self._base_bytes = np.zeros(self.vocab_size, dtype=np.int64)
         self._has_space = np.zeros(self.vocab_size, dtype=bool)
+        self.is_byte_piece = np.zeros(self.vocab_size, dtype=bool)
         self._is_boundary = np.zeros(self.vocab_size, dtype=bool)
         self._guard = -1
         for token in range(self.vocab_size):
@@ -81,6 +82,7 @@ class TokenBytes:
             return
         if processor.is_byte(token):
             self._base_bytes[token] = 1
+            self.is_byte_piece[token] = True
             return
         piece = processor.id_to_piece(token)
         self._has_space[token] = piece.startswith(SPACE_MARK)
@@ -89,19 +91,23 @@ class TokenBytes:
             self._guard = token
 
 
-def load_token_bytes(path: Path) -> TokenBytes:
-    """The byte table of a SentencePiece `.model` file. Raises DataError if it is none or cannot be used."""
+def load_processor(path: Path, content: bytes | None = None) -> Any:
+    """The SentencePieceProcessor of a `.model` file, or of its `content`. Raises DataError if it is none."""
     try:
         sentencepiece = importlib.import_module("sentencepiece")
     except ImportError:
         raise DataError(f"{path}: reading tokens needs sentencepiece; install the extra: bytetwin[data]") from None
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() if content is None else content)
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
     except (RuntimeError, TypeError, ValueError):
         raise DataError(f"{path}: this is no SentencePiece model") from None
-    table = TokenBytes(processor)
+
+
+def load_token_bytes(path: Path) -> TokenBytes:
+    """The byte table of a SentencePiece `.model` file. Raises DataError if it is none or cannot be used."""
+    table = TokenBytes(load_processor(path))
     if not table.can_decode:
         raise DataError(
             f"{path}: the tokenizer has no document start id or no plain piece; its shards hold no documents"

@@ -17,11 +17,14 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
-from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, make_manifest
-from data.shards import MAX_SHARD_SYMBOLS, ShardWriter, sync_and_close
+from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, TokenizerEntry, make_manifest
+from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
 from shared.errors import DataError
 from shared.files import sync_folder
+
+TOKENIZER_FILE = "tokenizer.model"
 
 # .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two change places.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-(?P<process>[0-9]+)-[^.]+")
@@ -31,7 +34,8 @@ class DatasetWriter:
     """Collects documents into a new dataset; `finish` puts it in place. Use it as a context manager.
 
     Raises DataError if the dataset exists (unless `replace`, or `keep_existing`, which then discards
-    the new one), if the disk is full or not writable, and for a dataset without a document.
+    the new one), if the disk is full or not writable, and for a dataset without a document. With `tokenizer`,
+    the content of a SentencePiece model, it is a dataset of that model's `vocab_size` tokens, else one of bytes.
     """
 
     def __init__(
@@ -41,8 +45,12 @@ class DatasetWriter:
         replace: bool = False,
         keep_existing: bool = False,
         max_shard_symbols: int = MAX_SHARD_SYMBOLS,
+        tokenizer: bytes | None = None,
+        vocab_size: int = 0,
     ) -> None:
         self._folder = folder
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
         self._replace = replace
         self._keep_existing = keep_existing
         self._max_shard_symbols = max_shard_symbols
@@ -75,18 +83,25 @@ class DatasetWriter:
 
     def add(self, split: SplitName, chunks: Iterable[bytes]) -> None:
         """Append one document, not empty, given as consecutive pieces of UTF-8 text."""
-        try:
-            if split not in self._splits:
-                self._splits[split] = _SplitWriter(self._temporary, split, self._max_shard_symbols)
-            writer = self._splits[split]
-        except OSError as error:
-            raise self._data_error(error) from None
+        assert self._tokenizer is None, "a dataset of tokens"
+        writer = self._split(split)
         writer.begin_document()
         for chunk in chunks:
             try:
-                writer.write(chunk)
+                writer.write(chunk, len(chunk))
             except OSError as error:
                 raise self._data_error(error) from None
+        writer.end_document()
+
+    def add_tokens(self, split: SplitName, tokens: npt.NDArray[np.uint16], num_bytes: int) -> None:
+        """Append one document as tokens `[T]`, its start among them, that decode to `num_bytes` of text, above 0."""
+        assert self._tokenizer is not None and num_bytes > 0, "a dataset of bytes, or a document without text"
+        writer = self._split(split)
+        writer.begin_document()
+        try:
+            writer.write(tokens.astype("<u2").tobytes(), num_bytes)
+        except OSError as error:
+            raise self._data_error(error) from None
         writer.end_document()
 
     def finish(self, source: str, origin: Origin | None = None) -> None:
@@ -95,7 +110,7 @@ class DatasetWriter:
             raise DataError(f"dataset {self._folder.name!r}: no document with text, nothing to write")
         try:
             entries = {split: self._splits[split].finish() for split in sorted(self._splits, reverse=True)}
-            manifest = make_manifest(self._folder.name, source, entries, origin)
+            manifest = make_manifest(self._folder.name, source, entries, origin, self._write_tokenizer())
             with (self._temporary / FILE_NAME).open("xb") as file:
                 file.write(manifest.to_json().encode())
                 sync_and_close(file)
@@ -104,6 +119,26 @@ class DatasetWriter:
             sync_folder(self._folder.parent)
         except OSError as error:
             raise self._data_error(error) from None
+
+    def _split(self, split: SplitName) -> _SplitWriter:
+        """The writer of a split, made when its first document comes."""
+        if split not in self._splits:
+            version = BYTES_VERSION if self._tokenizer is None else TOKENS_VERSION
+            try:
+                self._splits[split] = _SplitWriter(self._temporary, split, self._max_shard_symbols, version)
+            except OSError as error:
+                raise self._data_error(error) from None
+        return self._splits[split]
+
+    def _write_tokenizer(self) -> TokenizerEntry | None:
+        """A copy of the tokenizer in the dataset, which needs nothing else to be read then."""
+        if self._tokenizer is None:
+            return None
+        path = self._temporary / TOKENIZER_FILE
+        with path.open("xb") as file:
+            file.write(self._tokenizer)
+            sync_and_close(file)
+        return TokenizerEntry(vocab_size=self._vocab_size, **_file_entry(path).model_dump())
 
     def _put_in_place(self) -> None:
         if self._replace and self._folder.exists():
@@ -167,8 +202,10 @@ def remove_leftovers(root: Path) -> None:
 class _SplitWriter:
     """Shards and document starts of one split."""
 
-    def __init__(self, folder: Path, split: str, max_shard_symbols: int) -> None:
+    def __init__(self, folder: Path, split: str, max_shard_symbols: int, version: int) -> None:
         self._folder = folder
+        self._version = version
+        self._symbol_bytes = ShardHeader(version, 0).dtype.itemsize
         self._split = split
         self._max_shard_symbols = max_shard_symbols
         self._shard_paths: list[Path] = []
@@ -177,22 +214,25 @@ class _SplitWriter:
         self._starts = self._starts_path.open("xb")
         self._document_start = 0
         self._num_documents = 0
+        self._num_symbols = 0
         self._total_bytes = 0
 
     def begin_document(self) -> None:
-        self._document_start = self._total_bytes
+        self._document_start = self._num_symbols
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes, text_bytes: int) -> None:
+        """Append symbols, given as they are stored, that stand for so many bytes of text."""
         view = memoryview(chunk)
         while view:
             shard = self._open_shard()
-            piece = view[: self._max_shard_symbols - shard.num_symbols]
+            piece = view[: (self._max_shard_symbols - shard.num_symbols) * self._symbol_bytes]
             shard.write(piece)
-            self._total_bytes += len(piece)
+            self._num_symbols += len(piece) // self._symbol_bytes
             view = view[len(piece) :]
+        self._total_bytes += text_bytes
 
     def end_document(self) -> None:
-        assert self._total_bytes > self._document_start, "an empty document has no place in a stream"
+        assert self._num_symbols > self._document_start, "an empty document has no place in a stream"
         self._starts.write(np.array(self._document_start, dtype="<i8").tobytes())
         self._num_documents += 1
 
@@ -223,7 +263,7 @@ class _SplitWriter:
             self._shard = None
         if self._shard is None:
             path = self._folder / f"{self._split}_{len(self._shard_paths):06d}.bin"
-            self._shard = ShardWriter(path)
+            self._shard = ShardWriter(path, self._version)
             self._shard_paths.append(path)
         return self._shard
 

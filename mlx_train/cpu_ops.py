@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_train.cpu_attention import can_chunk, causal_attention
 from mlx_train.cpu_math import LOG2E, exp2, tanh
-from mlx_train.plain_ops import MLXOps, rotation_tables
+from mlx_train.plain_ops import MLXOps, masks_nothing, rotation_tables
 
 # Above it exp(logit) without subtracting a maximum could overflow float32.
 UNSHIFTED_SOFTCAP = 60.0
@@ -32,9 +32,12 @@ class MLXCPUOps(MLXOps):
             return super().rope(x, base)
         return _rope(x.shape[1], x.shape[-1] // 2, base)(x)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        if q.dtype != mx.float32 or not can_chunk(q.shape[1]):
-            return super().attention(q, k, v)
+    def attention(
+        self, q: mx.array, k: mx.array, v: mx.array, window: int = 0, documents: mx.array | None = None
+    ) -> mx.array:
+        time = q.shape[1]
+        if q.dtype != mx.float32 or not can_chunk(time) or not masks_nothing(time, window, documents):
+            return super().attention(q, k, v, window, documents)
         return causal_attention(q, k, v)
 
     def leaky_relu_squared_mlp(self, x: mx.array, up: mx.array, down: mx.array, negative_slope: float) -> mx.array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
+from shared.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
 
 Arrays = dict[str, mx.array]
 
@@ -34,25 +36,34 @@ class TrainingEngine(EngineState):
         super().__init__(spec, model, make_ops(), ranks or OneRank())
         self.streams = device.compute_streams()
         self._partition = partition_parameters(spec, len(self.streams))
-        self._first_gradients = self._on_streams(self._weighted_gradients)
-        self._more_gradients = self._on_streams(self._accumulate)
+        # One function for each stage of the run: (gradients of a first micro-batch, of a later one).
+        self._gradients = [
+            (
+                self._on_streams(partial(self._weighted_gradients, stage)),
+                self._on_streams(partial(self._accumulate, stage)),
+            )
+            for stage in training_stages(spec)
+        ]
         self._update = self._on_streams(self._optimizer_step)
         self._score = self._on_streams(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
         self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
     def warm_up(self, x: np.ndarray) -> None:
-        _, grads = self._batch_gradients(x)
-        self._updated(grads, squared_norms(self.ops, grads), dict.fromkeys(HYPERPARAMETERS, 1.0))
+        for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
+            numbers = split_numbers(self.spec, hyper)
+            _, grads = self._batch_gradients(x, numbers)
+            self._updated(grads, squared_norms(self.ops, grads), numbers.optimizer)
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
-        loss, grads = self._batch_gradients(x)
+        numbers = split_numbers(self.spec, hyper)
+        loss, grads = self._batch_gradients(x, numbers)
         squares = squared_norms(self.ops, grads)
-        self.params, self.state = self._updated(grads, squares, hyper)
-        numbers = self.ops.to_numpy(mx.concatenate([loss.reshape(1), squares]))
-        return lambda: self._checked(numbers)
+        self.params, self.state = self._updated(grads, squares, numbers.optimizer)
+        read = self.ops.to_numpy(mx.concatenate([loss.reshape(1), squares]))
+        return lambda: self._checked(read)
 
-    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        loss, grads = self._batch_gradients(x)
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        loss, grads = self._batch_gradients(x, split_numbers(self.spec, hyper or {}))
         return float(self.ops.to_numpy(loss)), self._to_host(grads)
 
     def score(self, x: np.ndarray) -> np.ndarray:
@@ -70,15 +81,17 @@ class TrainingEngine(EngineState):
     def device_name(self) -> str:
         return device.device_name()
 
-    def _weighted_gradients(self, params: Arrays, x: mx.array, share: mx.array) -> tuple[mx.array, Arrays]:
-        """Loss and gradients of one micro-batch, each times its share of the batch."""
-        loss, grads = mx.value_and_grad(lambda p: mean_nats(self.ops, self.spec, p, x, self.model))(params)
+    def _weighted_gradients(
+        self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array
+    ) -> tuple[mx.array, Arrays]:
+        """Loss and gradients of one micro-batch, each times its share of the batch. `run`: shared.stages."""
+        loss, grads = mx.value_and_grad(lambda p: mean_nats(self.ops, stage, {**p, **run}, x, self.model))(params)
         return share * loss, {name: share * grad for name, grad in grads.items()}
 
     def _accumulate(
-        self, params: Arrays, x: mx.array, share: mx.array, loss: mx.array, grads: Arrays
+        self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array, loss: mx.array, grads: Arrays
     ) -> tuple[mx.array, Arrays]:
-        more_loss, more = self._weighted_gradients(params, x, share)
+        more_loss, more = self._weighted_gradients(stage, params, run, x, share)
         return loss + more_loss, {name: grads[name] + more[name] for name in grads}
 
     def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> Any:
@@ -99,22 +112,24 @@ class TrainingEngine(EngineState):
             state.update(some_state)
         return {name: params[name] for name in self.params}, {key: state[key] for key in self.state}
 
-    def _batch_gradients(self, x: np.ndarray) -> tuple[mx.array, Arrays]:
+    def _batch_gradients(self, x: np.ndarray, numbers: StepNumbers) -> tuple[mx.array, Arrays]:
         """Loss and gradients of the mean over the whole batch, x being this rank's share of it.
 
         Micro-batch i belongs to stream i mod their number. Each round of one micro-batch a stream is
         evaluated before the next graph is built.
         """
         count = len(self.streams)
+        first_gradients, more_gradients = self._gradients[numbers.stage]
+        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()}
         parts = list(micro_batches(self.spec, x, count))
         sums: list[tuple[mx.array, Arrays]] = []
         for first in range(0, len(parts), count):
             for index, (share, part) in enumerate(parts[first : first + count]):
-                arguments = (self.params, self.ops.asarray(part), mx.array(share, mx.float32))
+                arguments = (self.params, run, self.ops.asarray(part), mx.array(share, mx.float32))
                 if first == 0:
-                    sums.append(self._first_gradients[index](*arguments))
+                    sums.append(first_gradients[index](*arguments))
                 else:
-                    sums[index] = self._more_gradients[index](*arguments, *sums[index])
+                    sums[index] = more_gradients[index](*arguments, *sums[index])
             mx.eval(sums)
         loss, grads = sums[0]
         for more_loss, more in sums[1:]:

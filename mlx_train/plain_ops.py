@@ -44,9 +44,12 @@ class MLXOps:
         x1, x2 = x[..., :half], x[..., half:]
         return mx.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    def attention(
+        self, q: mx.array, k: mx.array, v: mx.array, window: int = 0, documents: mx.array | None = None
+    ) -> mx.array:
+        mask = "causal" if masks_nothing(q.shape[1], window, documents) else allowed(q.shape[1], window, documents)
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return y.transpose(0, 2, 1, 3)
 
     def leaky_relu_squared_mlp(self, x: mx.array, up: mx.array, down: mx.array, negative_slope: float) -> mx.array:
@@ -85,11 +88,40 @@ class MLXOps:
     def sqrt(self, x: mx.array) -> mx.array:
         return mx.sqrt(x)
 
+    def sigmoid(self, x: mx.array) -> mx.array:
+        return mx.sigmoid(x)
+
+    def running_count(self, x: mx.array, value: int) -> mx.array:
+        return mx.cumsum((x == value).astype(mx.int32), axis=1)
+
     def relu(self, x: mx.array) -> mx.array:
         return mx.maximum(x, 0.0)
 
+    def unit_step(self, x: mx.array) -> mx.array:
+        return (x >= 0).astype(x.dtype)
+
     def minimum(self, x: mx.array, limit: float) -> mx.array:
         return mx.minimum(x, limit)
+
+
+def masks_nothing(time: int, window: int, documents: mx.array | None) -> bool:
+    """Whether window and documents leave plain causal attention over `time` positions."""
+    return documents is None and not 0 < window < time
+
+
+def allowed(time: int, window: int, documents: mx.array | None) -> mx.array:
+    """Which key each query may read, bool [1 or B, 1, T, T]: shared.ops.Ops.attention."""
+    mask = mx.array(causal_mask(time, window))[None, None]
+    if documents is None:
+        return mask
+    return mx.logical_and(mask, documents[:, None, :, None] == documents[:, None, None, :])
+
+
+@lru_cache(maxsize=32)
+def causal_mask(time: int, window: int) -> np.ndarray:
+    """Position t reads t - window + 1 ... t, or 0 ... t where the window is 0: bool [T, T]."""
+    mask = np.tri(time, dtype=bool)
+    return mask & ~np.tri(time, k=-window, dtype=bool) if window else mask
 
 
 @lru_cache(maxsize=32)

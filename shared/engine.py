@@ -67,18 +67,25 @@ class Engine(Scorer, Protocol):
         ...
 
     def warm_up(self, x: np.ndarray) -> None:
-        """Compile what train_step needs for batches like x [B, T]. Changes nothing but the time of the first step."""
+        """Compile what train_step needs for batches like x [B, T], in every stage of the run.
+
+        Changes nothing but the time of the first step.
+        """
         ...
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
+        `hyper` is the result of `step_hyperparameters`; it also says which function is trained (shared.stages).
         The result is asked for after the next step is queued, so that the device never waits for the host.
         """
         ...
 
-    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T]."""
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T].
+
+        The function is the one that a step with `hyper` trains, by default the one at the end of training.
+        """
         ...
 
     def use_weights(self, kind: WeightsKind) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
 from shared.model import Forward, parameter_manifest
 from shared.ops import Array, Ops
-from shared.optim import initial_state
+from shared.optim import averaged_weights, initial_state
 from shared.ranks import Ranks
 from shared.spec import Spec
 
@@ -56,8 +56,8 @@ class EngineState:
         return loss, float(np.sqrt(squares.sum()))
 
     def _weights(self, kind: WeightsKind) -> Arrays:
-        if kind == "averaged" and self.spec.training.ema_decay > 0:
-            return {name: self.state[f"average/{name}"] for name in self.params}
+        if kind == "averaged":
+            return averaged_weights(self.ops, self.spec.training, self.params, self.state)
         return self.params
 
     def _to_device(self, values: Weights) -> Arrays:

@@ -46,9 +46,9 @@ class LeadingEngine:
         self._tell("train_step", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper))
         return self.engine.train_step(share_of_rows(x, self.ranks), hyper)
 
-    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)})
-        return self.engine.gradients(share_of_rows(x, self.ranks))
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper or {}))
+        return self.engine.gradients(share_of_rows(x, self.ranks), hyper)
 
     def score(self, x: np.ndarray) -> np.ndarray:
         self._tell("score", {"x": x.astype(SYMBOL_DTYPE)})
@@ -175,6 +175,6 @@ def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: d
     elif call == "warm_up":
         engine.warm_up(share_of_rows(x, engine.ranks))
     elif call == "gradients":
-        engine.gradients(share_of_rows(x, engine.ranks))
+        engine.gradients(share_of_rows(x, engine.ranks), arguments["hyper"])
     else:
         raise RanksError(f"rank 0 asks for {call!r}, which is unknown here: the ranks run different versions")

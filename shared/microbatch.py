@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shared.model.layer_order import layer_order
+from shared.model.manifest import trunk_block_shape
 from shared.spec import Spec
 
 # Values alive at the peak of a forward and backward pass, for each value of ... Fitted to the peaks that MLX
@@ -43,15 +45,18 @@ def activation_bytes_per_row(spec: Spec) -> int:
     beside weights, gradients and optimizer state, which do not depend on the micro-batch."""
     model, decoder = spec.model, spec.model.decoder
     patches, vocab_size = model.num_patches, spec.vocabulary.size
-    scores = (model.num_layers + SCORE_COPIES_AT_WORK) * model.num_heads * patches
-    block = _block_values(model.model_dim, model.num_heads * model.head_dim, model.mlp_dim)
+    # Each pass over a layer keeps values of its own, those of a loop too.
+    order = layer_order(model)
+    scores = (len(order) + SCORE_COPIES_AT_WORK) * model.num_heads * patches
+    shapes = (trunk_block_shape(model, step.layer) for step in order)
+    blocks = sum(_block_values(shape.dim, shape.num_heads * shape.head_dim, shape.mlp_dim) for shape in shapes)
     per_symbol = EMBEDDING_COPIES * model.model_dim
     if decoder.kind == "autoregressive":
         block_in_patch = _block_values(decoder.dim, decoder.dim, decoder.mlp_dim)
         per_symbol += decoder.num_layers * block_in_patch + 4 * decoder.dim
     elif decoder.kind == "mlp":
         per_symbol += 3 * model.model_dim + 4 * decoder.dim
-    values = patches * (model.num_layers * block + scores) + model.seq_len * per_symbol
+    values = patches * (blocks + scores) + model.seq_len * per_symbol
     bytes_per_value = 2 if spec.training.dtype == "bfloat16" else 4
     return bytes_per_value * values + 4 * LOGIT_COPIES * vocab_size * model.seq_len
 

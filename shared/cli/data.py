@@ -24,12 +24,14 @@ HELP = "list, build, import, download and verify datasets"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands list, build, import, download and verify."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add(actions, "list", "the datasets on disk, with sizes and hashes")
-    build = _add(actions, "build", "make the built-in corpus (also happens on first use)")
+    add_action(actions, "list", "the datasets on disk, with sizes and hashes")
+    build = add_action(actions, "build", "make the built-in corpus (also happens on first use)")
     build.add_argument("--replace", action="store_true", help="make it again, for instance after a new Python")
-    verify = _add(actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged")
+    verify = add_action(
+        actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged"
+    )
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: every dataset on disk")
-    add = _add(actions, "import", "turn .txt, .md, .jsonl, .parquet files, compressed or not, into a dataset")
+    add = add_action(actions, "import", "turn .txt, .md, .jsonl, .parquet files, compressed or not, into a dataset")
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
     add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
     side = add.add_mutually_exclusive_group()
@@ -39,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
     add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
-    load = _add(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
+    load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
     load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
     load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch (default: %(default)s)")
     load.add_argument(
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     return actions[args.action](args)
 
 
-def _add(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A subcommand that takes --json too."""
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
     # Also accepted here; without a default, so that `data --json ACTION` is not undone.
     parser.add_argument(
@@ -74,7 +77,7 @@ def _list(args: argparse.Namespace) -> CommandResult:
     entries: list[dict[str, Any]] = []
     for name in names:
         try:
-            entries.append(_describe(datasets.load_manifest(name)))
+            entries.append(describe_dataset(datasets.load_manifest(name)))
         except DataError as error:
             entries.append({"name": name, "error": str(error)})
     if datasets.BUILTIN not in names:
@@ -82,7 +85,7 @@ def _list(args: argparse.Namespace) -> CommandResult:
             0, {"name": datasets.BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"}
         )
     console().print(f"datasets in {escape(str(datasets.datasets_root()))}", soft_wrap=True)
-    console().print(_table(entries))
+    console().print(datasets_table(entries))
     return CommandResult({"root": str(datasets.datasets_root()), "datasets": entries})
 
 
@@ -90,21 +93,21 @@ def _build(args: argparse.Namespace) -> CommandResult:
     datasets = importlib.import_module("data.datasets")
     exists = datasets.BUILTIN in datasets.dataset_names()
     if args.replace or not exists:
-        with _progress(MofNCompleteColumn()) as progress:
+        with transfer_bar(MofNCompleteColumn()) as progress:
             task = progress.add_task("reading the Python library", total=None)
             manifest = datasets.build_builtin(
                 replace=args.replace, progress=lambda done, total: progress.update(task, completed=done, total=total)
             )
     else:
         manifest = datasets.load_manifest(datasets.BUILTIN)
-    console().print(_table([_describe(manifest)]))
-    return CommandResult({**_describe(manifest), "built": bool(args.replace or not exists)})
+    console().print(datasets_table([describe_dataset(manifest)]))
+    return CommandResult({**describe_dataset(manifest), "built": bool(args.replace or not exists)})
 
 
 def _import(args: argparse.Namespace) -> CommandResult:
     importing = importlib.import_module("data.importing")
     options = {} if args.heldout_frac is None else {"heldout_frac": args.heldout_frac}
-    with _progress(DownloadColumn()) as progress:
+    with transfer_bar(DownloadColumn()) as progress:
         task = progress.add_task(f"importing {args.name}", total=None)
         result = importing.import_dataset(
             args.name,
@@ -116,13 +119,13 @@ def _import(args: argparse.Namespace) -> CommandResult:
             **options,
         )
     document = {
-        **_describe(result.manifest),
+        **describe_dataset(result.manifest),
         "files": result.num_files,
         "empty_documents": result.empty_documents,
         "other_files": result.other_files,
     }
     out = console()
-    out.print(_table([_describe(result.manifest)]))
+    out.print(datasets_table([describe_dataset(result.manifest)]))
     if result.empty_documents:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.other_files:
@@ -133,7 +136,7 @@ def _import(args: argparse.Namespace) -> CommandResult:
 def _download(args: argparse.Namespace) -> CommandResult:
     hub = importlib.import_module("data.hub")
     out = console()
-    with _progress(DownloadColumn()) as bar:
+    with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task("asking the hub", total=None)
         try:
             result = hub.import_from_hub(
@@ -147,14 +150,14 @@ def _download(args: argparse.Namespace) -> CommandResult:
         except KeyboardInterrupt:
             out.print("interrupted; the same command goes on where this one stopped")
             return CommandResult({"interrupted": True}, status=130)
-    out.print(_table([_describe(result.manifest)]))
+    out.print(datasets_table([describe_dataset(result.manifest)]))
     if result.empty_documents:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.unfinished_documents:
         out.print("the last training document, which goes on in the next shard, left out")
     return CommandResult(
         {
-            **_describe(result.manifest),
+            **describe_dataset(result.manifest),
             "origin": result.manifest.origin.model_dump(),
             "files": result.num_files,
             "downloaded_bytes": result.downloaded_bytes,
@@ -185,7 +188,7 @@ def _verify(args: argparse.Namespace) -> CommandResult:
     return CommandResult({"passed": not damaged, "problems": problems}, status=1 if damaged else 0)
 
 
-def _describe(manifest: Any) -> dict[str, Any]:
+def describe_dataset(manifest: Any) -> dict[str, Any]:
     """The JSON form of a dataset's manifest, without its file list."""
     splits = {
         split: {"documents": entry.num_documents, "bytes": entry.total_bytes, "sha256": entry.sha256}
@@ -200,7 +203,8 @@ def _describe(manifest: Any) -> dict[str, Any]:
     }
 
 
-def _table(entries: list[dict[str, Any]]) -> Table:
+def datasets_table(entries: list[dict[str, Any]]) -> Table:
+    """The datasets that `describe_dataset` describes, for people."""
     table = Table("name", "split", "documents", "bytes", "SHA-256", "source", box=None, header_style="bold")
     table.columns[-1].overflow = "fold"
     for column in (2, 3):
@@ -217,7 +221,7 @@ def _table(entries: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _progress(column: Any) -> Progress:
+def transfer_bar(column: Any) -> Progress:
     """A bar that goes away when done, and nothing where stderr is no terminal."""
     out = console()
     return Progress(

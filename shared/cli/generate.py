@@ -8,7 +8,7 @@ import sys
 from shared.cli.command import CommandResult, add_engine_argument
 from shared.cli.scoring import default_engine
 from shared.engine import create_scorer
-from shared.scoring.generate import decode_text, encode_prompt, sample
+from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.spec import spec_id
 from shared.training.target import load_trained
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     pieces: list[str] = []
     if not args.json:
         _print(shown)
-    for piece in decode_text(symbols, vocabulary):
+    for piece in first_bytes(decode_text(symbols, vocabulary), args.bytes):
         pieces.append(piece)
         if not args.json:
             _print(piece)

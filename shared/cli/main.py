@@ -17,7 +17,24 @@ from shared.cli.command import Command, CommandResult, console
 from shared.errors import RanksError, UserError
 from shared.ranks import let_rank_0_speak, own_rank
 
-COMMANDS = ("train", "parity", "preflight", "pack", "score", "audit", "generate", "data", "prepare", "record", "spec")
+COMMANDS = (
+    "train",
+    "parity",
+    "preflight",
+    "pack",
+    "score",
+    "audit",
+    "generate",
+    "sweep",
+    "compare",
+    "soup",
+    "fit",
+    "data",
+    "tokenizer",
+    "prepare",
+    "record",
+    "spec",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from shared.errors import UserError
 from shared.files import write_atomically
 from shared.preflight import ROWS, Question, preferred_engine, print_report, read_fit, run_preflight
 from shared.preflight.run import check_row_names
+from shared.scoring.stream import bind_tokenizer
 
 NAME = "preflight"
 HELP = "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Ask every row; status 1 if one says no-go and is not forced."""
-    spec = spec_from_arguments(args)
+    spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_fit(args.fit) if args.fit else None
     if args.record and not args.record.parent.is_dir():

@@ -22,6 +22,7 @@ from shared.cli.command import (
 from shared.cli.score import print_score
 from shared.engine import ENGINE_PACKAGES, available_engines, connect_ranks
 from shared.errors import UserError
+from shared.scoring.stream import bind_tokenizer
 from shared.training.console import make_observer
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
@@ -54,14 +55,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Train; status 1 if training broke down or a check said no, 128 + signal number if it was stopped."""
-    spec = spec_from_arguments(args)
+    spec = bind_tokenizer(spec_from_arguments(args))
     if args.resume and args.run and not args.no_finish and not _is_rank():
         done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
         if done is not None:
             return _tell_finished(done)
     if args.ranks is not None and not _is_rank():
         return _launch(args)
-    engine_name = args.engine or _default_engine()
+    engine_name = args.engine or default_training_engine()
     ranks = connect_ranks(engine_name)
     if ranks.rank > 0:
         follow_run(spec, engine_name, ranks)
@@ -106,7 +107,7 @@ def _launch(args: argparse.Namespace) -> CommandResult:
     return CommandResult(None, launcher.launch(_words(args, args.run, args.resume), ranks, args.port))
 
 
-def _default_engine() -> str:
+def default_training_engine() -> str:
     """The preferred engine that is installed."""
     names = available_engines()
     if not names:

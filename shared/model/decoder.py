@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.block import run_block
 from shared.model.embedding import shift_right
 from shared.model.manifest import decoder_block_shape
-from shared.model.trunk import run_block
+from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -49,7 +50,7 @@ def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array,
     previous = ops.rms_norm(previous, model.norm_eps)
     z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h)
     for layer in range(model.decoder.num_layers):
-        z = run_block(ops, model, decoder_block_shape(model), params, f"decoder.layers.{layer}", z, rotate=False)
+        z = run_block(ops, model, decoder_block_shape(model), params, f"decoder.layers.{layer}", z, TrunkContext())
     head = params["decoder.embed.weight"] if model.tie_embeddings else params["head.weight"]
     return ops.linear(ops.rms_norm(z, model.norm_eps), head)
 

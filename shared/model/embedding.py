@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.documents import position_documents
+from shared.model.smear import smear_embedded, smear_normalised
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -18,6 +20,16 @@ def shift_right(ops: Ops, x: Array, start: Array) -> Array:
     batch, _, dim = x.shape
     first = ops.broadcast_to(ops.cast_like(start, x), (batch, 1, dim))
     return ops.concatenate([first, x[:, :-1]], axis=1)
+
+
+def window_start(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """What stands before the first symbol of x [B, T]: [D], see `model.start`. No entry of x is read."""
+    if spec.model.start == "learned":
+        return params["embed.start"]
+    assert spec.vocabulary.document_start is not None
+    # An index in the engine's own kind of array; the values of x cancel.
+    symbol = x[:1, :1] * 0 + spec.vocabulary.document_start
+    return ops.embedding(params["embed.weight"], symbol, spec.training.dtype).reshape((spec.model.model_dim,))
 
 
 def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
@@ -32,4 +44,10 @@ def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -
     if model.patch_size > 1:
         embedded = embedded.reshape((batch, num_patches, model.patch_size * model.model_dim))
         embedded = ops.linear(embedded, params["embed.patch_proj.weight"])
-    return ops.rms_norm(shift_right(ops, embedded, params["embed.start"]), model.norm_eps)
+    embedded = shift_right(ops, embedded, window_start(ops, spec, params, x))
+    if model.smear_gate == "v2":
+        embedded = smear_embedded(ops, model, params, embedded, position_documents(ops, spec, x))
+    normalised = ops.rms_norm(embedded, model.norm_eps)
+    if model.smear_gate == "v1":
+        normalised = smear_normalised(ops, params, normalised, position_documents(ops, spec, x))
+    return normalised

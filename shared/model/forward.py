@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
 from shared.model.trunk import run_trunk
+from shared.model.trunk_context import trunk_context
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -22,8 +23,13 @@ def forward(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Arra
 
     Row t is the model's belief about x[:, t] and depends on x[:, :t] only.
     """
-    h = run_trunk(ops, spec.model, params, embed_patches(ops, spec, params, x))
-    return decode_patches(ops, spec, params, h, x)
+    return decode_patches(ops, spec, params, trunk_outputs(ops, spec, params, x), x)
+
+
+def trunk_outputs(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """Normalised trunk outputs [B, N, D] of symbols x [B, T]; row i depends on patches < i only."""
+    context = trunk_context(ops, spec, params, x)
+    return run_trunk(ops, spec.model, params, embed_patches(ops, spec, params, x), context)
 
 
 def symbol_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward) -> Array:

@@ -11,6 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.model.attention_addons import (
+    FULL_GATE_STD,
+    VALUE_EMBED_SCALE,
+    VALUE_EMBED_STD,
+    AttentionAddons,
+    attention_addons,
+)
+from shared.model.layer_order import num_skips
 from shared.spec import ModelSpec, Spec
 
 Group = Literal["matrix", "embedding", "head", "scalar"]
@@ -45,33 +53,43 @@ class Parameter:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths of one transformer block, of the trunk or of the local decoder."""
+    """Widths of one transformer block, of the trunk or of the local decoder, and the factor on its norms."""
 
     dim: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
+    norm_scale: float
+    attention: AttentionAddons
 
 
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
+# What a two-lane block keeps of each lane at first (FEATURES 3.3).
+LANE_RESID = 1.1
 
 
-def trunk_block_shape(model: ModelSpec) -> BlockShape:
-    """Widths of a trunk block."""
-    return BlockShape(model.model_dim, model.num_heads, model.num_kv_heads, model.head_dim, model.mlp_dim)
+def trunk_block_shape(model: ModelSpec, layer: int) -> BlockShape:
+    """Shape of a trunk block."""
+    mlp_dim = model.mlp_dims[layer] if model.mlp_dims else model.mlp_dim
+    norm_scale = (layer + 1) ** -0.5 if model.ln_scale else 1.0
+    return BlockShape(
+        model.model_dim,
+        model.num_heads,
+        model.num_kv_heads,
+        model.head_dim,
+        mlp_dim,
+        norm_scale,
+        attention_addons(model, layer),
+    )
 
 
 def decoder_block_shape(model: ModelSpec) -> BlockShape:
     """Widths of a block of the local autoregressive decoder (plain multi-head attention)."""
     decoder = model.decoder
     heads = decoder.num_heads
-    return BlockShape(decoder.dim, heads, heads, decoder.dim // heads, decoder.mlp_dim)
-
-
-def num_skips(model: ModelSpec) -> int:
-    """U-Net skips: encoder outputs are the first half of the layers, each is consumed once."""
-    return model.num_layers // 2 if model.unet_skips else 0
+    # Add-ons made here, not a default: torch.compile breaks the graph at an object that it did not see being made.
+    return BlockShape(decoder.dim, heads, heads, decoder.dim // heads, decoder.mlp_dim, 1.0, AttentionAddons())
 
 
 def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
@@ -79,11 +97,20 @@ def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
     model = spec.model
     parameters = [*_input_parameters(spec)]
     for layer in range(model.num_layers):
-        parameters += _block_parameters(f"layers.{layer}", trunk_block_shape(model), model)
+        parameters += _block_parameters(f"layers.{layer}", trunk_block_shape(model, layer), model)
         if model.resid_mix:
             mix = Initial("first_row_ones")
             parameters.append(_control(f"layers.{layer}.resid_mix", (2, model.model_dim), mix))
-    parameters += [_control(f"skips.{skip}.weight", (model.model_dim,), ONES) for skip in range(num_skips(model))]
+        if model.parallel.form == "two_lane" and layer >= model.parallel.first_layer:
+            parameters.append(_control(f"layers.{layer}.lanes.post", (2, 2), ONES))
+            parameters.append(_control(f"layers.{layer}.lanes.resid", (2,), Initial("constant", LANE_RESID)))
+    for skip in range(num_skips(model)):
+        parameters.append(_control(f"skips.{skip}.weight", (model.model_dim,), ONES))
+        if model.skip_gates:
+            parameters.append(_control(f"skips.{skip}.gate", (model.model_dim,), ZEROS))
+    loop = model.loop
+    if loop.gates and loop.extra_loops:
+        parameters.append(_control("loop.gates", (loop.extra_loops, loop.last_layer - loop.first_layer + 1), ONES))
     parameters += _decoder_parameters(spec)
     assert len({parameter.name for parameter in parameters}) == len(parameters)
     return tuple(parameters)
@@ -102,9 +129,20 @@ def _input_parameters(spec: Spec) -> Iterator[Parameter]:
     dim = model.model_dim
     normal = Initial("normal", model.embed_init_std)
     yield Parameter("embed.weight", (spec.vocabulary.size, dim), normal, "embedding", "embedding")
-    yield _control("embed.start", (dim,), normal)
+    if model.start == "learned":
+        yield _control("embed.start", (dim,), normal)
     if model.patch_size > 1:
         yield _matrix("embed.patch_proj.weight", dim, model.patch_size * dim)
+    if model.smear_gate == "v1":
+        yield _control("embed.smear_logit", (dim,), ZEROS)
+    elif model.smear_gate == "v2":
+        # Live though both are zero: sigmoid(0) is not, so the scale moves first.
+        yield _gate("embed.smear_gate.weight", 1, model.attention.gate_dims, ZEROS)
+        yield _control("embed.smear_scale", (1,), ZEROS)
+    if width := model.attention.value_embed_dim:
+        table = Initial("normal", VALUE_EMBED_STD)
+        yield Parameter("value_embed.weight", (spec.vocabulary.size, width), table, "embedding", "embedding")
+        yield _matrix("value_embed.value_proj.weight", model.num_kv_heads * model.head_dim, model.patch_size * width)
 
 
 def _block_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Iterator[Parameter]:
@@ -115,9 +153,21 @@ def _block_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Itera
     yield _matrix(f"{prefix}.attn.o_proj.weight", shape.dim, attention_dim, ZEROS)
     yield _control(f"{prefix}.attn.q_gain", (shape.num_heads,), Initial("constant", model.q_gain_init))
     yield _control(f"{prefix}.attn.scale", (shape.dim,), ONES)
+    yield from _attention_addon_parameters(f"{prefix}.attn", shape)
     yield _matrix(f"{prefix}.mlp.up_proj.weight", shape.mlp_dim, shape.dim)
     yield _matrix(f"{prefix}.mlp.down_proj.weight", shape.dim, shape.mlp_dim, ZEROS)
     yield _control(f"{prefix}.mlp.scale", (shape.dim,), ONES)
+
+
+def _attention_addon_parameters(prefix: str, shape: BlockShape) -> Iterator[Parameter]:
+    addons = shape.attention
+    if addons.value_embed:
+        yield _control(f"{prefix}.value_embed_scale", (1,), Initial("constant", VALUE_EMBED_SCALE))
+    if addons.takes_values:
+        yield _control(f"{prefix}.value_resid", (1,), ZEROS)
+    if addons.output_gate != "none":
+        initial = Initial("normal", FULL_GATE_STD) if addons.output_gate == "full" else ZEROS
+        yield _gate(f"{prefix}.gate.weight", shape.num_heads, addons.gate_dims, initial)
 
 
 def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
@@ -152,6 +202,11 @@ def _matrix(name: str, rows: int, columns: int, initial: Initial | None = None) 
 def _head(name: str, rows: int, columns: int) -> Parameter:
     """An untied output matrix, zero so that the first loss is ln V."""
     return Parameter(name, (rows, columns), ZEROS, "head", "head")
+
+
+def _gate(name: str, rows: int, columns: int, initial: Initial) -> Parameter:
+    """The matrix of a gate: Adam like the scalars, stored like an embedding, by row (FEATURES 3.10)."""
+    return Parameter(name, (rows, columns), initial, "scalar", "embedding")
 
 
 def _control(name: str, shape: tuple[int, ...], initial: Initial) -> Parameter:

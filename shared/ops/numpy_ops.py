@@ -45,11 +45,18 @@ class NumpyOps:
         x1, x2 = x[..., :half], x[..., half:]
         return np.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
-    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def attention(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, documents: np.ndarray | None = None
+    ) -> np.ndarray:
         time, group = q.shape[1], q.shape[2] // k.shape[2]
         k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
         scores = np.einsum("bthc,bshc->bhts", q, k) / np.sqrt(q.shape[-1])
-        scores = np.where(np.tri(time, dtype=bool), scores, -np.inf)
+        allowed = np.tri(time, dtype=bool)
+        if window:
+            allowed = allowed & ~np.tri(time, k=-window, dtype=bool)
+        if documents is not None:
+            allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+        scores = np.where(allowed, scores, -np.inf)
         return np.einsum("bhts,bshc->bthc", np.exp(_log_softmax(scores)), v)
 
     def leaky_relu_squared_mlp(
@@ -83,8 +90,18 @@ class NumpyOps:
     def sqrt(self, x: np.ndarray) -> np.ndarray:
         return np.sqrt(x)
 
+    def sigmoid(self, x: np.ndarray) -> np.ndarray:
+        # Through tanh, which overflows for no x.
+        return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+    def running_count(self, x: np.ndarray, value: int) -> np.ndarray:
+        return np.cumsum(x == value, axis=1)
+
     def relu(self, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0.0)
+
+    def unit_step(self, x: np.ndarray) -> np.ndarray:
+        return (x >= 0).astype(x.dtype)
 
     def minimum(self, x: np.ndarray, limit: float) -> np.ndarray:
         return np.minimum(x, limit)

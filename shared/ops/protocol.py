@@ -63,11 +63,12 @@ class Ops(Protocol):
         """
         ...
 
-    def attention(self, q: Array, k: Array, v: Array) -> Array:
+    def attention(self, q: Array, k: Array, v: Array, window: int = 0, documents: Array | None = None) -> Array:
         """Causal attention with scale 1/sqrt(C) and grouped heads.
 
         q [B, T, H, C], k and v [B, T, G, C]; query head h reads key/value head floor(h * G / H) at
-        positions <= its own; softmax in float32. Returns [B, T, H, C].
+        positions <= its own; softmax in float32. Returns [B, T, H, C]. With `window` W above 0 position t
+        reads t - W + 1 ... t only; with `documents` [B, T] int32 it reads positions of its own number only.
         """
         ...
 
@@ -113,8 +114,20 @@ class Ops(Protocol):
         """Element-wise square root."""
         ...
 
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + exp(-x)), element-wise, in x's dtype."""
+        ...
+
+    def running_count(self, x: Array, value: int) -> Array:
+        """How many of x[:, 0] ... x[:, t] equal `value`, for every t: int32 [B, T] of int32 [B, T]."""
+        ...
+
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""
+        ...
+
+    def unit_step(self, x: Array) -> Array:
+        """1 where x >= 0, else 0, element-wise, in x's dtype."""
         ...
 
     def minimum(self, x: Array, limit: float) -> Array:

@@ -1,6 +1,7 @@
 """Optimizers and schedules, once for both engines."""
 
-from shared.optim.muon import Orthogonalise, orthogonalise
+from shared.optim.averaging import averaged_weights, keeps_average
+from shared.optim.newton_schulz import Orthogonalise, orthogonalise
 from shared.optim.schedule import (
     HYPERPARAMETERS,
     lr_factor,
@@ -13,8 +14,10 @@ from shared.optim.update import global_norm, initial_state, optimizer_step, part
 __all__ = [
     "HYPERPARAMETERS",
     "Orthogonalise",
+    "averaged_weights",
     "global_norm",
     "initial_state",
+    "keeps_average",
     "lr_factor",
     "muon_momentum",
     "optimizer_step",

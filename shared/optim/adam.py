@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared.ops import Array, Ops
+from shared.optim.decay import decayed
 from shared.spec import OptimizerSpec
 
 
@@ -16,6 +17,7 @@ def adam_update(
     lr: Array,
     first_correction: Array,
     second_correction: Array,
+    decay_factor: Array | float = 1.0,
 ) -> tuple[Array, Array, Array]:
     """New (param, first moment, second moment) of one tensor of any shape.
 
@@ -25,4 +27,6 @@ def adam_update(
     first = beta1 * first + (1.0 - beta1) * grad
     second = beta2 * second + (1.0 - beta2) * grad * grad
     direction = (first / first_correction) / (ops.sqrt(second / second_correction) + optimizer.adam_eps)
-    return param * (1.0 - lr * optimizer.adam_weight_decay) - lr * direction, first, second
+    decay = optimizer.adam_weight_decay * decay_factor
+    kept = decayed(ops, param, direction, lr, decay, optimizer.adam_cautious_decay)
+    return kept - lr * direction, first, second

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shared.ops import Array, Ops
+from shared.optim.decay import decayed
+from shared.optim.newton_schulz import Orthogonalise, orthogonalise
+from shared.optim.row_norms import normalise_neurons, normalise_rows, second_moment_shape
 from shared.spec import OptimizerSpec
 
-NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NORM_EPS = 1e-7
 
-# (ops, stack of matrices [K, R, C], steps, dtype) -> [K, R, C] float32; an engine may share it out between ranks.
-Orthogonalise = Callable[[Ops, Array, int, str], Array]
-
-
-def orthogonalise(ops: Ops, update: Array, steps: int, dtype: str) -> Array:
-    """Newton-Schulz iteration on a stack of matrices [K, R, C], computed in `dtype`, returned in float32.
-
-    X = U / (|U|_F + 1e-7); then `steps` times A = X X', X = aX + (bA + cA^2) X. Tall matrices are
-    transposed first, so that A is the smaller square. Singular values end near 1, not at it.
-    """
-    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
-    rows, columns = update.shape[-2], update.shape[-1]
-    norm = ops.sqrt(ops.sum(update * update, axes=(-2, -1), keepdims=True))
-    x = ops.cast(update / (norm + NORM_EPS), dtype)
-    if rows > columns:
-        x = ops.transpose(x)
-    for _ in range(steps):
-        gram = x @ ops.transpose(x)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    if rows > columns:
-        x = ops.transpose(x)
-    return ops.cast(x, "float32")
+def muon_state_shapes(optimizer: OptimizerSpec, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Kinds of state of a matrix [R, C], all zero before the first step, with their shapes."""
+    rows, columns = shape
+    kinds: dict[str, tuple[int, ...]] = {"momentum": (rows, columns)}
+    if optimizer.normuon:
+        kinds["second"] = second_moment_shape(rows, columns)
+    return kinds
 
 
 def muon_update(
@@ -40,27 +26,37 @@ def muon_update(
     optimizer: OptimizerSpec,
     params: Mapping[str, Array],
     grads: Mapping[str, Array],
-    momenta: Mapping[str, Array],
+    state: Mapping[str, Array],
     lr: Array,
     momentum: Array,
     orthogonalise: Orthogonalise = orthogonalise,
+    decay_factor: Array | float = 1.0,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """New params and momenta of the given matrices [R, C].
+    """New params and new state (`KIND/NAME`, see `muon_state_shapes`) of the given matrices [R, C].
 
     m = momentum * m + g; u = g + momentum * m (Nesterov); p = p (1 - lr * decay) - lr * max(1, R/C)^0.5 * O(u).
+    The norm of u does not matter, so this is also the form in which m is a mean instead of a sum.
     Matrices of one shape are orthogonalised as one batch.
     """
-    new_momenta = {name: momentum * momenta[name] + grads[name] for name in params}
+    new_state = {f"momentum/{name}": momentum * state[f"momentum/{name}"] + grads[name] for name in params}
     new_params: dict[str, Array] = {}
+    decay = optimizer.muon_weight_decay * decay_factor
     for names in _by_shape(params):
-        updates = ops.stack([grads[name] + momentum * new_momenta[name] for name in names])
-        orthogonal = orthogonalise(ops, updates, optimizer.ns_steps, optimizer.ns_dtype)
+        updates = ops.stack([grads[name] + momentum * new_state[f"momentum/{name}"] for name in names])
+        if optimizer.muon_row_normalise:
+            updates = normalise_rows(ops, updates)
+        orthogonal = orthogonalise(ops, updates, optimizer.ns_steps, optimizer.ns_dtype, optimizer.ns_coefficients)
+        if optimizer.normuon:
+            second = ops.stack([state[f"second/{name}"] for name in names])
+            orthogonal, second = normalise_neurons(ops, orthogonal, second, optimizer.normuon_beta2)
+            new_state |= {f"second/{name}": second[index] for index, name in enumerate(names)}
         rows, columns = params[names[0]].shape
         gain = max(1.0, rows / columns) ** 0.5
-        keep = 1.0 - lr * optimizer.muon_weight_decay
         for index, name in enumerate(names):
-            new_params[name] = params[name] * keep - (lr * gain) * orthogonal[index]
-    return new_params, new_momenta
+            update = orthogonal[index]
+            kept = decayed(ops, params[name], update, lr, decay, optimizer.muon_cautious_decay)
+            new_params[name] = kept - (lr * gain) * update
+    return new_params, new_state
 
 
 def _by_shape(params: Mapping[str, Array]) -> Sequence[list[str]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 
+from shared.optim.averaging import takes_snapshot
 from shared.spec import OptimizerSpec, ScheduleSpec, Spec
+from shared.stages import stage_numbers
 
-# Names of the numbers in `step_hyperparameters`.
+# Names of the numbers of an update in `step_hyperparameters`.
 HYPERPARAMETERS = (
     "matrix_lr",
     "embedding_lr",
@@ -19,6 +21,8 @@ HYPERPARAMETERS = (
     "momentum",
     "first_correction",
     "second_correction",
+    "decay_factor",
+    "snapshot",
 )
 
 
@@ -42,6 +46,19 @@ def lr_factor(schedule: ScheduleSpec, progress: float) -> float:
     return schedule.min_lr_frac + (1.0 - schedule.min_lr_frac) * share
 
 
+def decay_factor(schedule: ScheduleSpec, progress: float) -> float:
+    """The factor on every weight decay: 1, then linear to its end value; times the learning-rate factor if wanted."""
+    start = schedule.decay_taper_start_frac
+    done = max(0.0, progress - start) / (1.0 - start)
+    taper = 1.0 - (1.0 - schedule.decay_end_frac) * done
+    return taper * lr_factor(schedule, progress) if schedule.decay_follows_lr else taper
+
+
+def changes_decay(schedule: ScheduleSpec) -> bool:
+    """Whether `decay_factor` is ever anything but 1."""
+    return schedule.decay_follows_lr or schedule.decay_end_frac != 1.0
+
+
 def muon_momentum(optimizer: OptimizerSpec, step: int) -> float:
     """Momentum at a step: linear from its start value over the warm-up steps, then constant."""
     if step >= optimizer.muon_momentum_warmup_steps:
@@ -51,7 +68,10 @@ def muon_momentum(optimizer: OptimizerSpec, step: int) -> float:
 
 
 def step_hyperparameters(spec: Spec, step: int, progress: float) -> dict[str, float]:
-    """The numbers one optimizer step needs; `step` counts from 0. Learning rates already carry the factor."""
+    """The numbers one step needs; `step` counts from 0. Learning rates already carry the factor.
+
+    Besides HYPERPARAMETERS these are what `shared.stages` says of the forward pass, nothing for most specs.
+    """
     optimizer = spec.optimizer
     factor = lr_factor(spec.schedule, progress)
     values = (
@@ -62,5 +82,7 @@ def step_hyperparameters(spec: Spec, step: int, progress: float) -> dict[str, fl
         muon_momentum(optimizer, step),
         1.0 - optimizer.adam_beta1 ** (step + 1),
         1.0 - optimizer.adam_beta2 ** (step + 1),
+        decay_factor(spec.schedule, progress),
+        float(takes_snapshot(spec.training, step, progress)),
     )
-    return dict(zip(HYPERPARAMETERS, values, strict=True))
+    return dict(zip(HYPERPARAMETERS, values, strict=True)) | stage_numbers(spec, step, progress)

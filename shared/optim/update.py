@@ -1,8 +1,9 @@
-"""One optimizer step over all parameters: clip, Muon, Adam, weight average.
+"""One optimizer step over all parameters: clip, Muon, Adam, weight averages.
 
 A pure function from (params, gradients, state, hyperparameters) to (params, state). The state is a
 flat dict, `kind/parameter name`, so that checkpoints are engine-neutral:
-`momentum/...` for Muon, `first/...` and `second/...` for Adam, `average/...` for the weight average.
+`momentum/...` for Muon (with NorMuon also `second/...`), `first/...` and `second/...` for Adam, and the weight
+averages of `shared.optim.averaging`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import numpy as np
 from shared.model.manifest import parameter_manifest
 from shared.ops import Array, Ops
 from shared.optim.adam import adam_update
-from shared.optim.muon import Orthogonalise, muon_update, orthogonalise
+from shared.optim.averaging import initial_averages, update_averages
+from shared.optim.muon import muon_state_shapes, muon_update
+from shared.optim.newton_schulz import Orthogonalise, orthogonalise
+from shared.optim.schedule import changes_decay
 from shared.spec import Spec
 
 CLIP_EPS = 1e-6
 
 
 def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizer state before the first step, float32 by name: zeros, and the average at the weights."""
+    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights."""
     state: dict[str, np.ndarray] = {}
     for parameter in parameter_manifest(spec):
-        kinds = ("momentum",) if parameter.group == "matrix" else ("first", "second")
-        for kind in kinds:
-            state[f"{kind}/{parameter.name}"] = np.zeros(parameter.shape, np.float32)
-        if spec.training.ema_decay > 0:
-            state[f"average/{parameter.name}"] = weights[parameter.name].astype(np.float32)
+        if parameter.group == "matrix":
+            kinds = muon_state_shapes(spec.optimizer, parameter.shape)
+        else:
+            kinds = dict.fromkeys(("first", "second"), parameter.shape)
+        state |= {f"{kind}/{parameter.name}": np.zeros(shape, np.float32) for kind, shape in kinds.items()}
+        state |= initial_averages(spec.training, parameter.name, weights[parameter.name])
     return state
 
 
@@ -75,18 +80,16 @@ def optimizer_step(
     `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers of `step_hyperparameters`
     as scalars of the framework.
     """
-    optimizer, decay = spec.optimizer, spec.training.ema_decay
+    optimizer = spec.optimizer
+    decay_factor = hyper["decay_factor"] if changes_decay(spec.schedule) else 1.0
     if optimizer.grad_clip_norm > 0:
         factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
     groups = {parameter.name: parameter for parameter in parameter_manifest(spec) if parameter.name in params}
     matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
-    momenta = {name: state[f"momentum/{name}"] for name in matrices}
-    updated, momenta = muon_update(
-        ops, optimizer, matrices, grads, momenta, hyper["matrix_lr"], hyper["momentum"], orthogonalise
+    new_params, new_state = muon_update(
+        ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
-    new_params = dict(updated)
-    new_state = {f"momentum/{name}": value for name, value in momenta.items()}
     for name, parameter in groups.items():
         if parameter.group == "matrix":
             continue
@@ -100,9 +103,8 @@ def optimizer_step(
             hyper[f"{parameter.group}_lr"],
             hyper["first_correction"],
             hyper["second_correction"],
+            decay_factor,
         )
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
-    if decay > 0:
-        for name, value in new_params.items():
-            new_state[f"average/{name}"] = decay * state[f"average/{name}"] + (1.0 - decay) * value
+    new_state |= update_averages(spec.training, new_params, state, hyper["snapshot"])
     return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}

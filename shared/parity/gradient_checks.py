@@ -12,6 +12,7 @@ from shared.model.initialise import named_generator
 from shared.ops import NumpyOps
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
+from shared.stages import split_numbers, training_stages
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, LOGITS_ABS
 
 Tensors = Mapping[str, np.ndarray]
@@ -64,11 +65,11 @@ def directional_rows(
     ]
 
 
-def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray) -> float:
-    """Mean nats per symbol in float64."""
-    ops = NumpyOps()
+def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> float:
+    """Mean nats per symbol in float64, of the function that a step with `hyper` trains or of the final one."""
+    ops, numbers = NumpyOps(), split_numbers(spec, hyper or {})
     params = {name: ops.asarray(value) for name, value in weights.items()}
-    return float(mean_nats(ops, spec, params, x))
+    return float(mean_nats(ops, training_stages(spec)[numbers.stage], params | numbers.run, x))
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,6 +55,9 @@ def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:
 def made_up_loader(spec: Spec, seed: int) -> SlicingLoader:
     """A new loader of the spec's global batches over made-up text. `data` is imported by name, never statically."""
     documents = made_up_documents(max(NUM_BYTES, 2 * spec.model.seq_len), seed)
+    if spec.vocabulary.reads_tokens:
+        stream: Any = MadeUpTokens(documents, spec)
+        return _loader(stream, spec)
     text = b"".join(documents)
     starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
     stream_module = importlib.import_module("data.stream")
@@ -65,10 +68,33 @@ def made_up_loader(spec: Spec, seed: int) -> SlicingLoader:
         "made-up text",
         hashlib.sha256(text).hexdigest(),
     )
+    return _loader(stream, spec)
+
+
+class MadeUpTokens:
+    """Made-up documents as tokens, with what a loader reads of a stream. Parity must not need a tokenizer, so every
+    byte becomes a token, spread over the vocabulary."""
+
+    def __init__(self, documents: list[bytes], spec: Spec) -> None:
+        specials = spec.vocabulary.num_specials
+        start = np.array([spec.vocabulary.document_start], np.int32)
+        parts = []
+        for document in documents:
+            spread = np.frombuffer(document, np.uint8).astype(np.int32) * 31 % (spec.vocabulary.size - specials)
+            parts += [start, spread + specials]
+        self.symbols = np.concatenate(parts)
+        self.num_symbols, self.name, self.vocabulary = len(self.symbols), "made-up tokens", spec.vocabulary
+        self.sha256 = hashlib.sha256(self.symbols.tobytes()).hexdigest()
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count) as int32."""
+        return self.symbols[start : start + count]
+
+
+def _loader(stream: Any, spec: Spec) -> SlicingLoader:
     rows = spec.training.batch_symbols // spec.model.seq_len
-    loader: SlicingLoader = importlib.import_module("data.loader").Loader(
-        stream, spec.model.seq_len, rows, spec.training.seed
-    )
+    module = importlib.import_module("data.loader")
+    loader: SlicingLoader = module.Loader(stream, spec.model.seq_len, rows, spec.training.seed)
     return loader
 
 

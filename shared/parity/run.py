@@ -183,5 +183,5 @@ def _bf16(bench: Bench) -> list[Row]:
     reference = hidden_states(make_ops("numpy"), bench.spec, bench.weights, x)
     narrow = with_dtype(bench.spec, "bfloat16")
     return bf16_rows(
-        reference, {name: hidden_states(make_ops(name), narrow, bench.weights, x) for name in bench.engines}
+        bench.spec, reference, {name: hidden_states(make_ops(name), narrow, bench.weights, x) for name in bench.engines}
     )

@@ -94,9 +94,9 @@ def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.
     row: Row | None = None
     for step, x in enumerate(batches):
         hyper = _hyper(spec, step)
-        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x)
+        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x, hyper)
         if step < UPDATE_STEPS:
-            grads = {name: ops.asarray(value) for name, value in engine.gradients(x)[1].items()}
+            grads = {name: ops.asarray(value) for name, value in engine.gradients(x, hyper)[1].items()}
             params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
         measured[step], _ = engine.train_step(x, hyper)()
         if step < UPDATE_STEPS and (row is None or row.passed):

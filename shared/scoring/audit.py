@@ -27,6 +27,7 @@ from shared.scoring.checks import (
     check_target,
     make_probe,
 )
+from shared.scoring.isolation import check_isolation
 from shared.scoring.stream import SymbolStream
 
 _TEXT_SYMBOLS = 1 << 20
@@ -65,6 +66,8 @@ def audit_scorer(scorer: Scorer, stream: SymbolStream, score: Score | None = Non
     text = stream.read(0, min(stream.num_symbols, _TEXT_SYMBOLS))
     probe = make_probe(scorer.spec, text, seed)
     checks = [check_future(scorer, probe), check_target(scorer, probe), check_normalisation(scorer, probe)]
+    if scorer.spec.model.attention.document_mask:
+        checks.append(check_isolation(scorer, probe, seed))
     if score is not None:
         checks += [
             check_coverage(score, stream.num_symbols),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shared.engine import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
+from shared.scoring.documents import DocumentScores
 from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
 
@@ -30,7 +31,8 @@ class Score:
     """What a model made of a text.
 
     `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the
-    joined text; `windows` is the journal of what was counted, in order.
+    joined text; `windows` is the journal of what was counted, in order; `by_document` splits nats and bytes
+    by document.
     """
 
     nats: float
@@ -42,6 +44,7 @@ class Score:
     stride: int
     confidence: Confidence
     windows: tuple[Window, ...]
+    by_document: DocumentScores = field(default_factory=DocumentScores.none, compare=False, repr=False)
 
     @property
     def bpb(self) -> float:
@@ -111,6 +114,7 @@ def score_stream(
         stride=stride,
         confidence=tally.interval(confidence),
         windows=tuple(tally.windows),
+        by_document=tally.document_scores(),
     )
 
 
@@ -165,6 +169,11 @@ class _Tally:
     def documents(self) -> int:
         """Documents of which something was scored."""
         return int(np.count_nonzero(self.documents_seen))
+
+    def document_scores(self) -> DocumentScores:
+        """Nats and bytes of every document of which something was scored, in order."""
+        nats, sizes = self.by_document[:, self.documents_seen]
+        return DocumentScores(nats, sizes.astype(np.int64))
 
     def interval(self, level: float) -> Confidence:
         if self.documents >= MIN_DOCUMENTS:

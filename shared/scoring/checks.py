@@ -71,7 +71,12 @@ def make_probe(spec: Spec, text: np.ndarray, seed: int, rows: int = 4, random_po
     offsets = [int(rng.integers(spec.model.num_patches)) * patch_size + offset for offset in range(patch_size)]
     edges = [0, 1, patch_size - 1, patch_size, patch_size + 1, seq_len - patch_size, seq_len - 1]
     chosen = {*edges, *offsets, *rng.integers(0, seq_len, random_positions).tolist()}
-    return Probe(x, other, tuple(sorted(t for t in chosen if 0 <= t < seq_len)))
+    positions = tuple(sorted(t for t in chosen if 0 <= t < seq_len))
+    if (start := spec.vocabulary.document_start) is not None:
+        # Every other row is disturbed by document starts: what hangs on one alone, as a mask, must not be early either.
+        for row in range(1, rows, 2):
+            other[row, [t for t in positions if x[row, t] != start]] = start
+    return Probe(x, other, positions)
 
 
 def check_future(scorer: Scorer, probe: Probe) -> Check:

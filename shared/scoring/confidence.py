@@ -69,6 +69,13 @@ def student_quantile(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan((low + high) / 2.0)
 
 
+def student_tail(statistic: float, degrees: int) -> float:
+    """P(t > statistic) of Student's t with an integer number of degrees of freedom."""
+    assert degrees >= 1 and not math.isnan(statistic)
+    central = _central_probability(math.atan(abs(statistic) / math.sqrt(degrees)), degrees)
+    return (1.0 - central) / 2.0 if statistic >= 0.0 else (1.0 + central) / 2.0
+
+
 def _central_probability(angle: float, degrees: int) -> float:
     """P(|t| < sqrt(degrees) tan(angle)): the finite sum for integer degrees (Abramowitz and Stegun 26.7.3-4)."""
     sine, cosine = math.sin(angle), math.cos(angle)

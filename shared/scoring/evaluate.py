@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shared.artifact import code_bytes
 from shared.engine import Scorer
 from shared.scoring.audit import audit_scorer
-from shared.scoring.bits_per_byte import Progress, score_by_spec
+from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
 from shared.scoring.compressors import compressor_results
 from shared.scoring.report import ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
@@ -24,16 +26,20 @@ def evaluate(
     stride: int | None = None,
     max_symbols: int | None = None,
     progress: Progress | None = None,
+    on_score: Callable[[Score], None] | None = None,
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` belongs to packed
-    weights. Raises DataError for an empty text and RunError for a score that is not a number.
+    weights. `on_score` is given the score itself, of which the document holds only a part. Raises DataError for
+    an empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
     score = score_by_spec(scorer, scored, stride=stride, progress=progress)
+    if on_score is not None:
+        on_score(score)
     return score_document(
         spec=spec,
         score=score,

@@ -8,7 +8,9 @@ engine compiles a few times and not once per symbol.
 from __future__ import annotations
 
 import codecs
+import importlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,10 @@ _SHORTEST_WINDOW = 32
 
 
 def encode_prompt(vocabulary: VocabularySpec, text: bytes) -> list[int]:
-    """Symbols of a prompt that begins a document."""
+    """Symbols of a prompt that begins a document. Raises DataError if a tokenizer is needed and not there."""
+    if vocabulary.reads_tokens:
+        tokens: list[int] = _tokenizer(vocabulary).encode_prompt(text)
+        return tokens
     start = [] if vocabulary.document_start is None else [vocabulary.document_start]
     return start + [byte + vocabulary.byte_offset for byte in text]
 
@@ -34,7 +39,7 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Up to `count` byte symbols that continue the prompt; fewer where the model starts another document.
+    """Up to `count` symbols of text that continue the prompt; fewer where the model starts another document.
 
     `temperature` divides the log-probabilities, 0 takes the likeliest symbol; `top_p` keeps the likeliest
     symbols that together reach this probability. The same arguments on the same engine give the same
@@ -50,13 +55,35 @@ def sample(
 
 
 def decode_text(symbols: Iterable[int], vocabulary: VocabularySpec) -> Iterator[str]:
-    """The text of byte symbols, as soon as each character is complete; what is not UTF-8 becomes U+FFFD."""
+    """The text of symbols, as soon as each character is complete; what is not UTF-8 becomes U+FFFD."""
+    if vocabulary.reads_tokens:
+        yield from _tokenizer(vocabulary).decode_stream(symbols)
+        return
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for symbol in symbols:
         if text := decoder.decode(bytes([symbol - vocabulary.byte_offset])):
             yield text
     if text := decoder.decode(b"", final=True):
         yield text
+
+
+def first_bytes(pieces: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """The pieces of a text up to `max_bytes` of UTF-8; nothing is asked for after that. No character is cut."""
+    left = max_bytes
+    for piece in pieces:
+        content = piece.encode()
+        if len(content) > left:
+            piece = content[:left].decode("utf-8", errors="ignore")
+        if piece:
+            yield piece
+        left -= len(content)
+        if left <= 0:
+            return
+
+
+def _tokenizer(vocabulary: VocabularySpec) -> Any:
+    """The data.tokenizer.Tokenizer of a vocabulary. `data` is imported by name, never statically."""
+    return importlib.import_module("data.tokenizer").tokenizer_by_hash(vocabulary.tokenizer)
 
 
 def _continue(
@@ -95,7 +122,7 @@ def _window_symbols(spec: Spec, needed: int) -> int:
 def _allowed(vocabulary: VocabularySpec, log_probs: np.ndarray) -> np.ndarray:
     """The log-probabilities with special symbols other than a document start made impossible."""
     log_probs = log_probs.copy()
-    for symbol in range(vocabulary.byte_offset):
+    for symbol in range(vocabulary.num_specials):
         if symbol != vocabulary.document_start:
             log_probs[symbol] = -np.inf
     return log_probs

@@ -1,7 +1,8 @@
 """The cheapest leak detector: uniform random bytes cannot be learnt (FEATURES 1.3, test 6).
 
 A model is trained afresh on random bytes and scored on others. An honest one ends at 8 bits per byte or
-above; one that sees what it is asked for learns to copy it and falls below.
+above; one that sees what it is asked for learns to copy it and falls below. A model of tokens gets random
+tokens, of which each is worth log2 V bits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from shared.model import initial_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.spec.depth import scale_loop_schedule
 
 RANDOM_BYTES_STEPS = 200
 _SEQ_LEN = 48
@@ -35,7 +37,7 @@ def check_random_bytes(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
-    """Train the spec's model for `steps` on uniform random bytes and score it on fresh ones.
+    """Train the spec's model for `steps` on uniform random bytes or tokens and score it on fresh ones.
 
     The architecture is the spec's; windows and batches are small, so that it takes seconds.
     `create` makes an engine for a spec, without weights yet.
@@ -51,9 +53,11 @@ def check_random_bytes(
         if progress is not None:
             progress(step + 1, steps)
     nats = [engine.score(_random_symbols(small, rng)) for _ in range(-(-_SCORED_SYMBOLS // _BATCH_SYMBOLS))]
-    bpb = float(np.mean(np.stack(nats), dtype=np.float64)) / math.log(2.0)
-    limit = 8.0 - tolerances.RANDOM_BYTES_BPB
-    return Check("random_bytes", bpb >= limit, bpb, limit, f"bits per byte on random bytes after {steps} steps on such")
+    bits = float(np.mean(np.stack(nats), dtype=np.float64)) / math.log(2.0)
+    limit = math.log2(_num_drawn(small)) - tolerances.RANDOM_BYTES_BPB
+    unit = "token" if spec.vocabulary.reads_tokens else "byte"
+    detail = f"bits per {unit} on random {unit}s after {steps} steps on such"
+    return Check("random_bytes", bits >= limit, bits, limit, detail)
 
 
 def random_bytes_spec(spec: Spec, steps: int) -> Spec:
@@ -67,6 +71,7 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
     values = spec_to_dict(spec)
     values["model"]["seq_len"] = seq_len
     values["schedule"] |= {"driver": "steps", "warmup_frac": 0.0}
+    values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
     values["optimizer"] |= {"muon_momentum_warmup_steps": 0}
     values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": batch_symbols}
     values["training"] |= {
@@ -78,11 +83,18 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
         "dtype": "float32",
         "compile": False,
         "ema_decay": 0.0,
+        "swa_every_steps": 0,
     }
     return spec_from_dict(values, origin="random bytes")
 
 
 def _random_symbols(spec: Spec, rng: np.random.Generator) -> np.ndarray:
-    """One batch of random bytes as symbols, [B, seq_len] int32."""
+    """One batch of random bytes or tokens as symbols, [B, seq_len] int32."""
     shape = (spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len)
-    return (rng.integers(0, 256, shape) + spec.vocabulary.byte_offset).astype(np.int32)
+    first = 0 if spec.vocabulary.reads_tokens else spec.vocabulary.byte_offset
+    return (rng.integers(0, _num_drawn(spec), shape) + first).astype(np.int32)
+
+
+def _num_drawn(spec: Spec) -> int:
+    """Of how many symbols one is drawn: all tokens, or the bytes without the special symbols."""
+    return spec.vocabulary.size if spec.vocabulary.reads_tokens else 256

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.spec import VocabularySpec
+from shared.spec import Spec, VocabularySpec
 
 
 class SymbolStream(Protocol):
@@ -62,3 +62,14 @@ def open_split(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStrea
     """A split (`train` or `heldout`) of a dataset by name. Raises DataError if it is missing or damaged."""
     stream: SymbolStream = importlib.import_module("data.datasets").open_split(name, split, vocabulary)
     return stream
+
+
+def bind_tokenizer(spec: Spec) -> Spec:
+    """The spec with the tokenizer of its training text written into it, where it reads tokens and names none.
+
+    From then on its spec_id is that of a model of this tokenizer. Raises DataError if the dataset is missing.
+    """
+    if not spec.vocabulary.reads_tokens or spec.vocabulary.tokenizer:
+        return spec
+    sha256: str = importlib.import_module("data.tokenizer").tokenizer_of_dataset(spec.data.train).sha256
+    return spec.model_copy(update={"vocabulary": spec.vocabulary.model_copy(update={"tokenizer": sha256})})

@@ -1,5 +1,6 @@
 """The spec: the schema, presets, overrides, identity."""
 
+from shared.spec.artifact import ArtifactSpec
 from shared.spec.load import (
     json_schema,
     load_spec,
@@ -10,16 +11,11 @@ from shared.spec.load import (
     spec_to_toml,
     with_overrides,
 )
-from shared.spec.sections import (
-    ArtifactSpec,
-    DecoderSpec,
-    ModelSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-    Spec,
-    TrainingSpec,
-    VocabularySpec,
-)
+from shared.spec.model import DecoderSpec, ModelSpec
+from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.spec import Spec
+from shared.spec.training import TrainingSpec
+from shared.spec.vocabulary import VocabularySpec
 
 __all__ = [
     "ArtifactSpec",

@@ -20,12 +20,13 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError
-from shared.spec.sections import Spec
+from shared.spec.spec import Spec
 
 # Fields without a constant default that a file may still leave out: they follow from others.
 DERIVED_FIELDS = {
     "Spec": frozenset({"name", "evaluation"}),
-    "ModelSpec": frozenset({"head_dim", "mlp_dim", "tie_embeddings", "decoder"}),
+    "ModelSpec": frozenset({"head_dim", "mlp_dim", "tie_embeddings", "decoder", "attention"}),
+    "AttentionSpec": frozenset({"rope_dims"}),
     "DecoderSpec": frozenset({"kind"}),
     "TrainingSpec": frozenset({"micro_batch_symbols"}),
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),

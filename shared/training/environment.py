@@ -14,7 +14,18 @@ from typing import Any
 
 from shared.engine import Engine
 
-PACKAGES = ("bytetwin", "numpy", "mlx", "torch", "pydantic", "safetensors", "brotli", "zstandard", "ngsolve-openblas")
+PACKAGES = (
+    "bytetwin",
+    "numpy",
+    "mlx",
+    "torch",
+    "pydantic",
+    "safetensors",
+    "brotli",
+    "zstandard",
+    "sentencepiece",
+    "ngsolve-openblas",
+)
 GIT_TIMEOUT_S = 10
 
 

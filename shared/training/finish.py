@@ -11,10 +11,13 @@ from typing import Any
 
 from shared.artifact import read_artifact, write_artifact
 from shared.engine import Engine
+from shared.scoring.checks import Check
+from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
+from shared.training.average_check import check_average
 from shared.training.interruption import Interruption
 from shared.training.metrics import MetricsLog
 from shared.training.observer import Observer, ValidationReport
@@ -48,10 +51,11 @@ class Packing:
 
 @dataclass(frozen=True)
 class Finished:
-    """The score of the artifact on all held-out text, and what packing cost."""
+    """The score of the artifact on all held-out text, what packing cost, and with SWA whether it was applied."""
 
     score: ScoreDocument
     packing: Packing
+    average: Check | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -61,6 +65,8 @@ class Finished:
         total_bytes = (score.artifact_bytes or 0) + score.code_bytes
         if total_bytes > score.limit_bytes:
             found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
+        if self.average is not None and not self.average.passed:
+            found.append(f"average: {self.average.detail}")
         if not self.packing.acceptable:
             cost = self.packing.difference_bpb
             found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
@@ -92,6 +98,7 @@ def finish_run(
         if done == total:
             observer.on_stage("audit and compressors")
 
+    average = check_average(engine) if spec.training.swa_every_steps > 0 else None
     observer.on_stage("packing")
     info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
     engine.initialise(read_artifact(run.artifact_path).weights)
@@ -107,10 +114,11 @@ def finish_run(
         weights="packed",
         artifact_bytes=info.artifact_bytes,
         progress=scoring_progress,
+        on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
     )
     interruption.check()
     write_score(run.score_path, document)
-    finished = Finished(document, packing)
+    finished = Finished(document, packing, average)
     metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shared.files import sync_folder
 from shared.scoring.report import ScoreDocument, read_score
 from shared.spec import Spec, spec_id, spec_to_dict, spec_to_toml
 from shared.training.metrics import Record, read_records
-from shared.training.run_directory import RunDirectory
+from shared.training.run_directory import RunDirectory, flatten
 
 PREFLIGHT_FILE = "preflight.json"
 SUBMISSION_FILE = "submission.json"
@@ -33,6 +33,7 @@ KEPT_FILES = (
     "spec.toml",
     "artifact.btw",
     "score.json",
+    "documents.safetensors",
     "environment.json",
     "metrics.jsonl",
     "report.html",
@@ -134,10 +135,10 @@ def finished_with(run: RunDirectory, spec: Spec) -> SeedResult | None:
 def check_one_experiment(results: Sequence[SeedResult]) -> None:
     """Raise RunError unless the runs differ in training.seed, in that certainly, and in nothing else."""
     first = results[0]
-    expected = dict(_flat(spec_to_dict(first.spec)))
+    expected = dict(flatten(spec_to_dict(first.spec)))
     seeds: dict[int, SeedResult] = {}
     for result in results:
-        for key, value in _flat(spec_to_dict(result.spec)):
+        for key, value in flatten(spec_to_dict(result.spec)):
             if key != SEED_KEY and expected.get(key) != value:
                 raise RunError(
                     f"{first.run.path} has {key} = {expected.get(key)!r}, {result.run.path} has {value!r}: "
@@ -288,11 +289,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunError(f"{path}: not a JSON object")
     return values
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -13,6 +13,7 @@ from shared.following import check_divisible, follow, leading
 from shared.model import initial_weights, parameter_counts
 from shared.optim import progress_frac
 from shared.ranks import OneRank, Ranks
+from shared.scoring.stream import bind_tokenizer
 from shared.spec import Spec, spec_from_dict, spec_id
 from shared.training.checkpoints import Checkpoint, CheckpointStore
 from shared.training.environment import describe_environment
@@ -55,6 +56,7 @@ def train_run(
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
     this is what rank 0 does; the others call `follow_run`.
     """
+    spec = bind_tokenizer(spec)
     with Interruption(observer.on_stop_requested) as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)

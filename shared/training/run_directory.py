@@ -6,6 +6,7 @@ metrics.jsonl       one JSON object per logged event
 checkpoints/        the last few and the best, engine-neutral
 artifact.btw        the packed model
 score.json          its score with everything that qualifies it
+documents.safetensors  nats and bytes of every scored document, for paired comparisons
 report.html         all of the above on one page, for people
 trace.json          with --profile: what some training steps did, for a trace viewer
 """
@@ -80,6 +81,10 @@ class RunDirectory:
     @property
     def score_path(self) -> Path:
         return self.path / "score.json"
+
+    @property
+    def documents_path(self) -> Path:
+        return self.path / "documents.safetensors"
 
     @property
     def report_path(self) -> Path:
@@ -163,15 +168,16 @@ def check_same_training(stored: Spec, given: Spec, where: str) -> None:
 def _fields(spec: Spec) -> dict[str, Any]:
     return {
         key: value
-        for key, value in _flatten(spec_to_dict(spec))
+        for key, value in flatten(spec_to_dict(spec))
         if key not in FREE_FIELDS and key.split(".")[0] not in FREE_FIELDS
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections as (`section.key`, value)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

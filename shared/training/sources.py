@@ -10,6 +10,7 @@ import numpy as np
 
 from shared.scoring.stream import SymbolStream, open_split
 from shared.spec import Spec
+from shared.training.selection import TrainingText, training_part
 
 # One fixed sample for every run, so that validation scores of different seeds are of the same documents.
 VALIDATION_SEED = 0
@@ -35,7 +36,7 @@ class BatchLoader(Protocol):
 class Sources:
     """The streams of a run and the loader over the first."""
 
-    train: SymbolStream
+    train: TrainingText
     heldout: SymbolStream
     validation: SymbolStream
     loader: BatchLoader
@@ -47,13 +48,15 @@ class Sources:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Names, sizes and hashes, for environment.json and the console."""
-        streams = {"train": self.train, "heldout": self.heldout, "validation": self.validation}
+        streams: dict[str, TrainingText] = {"train": self.train, "heldout": self.heldout, "validation": self.validation}
         return {role: _describe(stream) for role, stream in streams.items()}
 
 
 def open_sources(spec: Spec) -> Sources:
     """The data a spec names. Raises DataError if it is missing, damaged or too small."""
-    train = open_split(spec.data.train, "train", spec.vocabulary)
+    train = training_part(
+        open_split(spec.data.train, "train", spec.vocabulary), spec.vocabulary, spec.data.selection_frac
+    )
     heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
     batch_rows = spec.training.batch_symbols // spec.model.seq_len
     # `data` depends on shared and not the other way, so its loader is found by name.
@@ -62,7 +65,7 @@ def open_sources(spec: Spec) -> Sources:
     return Sources(train=train, heldout=heldout, validation=sample, loader=loader)
 
 
-def _describe(stream: SymbolStream) -> dict[str, Any]:
+def _describe(stream: TrainingText) -> dict[str, Any]:
     return {
         "name": stream.name,
         "symbols": stream.num_symbols,

@@ -12,7 +12,10 @@ from shared.artifact import read_artifact
 from shared.engine import split_state
 from shared.errors import RunError, UserError
 from shared.model import random_weights
+from shared.ops import NumpyOps
+from shared.optim import averaged_weights
 from shared.scoring.report import WeightsName
+from shared.scoring.stream import bind_tokenizer
 from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
 from shared.training.checkpoints import CheckpointStore
 from shared.training.run_directory import RunDirectory
@@ -53,7 +56,7 @@ def load_trained(source: str, weights_name: WeightsName | None = None) -> Target
 def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> Target:
     """A run, an artifact file, or a spec (preset or .toml) with random weights, as a fresh model hides leaks."""
     if source.endswith(".toml") or source in preset_names():
-        spec = load_spec(source, overrides)
+        spec = bind_tokenizer(load_spec(source, overrides))
         return Target(source, spec, random_weights(spec, seed), "random", None)
     if overrides:
         raise UserError(f"--set applies to a spec; {source} has its own")
@@ -87,7 +90,7 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
     trained, state = split_state(stored, checkpoint.state)
     if weights_name == "trained":
         return Target(source, stored, trained, "trained", None, run)
-    average = {name: state.get(f"average/{name}", value) for name, value in trained.items()}
+    average = averaged_weights(NumpyOps(), stored.training, trained, state)
     return Target(source, stored, average, "averaged", None, run)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from shared.engine import Engine
 from shared.errors import RunError
+from shared.optim import keeps_average
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
@@ -26,7 +27,7 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
     With an average of the weights it is the average that is scored, as it is what will be packed. The engine
     is back at its trained weights afterwards. Raises NonFiniteScoreError.
     """
-    weights = "averaged" if spec.training.ema_decay > 0 else "trained"
+    weights = "averaged" if keeps_average(spec.training) else "trained"
 
     def validate(step: int, progress: Progress) -> ValidationReport:
         begin = time.perf_counter()

@@ -14,10 +14,16 @@ from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
 from shared.parity.inputs import comparison_weights
 from shared.parity.run import make_ops
 from shared.parity.trace import trace_forward
+from shared.scoring.checks import Probe
+from shared.scoring.isolation import check_isolation
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import CAUSALITY_ABS
+from tests.parity.attention_strategy import attention_fields, place_that_reaches_the_end, with_document_mask
+from tests.parity.depth_strategy import depth_fields
 
 ROWS = 2
+# Share of symbols that start a document, where the vocabulary marks them.
+DOCUMENT_STARTS_FRAC = 0.1
 
 
 @st.composite
@@ -26,17 +32,21 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
 
     Narrower ones are badly conditioned: four numbers that nearly cancel have a root mean square of few digits.
     """
-    patch_size = draw(st.integers(1, 16))
+    patch_size = draw(st.sampled_from([1, 1, 1, *range(1, 17)]))
     kind = draw(st.sampled_from(["autoregressive", "mlp", "linear"]))
     num_heads = draw(st.sampled_from([1, 2, 3, 4, 6]))
     can_tie = kind == "autoregressive" or (patch_size == 1 and kind == "linear")
     decoder_heads = draw(st.sampled_from([1, 2, 3]))
+    num_layers = draw(st.integers(1, 5))
+    head_dim = draw(st.sampled_from([6, 8, 10, 16]))
     return {
-        "num_layers": draw(st.integers(1, 5)),
+        **draw(attention_fields(num_layers, head_dim)),
+        **draw(depth_fields(num_layers)),
+        "num_layers": num_layers,
         "model_dim": num_heads * draw(st.integers(-(-16 // num_heads), -(-32 // num_heads))),
         "num_heads": num_heads,
         "num_kv_heads": draw(st.sampled_from([heads for heads in (1, 2, 3, 4, 6) if num_heads % heads == 0])),
-        "head_dim": draw(st.sampled_from([6, 8, 10, 16])),
+        "head_dim": head_dim,
         "mlp_dim": draw(st.integers(16, 48)),
         "seq_len": patch_size * draw(st.integers(2, 5)),
         "patch_size": patch_size,
@@ -60,13 +70,24 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def vocabularies(draw: st.DrawFn) -> dict[str, Any]:
+    """Bytes with or without a document start, or tokens of any tokenizer."""
+    kind = draw(st.sampled_from(["byte256", "byte260", "tokens"]))
+    return {"kind": kind, "vocab_size": draw(st.integers(8, 400))} if kind == "tokens" else {"kind": kind}
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """A spec whose batch is cut into unequal micro-batches."""
-    model = draw(model_sections())
+    vocabulary = draw(vocabularies())
+    marked = vocabulary["kind"] != "byte256"
+    model = with_document_mask(draw, draw(model_sections()), marked)
+    if marked and model["patch_size"] == 1:
+        model["start"] = draw(st.sampled_from(["learned", "document_start"]))
     return spec_from_dict(
         {
             "name": "random",
-            "vocabulary": {"kind": draw(st.sampled_from(["byte256", "byte260"]))},
+            "vocabulary": vocabulary,
             "model": model,
             "training": {
                 "steps": 1,
@@ -84,6 +105,8 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     weights = comparison_weights(spec, seed)
     rng = np.random.default_rng(seed)
     x = rng.integers(0, spec.vocabulary.size, (ROWS + 1, spec.model.seq_len)).astype(np.int32)
+    if spec.vocabulary.document_start is not None:
+        x[rng.random(x.shape) < DOCUMENT_STARTS_FRAC] = spec.vocabulary.document_start
 
     engines = {name: create_engine(name, spec) for name in ENGINE_PACKAGES}
     for engine in engines.values():
@@ -104,17 +127,19 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
 
     place = int(cut * spec.model.seq_len)
     for name, scorer in scorers.items():
-        assert_causal(name, scorer, x, outputs[name], place)
+        assert_causal(name, scorer, x, outputs[name], place, place_that_reaches_the_end(spec))
+        if spec.model.attention.document_mask:
+            assert check_isolation(scorer, Probe(x, (x + 1) % spec.vocabulary.size, ())).passed, name
 
 
-def assert_causal(name: str, scorer: Scorer, x: np.ndarray, before: np.ndarray, place: int) -> None:
+def assert_causal(name: str, scorer: Scorer, x: np.ndarray, before: np.ndarray, place: int, early: int) -> None:
     """Changing x[:, place:] may move no distribution up to and including the one of x[:, place]; changing
-    the first symbol must reach the last distribution, or the test could not fail."""
+    x[:, early] must reach the last distribution, or the test could not fail."""
     vocab_size = before.shape[-1]
     future = x.copy()
     future[:, place:] = (future[:, place:] + 1 + np.arange(x.shape[1] - place)) % vocab_size
     moved = np.abs(scorer.log_probs(future) - before)
     assert moved[:, : place + 1].max() <= CAUSALITY_ABS, f"{name}: position {place} or an earlier one sees the future"
     past = x.copy()
-    past[:, 0] = (past[:, 0] + 1) % vocab_size
+    past[:, early] = (past[:, early] + 1) % vocab_size
     assert np.abs(scorer.log_probs(past) - before)[:, -1].max() > CAUSALITY_ABS, f"{name}: the past has no effect"

@@ -22,7 +22,7 @@ import pytest
 import sentencepiece
 
 from data import hub, hub_files
-from data.datasets import dataset_names, datasets_root, load_manifest, open_split, verify_dataset
+from data.datasets import dataset_names, datasets_root, load_manifest, open_split, verify_dataset, vocabulary_of
 from data.hub_files import HubFiles
 from data.shards import ShardWriter, write_shard
 from data.token_bytes import load_token_bytes
@@ -208,6 +208,16 @@ def test_all_shards_hold_all_documents_and_come_once(
     (pointer,) = (tmp_path / "hf" / "hub").glob(f"datasets--*/snapshots/{REVISION}/{FIRST}")
     assert pointer.read_bytes() == standin.files[FIRST]
     assert pointer.resolve().name == hashlib.sha256(standin.files[FIRST]).hexdigest()
+
+
+def test_the_tokenizer_is_kept_and_makes_the_same_tokens(standin: HubStandin, model: bytes) -> None:
+    assert download("fineweb", "--shards", 3) == 0
+    words = ["encode", "tokens", "fineweb", "--tokenizer", "fineweb-sp1024"]
+    assert main(["tokenizer", *words]) == 0
+    manifest = load_manifest("tokens")
+    stream = open_split("tokens", "train", vocabulary_of(manifest))
+    np.testing.assert_array_equal(stream.read(0, stream.num_symbols), encode_stream(model, TRAIN_TEXTS))
+    assert manifest.splits["train"].total_bytes == load_manifest("fineweb").splits["train"].total_bytes
 
 
 def test_a_small_file_is_checked_by_its_git_object_id(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:

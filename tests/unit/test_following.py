@@ -63,8 +63,8 @@ class NotingEngine:
         self.calls.append(("train_step", x.tolist(), dict(hyper)))
         return lambda: (float(x.mean()), 1.0)
 
-    def gradients(self, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        self.calls.append(("gradients", x.tolist()))
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        self.calls.append(("gradients", x.tolist(), dict(hyper or {})))
         return float(x.mean()), {}
 
     def score(self, x: np.ndarray) -> np.ndarray:

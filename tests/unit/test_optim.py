@@ -121,6 +121,8 @@ def test_hyperparameters_of_a_step():
         "momentum": 0.851,
         "first_correction": 1 - 0.9**2,
         "second_correction": 1 - 0.95**2,
+        "decay_factor": 1.0,
+        "snapshot": 0.0,
     }
     assert hyper == pytest.approx(expected, rel=1e-12)
     groups = {parameter.group for parameter in parameter_manifest(load_spec("tiny", ["model.tie_embeddings=false"]))}
@@ -195,8 +197,11 @@ def test_muon_matches_an_independent_formula(name: str):
     for _ in range(3):
         grads = {key: rng.standard_normal(shape) for key, shape in shapes.items()}
         device = [{key: ops.asarray(value) for key, value in values.items()} for values in (params, grads, momenta)]
+        device[2] = {f"momentum/{key}": value for key, value in device[2].items()}
         result = muon_update(ops, spec.optimizer, *device, ops.asarray(np.float64(0.02)), ops.asarray(np.float64(0.9)))
-        new_params, new_momenta = ({key: ops.to_numpy(value) for key, value in values.items()} for values in result)
+        new_params, new_momenta = (
+            {key.removeprefix("momentum/"): ops.to_numpy(value) for key, value in values.items()} for values in result
+        )
         for key, (rows, columns) in shapes.items():
             momentum = 0.9 * momenta[key] + grads[key]
             direction = naive_orthogonalise(grads[key] + 0.9 * momentum, 3)
@@ -360,13 +365,13 @@ def test_both_optimizers_solve_a_least_squares_problem(name: str, optimizer: str
 
 
 def _muon_stepper(ops: Ops, optimizer: OptimizerSpec) -> Callable[[np.ndarray, np.ndarray, int, float], np.ndarray]:
-    momenta = {"w": ops.asarray(np.zeros((8, 12)))}
+    state = {"momentum/w": ops.asarray(np.zeros((8, 12)))}
 
     def update(weight: np.ndarray, grad: np.ndarray, step: int, share: float) -> np.ndarray:
         lr, momentum = ops.asarray(np.float64(0.2 * share)), ops.asarray(np.float64(0.9))
         params, grads = {"w": ops.asarray(weight)}, {"w": ops.asarray(grad)}
-        params, new = muon_update(ops, optimizer, params, grads, momenta, lr, momentum)
-        momenta.update(new)
+        params, new = muon_update(ops, optimizer, params, grads, state, lr, momentum)
+        state.update(new)
         return np.float64(ops.to_numpy(params["w"]))
 
     return update

@@ -13,6 +13,7 @@ from data.importing import import_dataset
 from shared.cli import data as data_command
 from shared.cli.command import CommandResult
 from shared.cli.main import main
+from tests.token_text import small_tokenizer
 
 
 @pytest.fixture
@@ -43,6 +44,21 @@ def test_a_missing_dataset_of_the_hub_is_downloaded_once(
     assert main([*words, "--shards", "3"]) == 0
     assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb": "on disk"}}
     assert len(asked) == 1
+
+
+def test_tokens_of_the_hub_are_encoded_from_its_text(
+    asked: list[argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The download here leaves no tokenizer behind, so one is put in its place."""
+    (tmp_path / datasets.TOKENIZERS).mkdir()
+    (tmp_path / datasets.TOKENIZERS / "fineweb-sp4096.model").write_bytes(small_tokenizer().content)
+    words = ["prepare", "tiny", "--set", "data.train=fineweb-sp4096", "--set", "data.heldout=fineweb-sp4096", "--json"]
+    for state in ("encoded", "on disk"):
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb-sp4096": state}}
+    (args,) = asked
+    assert (args.source, args.tokenizer) == ("fineweb", "sp4096")
+    assert datasets.load_manifest("fineweb-sp4096").vocabulary == small_tokenizer().sha256
 
 
 def test_a_spec_of_other_data_downloads_nothing(

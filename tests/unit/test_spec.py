@@ -28,12 +28,15 @@ from shared.spec.load import PRESETS
 # Another valid value for every field of `tiny` that determines the function.
 FUNCTION_CHANGES: dict[str, str] = {
     "vocabulary.kind": '"byte260"',
+    "vocabulary.vocab_size": "300",
+    "vocabulary.tokenizer": f'"{"ab" * 32}"',
     "model.num_layers": "4",
     "model.model_dim": "64",
     "model.num_heads": "2",
     "model.num_kv_heads": "4",
     "model.head_dim": "6",
     "model.mlp_dim": "100",
+    "model.mlp_dims": "[96, 96, 64]",
     "model.seq_len": "32",
     "model.patch_size": "2",
     "model.norm_eps": "1e-5",
@@ -43,8 +46,30 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.logit_softcap": "15.0",
     "model.resid_mix": "false",
     "model.unet_skips": "false",
+    "model.skip_gates": "true",
+    "model.ln_scale": "true",
+    "model.loop.first_layer": "1",
+    "model.loop.last_layer": "1",
+    "model.loop.extra_loops": "2",
+    "model.loop.gates": "true",
+    "model.loop.skips": '"outside"',
+    "model.parallel.form": '"two_lane"',
+    "model.parallel.first_layer": "1",
+    "model.attention.rope_dims": "4",
+    "model.attention.ntk_positions": "8",
+    "model.attention.window": "3",
+    "model.attention.document_mask": "true",
+    "model.attention.xsa_layers": "2",
+    "model.attention.value_embed_dim": "8",
+    "model.attention.value_embed_layers": "2",
+    "model.attention.value_residual": "true",
+    "model.attention.output_gate": '"sparse"',
+    "model.attention.gate_scale": "0.5",
+    "model.attention.gate_dims": "6",
+    "model.smear_gate": '"v2"',
     "model.tie_embeddings": "false",
     "model.embed_init_std": "0.02",
+    "model.start": '"document_start"',
     "model.decoder.kind": '"mlp"',
     "model.decoder.dim": "32",
     "model.decoder.num_layers": "2",
@@ -60,15 +85,24 @@ OTHER_CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "optimizer.muon_momentum": st.floats(0.0, 1.0),
     "optimizer.ns_steps": st.integers(1, 10),
     "optimizer.ns_dtype": st.sampled_from(["float32", "bfloat16"]),
+    "optimizer.ns_coefficients": st.sampled_from(["quintic", "polar_express"]),
+    "optimizer.muon_row_normalise": st.booleans(),
+    "optimizer.normuon": st.booleans(),
+    "optimizer.normuon_beta2": st.floats(0.0, 0.999),
     "optimizer.adam_eps": st.floats(1e-12, 1e-3),
     "schedule.warmdown_shape": st.sampled_from(["linear", "cosine"]),
     "schedule.warmdown_frac": st.floats(0.0, 1.0),
+    "schedule.decay_end_frac": st.floats(0.0, 1.0),
+    "schedule.decay_taper_start_frac": st.floats(0.0, 0.999),
+    "schedule.decay_follows_lr": st.booleans(),
     "data.train": st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=20),
     "training.seed": st.integers(0, 2**31),
     "training.steps": st.integers(1, 10**6),
     "training.batch_symbols": st.integers(1, 64).map(lambda rows: 64 * rows),
     "training.compile": st.booleans(),
     "training.ema_decay": st.floats(0.0, 0.999),
+    "training.swa_share": st.floats(0.01, 0.99),
+    "data.selection_frac": st.floats(0.0, 0.999),
     "artifact.matrix_bits": st.sampled_from([6, 8]),
     "artifact.brotli_quality": st.integers(0, 11),
     "evaluation.stride_symbols": st.integers(1, 64),
@@ -99,8 +133,9 @@ def error_of(source: str, *overrides: str) -> str:
     return message
 
 
-def test_presets_are_the_four_that_are_documented():
-    assert preset_names() == ["bytes", "itchy", "smoke", "tiny"]
+def test_presets_are_those_that_are_documented():
+    expected = "baseline baseline-mini bytes itchy recurrent recurrent-mini smoke tiny"
+    assert preset_names() == expected.split()
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -166,6 +201,23 @@ def test_a_spec_cannot_be_changed():
         ("artifact.matrix_bits=7", "artifact.matrix_bits = 7: input should be 6 or 8"),
         ("name=../x", "name = '../x': string should match pattern"),
         ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
+        (
+            "model.attention.rope_dims=3",
+            "model.attention.rope_dims = 3: must be an even number of at most model.head_dim",
+        ),
+        (
+            "model.attention.rope_dims=10",
+            "model.attention.rope_dims = 10: must be an even number of at most model.head",
+        ),
+        ("model.attention.window=1", "model.attention.window = 1: must be 0 or at least 2"),
+        ("model.attention.xsa_layers=4", "model.attention.xsa_layers = 4: must be at most model.num_layers (3)"),
+        ("model.attention.value_embed_dim=4", "model.attention.value_embed_layers = 0: must be above 0 exactly if"),
+        (
+            "model.attention.document_mask=true",
+            "document_mask = True: must be false, as vocabulary.kind 'byte256' does",
+        ),
+        ("model.attention.output_gate=soft", "model.attention.output_gate = 'soft': input should be"),
+        ("model.attention.gate_dim=3", "unknown key model.attention.gate_dim, did you mean 'gate_dims'?"),
         ("model.num_kv_heads=3", "model.num_kv_heads = 3: must be a divisor of model.num_heads (4)"),
         ("model.num_heads=6", "model.num_heads = 6: must be a divisor of model.model_dim (32)"),
         ("model.seq_len=66", "model.seq_len = 66: must be a multiple of model.patch_size (4)"),
@@ -192,7 +244,7 @@ def test_tied_head_where_no_table_fits():
 
 def test_an_unknown_preset_names_the_nearest():
     message = error_of("smok")
-    assert "no preset 'smok', did you mean 'smoke'?; presets: bytes, itchy, smoke, tiny, or a path" in message
+    assert f"no preset 'smok', did you mean 'smoke'?; presets: {', '.join(preset_names())}, or a path" in message
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
@@ -247,6 +299,12 @@ def test_identity_changes_with_every_field_of_model_and_vocabulary():
     together = {
         "model.decoder.kind": ["model.tie_embeddings=false"],
         "model.seq_len": ["evaluation.stride_symbols=32"],
+        "model.start": ["model.patch_size=1", "vocabulary.kind=byte260"],
+        "vocabulary.vocab_size": ["vocabulary.kind=tokens"],
+        "vocabulary.tokenizer": ["vocabulary.kind=tokens", "vocabulary.vocab_size=300"],
+        "model.attention.document_mask": ["vocabulary.kind=byte260"],
+        "model.attention.value_embed_dim": ["model.attention.value_embed_layers=1"],
+        "model.attention.value_embed_layers": ["model.attention.value_embed_dim=4"],
     }
     ids = {"": spec_id(tiny)}
     for key, value in FUNCTION_CHANGES.items():
@@ -269,7 +327,7 @@ def resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return {**target, **{key: value for key, value in node.items() if key != "$ref"}}
 
 
-TYPES = {"object": dict, "integer": int, "number": (int, float), "string": str, "boolean": bool}
+TYPES = {"object": dict, "array": (list, tuple), "integer": int, "number": (int, float), "string": str, "boolean": bool}
 LIMITS = {
     "minimum": lambda value, limit: value >= limit,
     "maximum": lambda value, limit: value <= limit,
@@ -287,6 +345,7 @@ ANNOTATIONS = {
     "type",
     "properties",
     "required",
+    "items",
     "additionalProperties",
     "$defs",
     "$ref",
@@ -302,6 +361,9 @@ def schema_problems(schema: dict[str, Any], node: dict[str, Any], value: Any, pa
     ):
         return [f"{path}: not of type {node['type']}"]
     problems = [f"{path}: {key}" for key, holds in LIMITS.items() if key in node and not holds(value, node[key])]
+    if node.get("type") == "array":
+        for index, item in enumerate(value):
+            problems += schema_problems(schema, node["items"], item, f"{path}{index}.")
     if node.get("type") == "object":
         properties = node["properties"]
         problems += [f"{path}{key}: missing" for key in node.get("required", []) if key not in value]

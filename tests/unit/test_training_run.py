@@ -50,6 +50,7 @@ def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]])
     assert sorted(path.name for path in folder.iterdir()) == [
         "artifact.btw",
         "checkpoints",
+        "documents.safetensors",
         "environment.json",
         "metrics.jsonl",
         "report.html",

@@ -1,0 +1,146 @@
+"""SentencePiece tokenizers (FEATURES 3.14): text to tokens and back, and where their models are kept.
+
+A tokenizer is one `.model` file, known by the SHA-256 of its content. Those trained here lie in
+`datasets_root()/tokenizers`; every dataset of tokens carries a copy of its own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data import datasets
+from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, load_processor
+from data.writer import TOKENIZER_FILE
+from shared.errors import DataError
+from shared.spec.vocabulary import DOCUMENT_START, MAX_TOKENS, NUM_SPECIALS
+
+SUFFIX = ".model"
+
+
+class Tokenizer:
+    """A checked SentencePiece model.
+
+    Attributes: `content` (of the model file), `sha256` (of it), `vocab_size`, `table` (bytes of each token).
+    """
+
+    def __init__(self, content: bytes, origin: Path) -> None:
+        """`origin` names the model in errors. Raises DataError if it is none or cannot account for its text."""
+        self._processor = load_processor(origin, content)
+        self.content = content
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.table = TokenBytes(self._processor)
+        self.vocab_size = self.table.vocab_size
+        self._check(origin)
+        self._pieces = [self._piece_text(token) for token in range(self.vocab_size)]
+
+    def encode(self, texts: list[str]) -> list[Tokens]:
+        """One document of tokens for each text, uint16 `[T]`, the document start in front."""
+        encoded = self._processor.encode(texts, num_threads=1)
+        return [np.array([DOCUMENT_START, *ids], dtype=np.uint16) for ids in encoded]
+
+    def normalised(self, text: str) -> str:
+        """What the tokenizer makes of a text before it cuts it into pieces: the text that its tokens stand for."""
+        normalised: str = self._processor.normalize(text).replace(SPACE_MARK, " ")
+        # As in the byte table: the one space that a document may begin with is not counted.
+        return normalised.removeprefix(" ")
+
+    def encode_prompt(self, text: bytes) -> list[int]:
+        """Tokens of a text that begins a document; what is not UTF-8 becomes U+FFFD."""
+        (tokens,) = self.encode([text.decode("utf-8", errors="replace")])
+        return [int(token) for token in tokens]
+
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of tokens that come one by one, as soon as each character is complete."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in tokens:
+            if text := decoder.decode(self._pieces[token]):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def _piece_text(self, token: int) -> bytes:
+        """Bytes that a token adds to a text which has begun."""
+        processor = self._processor
+        piece: str = processor.id_to_piece(token)
+        if processor.is_byte(token):
+            return bytes([int(piece.removeprefix("<0x").removesuffix(">"), 16)])
+        is_text = not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token))
+        return piece.replace(SPACE_MARK, " ").encode() if is_text else b""
+
+    def _check(self, origin: Path) -> None:
+        processor, table = self._processor, self.table
+        if table.document_start != DOCUMENT_START or not table.can_decode:
+            raise DataError(f"{origin}: the document start must be id {DOCUMENT_START}, it is {table.document_start}")
+        if self.vocab_size > MAX_TOKENS:
+            raise DataError(f"{origin}: {self.vocab_size} tokens; allowed are {MAX_TOKENS}, as a shard stores 16 bits")
+        for token in range(NUM_SPECIALS):
+            if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
+                raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
+        # Without it every space becomes three byte pieces, and the score is a fifth too low (FEATURES 1.2).
+        if processor.is_unknown(processor.piece_to_id(SPACE_MARK)):
+            raise DataError(f"{origin}: it has no piece for a lone space; its bytes cannot be counted")
+
+
+def tokenizers_folder() -> Path:
+    """Where `bytetwin tokenizer train` puts its models."""
+    return datasets.datasets_root() / datasets.TOKENIZERS
+
+
+def tokenizer_path(name: str) -> Path:
+    """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is no file name."""
+    datasets.dataset_folder(name)
+    return tokenizers_folder() / f"{name}{SUFFIX}"
+
+
+def tokenizer_names() -> list[str]:
+    """Names of the trained tokenizers, sorted."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in tokenizers_folder().glob(f"[!.]*{SUFFIX}"))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model file. Raises DataError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
+    return Tokenizer(content, path)
+
+
+def find_tokenizer(word: str) -> Tokenizer:
+    """A trained tokenizer by name, or the one of a `.model` file. Raises DataError if there is none."""
+    if word.endswith(SUFFIX):
+        return read_tokenizer(Path(word))
+    path = tokenizer_path(word)
+    if not path.exists():
+        known = ", ".join(tokenizer_names()) or "none yet"
+        raise DataError(
+            f"no tokenizer {word!r} in {path.parent}; there are: {known}; `bytetwin tokenizer train` adds one"
+        )
+    return read_tokenizer(path)
+
+
+def tokenizer_of_dataset(name: str) -> Tokenizer:
+    """The copy of its tokenizer that a dataset carries. Raises DataError if it holds bytes, or the copy is damaged."""
+    manifest = datasets.load_manifest(name)
+    if manifest.tokenizer is None:
+        raise DataError(f"dataset {name!r} holds bytes, not tokens; `bytetwin tokenizer encode` makes them")
+    path = datasets.dataset_folder(name) / manifest.tokenizer.file
+    tokenizer = read_tokenizer(path)
+    if tokenizer.sha256 != manifest.vocabulary:
+        raise DataError(f"{path}: SHA-256 {tokenizer.sha256}; the manifest says {manifest.vocabulary}")
+    return tokenizer
+
+
+def tokenizer_by_hash(sha256: str) -> Tokenizer:
+    """The tokenizer a model was trained with, from wherever a copy lies. Raises DataError if there is none."""
+    root = datasets.datasets_root()
+    for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() == sha256:
+            return Tokenizer(content, path)
+    raise DataError(f"no tokenizer with SHA-256 {sha256 or '(none)'} in {root}, which the model was trained with")

@@ -1,0 +1,29 @@
+"""`bytetwin compare`: finished runs, grouped by spec and compared over seeds and documents."""
+
+from __future__ import annotations
+
+import argparse
+
+from shared.cli.command import CommandResult, console
+from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
+from shared.study.scored_run import find_scored_runs
+
+NAME = "compare"
+HELP = "hold finished runs against a baseline: mean, deviation, paired difference and its interval over seeds"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN... and what every comparison asks."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run's name or folder, or a folder of runs such as a sweep's"
+    )
+    add_comparison_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Print the comparison; status 1 if a score does not count."""
+    check_record(args)
+    runs = find_scored_runs(args.runs)
+    words = ["compare", *args.runs, *comparison_words(args)]
+    comparison = compare_runs(args, runs, console(), title="Comparison", words=words)
+    return CommandResult(comparison.to_document(), 1 if comparison.problems else 0)

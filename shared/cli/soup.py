@@ -1,0 +1,108 @@
+"""`bytetwin soup`: mixes the weights of several runs into one artifact and scores it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shared.artifact import read_artifact, write_artifact
+from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.score import print_score
+from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
+from shared.engine import create_scorer
+from shared.scoring.evaluate import evaluate
+from shared.scoring.overlap import check_selection
+from shared.scoring.report import write_score
+from shared.scoring.stream import open_split
+from shared.training.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
+from shared.training.target import Target, load_trained
+
+NAME = "soup"
+HELP = "mix the weights of several runs of one spec into an artifact and score it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare RUN..., --recipe, --weights, --output and what to score on."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="names or folders of runs with one spec_id and seed")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="uniform",
+        help="uniform: equal shares (default); inverse: shares in proportion to 1 / nats; greedy: the best, and each "
+        "next best if it helps. The last two choose by text kept out of training (data.selection_frac)",
+    )
+    parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("soup.btw"), metavar="FILE", help="default %(default)s")
+    add_text_arguments(parser)
+    add_engine_argument(parser, oracle=True)
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Mix, pack, score; status 1 if a check says no."""
+    members = [load_trained(source, args.weights) for source in args.runs]
+    check_members(members, args.recipe)
+    spec, engine, out = members[0].spec, args.engine or default_engine(), console()
+    selection = open_selection(spec)
+    measure = None if selection is None else make_measure(engine, spec, selection)
+    soup = make_soup([member.weights for member in members], args.recipe, measure)
+    document = _soup_document(args, members, selection, soup)
+    info = write_artifact(args.output, spec, soup.weights, extra={"soup": document})
+    _print_members(out, members, soup)
+
+    stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
+    scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
+    with progress_bar(out, f"scoring {args.output} on {stream.name}", "symbols") as progress:
+        score = evaluate(
+            scorer,
+            stream,
+            engine=engine,
+            weights="packed",
+            artifact_bytes=info.artifact_bytes,
+            max_symbols=args.max_symbols,
+            progress=progress,
+        )
+    write_score(args.output.with_suffix(".score.json"), score)
+    print_score(out, score)
+    document |= {"artifact": str(args.output), "artifact_bytes": info.artifact_bytes, "score": score.to_dict()}
+    passed = score.audit.passed
+    if selection is not None and args.recipe != "uniform":
+        check = check_selection(selection.windows, stream)
+        for line in check_lines([check]):
+            out.print(line, soft_wrap=True)
+        document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
+        passed = passed and check.passed
+    return CommandResult(document, 0 if passed else 1)
+
+
+def _soup_document(
+    args: argparse.Namespace, members: list[Target], selection: Selection | None, soup: Soup
+) -> dict[str, Any]:
+    """How the soup was made, as plain JSON values; it is kept in the artifact."""
+    nats = soup.member_nats or (None,) * len(members)
+    return {
+        "recipe": args.recipe,
+        "weights": args.weights,
+        "members": [
+            {"run": Path(member.source).name, "share": share, "selection_nats": own}
+            for member, share, own in zip(members, soup.shares, nats, strict=True)
+        ],
+        "selection": selection.to_document() if selection is not None else None,
+        "selection_nats": soup.nats,
+    }
+
+
+def _print_members(out: Console, members: list[Target], soup: Soup) -> None:
+    table = Table(title="Soup", title_justify="left")
+    table.add_column("run")
+    table.add_column("share", justify="right")
+    table.add_column("nats per symbol to choose by", justify="right")
+    for member, share, nats in zip(members, soup.shares, soup.member_nats or (None,) * len(members), strict=True):
+        table.add_row(member.source, f"{share:.4f}", "" if nats is None else f"{nats:.4f}")
+    table.add_row("soup", "", "" if soup.nats is None else f"{soup.nats:.4f}", style="bold")
+    out.print(table)
+    if soup.member_nats is not None and soup.nats is not None and soup.nats > min(soup.member_nats):
+        out.print("warning: the soup is worse than its best member on the text to choose by", style="yellow")

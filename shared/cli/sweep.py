@@ -1,0 +1,144 @@
+"""`bytetwin sweep`: specs x varied fields x seeds, trained one after the other and compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
+from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
+from shared.cli.train import default_training_engine
+from shared.errors import UserError
+from shared.files import write_atomically
+from shared.ranks import RANK_VARIABLES
+from shared.study.comparison import Comparison
+from shared.study.plan import PlannedRun, parse_seeds, plan_runs
+from shared.study.scored_run import read_scored_run
+from shared.study.sweep import Swept, sweep
+from shared.training.console import make_observer
+from shared.training.run_directory import NAME_PATTERN
+
+NAME = "sweep"
+HELP = "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"
+DOCUMENT_FILE = "sweep.json"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare SPEC..., --seeds, --set, --vary, --try, --engine, --name and --runs-dir."""
+    parser.add_argument(
+        "specs", metavar="SPEC", nargs="+", help="preset name or path to a .toml file; the first is the baseline"
+    )
+    parser.add_argument(
+        "--seeds",
+        default="3",
+        metavar="N|A,B,...",
+        help="a number of seeds (3: 0, 1, 2) or a list; default %(default)s",
+    )
+    add_set_argument(parser)
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="section.key=A,B,...",
+        help="every spec with each of these values; with several --vary every combination",
+    )
+    parser.add_argument(
+        "--try",
+        dest="tried",
+        action="append",
+        default=[],
+        metavar="section.key=VALUE",
+        help="every spec also with this change alone; several changes in one are separated by spaces",
+    )
+    add_engine_argument(parser)
+    parser.add_argument("--name", metavar="NAME", help="folder of the sweep in the runs folder; default: SPEC-sweep")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
+    add_comparison_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Train what is not done, compare what is; status 1 if a run failed or a score does not count, 128 + signal
+    number if it was stopped."""
+    if any(name in os.environ for name in RANK_VARIABLES):
+        raise UserError("sweep runs in one process: start it without torchrun or mlx.launch")
+    check_record(args)
+    plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)
+    if args.name is not None and not NAME_PATTERN.fullmatch(args.name):
+        raise UserError(f"--name {args.name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+    labels = list(dict.fromkeys(planned.label for planned in plan))
+    if args.baseline is not None and args.baseline not in labels:
+        raise UserError(f"--baseline {args.baseline!r}: no such group; groups: {', '.join(labels)}")
+    folder = args.runs_dir / (args.name or f"{plan[0].spec.name}-sweep")
+    out = console()
+
+    def announce(number: int, planned: PlannedRun, before: bool) -> None:
+        what = "finished before" if before else "training"
+        out.print(f"run {number} of {len(plan)}: {planned.name}: {what}", style="bold", markup=False, soft_wrap=True)
+
+    swept = sweep(plan, args.engine or default_training_engine(), folder, lambda: make_observer(out), announce)
+    return _end(args, folder, swept, out)
+
+
+def _end(args: argparse.Namespace, folder: Path, swept: Swept, out: Console) -> CommandResult:
+    """Compare the finished runs, say what became of the others, and store the document."""
+    words = _words(args)
+    comparison = _compare(args, folder, swept, out, words)
+    for ended in swept.runs:
+        if ended.message:
+            out.print(f"bytetwin: {ended.run.path}: {ended.message}", style="red", markup=False, soft_wrap=True)
+    if swept.exit_status > 1:
+        out.print(f"resume with: {shlex.join(['bytetwin', *words])}", markup=False, soft_wrap=True)
+    document = _document(folder, swept, comparison)
+    if folder.is_dir():
+        write_atomically(folder / DOCUMENT_FILE, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+    refused = comparison is not None and bool(comparison.problems)
+    return CommandResult(document, swept.exit_status or int(refused))
+
+
+def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console, words: list[str]) -> Comparison | None:
+    """The comparison of what is finished; None as long as that is nothing, or not the baseline."""
+    done = [ended for ended in swept.runs if ended.done]
+    baseline = args.baseline or swept.runs[0].planned.label
+    if not any(ended.planned.label == baseline for ended in done):
+        out.print(f"no run of the baseline {baseline} is finished: nothing to compare", style="yellow", soft_wrap=True)
+        return None
+    order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
+    runs = [read_scored_run(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
+    return compare_runs(args, runs, out, title=f"Sweep {folder.name}", words=words)
+
+
+def _document(folder: Path, swept: Swept, comparison: Comparison | None) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "runs": [
+            {
+                "run": str(ended.run.path),
+                "label": ended.planned.label,
+                "seed": ended.planned.seed,
+                "status": ended.status,
+                "message": ended.message,
+            }
+            for ended in swept.runs
+        ],
+        "comparison": comparison.to_document() if comparison is not None else None,
+    }
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command line that does the same again, which continues a sweep."""
+    words = ["sweep", *args.specs, "--seeds", args.seeds]
+    for option, values in (("--set", args.overrides), ("--vary", args.vary), ("--try", args.tried)):
+        for value in values:
+            words += [option, value]
+    for option, value in (("--engine", args.engine), ("--name", args.name)):
+        if value is not None:
+            words += [option, value]
+    if args.runs_dir != Path("runs"):
+        words += ["--runs-dir", str(args.runs_dir)]
+    return [*words, *comparison_words(args)]

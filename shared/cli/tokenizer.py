@@ -1,0 +1,138 @@
+"""`bytetwin tokenizer`: trains SentencePiece tokenizers and encodes datasets with them.
+
+The work is done in `data`, which depends on shared and not the other way, so it is found by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import DownloadColumn
+from rich.table import Table
+
+from shared.cli.command import CommandResult, console
+from shared.cli.data import add_action, datasets_table, describe_dataset, transfer_bar
+from shared.cli.scoring import positive
+
+NAME = "tokenizer"
+HELP = "train SentencePiece tokenizers, list them, encode datasets with them"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommands train, encode and list."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    train = add_action(actions, "train", "train a tokenizer on the training text of a dataset")
+    train.add_argument("name", metavar="NAME", help="name of the new tokenizer")
+    train.add_argument("dataset", metavar="DATASET", help="dataset of bytes whose training text is read")
+    train.add_argument("--vocab-size", type=positive, default=1024, metavar="V", help="tokens (default: %(default)s)")
+    train.add_argument(
+        "--normalisation",
+        choices=["nmt_nfkc", "identity"],
+        default="nmt_nfkc",
+        help="nmt_nfkc, as the public tokenizers: one kind of space, no line ends; identity: the text as it is",
+    )
+    train.add_argument(
+        "--max-bytes", type=positive, default=100_000_000, metavar="N", help="text to read at most (%(default)s)"
+    )
+    train.add_argument("--replace", action="store_true", help="overwrite a tokenizer of this name")
+    encode = add_action(actions, "encode", "turn a dataset of bytes into one of tokens")
+    encode.add_argument("name", metavar="NAME", help="name of the new dataset")
+    encode.add_argument("dataset", metavar="DATASET", help="dataset of bytes to encode")
+    encode.add_argument("--tokenizer", required=True, metavar="T", help="a trained tokenizer's name, or a .model file")
+    encode.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
+    add_action(actions, "list", "the trained tokenizers, with sizes and hashes")
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Run one action; raises DataError for bad input."""
+    return {"train": _train, "encode": _encode, "list": _list}[args.action](args)
+
+
+def _train(args: argparse.Namespace) -> CommandResult:
+    training = importlib.import_module("data.tokenizer_training")
+    with transfer_bar(DownloadColumn()) as bar:
+        task = bar.add_task(f"reading {args.dataset}", total=None)
+        tokenizer = training.train_tokenizer(
+            args.name,
+            args.dataset,
+            args.vocab_size,
+            normalisation=args.normalisation,
+            max_bytes=args.max_bytes,
+            replace=args.replace,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    entry = _describe(args.name, tokenizer)
+    out = console()
+    out.print(_table([entry]))
+    if tokenizer.vocab_size < args.vocab_size:
+        out.print(f"the text gave only {tokenizer.vocab_size} of {args.vocab_size} tokens", style="yellow")
+    return CommandResult({**entry, "dataset": args.dataset, "normalisation": args.normalisation})
+
+
+def _encode(args: argparse.Namespace) -> CommandResult:
+    tokenizer = importlib.import_module("data.tokenizer").find_tokenizer(args.tokenizer)
+    encoding = importlib.import_module("data.encoding")
+    with transfer_bar(DownloadColumn()) as bar:
+        task = bar.add_task(f"encoding {args.dataset}", total=None)
+        result = encoding.encode_dataset(
+            args.name,
+            args.dataset,
+            tokenizer,
+            replace=args.replace,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    out = console()
+    out.print(datasets_table([describe_dataset(result.manifest)]))
+    out.print(
+        f"{result.num_tokens:,} tokens for {result.text_bytes:,} bytes of text, "
+        f"{result.text_bytes / result.num_tokens:.4f} bytes each"
+    )
+    if result.changed_documents:
+        out.print(
+            f"the tokenizer changed {result.changed_documents} documents: of {result.source_bytes:,} bytes "
+            f"{result.text_bytes:,} are left, and a score is per byte of these",
+            soft_wrap=True,
+        )
+    if result.empty_documents:
+        out.print(f"{result.empty_documents} documents without text left out")
+    return CommandResult(
+        {
+            **describe_dataset(result.manifest),
+            "tokens": result.num_tokens,
+            "text_bytes": result.text_bytes,
+            "source_bytes": result.source_bytes,
+            "changed_documents": result.changed_documents,
+            "empty_documents": result.empty_documents,
+        }
+    )
+
+
+def _list(args: argparse.Namespace) -> CommandResult:
+    module = importlib.import_module("data.tokenizer")
+    entries = [_describe(name, module.find_tokenizer(name)) for name in module.tokenizer_names()]
+    folder = str(module.tokenizers_folder())
+    console().print(f"tokenizers in {escape(folder)}", soft_wrap=True)
+    console().print(_table(entries))
+    return CommandResult({"folder": folder, "tokenizers": entries})
+
+
+def _describe(name: str, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "vocab_size": tokenizer.vocab_size,
+        "sha256": tokenizer.sha256,
+        "model_bytes": len(tokenizer.content),
+    }
+
+
+def _table(entries: list[dict[str, Any]]) -> Table:
+    table = Table("name", box=None, header_style="bold")
+    for heading in ("tokens", "bytes"):
+        table.add_column(heading, justify="right")
+    table.add_column("SHA-256")
+    for entry in entries:
+        table.add_row(entry["name"], f"{entry['vocab_size']:,}", f"{entry['model_bytes']:,}", entry["sha256"][:16])
+    return table

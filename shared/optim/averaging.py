@@ -1,0 +1,77 @@
+"""Averages of the weights over a run: EMA, SWA and their blend (FEATURES 3.8).
+
+State, by kind: `average` is the EMA; `snapshot_mean` the mean of the snapshots so far and `snapshot_count` their
+number, float32 [1]. What is collected is what is exported: `averaged_weights` reads all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shared.ops import Array, Ops
+from shared.spec import TrainingSpec
+
+
+def keeps_average(training: TrainingSpec) -> bool:
+    """Whether any average of the weights is kept."""
+    return training.ema_decay > 0 or training.swa_every_steps > 0
+
+
+def takes_snapshot(training: TrainingSpec, step: int, progress: float) -> bool:
+    """Whether the weights after step `step` (from 0), which began at `progress`, are a snapshot."""
+    every = training.swa_every_steps
+    return every > 0 and (step + 1) % every == 0 and progress >= training.swa_start_frac
+
+
+def initial_averages(training: TrainingSpec, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
+    """State of one parameter before the first step: averages at the weights, no snapshots."""
+    state: dict[str, np.ndarray] = {}
+    if training.ema_decay > 0:
+        state[f"average/{name}"] = weight.astype(np.float32)
+    if training.swa_every_steps > 0:
+        state[f"snapshot_mean/{name}"] = weight.astype(np.float32)
+        state[f"snapshot_count/{name}"] = np.zeros(1, np.float32)
+    return state
+
+
+def update_averages(
+    training: TrainingSpec, params: Mapping[str, Array], state: Mapping[str, Array], snapshot: Array
+) -> dict[str, Array]:
+    """The averages after a step that led to `params`; `snapshot` is 1 where they are a snapshot, else 0.
+
+    EMA: a = decay a + (1 - decay) p. SWA: n = n + snapshot, r = snapshot / n, mean = (1 - r) mean + r p, which for
+    r = 0 and r = 1 is exact.
+    """
+    decay = training.ema_decay
+    new: dict[str, Array] = {}
+    for name, value in params.items():
+        if decay > 0:
+            new[f"average/{name}"] = decay * state[f"average/{name}"] + (1.0 - decay) * value
+        if training.swa_every_steps > 0:
+            count = state[f"snapshot_count/{name}"] + snapshot
+            # Without a snapshot the divisor is not used, and must not be zero.
+            rate = snapshot / (count + (1.0 - snapshot))
+            new[f"snapshot_mean/{name}"] = (1.0 - rate) * state[f"snapshot_mean/{name}"] + rate * value
+            new[f"snapshot_count/{name}"] = count
+    return new
+
+
+def averaged_weights(
+    ops: Ops, training: TrainingSpec, params: Mapping[str, Array], state: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The weights to score and to pack, by parameter name.
+
+    With EMA and SWA: swa_share * SWA + (1 - swa_share) * EMA. Before the first snapshot SWA has no say; where there is
+    no average at all these are the trained weights themselves.
+    """
+    averaged: dict[str, Array] = {}
+    for name, value in params.items():
+        rest = state[f"average/{name}"] if training.ema_decay > 0 else value
+        if training.swa_every_steps > 0:
+            any_snapshot = ops.minimum(state[f"snapshot_count/{name}"], 1.0)
+            share = (training.swa_share if training.ema_decay > 0 else 1.0) * any_snapshot
+            rest = share * state[f"snapshot_mean/{name}"] + (1.0 - share) * rest
+        averaged[name] = rest
+    return averaged

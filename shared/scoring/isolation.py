@@ -1,0 +1,40 @@
+"""Does a model that claims to keep documents apart do so?
+
+Reading the document before is no leak: it is earlier text. But a spec with `model.attention.document_mask` says that
+its scores do not depend on it, and one unmasked path (SmearGate in PR #1797, fixed in #1851) makes that untrue.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shared import tolerances
+from shared.engine import Scorer
+from shared.scoring.checks import Check, Probe
+
+# The mask works by whole patches: one patch holds the start, so there must be one before and one after it.
+SHORTEST_PATCHES = 3
+
+
+def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
+    """Start a document at x[t] and replace the patches before the one of t: from the next patch on no score changes.
+
+    A decoder that reads its last K symbols directly is held to the places whose K symbols are not replaced.
+    """
+    model, start = scorer.spec.model, scorer.spec.vocabulary.document_start
+    rows, time = probe.x.shape
+    patches, patch_size = time // model.patch_size, model.patch_size
+    if start is None or patches < SHORTEST_PATCHES:
+        return Check("isolation", True, 0.0, tolerances.CAUSALITY_ABS, "no document start fits in a window")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(1, patches - 1, rows) * patch_size
+    x = probe.x.copy()
+    x[np.arange(rows), first + rng.integers(0, patch_size, rows)] = start
+    place = np.arange(time)
+    other = np.where(place < first[:, None], probe.other, x)
+    reach = max(patch_size, model.decoder.context if model.decoder.kind == "autoregressive" else 1)
+    apart = place >= first[:, None] + reach
+    change = np.where(apart, np.abs(scorer.score(other) - scorer.score(x)), 0.0)
+    worst = float(change.max())
+    detail = f"scores of a document moved by {worst:.1e} nats when the one before it changed"
+    return Check("isolation", worst <= tolerances.CAUSALITY_ABS, worst, tolerances.CAUSALITY_ABS, detail)

@@ -1,0 +1,26 @@
+"""What the sections of a spec share: strictness, the ranges of their fields, and how a broken rule is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, strict about types, refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def require(holds: bool, field: str, value: object, allowed: str) -> None:
+    """Raise ValueError naming the field, its value and what is allowed."""
+    if not holds:
+        raise ValueError(f"{field} = {value!r}: must be {allowed}")

@@ -1,0 +1,143 @@
+"""The model section: with the vocabulary, what determines the function (FEATURES 2.1, 3.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from shared.spec.attention import AttentionSpec, SmearGate, check_attention
+from shared.spec.base import Fraction, Positive, Section, require
+from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
+
+DecoderKind = Literal["autoregressive", "mlp", "linear"]
+
+
+class DecoderSpec(Section):
+    """How a trunk output becomes the distributions of the P symbols of one patch (FEATURES 2.1).
+
+    `autoregressive`: a local causal transformer over the patch, MegaByte form; with `context` above 1 its
+    input is a projection of the last symbols instead of the last one alone, also across patches. `mlp`: one
+    two-layer head per position, no context inside the patch. `linear`: one linear map to P * V logits;
+    with patch_size 1 it is the ordinary language-model head.
+    """
+
+    kind: DecoderKind
+    dim: Positive = Field(128, description="width of the local transformer, or hidden units of a head")
+    num_layers: Positive = Field(1, description="layers of the local transformer")
+    num_heads: Positive = Field(4, description="attention heads of the local transformer")
+    mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
+    context: Positive = Field(1, description="earlier symbols that each local position reads directly")
+
+
+class ModelSpec(Section):
+    """Architecture: patch embedding, trunk, decoder (FEATURES 2.1 and 3.1)."""
+
+    num_layers: Positive
+    model_dim: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    head_dim: Positive = Field(description="default model_dim / num_heads")
+    mlp_dim: Positive = Field(description="default 3 * model_dim")
+    mlp_dims: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+        (), description="MLP width of each layer; empty is mlp_dim everywhere"
+    )
+    seq_len: Positive = Field(description="symbols in one training or scoring window")
+    patch_size: Annotated[int, Field(ge=1, le=16)] = 1
+    norm_eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    rope_base: Annotated[float, Field(gt=1.0)] = 1e4
+    q_gain_init: float = Field(1.5, description="initial gain of the normalised queries, per head")
+    mlp_negative_slope: Fraction = Field(0.5, description="slope below zero before squaring; 0 is relu squared")
+    logit_softcap: Annotated[float, Field(gt=0.0)] = 30.0
+    resid_mix: bool = Field(True, description="each block reads a learned mix of its input and x0")
+    unet_skips: bool = Field(True, description="first-half outputs are added to second-half inputs")
+    skip_gates: bool = Field(
+        False, description="w * skip + sigmoid(g) (x - w * skip) in place of x + w * skip; a learned g [D], 0 at first"
+    )
+    ln_scale: bool = Field(False, description="the norms of layer l, counted from 0, are multiplied by 1/sqrt(l + 1)")
+    loop: LoopSpec = LoopSpec()
+    parallel: ParallelSpec = ParallelSpec()
+    attention: AttentionSpec
+    smear_gate: SmearGate = Field(
+        "none",
+        description="each trunk input takes in the one before it, never across a document start that the vocabulary "
+        "marks. v1: (1 - g) x[t] + g x[t-1] after the norm, g = sigmoid of a learned [D], 0 at first; v2: x[t] + "
+        "s sigmoid(W x[t][:gate_dims]) x[t-1] before the norm, s and W zero at first, so off at first",
+    )
+    tie_embeddings: bool = Field(description="default true with patch_size 1 or an autoregressive decoder")
+    embed_init_std: Annotated[float, Field(gt=0.0)] = 0.005
+    start: Literal["learned", "document_start"] = Field(
+        "learned",
+        description="what the first place of a window reads: a vector of its own, or the document start's embedding",
+    )
+    decoder: DecoderSpec
+
+    @property
+    def num_patches(self) -> int:
+        """Trunk positions N in one window."""
+        return self.seq_len // self.patch_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_defaults(cls, values: Any) -> Any:
+        """Fill the fields whose default depends on others, so that a resolved spec is explicit."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        dim, heads = values.get("model_dim"), values.get("num_heads")
+        if isinstance(dim, int) and isinstance(heads, int) and heads > 0:
+            values.setdefault("head_dim", dim // heads)
+        if isinstance(dim, int):
+            values.setdefault("mlp_dim", 3 * dim)
+        attention = values.get("attention", {})
+        if isinstance(attention, dict) and isinstance(values.get("head_dim"), int):
+            values["attention"] = {"rope_dims": values["head_dim"], **attention}
+        patch_size = values.get("patch_size", 1)
+        decoder = values.get("decoder", {})
+        if isinstance(decoder, dict):
+            values["decoder"] = decoder = {"kind": "linear" if patch_size == 1 else "autoregressive", **decoder}
+            values.setdefault("tie_embeddings", _can_tie(patch_size, decoder["kind"]))
+        return values
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> ModelSpec:
+        require(
+            self.model_dim % self.num_heads == 0,
+            "model.num_heads",
+            self.num_heads,
+            f"a divisor of model.model_dim ({self.model_dim})",
+        )
+        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "an even number, as RoPE rotates pairs")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            "model.num_kv_heads",
+            self.num_kv_heads,
+            f"a divisor of model.num_heads ({self.num_heads})",
+        )
+        require(
+            self.seq_len % self.patch_size == 0,
+            "model.seq_len",
+            self.seq_len,
+            f"a multiple of model.patch_size ({self.patch_size})",
+        )
+        if self.decoder.kind == "autoregressive":
+            require(
+                self.decoder.dim % (2 * self.decoder.num_heads) == 0,
+                "model.decoder.dim",
+                self.decoder.dim,
+                f"a multiple of 2 * model.decoder.num_heads ({2 * self.decoder.num_heads})",
+            )
+        check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
+        check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
+        require(
+            not self.tie_embeddings or _can_tie(self.patch_size, self.decoder.kind),
+            "model.tie_embeddings",
+            self.tie_embeddings,
+            "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive",
+        )
+        return self
+
+
+def _can_tie(patch_size: int, kind: DecoderKind) -> bool:
+    """Whether the head has the shape of an embedding table that the model owns."""
+    return kind == "autoregressive" or (patch_size == 1 and kind == "linear")

@@ -1,0 +1,90 @@
+"""A whole spec: its sections together, and the rules that hold between them.
+
+A spec says everything that determines an experiment; `shared.spec.load` composes it from a preset or file and
+overrides. Both engines read the same resolved object, so there is no second place where a default could differ.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from shared.spec.artifact import ArtifactSpec, BudgetSpec, EvaluationSpec
+from shared.spec.base import Section, require
+from shared.spec.depth import check_loop_schedule
+from shared.spec.model import ModelSpec
+from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.training import DataSpec, TrainingSpec, check_snapshots
+from shared.spec.vocabulary import VocabularySpec
+
+
+class Spec(Section):
+    """A whole experiment. Construct it with `shared.spec.load_spec` or `spec_from_dict`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    vocabulary: VocabularySpec = VocabularySpec()
+    model: ModelSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    data: DataSpec = DataSpec()
+    training: TrainingSpec
+    artifact: ArtifactSpec = ArtifactSpec()
+    evaluation: EvaluationSpec
+    budget: BudgetSpec = BudgetSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        model, training = values.get("model", {}), values.get("training", {})
+        evaluation = values.get("evaluation", {})
+        if not (isinstance(model, dict) and isinstance(training, dict) and isinstance(evaluation, dict)):
+            return values
+        derived = {}
+        if "seq_len" in model:
+            derived["stride_symbols"] = model["seq_len"]
+        if "batch_symbols" in training:
+            derived["batch_symbols"] = training["batch_symbols"]
+        return {**values, "evaluation": {**derived, **evaluation}}
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> Spec:
+        seq_len = self.model.seq_len
+        for field, value in (
+            ("training.batch_symbols", self.training.batch_symbols),
+            ("training.micro_batch_symbols", self.training.micro_batch_symbols),
+            ("evaluation.batch_symbols", self.evaluation.batch_symbols),
+        ):
+            require(value % seq_len == 0, field, value, f"a multiple of model.seq_len ({seq_len})")
+        require(
+            self.evaluation.stride_symbols <= seq_len,
+            "evaluation.stride_symbols",
+            self.evaluation.stride_symbols,
+            f"at most model.seq_len ({seq_len}), so that every symbol is scored",
+        )
+        check_loop_schedule(self.model.loop, self.schedule.loop, self.training.steps, self.schedule.driver)
+        has_start_row = self.model.patch_size == 1 and self.vocabulary.document_start is not None
+        require(
+            self.model.start == "learned" or has_start_row,
+            "model.start",
+            self.model.start,
+            "'learned', unless patch_size is 1 and the vocabulary has a document start",
+        )
+        masked = self.model.attention.document_mask
+        require(
+            not masked or self.vocabulary.document_start is not None,
+            "model.attention.document_mask",
+            masked,
+            f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start",
+        )
+        check_snapshots(self.training, self.schedule.driver)
+        timed = self.schedule.driver == "time"
+        require(
+            timed == (self.training.time_limit_s > 0),
+            "training.time_limit_s",
+            self.training.time_limit_s,
+            "above 0 with schedule.driver 'time' and 0 with 'steps'",
+        )
+        return self

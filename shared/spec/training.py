@@ -1,0 +1,76 @@
+"""The data and training sections: which text, how long, how much at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+
+
+class DataSpec(Section):
+    """Datasets by name (`bytetwin data list`). `builtin` needs no network: text of the Python library."""
+
+    train: str = Field("builtin", min_length=1, description="its `train` split is trained on")
+    heldout: str = Field("builtin", min_length=1, description="its `heldout` split is scored, never trained on")
+    selection_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="last part of the training text, cut at a document start, that is not trained on: what is chosen "
+        "between runs, as the weights of a soup, is chosen by it",
+    )
+
+
+class TrainingSpec(Section):
+    """Length, batch, precision and cadence of a run."""
+
+    seed: Count = 1337
+    steps: Positive
+    time_limit_s: Rate = Field(0.0, description="training time after which a `time` schedule ends; 0 is none")
+    batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
+    micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
+    memory_limit_bytes: Count = Field(
+        0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
+    )
+    dtype: DType = "float32"
+    compile: bool = True
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="decay of the running weight average (EMA) that is scored and packed; 0 turns it off"
+    )
+    swa_every_steps: Count = Field(
+        0, description="steps between snapshots whose plain mean (SWA) is scored and packed; 0 turns it off"
+    )
+    swa_start_frac: Fraction = Field(0.5, description="progress from which snapshots are taken")
+    swa_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.5, description="where an EMA is kept too, what is scored is swa_share * SWA + (1 - swa_share) * EMA"
+    )
+    log_every_steps: Positive = 10
+    val_every_steps: Count = Field(0, description="validation on the subset; 0 is only at the end")
+    checkpoint_every_steps: Count = Field(0, description="0 is only at the end and on interruption")
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "batch_symbols" in values:
+            return {"micro_batch_symbols": values["batch_symbols"], **values}
+        return values
+
+
+def scale_snapshots(training: dict[str, Any], factor: float, steps: int) -> None:
+    """Change the fields of a training section, in place, to snapshots as often in `steps` steps as before, from the
+    start on; `factor` is `steps` over the steps before. A short run has no time to wait for them."""
+    if training["swa_every_steps"]:
+        training["swa_every_steps"] = max(1, min(steps, round(training["swa_every_steps"] * factor)))
+        training["swa_start_frac"] = 0.0
+
+
+def check_snapshots(training: TrainingSpec, driver: str) -> None:
+    """Raise ValueError if snapshots are wanted but no step can be one; with a clock that is only known afterwards."""
+    every = training.swa_every_steps
+    if every == 0:
+        return
+    last = training.steps // every * every
+    taken = last > 0 and (driver == "time" or (last - 1) / training.steps >= training.swa_start_frac)
+    allowed = f"so small that a snapshot falls between swa_start_frac {training.swa_start_frac} and the last step"
+    require(taken, "training.swa_every_steps", every, allowed)

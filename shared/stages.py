@@ -1,0 +1,84 @@
+"""The functions that a run trains one after the other, each over the same parameters.
+
+Most specs train a single one. With a loop that starts later the layers run in plain order first, then with the loop:
+each stage is a spec of its own, and an engine compiles all of them before the clock starts. Which one a step trains
+is decided on the host and travels with the step's hyperparameters, under STAGE. What changes within a stage is a
+number under a name of RUN_PREFIX, which the engine puts next to the parameters as an array: nothing recompiles.
+A forward pass without such numbers is the one at the end of training, as scores, checks and artifacts want it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from shared.spec import Spec
+
+STAGE = "stage"
+RUN_PREFIX = "run/"
+# The factor on all loop gates, in [0, 1].
+LOOP_RAMP = RUN_PREFIX + "loop_ramp"
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """A step's hyperparameters by their use: `stage` is an index into `training_stages`, `run` holds numbers of the
+    forward pass, `optimizer` those of the update."""
+
+    stage: int
+    run: dict[str, float]
+    optimizer: dict[str, float]
+
+
+def training_stages(spec: Spec) -> tuple[Spec, ...]:
+    """The stages in order; the last one is the spec itself."""
+    return (*(_with_extra_loops(spec, extra_loops) for extra_loops in _loop_counts(spec)[:-1]), spec)
+
+
+def stage_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
+    """The stage of a step that begins with this progress, and the numbers of its forward pass.
+
+    Empty for a spec with one stage and no such numbers. `step` counts from 0.
+    """
+    values: dict[str, float] = {}
+    counts, schedule = _loop_counts(spec), spec.schedule.loop
+    if len(counts) > 1:
+        running = sum(schedule.is_running(loop, step, progress) for loop in range(1, spec.model.loop.extra_loops + 1))
+        values[STAGE] = float(counts.index(running))
+    if _ramps(spec):
+        values[LOOP_RAMP] = schedule.ramp(step, progress)
+    return values
+
+
+def split_numbers(spec: Spec, hyper: Mapping[str, float]) -> StepNumbers:
+    """A step's hyperparameters by their use. Without a stage among them it is the last one."""
+    run = {name: value for name, value in hyper.items() if name.startswith(RUN_PREFIX)}
+    optimizer = {name: value for name, value in hyper.items() if name != STAGE and name not in run}
+    return StepNumbers(int(hyper.get(STAGE, len(_loop_counts(spec)) - 1)), run, optimizer)
+
+
+def warm_up_numbers(spec: Spec, names: Iterable[str]) -> list[dict[str, float]]:
+    """Hyperparameters of one step in each stage, all numbers 1: what must be compiled before training starts."""
+    numbers = dict.fromkeys(names, 1.0) | ({LOOP_RAMP: 1.0} if _ramps(spec) else {})
+    stages = len(_loop_counts(spec))
+    return [numbers | ({STAGE: float(stage)} if stages > 1 else {}) for stage in range(stages)]
+
+
+def _loop_counts(spec: Spec) -> list[int]:
+    """Extra loops of each stage, rising to all of them."""
+    loops, schedule = spec.model.loop.extra_loops, spec.schedule.loop
+    first = 0 if schedule.start_frac > 0.0 or schedule.start_step > 0 else 1
+    if schedule.stagger_frac > 0.0 or schedule.stagger_steps > 0:
+        return list(range(min(first, loops), loops + 1))
+    return [0, loops] if first == 0 and loops else [loops]
+
+
+def _ramps(spec: Spec) -> bool:
+    """Whether the loop gates rise slowly."""
+    return spec.model.loop.gates and spec.model.loop.extra_loops > 0 and spec.schedule.loop.ramps
+
+
+def _with_extra_loops(spec: Spec, extra_loops: int) -> Spec:
+    """The spec with fewer loops, so with the function of an earlier stage."""
+    loop = spec.model.loop.model_copy(update={"extra_loops": extra_loops})
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"loop": loop})})

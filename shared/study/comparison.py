@@ -1,0 +1,186 @@
+"""Groups of runs held against a baseline: means, differences with intervals, and what may be said of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from shared.errors import UserError
+from shared.scoring.confidence import Confidence
+from shared.scoring.statistics import (
+    FEWEST_SEEDS,
+    Difference,
+    Interval,
+    Summary,
+    difference,
+    document_interval,
+    summarise,
+)
+from shared.study.groups import Group, differences
+
+# FEATURES 3.13 asks for t at .995.
+LEVEL = 0.99
+# Runs of one experiment that were given the same time and differ by more than this share in speed did not
+# have the machine to themselves.
+SPEED_SPREAD_FRAC = 0.1
+
+Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "does not count"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
+    where a run kept no scores by document or there are too few documents."""
+
+    group: Group
+    summary: Summary
+    difference: Difference | None
+    over_documents: Confidence | None
+    verdict: Verdict
+
+    @property
+    def steps_per_s(self) -> tuple[float, float]:
+        """Those of the slowest and the fastest run."""
+        speeds = [run.steps_per_s for run in self.group.runs]
+        return min(speeds), max(speeds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`rows` begin with the baseline. `margin_bpb` is by how much a group must be better for the one-sided test."""
+
+    rows: tuple[Row, ...]
+    level: float
+    margin_bpb: float
+
+    @property
+    def problems(self) -> list[str]:
+        """Why some scores do not count, one line each."""
+        return [problem for row in self.rows for problem in row.group.problems]
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "baseline": self.rows[0].group.label,
+            "confidence": self.level,
+            "margin_bpb": self.margin_bpb,
+            "protocol": asdict(self.rows[0].group.runs[0].protocol),
+            "differing_fields": differences([row.group for row in self.rows]),
+            "groups": [_row_document(row) for row in self.rows],
+            "notes": notes(self),
+            "problems": self.problems,
+        }
+
+
+def compare_groups(
+    groups: Sequence[Group], *, baseline: str | None = None, level: float = LEVEL, margin_nats: float = 0.0
+) -> Comparison:
+    """Hold every group against the one labelled `baseline`, by default the first.
+
+    `margin_nats` is in nats per symbol of the baseline (FEATURES 3.13: a record asks for 0.005). Raises UserError
+    for a label that no group has.
+    """
+    labels = [group.label for group in groups]
+    if baseline is not None and baseline not in labels:
+        raise UserError(f"--baseline {baseline!r}: no such group; groups: {', '.join(labels)}")
+    old = groups[0] if baseline is None else groups[labels.index(baseline)]
+    run = old.runs[0]
+    margin_bpb = margin_nats / math.log(2.0) * run.symbols / run.bytes
+    first = Row(old, summarise(list(old.bpb.values()), level), None, None, _counts(old) or "baseline")
+    others = [_row(group, old, level, margin_bpb) for group in groups if group is not old]
+    return Comparison((first, *others), level, margin_bpb)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know beside the figures, one fact a line."""
+    rows, level = comparison.rows, comparison.level
+    lines = []
+    compared = [row.difference for row in rows if row.difference is not None and row.difference.interval is not None]
+    if any(found.n < FEWEST_SEEDS for found in (row.difference for row in rows) if found is not None):
+        lines.append(f"fewer than {FEWEST_SEEDS} seeds decide nothing: a verdict needs {FEWEST_SEEDS} on both sides")
+    if len(compared) > 1:
+        lines.append(
+            f"{len(compared)} comparisons at {level:.0%} each: the chance that at least one interval misses by luck "
+            f"is up to {min(1.0, len(compared) * (1.0 - level)):.0%}"
+        )
+    if any(found.method == "welch" for found in compared):
+        lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
+    if any(row.difference is not None and row.over_documents is None for row in rows):
+        lines.append("no interval over documents where a run kept no scores by document or there are too few documents")
+    return [*lines, *_load_notes(rows), *_device_notes(rows)]
+
+
+def _load_notes(rows: Sequence[Row]) -> list[str]:
+    """Equal time is equal compute only on an equally loaded machine."""
+    lines = []
+    for row in rows:
+        slow, fast = row.steps_per_s
+        if row.group.runs[0].timed and slow > 0 and fast > (1.0 + SPEED_SPREAD_FRAC) * slow:
+            lines.append(
+                f"{row.group.label}: {slow:.3g} to {fast:.3g} steps per second between seeds: the machine was not "
+                "equally loaded, so equal time was not equal compute"
+            )
+    return lines
+
+
+def _device_notes(rows: Sequence[Row]) -> list[str]:
+    devices = sorted({run.device for row in rows for run in row.group.runs})
+    return [f"the runs were made on different devices: {'; '.join(devices)}"] if len(devices) > 1 else []
+
+
+def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
+    found = difference(group.bpb, old.bpb, level, margin_bpb)
+    shared = sorted(group.bpb.keys() & old.bpb.keys())
+    paired = found.method == "paired" or (found.method == "none" and shared)
+    new_seeds, old_seeds = (shared, shared) if paired else (list(group.bpb), list(old.bpb))
+    over_documents = document_interval(group.documents(new_seeds), old.documents(old_seeds), level)
+    verdict = _counts(group) or _counts(old) or _verdict(found, over_documents)
+    return Row(group, summarise(list(group.bpb.values()), level), found, over_documents, verdict)
+
+
+def _counts(group: Group) -> Verdict | None:
+    """A leak or an artifact over the limit is no score to compare with."""
+    return "does not count" if group.problems else None
+
+
+def _verdict(found: Difference, over_documents: Confidence | None) -> Verdict:
+    """Better or worse only if every interval there is lies on that side of zero."""
+    if found.n < FEWEST_SEEDS or found.interval is None:
+        return "too few seeds"
+    intervals = [found.interval]
+    if over_documents is not None and over_documents.low_bpb is not None and over_documents.high_bpb is not None:
+        intervals.append(Interval(over_documents.low_bpb, over_documents.high_bpb))
+    if all(interval.high < 0.0 for interval in intervals):
+        return "better"
+    if all(interval.low > 0.0 for interval in intervals):
+        return "worse"
+    return "undecided"
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    slow, fast = row.steps_per_s
+    return {
+        "label": row.group.label,
+        "verdict": row.verdict,
+        "bpb": asdict(row.summary),
+        "difference_bpb": asdict(row.difference) if row.difference is not None else None,
+        "over_documents": asdict(row.over_documents) if row.over_documents is not None else None,
+        "steps_per_s": {"slowest": slow, "fastest": fast},
+        "runs": [
+            {
+                "run": str(run.path),
+                "seed": run.seed,
+                "bpb": run.bpb,
+                "steps": run.steps,
+                "train_s": run.train_s,
+                "symbols_per_s": run.steps_per_s * run.fields["training.batch_symbols"],
+                "parameters": run.parameters,
+                "total_bytes": run.total_bytes,
+                "engine": run.engine,
+                "device": run.device,
+            }
+            for run in row.group.runs
+        ],
+    }

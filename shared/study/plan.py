@@ -1,0 +1,135 @@
+"""What a sweep runs: specs x varied fields x seeds, each with a name of its own."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.errors import UserError
+from shared.spec import Spec, load_spec
+from shared.training.record import SEED_KEY
+
+BRACKETS = {"[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep. `label` names the experiment, `name` the run folder: the label and the seed."""
+
+    label: str
+    seed: int
+    spec: Spec
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-seed{self.seed}"
+
+
+def plan_runs(
+    sources: Sequence[str],
+    overrides: Sequence[str],
+    varied: Sequence[str],
+    seeds: Sequence[int],
+    tried: Sequence[str] = (),
+) -> list[PlannedRun]:
+    """Every spec with every combination of the varied `section.key=a,b,c`, as it is and with each of the `tried`
+    changes alone (`section.key=value`, several in one separated by spaces), for every seed.
+
+    All experiments of one seed come before those of the next, so that a machine that is slower for a while
+    slows all of them. Raises UserError for what cannot be run as asked, before anything is trained.
+    """
+    changes = [parse_try(word) for word in tried]
+    if any(word.split("=")[0].strip() == SEED_KEY for word in (*overrides, *varied, *itertools.chain(*changes))):
+        raise UserError(f"{SEED_KEY} is given by --seeds, not by --set, --vary or --try")
+    choices = [parse_vary(word) for word in varied]
+    keys = [key for key, _ in choices]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--vary: a field is varied twice: {', '.join(keys)}")
+    experiments: dict[str, Spec] = {}
+    for source in sources:
+        for values in itertools.product(*(values for _, values in choices)):
+            combination = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+            for change in ([], *changes):
+                words = [*combination, *change]
+                spec = load_spec(source, [*overrides, *words])
+                label = _label(spec.name, words)
+                if label in experiments:
+                    raise UserError(
+                        f"two experiments would both be called {label!r}; give the specs names of their own"
+                    )
+                experiments[label] = spec
+    for (first, one), (second, other) in itertools.combinations(experiments.items(), 2):
+        if one.model_copy(update={"name": ""}) == other.model_copy(update={"name": ""}):
+            raise UserError(f"{first} and {second} are the same experiment")
+    return [
+        PlannedRun(label, seed, spec.model_copy(update={"training": spec.training.model_copy(update={"seed": seed})}))
+        for seed in seeds
+        for label, spec in experiments.items()
+    ]
+
+
+def parse_vary(word: str) -> tuple[str, list[str]]:
+    """(`section.key`, values as written) of `section.key=a,b,c`; a comma in brackets or quotes does not separate."""
+    key, separator, raw = word.partition("=")
+    values = [value.strip() for value in _split(raw)]
+    if not separator or not key.strip() or not all(values):
+        raise UserError(f"--vary {word!r}: write it as section.key=a,b,c")
+    if len(set(values)) < len(values):
+        raise UserError(f"--vary {word!r}: a value is given twice")
+    return key.strip(), values
+
+
+def parse_try(word: str) -> list[str]:
+    """The `section.key=value` of one tried change; a space in brackets or quotes does not separate."""
+    changes = [part for part in _split(word.strip(), " ") if part]
+    if not changes or not all(change.partition("=")[0] and change.partition("=")[2] for change in changes):
+        raise UserError(f"--try {word!r}: write it as section.key=value, several separated by spaces")
+    return changes
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`3` is the three seeds 0, 1, 2; `0,5` is those two; `7,` is the one seed 7."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+        single = True
+    else:
+        single = len(parts) > 1
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"--seeds {text!r}: a number of seeds, or seeds separated by commas")
+    numbers = [int(part) for part in parts]
+    seeds = numbers if single else list(range(numbers[0]))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r}: at least one seed, each once")
+    return seeds
+
+
+def _split(raw: str, separator: str = ",") -> list[str]:
+    """The parts between separators that stand outside brackets and quotes."""
+    parts, closing, quote = [""], [""], ""
+    for character in raw:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in BRACKETS:
+            closing.append(BRACKETS[character])
+        elif character == closing[-1]:
+            closing.pop()
+        elif character == separator and len(closing) == 1:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return parts
+
+
+def _label(name: str, words: Sequence[str]) -> str:
+    """The spec's name and what was changed in it, in the letters that a run may be called with."""
+    pairs = [word.partition("=")[::2] for word in words]
+    last = [key.rsplit(".", 1)[-1] for key, _ in pairs]
+    parts = [name]
+    for (key, value), short in zip(pairs, last, strict=True):
+        parts.append(f"{short if last.count(short) == 1 else key}-{value}")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).rstrip("_")

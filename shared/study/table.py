@@ -1,0 +1,137 @@
+"""A comparison for people: a table on the console, and the same as markdown for records/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from shared.scoring.statistics import Interval
+from shared.study.comparison import Comparison, Row, notes
+from shared.study.groups import differences
+
+STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
+# The columns of `_headings` in two tables, so that each fits a terminal of 80 columns.
+RESULT_COLUMNS, OTHER_COLUMNS = (0, 1, 2, 3, 4, 5, 9), (0, 6, 7, 8)
+PIPE_COLUMNS = 120
+# Spec fields that many groups differ in are listed this far, then counted.
+MOST_FIELDS = 12
+
+
+def print_comparison(out: Console, comparison: Comparison) -> None:
+    """The tables, what the specs differ in, and the notes."""
+    headings, cells = _headings(comparison), [_cells(row) for row in comparison.rows]
+    styles = [STYLES.get(row.verdict, "") for row in comparison.rows]
+    # A file or a pipe has no width to keep to.
+    wide = out if out.is_terminal else Console(file=out.file, width=max(out.width, PIPE_COLUMNS), highlight=False)
+    for title, columns in (("bits per byte, lower is better", RESULT_COLUMNS), ("", OTHER_COLUMNS)):
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in columns:
+            table.add_column(headings[column], overflow="fold", no_wrap=column > 0, justify=_justify(column))
+        for row, style in zip(cells, styles, strict=True):
+            table.add_row(*(escape(row[column]) for column in columns), style=style)
+        wide.print(table)
+    for line in [*difference_lines(comparison), protocol_line(comparison), *notes(comparison)]:
+        out.print(line, markup=False, soft_wrap=True)
+    for problem in comparison.problems:
+        out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
+
+
+def _justify(column: int) -> Literal["left", "right"]:
+    return "left" if column == 0 else "right"
+
+
+def markdown(comparison: Comparison, title: str, command: str) -> str:
+    """A page for records/: the table, each run, what was compared how, and the command that makes it again."""
+    headings = _headings(comparison)
+    lines = [f"# {title}", "", "Bits per byte, lower is better.", ""]
+    lines += _markdown_table(headings, [_cells(row) for row in comparison.rows])
+    lines += ["", "## Runs", "", *_markdown_table(*_run_cells(comparison))]
+    facts = [*difference_lines(comparison), protocol_line(comparison), *notes(comparison), *comparison.problems]
+    lines += ["", "## What was compared", "", *(f"- {fact}" for fact in facts)]
+    lines += ["", "## Make it again", "", f"    {command}", ""]
+    return "\n".join(lines)
+
+
+def difference_lines(comparison: Comparison) -> list[str]:
+    """One line for each field that the specs differ in, values in the order of the rows."""
+    found = differences([row.group for row in comparison.rows])
+    lines = [f"{key}: {', '.join(_value(value) for value in values)}" for key, values in found.items()]
+    more = len(lines) - MOST_FIELDS
+    return lines if more <= 0 else [*lines[:MOST_FIELDS], f"and {more} more fields, see --json"]
+
+
+def protocol_line(comparison: Comparison) -> str:
+    """What was scored and how."""
+    run = comparison.rows[0].group.runs[0]
+    protocol = run.protocol
+    return (
+        f"scored: {run.bytes:,} bytes of {protocol.dataset} (sha256 {protocol.scored_sha256[:16]}), {protocol.weights} "
+        f"weights, windows of {protocol.window_symbols} by {protocol.stride_symbols}, adaptation {protocol.adaptation}"
+    )
+
+
+def _headings(comparison: Comparison) -> list[str]:
+    level = f"{comparison.level:.0%}"
+    test = "p (better)" if comparison.margin_bpb == 0 else f"p (better by {comparison.margin_bpb:.4f})"
+    return [
+        "what",
+        "mean",
+        "sd",
+        "n",
+        "difference",
+        f"{level} over seeds",
+        f"{level} over documents",
+        test,
+        "steps/s",
+        "verdict",
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    found, documents = row.difference, row.over_documents
+    slow, fast = row.steps_per_s
+    within = None
+    if documents is not None and documents.low_bpb is not None and documents.high_bpb is not None:
+        within = Interval(documents.low_bpb, documents.high_bpb)
+    return [
+        row.group.label,
+        f"{row.summary.mean:.4f}",
+        "" if row.summary.std is None else f"{row.summary.std:.4f}",
+        str(row.summary.n),
+        "" if found is None else f"{found.mean:+.4f}",
+        "" if found is None else _interval(found.interval),
+        _interval(within),
+        "" if found is None or found.probability is None else f"{found.probability:.3g}",
+        f"{slow:.3g}" if f"{slow:.3g}" == f"{fast:.3g}" else f"{slow:.3g} to {fast:.3g}",
+        row.verdict,
+    ]
+
+
+def _run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    headings = ["what", "seed", "bits per byte", "steps", "training s", "symbols read", "parameters", "bytes", "engine"]
+    rows = []
+    for row in comparison.rows:
+        for run in row.group.runs:
+            symbols = run.steps * int(run.fields["training.batch_symbols"])
+            figures = [run.seed, f"{run.bpb:.4f}", f"{run.steps:,}", f"{run.train_s:.1f}", f"{symbols:,}"]
+            sizes = [f"{run.parameters:,}", f"{run.total_bytes:,}", f"{run.engine} on {run.device}"]
+            rows.append([row.group.label, *map(str, figures), *sizes])
+    return headings, rows
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

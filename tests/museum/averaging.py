@@ -1,0 +1,28 @@
+"""Choices and averages that were not what they were said to be: planted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.engine import WeightsKind
+from shared.engine_state import EngineState
+from shared.scoring.stream import SymbolStream
+from shared.spec import Spec
+from shared.training.selection import selection_windows
+from shared.training.soup import Selection
+
+
+def forget_snapshots(engine: EngineState) -> None:
+    """Snapshots go on being collected, but the averaged weights are the EMA alone, or the trained weights."""
+
+    def weights(kind: WeightsKind) -> dict[str, Any]:
+        if kind == "averaged" and engine.spec.training.ema_decay > 0:
+            return {name: engine.state[f"average/{name}"] for name in engine.params}
+        return engine.params
+
+    engine._weights = weights  # type: ignore[method-assign]
+
+
+def choose_by_validation(spec: Spec, heldout: SymbolStream) -> Selection:
+    """Members of a soup weighed by their score on the text that the soup is scored on."""
+    return Selection(heldout.name, heldout.sha256, selection_windows(spec, heldout))

@@ -1,0 +1,59 @@
+"""Averages that are collected and never applied, and soups chosen by the text they are scored on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.engine import ENGINE_PACKAGES, create_engine
+from shared.engine_state import EngineState
+from shared.model import random_weights
+from shared.optim import step_hyperparameters
+from shared.scoring.overlap import check_selection
+from shared.scoring.stream import open_split
+from shared.spec import load_spec
+from shared.training.average_check import check_average
+from shared.training.soup import open_selection
+from tests.museum.averaging import choose_by_validation, forget_snapshots
+
+EAGER = ("training.compile=false", "model.num_layers=1", "training.steps=4")
+SNAPSHOTS = (*EAGER, "training.swa_every_steps=2", "training.swa_start_frac=0.0")
+
+
+def trained(name: str, overrides: tuple[str, ...], steps: int = 3) -> EngineState:
+    spec = load_spec("tiny", overrides)
+    engine = create_engine(name, spec)
+    engine.initialise(random_weights(spec, 0))
+    x = np.random.default_rng(0).integers(0, 256, (2, spec.model.seq_len)).astype(np.int32)
+    for step in range(steps):
+        engine.train_step(x, step_hyperparameters(spec, step, step / 4))()
+    assert isinstance(engine, EngineState)
+    return engine
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+def test_snapshots_that_are_never_applied(name: str, ema_decay: float) -> None:
+    engine = trained(name, (*SNAPSHOTS, f"training.ema_decay={ema_decay}"))
+    before = engine.save_state()
+    assert check_average(engine).passed  # type: ignore[arg-type]
+    after = engine.save_state()
+    assert all((before[key] == after[key]).all() for key in before)
+    forget_snapshots(engine)
+    check = check_average(engine)  # type: ignore[arg-type]
+    assert not check.passed and check.detail.startswith("snapshot_mean kept without effect")
+
+
+def test_snapshots_that_are_never_taken() -> None:
+    engine = trained("torch", (*SNAPSHOTS, "training.ema_decay=0.0"), steps=1)
+    assert not check_average(engine).passed  # type: ignore[arg-type]
+
+
+def test_a_soup_chosen_by_the_text_it_is_scored_on() -> None:
+    spec = load_spec("tiny", ["data.selection_frac=0.05", "evaluation.val_symbols=8192"])
+    heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
+    honest = open_selection(spec)
+    assert honest is not None
+    assert check_selection(honest.windows, heldout).passed
+    planted = check_selection(choose_by_validation(spec, heldout).windows, heldout)
+    assert not planted.passed and planted.measured == 1.0

@@ -1,0 +1,34 @@
+"""Random depth wiring for `tests.parity.test_random_specs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+
+@st.composite
+def depth_fields(draw: st.DrawFn, num_layers: int) -> dict[str, Any]:
+    """Fields of a model section about the order of its layers and what their blocks look like."""
+    first = draw(st.integers(0, num_layers - 1))
+    last = draw(st.integers(first, num_layers - 1))
+    loop = {
+        "first_layer": first,
+        "last_layer": last,
+        "extra_loops": draw(st.sampled_from([0, 0, 1, 2])),
+        "gates": draw(st.booleans()),
+        "skips": draw(st.sampled_from(["halves", "outside"])),
+    }
+    form = draw(st.sampled_from(["off", "palm", "two_lane"]))
+    lanes_may_start = [
+        layer
+        for layer in range(num_layers)
+        if form != "two_lane" or not loop["extra_loops"] or not first < layer <= last
+    ]
+    return {
+        "mlp_dims": draw(st.lists(st.integers(16, 48), min_size=num_layers, max_size=num_layers) | st.just([])),
+        "skip_gates": draw(st.booleans()),
+        "ln_scale": draw(st.booleans()),
+        "loop": loop,
+        "parallel": {"form": form, "first_layer": draw(st.sampled_from(lanes_may_start))},
+    }

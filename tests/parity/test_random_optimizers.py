@@ -1,0 +1,105 @@
+"""Random optimizer, schedule and averaging fields: three implementations of a few steps agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.model import parameter_manifest
+from shared.model.initialise import named_generator
+from shared.optim import averaged_weights, global_norm, initial_state, optimizer_step, step_hyperparameters
+from shared.parity.run import make_ops
+from shared.spec import Spec, spec_from_dict
+from shared.tolerances import PARAMETERS_REL
+
+STEPS = 3
+NAMES = ("numpy", "mlx", "torch")
+Tensors = dict[str, np.ndarray]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """A small model with everything drawn that decides what a step does with a gradient."""
+    decays = {kind: draw(st.sampled_from([0.0, 0.1, 1.2])) for kind in ("muon", "adam")}
+    optimizer: dict[str, Any] = {
+        "muon_row_normalise": draw(st.booleans()),
+        "normuon": draw(st.booleans()),
+        "normuon_beta2": draw(st.sampled_from([0.0, 0.9, 0.95])),
+        "ns_coefficients": draw(st.sampled_from(["quintic", "polar_express"])),
+        "ns_steps": draw(st.integers(1, 7)),
+        "muon_momentum": draw(st.sampled_from([0.0, 0.9, 0.99])),
+        "muon_momentum_warmup_steps": draw(st.integers(0, 3)),
+        "grad_clip_norm": draw(st.sampled_from([0.0, 0.3])),
+        "adam_beta2": draw(st.sampled_from([0.95, 0.99])),
+    }
+    for kind, decay in decays.items():
+        optimizer[f"{kind}_weight_decay"] = decay
+        optimizer[f"{kind}_cautious_decay"] = decay > 0 and draw(st.booleans())
+    return spec_from_dict(
+        {
+            "name": "random",
+            "model": {
+                "num_layers": 1,
+                "model_dim": 16,
+                "num_heads": 2,
+                "num_kv_heads": draw(st.integers(1, 2)),
+                "mlp_dim": draw(st.integers(8, 40)),
+                "seq_len": 16,
+                "patch_size": 4,
+                "decoder": {"kind": "linear"},
+            },
+            "optimizer": optimizer,
+            "schedule": {
+                "warmup_frac": draw(st.sampled_from([0.0, 0.5])),
+                "warmdown_frac": draw(st.sampled_from([0.0, 1.0])),
+                "decay_end_frac": draw(st.sampled_from([1.0, 0.5, 0.0])),
+                "decay_taper_start_frac": draw(st.sampled_from([0.0, 0.5])),
+                "decay_follows_lr": draw(st.booleans()),
+            },
+            "training": {
+                "steps": STEPS,
+                "batch_symbols": 16,
+                "ema_decay": draw(st.sampled_from([0.0, 0.9])),
+                "swa_every_steps": draw(st.integers(0, 2)),
+                "swa_start_frac": draw(st.sampled_from([0.0, 0.3])),
+                "swa_share": draw(st.sampled_from([0.25, 0.5])),
+            },
+        }
+    )
+
+
+def random_tensors(spec: Spec, seed: int) -> Tensors:
+    return {
+        parameter.name: named_generator(seed, parameter.name).standard_normal(parameter.shape).astype(np.float32)
+        for parameter in parameter_manifest(spec)
+    }
+
+
+def trained(name: str, spec: Spec, seed: int) -> Tensors:
+    """Parameters, state and averaged weights after STEPS steps with gradients of a fixed sequence."""
+    ops, weights = make_ops(name), random_tensors(spec, seed)
+    params = {key: ops.asarray(value) for key, value in weights.items()}
+    state = {key: ops.asarray(value) for key, value in initial_state(spec, weights).items()}
+    for step in range(STEPS):
+        grads = {key: ops.asarray(value) for key, value in random_tensors(spec, seed + 1 + step).items()}
+        numbers = step_hyperparameters(spec, step, step / STEPS)
+        hyper = {key: ops.asarray(np.float64(value)) for key, value in numbers.items()}
+        params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
+    averaged = averaged_weights(ops, spec.training, params, state)
+    found = {**params, **state, **{f"averaged {key}": value for key, value in averaged.items()}}
+    return {key: np.float64(ops.to_numpy(value)) for key, value in found.items()}
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(spec=specs(), seed=st.integers(0, 2**16))
+def test_random_optimizers_agree(spec: Spec, seed: int):
+    results = {name: trained(name, spec, seed) for name in NAMES}
+    expected = results["numpy"]
+    for name in NAMES[1:]:
+        assert results[name].keys() == expected.keys()
+        for key, value in expected.items():
+            difference = float(np.linalg.norm(results[name][key] - value))
+            assert difference <= PARAMETERS_REL * max(float(np.linalg.norm(value)), 1e-6), (name, key, difference)
