@@ -7,9 +7,11 @@ The backward pass has two products for each one of the forward pass, hence train
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from shared.model import parameter_manifest
+from shared.model.layer_order import layer_order
 from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
 from shared.spec import Spec
 
@@ -38,9 +40,10 @@ def training_flops(spec: Spec) -> Flops:
     """The operations of training a spec.
 
     matrices: 6 x sum over weight matrices of (weights x positions per symbol); a trunk matrix works once per
-    patch, a matrix of the autoregressive decoder or its tied head once per symbol. attention: 6 x 2 x (mean
+    patch and pass over its layer, a matrix of the autoregressive decoder or its tied head once per symbol. A loop
+    counts in full, as at the end of training. attention: 6 x 2 x (mean
     keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
-    products, only the causal half. Trunk: T = patches; local decoder: T = patch_size.
+    products, only the causal half or the window. Trunk: T = patches; local decoder: T = patch_size.
     """
     return Flops(
         matrices=TRAINING_OVER_FORWARD * 2 * _matrix_weights_per_symbol(spec),
@@ -62,7 +65,16 @@ def newton_schulz_flops(spec: Spec) -> float:
 
 def _matrix_weights_per_symbol(spec: Spec) -> float:
     """Multiplications of the forward pass by weight matrices, per symbol."""
-    return sum(parameter.count * _positions_per_symbol(spec, parameter) for parameter in parameter_manifest(spec))
+    passes = Counter(f"layers.{step.layer}." for step in layer_order(spec.model))
+    return sum(
+        parameter.count * _positions_per_symbol(spec, parameter) * _passes(passes, parameter)
+        for parameter in parameter_manifest(spec)
+    )
+
+
+def _passes(passes: Counter[str], parameter: Parameter) -> int:
+    """How often a forward pass uses a parameter: those of a looped layer more than once."""
+    return next((count for prefix, count in passes.items() if parameter.name.startswith(prefix)), 1)
 
 
 def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
@@ -85,13 +97,20 @@ def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
 def _attention_per_symbol(spec: Spec) -> float:
     """Operations of the forward pass in attention's two products, per symbol."""
     model = spec.model
-    trunk = model.num_layers * _attention_of_position(trunk_block_shape(model), model.num_patches) / model.patch_size
+    shapes = (trunk_block_shape(model, step.layer) for step in layer_order(model))
+    per_position = sum(_attention_of_position(shape, model.num_patches, model.attention.window) for shape in shapes)
+    trunk = per_position / model.patch_size
     if model.decoder.kind != "autoregressive":
         return trunk
     local = model.decoder.num_layers * _attention_of_position(decoder_block_shape(model), model.patch_size)
     return trunk + local
 
 
-def _attention_of_position(shape: BlockShape, positions: int) -> float:
-    """Operations of one query position of one layer, averaged over a causal sequence of `positions`."""
-    return 2 * 2 * (positions + 1) / 2 * shape.num_heads * shape.head_dim
+def _attention_of_position(shape: BlockShape, positions: int, window: int = 0) -> float:
+    """Operations of one query position of one layer, averaged over a causal sequence of `positions`.
+
+    With a window of W the first W queries see 1, 2, .. W keys and all others W.
+    """
+    seen = min(window or positions, positions)
+    mean_keys = (seen * (seen + 1) / 2 + (positions - seen) * seen) / positions
+    return 2 * 2 * mean_keys * shape.num_heads * shape.head_dim

@@ -35,10 +35,13 @@ class CountingOps(NumpyOps):
         self.matrices += 2 * rows * (up.size + down.size)
         return super().leaky_relu_squared_mlp(x, up, down, negative_slope)
 
-    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def attention(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, documents: np.ndarray | None = None
+    ) -> np.ndarray:
         batch, time, heads, dim = q.shape
-        self.attended += 2 * 2 * batch * heads * dim * int(np.tri(time).sum())
-        return super().attention(q, k, v)
+        pairs = np.tri(time) - (np.tri(time, k=-window) if window else 0)
+        self.attended += 2 * 2 * batch * heads * dim * int(pairs.sum())
+        return super().attention(q, k, v, window, documents)
 
 
 class Counted(np.ndarray):
@@ -51,7 +54,7 @@ class Counted(np.ndarray):
         return np.asarray(self).__matmul__(np.asarray(other)).view(Counted)
 
 
-def small(kind: str, patch_size: int, layers: int, context: int, tied: bool) -> Spec:
+def small(kind: str, patch_size: int, layers: int, context: int, tied: bool, *more: str) -> Spec:
     overrides = [
         f"model.decoder.kind={kind}",
         f"model.patch_size={patch_size}",
@@ -63,7 +66,7 @@ def small(kind: str, patch_size: int, layers: int, context: int, tied: bool) -> 
         "evaluation.batch_symbols=48",
     ]
     can_tie = kind == "autoregressive" or (kind == "linear" and patch_size == 1)
-    return load_spec("tiny", [*overrides, f"model.tie_embeddings={str(tied and can_tie).lower()}"])
+    return load_spec("tiny", [*overrides, *more, f"model.tie_embeddings={str(tied and can_tie).lower()}"])
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,9 +76,14 @@ def small(kind: str, patch_size: int, layers: int, context: int, tied: bool) -> 
     layers=st.integers(1, 3),
     context=st.integers(1, 3),
     tied=st.booleans(),
+    window=st.sampled_from([0, 2, 3, 100]),
+    loops=st.integers(0, 2),
 )
-def test_counts_are_those_of_a_forward_pass(kind: str, patch_size: int, layers: int, context: int, tied: bool) -> None:
-    spec = small(kind, patch_size, layers, context, tied)
+def test_counts_are_those_of_a_forward_pass(
+    kind: str, patch_size: int, layers: int, context: int, tied: bool, window: int, loops: int
+) -> None:
+    looped = [f"model.loop.last_layer={layers - 1}", f"model.loop.extra_loops={loops}"] if loops else []
+    spec = small(kind, patch_size, layers, context, tied, f"model.attention.window={window}", *looped)
     ops = CountingOps()
     weights = {name: ops.asarray(value) for name, value in random_weights(spec, 0).items()}
     x = np.random.default_rng(0).integers(0, 256, (2, spec.model.seq_len))

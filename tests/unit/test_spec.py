@@ -134,7 +134,7 @@ def error_of(source: str, *overrides: str) -> str:
 
 
 def test_presets_are_those_that_are_documented():
-    expected = "baseline baseline-mini bytes itchy recurrent recurrent-mini smoke tiny"
+    expected = "baseline baseline-mini bytes h100 itchy recurrent recurrent-mini smoke tiny"
     assert preset_names() == expected.split()
 
 
