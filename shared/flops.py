@@ -7,9 +7,11 @@ The backward pass has two products for each one of the forward pass, hence train
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from shared.model import parameter_manifest
+from shared.model.layer_order import layer_order
 from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
 from shared.spec import Spec
 
@@ -38,9 +40,10 @@ def training_flops(spec: Spec) -> Flops:
     """The operations of training a spec.
 
     matrices: 6 x sum over weight matrices of (weights x positions per symbol); a trunk matrix works once per
-    patch, a matrix of the autoregressive decoder or its tied head once per symbol. attention: 6 x 2 x (mean
-    keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
-    products, only the causal half. Trunk: T = patches; local decoder: T = patch_size.
+    patch and pass over its layer (all loops run, as at the end of training), a matrix of the autoregressive
+    decoder or its tied head once per symbol. attention: 6 x 2 x (mean keys a query sees, (T + 1) / 2 for T
+    positions) x heads x head_dim for each pass and position: both products, only the causal half. Trunk:
+    T = patches; local decoder: T = patch_size.
     """
     return Flops(
         matrices=TRAINING_OVER_FORWARD * 2 * _matrix_weights_per_symbol(spec),
@@ -62,7 +65,16 @@ def newton_schulz_flops(spec: Spec) -> float:
 
 def _matrix_weights_per_symbol(spec: Spec) -> float:
     """Multiplications of the forward pass by weight matrices, per symbol."""
-    return sum(parameter.count * _positions_per_symbol(spec, parameter) for parameter in parameter_manifest(spec))
+    passes = Counter(f"layers.{step.layer}." for step in layer_order(spec.model))
+    return sum(
+        parameter.count * _positions_per_symbol(spec, parameter) * passes.get(_layer_prefix(parameter.name), 1)
+        for parameter in parameter_manifest(spec)
+    )
+
+
+def _layer_prefix(name: str) -> str:
+    """`layers.N.` of a trunk layer's parameter, otherwise something that no layer is called."""
+    return ".".join(name.split(".")[:2]) + "."
 
 
 def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
@@ -85,7 +97,8 @@ def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
 def _attention_per_symbol(spec: Spec) -> float:
     """Operations of the forward pass in attention's two products, per symbol."""
     model = spec.model
-    trunk = model.num_layers * _attention_of_position(trunk_block_shape(model), model.num_patches) / model.patch_size
+    shapes = (trunk_block_shape(model, step.layer) for step in layer_order(model))
+    trunk = sum(_attention_of_position(shape, model.num_patches) for shape in shapes) / model.patch_size
     if model.decoder.kind != "autoregressive":
         return trunk
     local = model.decoder.num_layers * _attention_of_position(decoder_block_shape(model), model.patch_size)

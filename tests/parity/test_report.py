@@ -19,7 +19,7 @@ from shared.parity.batch_checks import batch_rows
 from shared.parity.reduce import reduced_spec
 from shared.parity.result import ParityReport, relative_l2, worst_relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
-from shared.spec import load_spec, spec_to_dict
+from shared.spec import load_spec, preset_names, spec_to_dict
 
 
 def arguments(module: object, *words: str) -> argparse.Namespace:
