@@ -9,6 +9,7 @@ import pytest
 
 from shared.engine import ENGINE_PACKAGES, create_engine
 from shared.errors import SpecError
+from shared.flops import training_flops
 from shared.microbatch import activation_bytes_per_row
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.block import attention_branch, mlp_branch
@@ -261,6 +262,13 @@ def test_memory_grows_with_the_loop_and_the_widths():
     assert activation_bytes_per_row(twice) == activation_bytes_per_row(tiny("model.num_layers=5"))
     assert activation_bytes_per_row(once) < activation_bytes_per_row(twice)
     assert activation_bytes_per_row(tiny("model.mlp_dims=[96, 96, 97]")) > activation_bytes_per_row(tiny())
+
+
+def test_operations_count_every_pass():
+    """Two passes over one layer cost what two layers cost, weights apart."""
+    twice, deeper = (training_flops(spec) for spec in (looped(2, 1, 1, 1), tiny("model.num_layers=3")))
+    assert (twice.matrices, twice.attention) == (deeper.matrices, deeper.attention)
+    assert twice.optimizer < deeper.optimizer
 
 
 LOOP = ("model.loop.first_layer=1", "model.loop.last_layer=1", "model.loop.extra_loops=2")
