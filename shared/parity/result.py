@@ -17,9 +17,9 @@ EXACT = 0.0
 # of it. A gradient that is zero in exact arithmetic, as that of a query that sees one key, comes out as
 # rounding of about 1e-7 of the model's, which has no relative error.
 SMALL_GRADIENT_FRAC = 1e-2
-# The gradient of a scalar gate is one sum over all positions and channels. Now and then it nearly cancels (2.6 % of
-# its typical size in one of some fifty draws), and then so do its digits: below this many numbers the floor of a
-# parameter stops shrinking with its size.
+# The gradient of a scalar gate is one sum over all positions and channels. Now and then it nearly cancels (to 0.9 % of
+# the model's rms gradient in one draw of the random specs), and then so do its digits: below this many numbers the
+# floor of a parameter stops shrinking with its size.
 FEW_NUMBERS = 16
 
 

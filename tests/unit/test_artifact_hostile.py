@@ -165,7 +165,9 @@ def _lie(path: list[Any], value: Any) -> dict[str, Any]:
 
 def _other_spec(**model: Any) -> dict[str, Any]:
     values = spec_to_dict(SPEC)
-    spec = spec_from_dict({**values, "model": {**values["model"], **model}})
+    # The rest of a section follows from its shapes.
+    shapes = {name: value for name, value in values["model"].items() if name != "attention"}
+    spec = spec_from_dict({**values, "model": {**shapes, **model}})
     return {**HEADER, "spec": spec_to_dict(spec), "spec_id": spec_id(spec)}
 
 
