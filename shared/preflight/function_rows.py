@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from shared.engine import create_engine
@@ -140,15 +142,27 @@ def _half_as_wide(spec: Spec) -> Spec | None:
     model = spec.model
     if model.head_dim % 4 or model.model_dim % 2 or model.model_dim // 2 < model.num_heads:
         return None
-    changes = {"model_dim": model.model_dim // 2, "head_dim": model.head_dim // 2, "mlp_dim": -(-model.mlp_dim // 2)}
+    dim, head_dim, attention = model.model_dim // 2, model.head_dim // 2, model.attention
+    changes = {
+        "model_dim": dim,
+        "head_dim": head_dim,
+        "mlp_dim": -(-model.mlp_dim // 2),
+        "mlp_dims": [-(-width // 2) for width in model.mlp_dims],
+        "attention": {
+            "rope_dims": min(attention.rope_dims, head_dim),
+            "gate_dims": min(attention.gate_dims, dim),
+        },
+    }
     decoder = {"dim": max(1, model.decoder.dim // 2), "mlp_dim": -(-model.decoder.mlp_dim // 2)}
-    return _changed(spec, changes, decoder) or _changed(spec, changes)
+    return _changed(spec, {**changes, "decoder": decoder}) or _changed(spec, changes)
 
 
-def _changed(spec: Spec, changes: dict[str, int], decoder: dict[str, int] | None = None) -> Spec | None:
+def _changed(spec: Spec, changes: dict[str, Any]) -> Spec | None:
+    """The spec with other fields of its model section, a mapping being fields of a section inside it; None if the
+    result is no valid spec."""
     values = spec_to_dict(spec)
-    values["model"] |= changes
-    values["model"]["decoder"] |= decoder or {}
+    for name, change in changes.items():
+        values["model"][name] = values["model"][name] | change if isinstance(change, dict) else change
     try:
         return spec_from_dict(values, origin=spec.name)
     except SpecError:

@@ -58,7 +58,8 @@ TABLES = {
             "model.decoder.kind=linear model.decoder.context=1",
             "model.decoder.kind=mlp model.decoder.context=1",
             "model.decoder.context=1",
-            "model.decoder.num_layers=2",
+            "model.decoder.num_layers=1",
+            "model.decoder.num_layers=3",
             "model.decoder.dim=64 model.decoder.mlp_dim=256",
             "model.decoder.dim=192 model.decoder.mlp_dim=768",
         )
