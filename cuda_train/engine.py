@@ -14,7 +14,7 @@ from cuda_train.ops import make_ops
 from shared.engine import StepResult, Weights
 from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
-from shared.model import Forward, forward, log_probs, mean_nats, parameter_manifest, symbol_nats
+from shared.model import Forward, forward, log_probs, parameter_manifest, symbol_nats, training_loss
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
@@ -37,7 +37,7 @@ class TrainingEngine(EngineState):
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
-        self._mean_nats = self._compile(self._ranked_loss)
+        self._losses = self._compile(self._ranked_loss)
         self._update = self._compile(self._update_in_place)
         self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
         self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
@@ -105,23 +105,24 @@ class TrainingEngine(EngineState):
         return dict(zip(numbers, device.to_device(np.array(list(numbers.values()), np.float32)), strict=True))
 
     def _backward(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
-        """Mean loss of the batch; its gradient is in `_gradients` afterwards. x is this rank's share of the batch.
+        """Mean nats of the batch; the gradient of its training loss is in `_gradients` afterwards.
 
-        One micro-batch after the other; ranks exchange gradients in the backward pass of the last one.
+        x is this rank's share of the batch. One micro-batch after the other; ranks exchange gradients in the backward
+        pass of the last one.
         """
         for value in self.params.values():
             value.grad = None
         # The stage as a word: torch.compile takes a word for a constant, and makes one graph for each.
-        stage, run = str(numbers.stage), self._on_device(numbers.run) if numbers.run else {}
+        stage, run = str(numbers.stage), (self._on_device(numbers.run) if numbers.run else {}) | self.tables
         parts = list(micro_batches(self.spec, x))
         total = torch.zeros((), device=self._device)
         for index, (share, part) in enumerate(parts):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
                     stack.enter_context(self._ranked_loss.no_sync())
-                loss = share * self._mean_nats(self._symbols(part), stage, run)
-                loss.backward()
-            total = total + loss.detach()
+                loss, nats = self._losses(self._symbols(part), stage, run)
+                (share * loss).backward()
+            total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)
 
     def _gradients(self) -> Arrays:
@@ -173,11 +174,11 @@ class _Loss(torch.nn.Module):
         """The weights by parameter name."""
         return dict(zip(self.names, self.weights, strict=True))
 
-    def forward(self, x: torch.Tensor, stage: str, run: Arrays) -> torch.Tensor:
-        """Mean nats of x [B, T] in a stage, with the run's numbers (shared.stages)."""
+    def forward(self, x: torch.Tensor, stage: str, run: Arrays) -> tuple[torch.Tensor, torch.Tensor]:
+        """(training loss, mean nats) of x [B, T] in a stage, with the run's numbers (shared.stages)."""
         params = self.named
-        loss = mean_nats(self.ops, self.stages[stage], {**params, **run}, x, self.model)
+        loss, nats = training_loss(self.ops, self.stages[stage], {**params, **run}, x, self.model)
         for name in self.idle[stage]:
             # A gradient of zero: ranks wait for the gradient of every parameter, and so does the update.
             loss = loss + 0.0 * params[name].sum()
-        return loss
+        return loss, nats.detach()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
+from shared.ops.noise import mixed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -103,6 +104,9 @@ class TorchOps:
     def softcapped_log_softmax(self, logits: torch.Tensor, softcap: float) -> torch.Tensor:
         return F.log_softmax(softcap * torch.tanh(logits.float() / softcap), dim=-1)
 
+    def softcapped_logsumexp(self, logits: torch.Tensor, softcap: float) -> torch.Tensor:
+        return torch.logsumexp(softcap * torch.tanh(logits.float() / softcap), dim=-1)
+
     def concatenate(self, arrays: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
         return torch.cat(list(arrays), dim=axis)
 
@@ -124,6 +128,18 @@ class TorchOps:
     def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(x)
 
+    def exp(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    def softplus(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(x, torch.zeros_like(x))
+
+    def running_sum(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        return x.cumsum(dim=axis)
+
+    def lower_triangle(self, x: torch.Tensor, diagonal: int = 0) -> torch.Tensor:
+        return x.tril(diagonal)
+
     def running_count(self, x: torch.Tensor, value: int) -> torch.Tensor:
         return (x == value).cumsum(dim=1, dtype=torch.int32)
 
@@ -135,6 +151,26 @@ class TorchOps:
 
     def minimum(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         return x.clamp(max=limit)
+
+    def softmax(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x, dim=-1)
+
+    def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
+        return torch.pow(x, exponent)
+
+    def rounding_error(self, x: torch.Tensor, limit: int) -> torch.Tensor:
+        rows = x.detach()
+        scale = (rows.abs().amax(dim=-1, keepdim=True) / limit).to(torch.float16).to(torch.float32)
+        codes = torch.round(rows / torch.where(scale > 0, scale, 1.0)).clamp(-limit, limit)
+        return codes * scale - rows
+
+    def row_noise(self, x: torch.Tensor, counter: torch.Tensor, salt: int) -> torch.Tensor:
+        rows = x.detach()
+        # Torch has few operations on unsigned integers: 32 bits in the lower half of 64.
+        index = torch.arange(rows.numel(), device=rows.device).reshape(rows.shape)
+        bits = mixed(index, counter.to(torch.int64), salt)
+        uniform = (bits >> 8).to(torch.float32) * 2.0**-24
+        return (uniform - 0.5) * rows.abs().amax(dim=-1, keepdim=True)
 
 
 def masked_attention(

@@ -56,6 +56,10 @@ class TokenBytes:
         before[1:] = tokens[:-1]
         return self._base_bytes[tokens] + (self._has_space[tokens] & ~self._is_boundary[before])
 
+    def in_text(self) -> Int64:
+        """Text bytes of every token of the vocabulary where it follows one that is no boundary, int64 `[V]`."""
+        return self._base_bytes + self._has_space
+
     def decode(self, documents: list[Tokens]) -> list[bytes]:
         """UTF-8 text of documents, each uint16 `[T]` with the document start as its first id.
 

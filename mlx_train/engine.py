@@ -14,7 +14,7 @@ from mlx_train.ops import make_ops
 from shared.engine import StepResult
 from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
-from shared.model import Forward, forward, log_probs, mean_nats, symbol_nats
+from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
@@ -84,9 +84,16 @@ class TrainingEngine(EngineState):
     def _weighted_gradients(
         self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array
     ) -> tuple[mx.array, Arrays]:
-        """Loss and gradients of one micro-batch, each times its share of the batch. `run`: shared.stages."""
-        loss, grads = mx.value_and_grad(lambda p: mean_nats(self.ops, stage, {**p, **run}, x, self.model))(params)
-        return share * loss, {name: share * grad for name, grad in grads.items()}
+        """Mean nats of one micro-batch and gradients of its training loss, each times its share of the batch.
+
+        `run`: shared.stages.
+        """
+
+        def losses(params: Arrays) -> tuple[mx.array, mx.array]:
+            return training_loss(self.ops, stage, {**params, **run}, x, self.model)
+
+        (_, nats), grads = mx.value_and_grad(losses)(params)
+        return share * nats, {name: share * grad for name, grad in grads.items()}
 
     def _accumulate(
         self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array, loss: mx.array, grads: Arrays
@@ -120,7 +127,7 @@ class TrainingEngine(EngineState):
         """
         count = len(self.streams)
         first_gradients, more_gradients = self._gradients[numbers.stage]
-        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()}
+        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()} | self.tables
         parts = list(micro_batches(self.spec, x, count))
         sums: list[tuple[mx.array, Arrays]] = []
         for first in range(0, len(parts), count):

@@ -8,6 +8,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from shared.ops.noise import mixed
+
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
@@ -66,6 +68,9 @@ class MLXOps:
         capped = softcap * mx.tanh(logits.astype(mx.float32) / softcap)
         return capped - mx.logsumexp(capped, axis=-1, keepdims=True)
 
+    def softcapped_logsumexp(self, logits: mx.array, softcap: float) -> mx.array:
+        return mx.logsumexp(softcap * mx.tanh(logits.astype(mx.float32) / softcap), axis=-1)
+
     def concatenate(self, arrays: Sequence[mx.array], axis: int) -> mx.array:
         return mx.concatenate(list(arrays), axis=axis)
 
@@ -91,6 +96,18 @@ class MLXOps:
     def sigmoid(self, x: mx.array) -> mx.array:
         return mx.sigmoid(x)
 
+    def exp(self, x: mx.array) -> mx.array:
+        return mx.exp(x)
+
+    def softplus(self, x: mx.array) -> mx.array:
+        return mx.logaddexp(x, 0.0)
+
+    def running_sum(self, x: mx.array, axis: int) -> mx.array:
+        return mx.cumsum(x, axis=axis)
+
+    def lower_triangle(self, x: mx.array, diagonal: int = 0) -> mx.array:
+        return mx.tril(x, diagonal)
+
     def running_count(self, x: mx.array, value: int) -> mx.array:
         return mx.cumsum((x == value).astype(mx.int32), axis=1)
 
@@ -102,6 +119,25 @@ class MLXOps:
 
     def minimum(self, x: mx.array, limit: float) -> mx.array:
         return mx.minimum(x, limit)
+
+    def softmax(self, x: mx.array) -> mx.array:
+        return mx.softmax(x, axis=-1, precise=True)
+
+    def power(self, x: mx.array, exponent: float) -> mx.array:
+        return mx.power(x, exponent)
+
+    def rounding_error(self, x: mx.array, limit: int) -> mx.array:
+        rows = mx.stop_gradient(x)
+        scale = (mx.max(mx.abs(rows), axis=-1, keepdims=True) / limit).astype(mx.float16).astype(mx.float32)
+        codes = mx.clip(mx.round(rows / mx.where(scale > 0, scale, 1.0)), -limit, limit)
+        return codes * scale - rows
+
+    def row_noise(self, x: mx.array, counter: mx.array, salt: int) -> mx.array:
+        rows = mx.stop_gradient(x)
+        index = mx.arange(rows.size, dtype=mx.uint32).reshape(rows.shape)
+        bits = mixed(index, counter.astype(mx.uint32), salt)
+        uniform = (bits >> 8).astype(mx.float32) * 2.0**-24
+        return (uniform - 0.5) * mx.max(mx.abs(rows), axis=-1, keepdims=True)
 
 
 def masks_nothing(time: int, window: int, documents: mx.array | None) -> bool:

@@ -66,6 +66,10 @@ class Engine(Scorer, Protocol):
         """Start from float32 weights by parameter name, with a fresh optimizer state."""
         ...
 
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        """What each symbol weighs in the training loss, float32 [V, 1]; needed with `training.loss.byte_weighted`."""
+        ...
+
     def warm_up(self, x: np.ndarray) -> None:
         """Compile what train_step needs for batches like x [B, T], in every stage of the run.
 
@@ -82,7 +86,7 @@ class Engine(Scorer, Protocol):
         ...
 
     def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        """(mean nats per symbol, float32 gradients by name) of the current weights on x [B, T].
+        """(mean nats per symbol, float32 gradients of the training loss by name) of the current weights on x [B, T].
 
         The function is the one that a step with `hyper` trains, by default the one at the end of training.
         """

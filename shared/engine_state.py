@@ -12,6 +12,7 @@ from shared.ops import Array, Ops
 from shared.optim import averaged_weights, initial_state
 from shared.ranks import Ranks
 from shared.spec import Spec
+from shared.stages import SYMBOL_WEIGHTS
 
 Arrays = dict[str, Array]
 
@@ -24,12 +25,17 @@ class EngineState:
         self.spec, self.model, self.ops, self.ranks = spec, model, ops, ranks
         self.params: Arrays = {}
         self.state: Arrays = {}
+        # What the loss reads beside parameters and the numbers of a step, by names of shared.stages.
+        self.tables: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 
     def initialise(self, weights: Weights) -> None:
         # In the order of the manifest, whatever that of the file or message was: ranks exchange gradients in it.
         ordered = {parameter.name: weights[parameter.name] for parameter in parameter_manifest(self.spec)}
         self._adopt(ordered, initial_state(self.spec, ordered))
+
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        self.tables = {SYMBOL_WEIGHTS: self.ops.asarray(weights)}
 
     def use_weights(self, kind: WeightsKind) -> None:
         self.scoring_kind = kind

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from shared.model import parameter_manifest
+from shared.model.chunks import chunk_size
 from shared.model.layer_order import layer_order
 from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
 from shared.spec import Spec
@@ -43,7 +44,8 @@ def training_flops(spec: Spec) -> Flops:
     patch and pass over its layer, a matrix of the autoregressive decoder or its tied head once per symbol. A loop
     counts in full, as at the end of training. attention: 6 x 2 x (mean
     keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
-    products, only the causal half or the window. Trunk: T = patches; local decoder: T = patch_size.
+    products, only the causal half or the window. Trunk: T = patches; local decoder: T = patch_size. The scan of
+    a mixer with a state is counted as it is made, in chunks (shared.model.chunks).
     """
     return Flops(
         matrices=TRAINING_OVER_FORWARD * 2 * _matrix_weights_per_symbol(spec),
@@ -95,7 +97,7 @@ def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
 
 
 def _attention_per_symbol(spec: Spec) -> float:
-    """Operations of the forward pass in attention's two products, per symbol."""
+    """Operations of the forward pass in the products of attention, or of what stands in for it, per symbol."""
     model = spec.model
     shapes = (trunk_block_shape(model, step.layer) for step in layer_order(model))
     per_position = sum(_attention_of_position(shape, model.num_patches, model.attention.window) for shape in shapes)
@@ -111,6 +113,28 @@ def _attention_of_position(shape: BlockShape, positions: int, window: int = 0) -
 
     With a window of W the first W queries see 1, 2, .. W keys and all others W.
     """
+    if shape.mixer != "attention":
+        return _scan_of_position(shape, positions)
     seen = min(window or positions, positions)
     mean_keys = (seen * (seen + 1) / 2 + (positions - seen) * seen) / positions
     return 2 * 2 * mean_keys * shape.num_heads * shape.head_dim
+
+
+def _scan_of_position(shape: BlockShape, positions: int) -> float:
+    """Operations of one position in the matrix products of a layer's scan over `positions`, in chunks of L.
+
+    mamba2: within a chunk L S for each group and L C for each head; with several chunks 2 C S for each head.
+    gated_delta: 5 L C for each head, (L^2 - 1) / 3 to solve the triangular system, and with several chunks C C to
+    read the state and two more in every chunk but one.
+    """
+    size = chunk_size(positions)
+    chunks = -(-positions // size)
+    heads, width, state = shape.num_heads, shape.head_dim, shape.state_dim
+    several = chunks > 1
+    products: float
+    if shape.mixer == "mamba2":
+        products = size * (shape.num_kv_heads * state + heads * width) + 2 * several * heads * width * state
+    else:
+        passed_on = (1 + 2 * (chunks - 1) / chunks) * width**2 if several else 0
+        products = heads * (5 * size * width + (size**2 - 1) / 3 + passed_on)
+    return 2 * products * chunks * size / positions

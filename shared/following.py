@@ -57,6 +57,10 @@ class LeadingEngine:
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self.engine.log_probs(x)
 
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        self._tell("use_symbol_weights", {"weights": weights})
+        self.engine.use_symbol_weights(weights)
+
     def use_weights(self, kind: WeightsKind) -> None:
         self._tell("use_weights", {}, kind=kind)
         self.engine.use_weights(kind)
@@ -164,6 +168,8 @@ def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: d
         engine.initialise(arrays)
     elif call == "load_state":
         engine.load_state(arrays)
+    elif call == "use_symbol_weights":
+        engine.use_symbol_weights(arrays["weights"])
     elif call == "use_weights":
         engine.use_weights(arguments["kind"])
     elif call == "compare":

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shared.model.chunks import chunk_size
 from shared.model.layer_order import layer_order
-from shared.model.manifest import trunk_block_shape
+from shared.model.manifest import BlockShape, trunk_block_shape
 from shared.spec import Spec
 
 # Values alive at the peak of a forward and backward pass, for each value of ... Fitted to the peaks that MLX
@@ -18,9 +19,16 @@ INPUT_COPIES = 14  # a block's input: norms, residuals and their gradients
 HEAD_COPIES = 10  # its heads: q, k, v, rotated, attended, and their gradients
 HIDDEN_COPIES = 3  # its MLP's hidden units
 LOGIT_COPIES = 16  # logits, always float32: softcap, exponential and slope, one operation at a time
+EXPERT_COPIES = 3  # each expert's logits, before and after they are weighed
 EMBEDDING_COPIES = 6  # a symbol's embedding on its way into a patch
 # Attention scores: one copy for each layer, and two more of the layer at work.
 SCORE_COPIES_AT_WORK = 2
+# A mixer with a state instead: its projections, the L x L matrices of its chunks and the states between them, for each
+# layer; and of all of them for the one layer at work. Fitted to 24 peaks of both mixers: 1.1 to 1.9 times the peak.
+MIXED_COPIES = 7
+CHUNK_COPIES = 10
+STATE_COPIES = 5
+MIXER_COPIES_AT_WORK = 4
 
 
 def micro_batches(spec: Spec, x: np.ndarray, workers: int = 1) -> Iterator[tuple[float, np.ndarray]]:
@@ -47,15 +55,21 @@ def activation_bytes_per_row(spec: Spec) -> int:
     patches, vocab_size = model.num_patches, spec.vocabulary.size
     # Each pass over a layer keeps values of its own, those of a loop too.
     order = layer_order(model)
-    scores = (len(order) + SCORE_COPIES_AT_WORK) * model.num_heads * patches
-    shapes = (trunk_block_shape(model, step.layer) for step in order)
-    blocks = sum(_block_values(shape.dim, shape.num_heads * shape.head_dim, shape.mlp_dim) for shape in shapes)
-    per_symbol = EMBEDDING_COPIES * model.model_dim
+    shapes = [trunk_block_shape(model, step.layer) for step in order]
+    attending = [shape for shape in shapes if shape.mixer == "attention"]
+    mixing = [shape for shape in shapes if shape.mixer != "attention"]
+    scores = (len(attending) + SCORE_COPIES_AT_WORK) * model.num_heads * patches if attending else 0
+    blocks = sum(_block_values(shape.dim, shape.num_heads * shape.head_dim, shape.mlp_dim) for shape in attending)
+    blocks += sum(_block_values(shape.dim, 0, shape.mlp_dim) + _mixer_values(shape, patches) for shape in mixing)
+    blocks += max((MIXER_COPIES_AT_WORK * sum(_mixer_parts(shape, patches)) for shape in mixing), default=0)
+    per_symbol = EMBEDDING_COPIES * (model.model_dim + len(model.ngram.lengths) * model.ngram.dim)
     if decoder.kind == "autoregressive":
         block_in_patch = _block_values(decoder.dim, decoder.dim, decoder.mlp_dim)
         per_symbol += decoder.num_layers * block_in_patch + 4 * decoder.dim
     elif decoder.kind == "mlp":
         per_symbol += 3 * model.model_dim + 4 * decoder.dim
+    elif decoder.kind == "experts":
+        per_symbol += EXPERT_COPIES * decoder.num_experts * vocab_size
     values = patches * (blocks + scores) + model.seq_len * per_symbol
     bytes_per_value = 2 if spec.training.dtype == "bfloat16" else 4
     return bytes_per_value * values + 4 * LOGIT_COPIES * vocab_size * model.seq_len
@@ -64,3 +78,19 @@ def activation_bytes_per_row(spec: Spec) -> int:
 def _block_values(input_dim: int, heads_dim: int, hidden_dim: int) -> int:
     """Values of one transformer block for each of its positions, attention scores apart."""
     return INPUT_COPIES * input_dim + HEAD_COPIES * heads_dim + HIDDEN_COPIES * hidden_dim
+
+
+def _mixer_values(shape: BlockShape, positions: int) -> int:
+    """Values that the mixer of one layer keeps for each of its positions."""
+    mixed, chunk, state = _mixer_parts(shape, positions)
+    return MIXED_COPIES * mixed + CHUNK_COPIES * chunk + STATE_COPIES * state
+
+
+def _mixer_parts(shape: BlockShape, positions: int) -> tuple[int, int, int]:
+    """(projected features, row of its chunk's matrices, share of a state) of one position, over all heads."""
+    size, inner = chunk_size(positions), shape.num_heads * shape.head_dim
+    if shape.mixer == "mamba2":
+        features, state_dim = 2 * inner + 2 * shape.num_kv_heads * shape.state_dim, shape.state_dim
+    else:
+        features, state_dim = 4 * inner, shape.head_dim
+    return features, shape.num_heads * size, -(-inner * state_dim // size)

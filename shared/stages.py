@@ -18,6 +18,10 @@ STAGE = "stage"
 RUN_PREFIX = "run/"
 # The factor on all loop gates, in [0, 1].
 LOOP_RAMP = RUN_PREFIX + "loop_ramp"
+# Whether quantisation-aware training acts, 0 or 1, and the step, from which its noise is made.
+QAT, QAT_STEP = RUN_PREFIX + "qat", RUN_PREFIX + "qat_step"
+# What each symbol weighs in the loss [V, 1]: given to the engine once, not with the numbers of a step.
+SYMBOL_WEIGHTS = RUN_PREFIX + "symbol_weights"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ def stage_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
         values[STAGE] = float(counts.index(running))
     if _ramps(spec):
         values[LOOP_RAMP] = schedule.ramp(step, progress)
+    for name in _qat_names(spec):
+        values[name] = float(step) if name == QAT_STEP else float(spec.training.qat.is_acting(step, progress))
     return values
 
 
@@ -59,7 +65,8 @@ def split_numbers(spec: Spec, hyper: Mapping[str, float]) -> StepNumbers:
 
 def warm_up_numbers(spec: Spec, names: Iterable[str]) -> list[dict[str, float]]:
     """Hyperparameters of one step in each stage, all numbers 1: what must be compiled before training starts."""
-    numbers = dict.fromkeys(names, 1.0) | ({LOOP_RAMP: 1.0} if _ramps(spec) else {})
+    run_names = ([LOOP_RAMP] if _ramps(spec) else []) + _qat_names(spec)
+    numbers = dict.fromkeys([*names, *run_names], 1.0)
     stages = len(_loop_counts(spec))
     return [numbers | ({STAGE: float(stage)} if stages > 1 else {}) for stage in range(stages)]
 
@@ -71,6 +78,11 @@ def _loop_counts(spec: Spec) -> list[int]:
     if schedule.stagger_frac > 0.0 or schedule.stagger_steps > 0:
         return list(range(min(first, loops), loops + 1))
     return [0, loops] if first == 0 and loops else [loops]
+
+
+def _qat_names(spec: Spec) -> list[str]:
+    """Numbers of quantisation-aware training that a step needs."""
+    return {"off": [], "straight_through": [QAT], "noise": [QAT, QAT_STEP]}[spec.training.qat.form]
 
 
 def _ramps(spec: Spec) -> bool:

@@ -23,6 +23,10 @@ DIRECTIONAL_REL = 1e-4
 # rounding in directions of tiny singular values, hence the step from 1e-4.
 PARAMETERS_REL = 1e-3
 
+# The same with straight-through quantisation: a code jumps where a weight crosses the border of two, and the scale of a
+# whole row where it is rounded to float16, so runs that differ by one rounding part by steps. 6.6e-3 and less measured.
+ROUNDED_PARAMETERS_REL = 3e-2
+
 # Largest absolute difference, in nats, between two 50-step loss curves.
 LOSS_CURVE_ABS = 1e-3
 
@@ -78,6 +82,10 @@ FIRST_LOSS_REL = 0.1
 # One operation against its definition, relative to the largest value of the result: a few roundings of
 # float32 (1e-7 each) over sums of up to some hundred terms.
 OPERATION_REL = 5e-6
+
+# A chunked scan in float32 against the recurrence in float64, and its gradients between engines, relative to the
+# largest value or norm: a few hundred roundings.
+SCAN_REL = 2e-5
 
 # The same for the float64 oracle.
 ORACLE_OPERATION_REL = 1e-12

@@ -191,6 +191,8 @@ def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tupl
         for side, outside in sides.items()
         if outside[index]
     ]
+    if any(mixer != "attention" for mixer in spec.model.mixers):
+        reasons.append("mixers with a state")
     if spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0:
         reasons.append("weight decay")
     if spec.optimizer.ns_steps != FITTED_NS_STEPS:

@@ -27,6 +27,27 @@ FEATURES = ("dose", "row_length", "batch", "patch_size", "local_decoder", "built
 the last two are 1 or 0: whether the decoder is autoregressive, and whether the text is the built-in one, which
 has few byte values outside ASCII."""
 
+# Roles without a fit, and the fitted role that stands in.
+_MOST_ALIKE = {
+    "layers.attn.gate": "layers.attn.q_proj",
+    "embed.smear_gate": "layers.attn.q_proj",
+    "value_embed": "embed",
+    "value_embed.value_proj": "layers.attn.v_proj",
+    "layers.mamba2.z_proj": "layers.attn.v_proj",
+    "layers.mamba2.x_proj": "layers.attn.v_proj",
+    "layers.mamba2.b_proj": "layers.attn.k_proj",
+    "layers.mamba2.c_proj": "layers.attn.q_proj",
+    "layers.mamba2.step_proj": "layers.attn.q_proj",
+    "layers.mamba2.o_proj": "layers.attn.o_proj",
+    "layers.gated_delta.z_proj": "layers.attn.v_proj",
+    "layers.gated_delta.q_proj": "layers.attn.q_proj",
+    "layers.gated_delta.k_proj": "layers.attn.k_proj",
+    "layers.gated_delta.v_proj": "layers.attn.v_proj",
+    "layers.gated_delta.step_proj": "layers.attn.q_proj",
+    "layers.gated_delta.strength_proj": "layers.attn.q_proj",
+    "layers.gated_delta.o_proj": "layers.attn.o_proj",
+}
+
 _QUANTILES = 96
 _SCHEDULE_POINTS = 1000
 
@@ -56,8 +77,10 @@ def role_of(parameter: Parameter, spec: Spec) -> str:
 
     Rows of symbols that never occur get the same gradient in every head, so they end up alike and cost
     next to nothing; in a table that is only looked up they stay as random as they were initialised.
+    A tensor that no fitted model had has the role of the one most like it.
     """
     name = re.sub(r"\.\d+", "", parameter.name).removesuffix(".weight")
+    name = _MOST_ALIKE.get(name, name)
     autoregressive = spec.model.decoder.kind == "autoregressive"
     if spec.model.tie_embeddings and name == ("decoder.embed" if autoregressive else "embed"):
         return f"{name}.tied"

@@ -3,6 +3,7 @@
 from shared.model.forward import Forward, forward, log_probs, mean_nats, symbol_nats
 from shared.model.initialise import initial_weights, random_weights
 from shared.model.manifest import Parameter, QuantisationClass, parameter_counts, parameter_manifest
+from shared.model.training_loss import symbol_weights, training_loss
 
 __all__ = [
     "Forward",
@@ -16,4 +17,6 @@ __all__ = [
     "parameter_manifest",
     "random_weights",
     "symbol_nats",
+    "symbol_weights",
+    "training_loss",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shared.model.attention import attend
 from shared.model.manifest import BlockShape
+from shared.model.mixers import mix
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
 from shared.spec import ModelSpec
@@ -34,7 +35,10 @@ def attention_branch(
     x: Array,
     context: TrunkContext,
 ) -> Array:
-    """a * Attention(rms(x)) of x [B, T, D], with the learned scale a [D]."""
+    """a * Attention(rms(x)) of x [B, T, D], with the learned scale a [D]; or of what the layer has for attention."""
+    if shape.mixer != "attention":
+        mixed = mix(ops, model, shape, params, prefix, _normalised(ops, model, shape, x))
+        return ops.cast_like(params[f"{prefix}.{shape.mixer}.scale"], x) * mixed
     attention = attend(ops, model, shape, params, f"{prefix}.attn", _normalised(ops, model, shape, x), context)
     return ops.cast_like(params[f"{prefix}.attn.scale"], x) * attention
 

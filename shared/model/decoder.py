@@ -1,7 +1,7 @@
 """From trunk outputs to the logits of every symbol (FEATURES 2.1).
 
 The trunk output h[:, i] has seen patches < i only, so each decoder is honest by construction: the
-MLP and linear decoders give every symbol of patch i a distribution from h[:, i] alone; the
+MLP, experts and linear decoders give every symbol of patch i a distribution from h[:, i] alone; the
 autoregressive one adds the earlier symbols of patch i through a causal transformer over the patch.
 """
 
@@ -25,6 +25,8 @@ def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, 
         logits = _autoregressive(ops, spec, params, h, x)
     elif kind == "mlp":
         logits = _mlp_heads(ops, spec, params, h)
+    elif kind == "experts":
+        logits = _experts(ops, spec, params, h)
     else:
         head = params["embed.weight"] if spec.model.tie_embeddings else params["head.weight"]
         logits = ops.linear(h, head)
@@ -64,3 +66,25 @@ def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> A
         hidden = ops.linear(h + positions[position], params[f"{prefix}.up_proj.weight"])
         logits.append(ops.linear(ops.relu(hidden), params[f"{prefix}.down_proj.weight"]))
     return ops.concatenate(logits, axis=-1)
+
+
+def _experts(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
+    """sum over e of softmax(R z)[e] W_e z with z = h + position[p]: [B, N, P, V] (FEATURES 2.1, 3.4).
+
+    Every map is linear, so W z is W h + W position[p], the first once per patch and the second once in all.
+    """
+    positions = ops.cast_like(params["decoder.position"], h)
+
+    def of_each_place(weight: Array) -> Array:
+        """W z: [B, N, P, rows of W]."""
+        return ops.linear(h, weight)[:, :, None] + ops.linear(positions, weight)
+
+    shares = ops.softmax(of_each_place(params["decoder.router.weight"]))
+    logits = [
+        shares[..., expert : expert + 1] * of_each_place(params[f"decoder.experts.{expert}.weight"])
+        for expert in range(spec.model.decoder.num_experts)
+    ]
+    total = logits[0]
+    for more in logits[1:]:
+        total = total + more
+    return total

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.documents import position_documents
+from shared.model.ngram import ngram_embeds
 from shared.model.smear import smear_embedded, smear_normalised
 from shared.ops import Array, Ops
 from shared.spec import Spec
@@ -44,6 +45,8 @@ def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -
     if model.patch_size > 1:
         embedded = embedded.reshape((batch, num_patches, model.patch_size * model.model_dim))
         embedded = ops.linear(embedded, params["embed.patch_proj.weight"])
+    if model.ngram.rows:
+        embedded = embedded + ngram_embeds(ops, spec, params, x)
     embedded = shift_right(ops, embedded, window_start(ops, spec, params, x))
     if model.smear_gate == "v2":
         embedded = smear_embedded(ops, model, params, embedded, position_documents(ops, spec, x))

@@ -20,6 +20,7 @@ from shared.model.attention_addons import (
 )
 from shared.model.layer_order import num_skips
 from shared.spec import ModelSpec, Spec
+from shared.spec.mixers import MixerKind
 
 Group = Literal["matrix", "embedding", "head", "scalar"]
 QuantisationClass = Literal["matrix", "embedding", "head", "control"]
@@ -62,11 +63,19 @@ class BlockShape:
     mlp_dim: int
     norm_scale: float
     attention: AttentionAddons
+    mixer: MixerKind = "attention"
+    state_dim: int = 0
 
 
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
 # What a two-lane block keeps of each lane at first (FEATURES 3.3).
 LANE_RESID = 1.1
+# The initial scale of n-gram embeddings (FEATURES 3.2).
+NGRAM_SCALE = 0.05
+# Positions that a mixer's short convolution reads, and what its steps and decays start from (shared.model.chunks).
+CONV_WIDTH = 4
+STEP_BIAS = -3.0
+LOG_RATE_SPREAD = 2.0
 
 
 def trunk_block_shape(model: ModelSpec, layer: int) -> BlockShape:
@@ -81,6 +90,8 @@ def trunk_block_shape(model: ModelSpec, layer: int) -> BlockShape:
         mlp_dim,
         norm_scale,
         attention_addons(model, layer),
+        model.mixers[layer] if model.mixers else "attention",
+        model.state_dim,
     )
 
 
@@ -139,6 +150,13 @@ def _input_parameters(spec: Spec) -> Iterator[Parameter]:
         # Live though both are zero: sigmoid(0) is not, so the scale moves first.
         yield _gate("embed.smear_gate.weight", 1, model.attention.gate_dims, ZEROS)
         yield _control("embed.smear_scale", (1,), ZEROS)
+    for length in model.ngram.lengths:
+        # Zero, so the projection must not be: of two factors that both start at zero neither gets a gradient.
+        shape = (model.ngram.rows, model.ngram.dim)
+        yield Parameter(f"ngram_embed.tables.{length}.weight", shape, ZEROS, "embedding", "embedding")
+    if model.ngram.rows:
+        yield _matrix("ngram_embed.proj.weight", dim, model.ngram.dim)
+        yield _control("ngram_embed.scale", (1,), Initial("constant", NGRAM_SCALE))
     if width := model.attention.value_embed_dim:
         table = Initial("normal", VALUE_EMBED_STD)
         yield Parameter("value_embed.weight", (spec.vocabulary.size, width), table, "embedding", "embedding")
@@ -146,6 +164,16 @@ def _input_parameters(spec: Spec) -> Iterator[Parameter]:
 
 
 def _block_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Iterator[Parameter]:
+    if shape.mixer == "attention":
+        yield from _attention_parameters(prefix, shape, model)
+    else:
+        yield from _state_mixer_parameters(f"{prefix}.{shape.mixer}", shape)
+    yield _matrix(f"{prefix}.mlp.up_proj.weight", shape.mlp_dim, shape.dim)
+    yield _matrix(f"{prefix}.mlp.down_proj.weight", shape.dim, shape.mlp_dim, ZEROS)
+    yield _control(f"{prefix}.mlp.scale", (shape.dim,), ONES)
+
+
+def _attention_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Iterator[Parameter]:
     attention_dim, kv_dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     yield _matrix(f"{prefix}.attn.q_proj.weight", attention_dim, shape.dim)
     yield _matrix(f"{prefix}.attn.k_proj.weight", kv_dim, shape.dim)
@@ -154,9 +182,29 @@ def _block_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> Itera
     yield _control(f"{prefix}.attn.q_gain", (shape.num_heads,), Initial("constant", model.q_gain_init))
     yield _control(f"{prefix}.attn.scale", (shape.dim,), ONES)
     yield from _attention_addon_parameters(f"{prefix}.attn", shape)
-    yield _matrix(f"{prefix}.mlp.up_proj.weight", shape.mlp_dim, shape.dim)
-    yield _matrix(f"{prefix}.mlp.down_proj.weight", shape.dim, shape.mlp_dim, ZEROS)
-    yield _control(f"{prefix}.mlp.scale", (shape.dim,), ONES)
+
+
+def _state_mixer_parameters(prefix: str, shape: BlockShape) -> Iterator[Parameter]:
+    """Of a mixer with a state: its projections, of which the short convolution reads the last three."""
+    heads, inner = shape.num_heads, shape.num_heads * shape.head_dim
+    shared = shape.num_kv_heads * shape.state_dim
+    mamba2 = shape.mixer == "mamba2"
+    widths = {"x": inner, "b": shared, "c": shared} if mamba2 else {"q": inner, "k": inner, "v": inner}
+    yield _matrix(f"{prefix}.z_proj.weight", inner, shape.dim)
+    for name, width in widths.items():
+        yield _matrix(f"{prefix}.{name}_proj.weight", width, shape.dim)
+    # At first each position reads itself alone.
+    yield _control(f"{prefix}.conv", (CONV_WIDTH, sum(widths.values())), Initial("first_row_ones"))
+    # exp(A) from 1/7 to 7 and a first step of 0.05: states that last from 3 to 150 positions.
+    yield _gate(f"{prefix}.step_proj.weight", heads, shape.dim, ZEROS)
+    yield _control(f"{prefix}.step_bias", (heads,), Initial("constant", STEP_BIAS))
+    yield _control(f"{prefix}.log_rate", (heads,), Initial("uniform", LOG_RATE_SPREAD))
+    if mamba2:
+        yield _control(f"{prefix}.skip", (heads,), ONES)
+    else:
+        yield _gate(f"{prefix}.strength_proj.weight", heads, shape.dim, ZEROS)
+    yield _matrix(f"{prefix}.o_proj.weight", shape.dim, inner, ZEROS)
+    yield _control(f"{prefix}.scale", (shape.dim,), ONES)
 
 
 def _attention_addon_parameters(prefix: str, shape: BlockShape) -> Iterator[Parameter]:
@@ -190,6 +238,12 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
         for position in range(patch_size):
             yield _matrix(f"decoder.heads.{position}.up_proj.weight", decoder.dim, dim)
             yield _head(f"decoder.heads.{position}.down_proj.weight", vocab_size, decoder.dim)
+    elif decoder.kind == "experts":
+        yield _control("decoder.position", (patch_size, dim), Initial("normal", 0.02))
+        # Not zero: experts that start alike and are weighed alike would stay alike.
+        yield _gate("decoder.router.weight", decoder.num_experts, dim, Initial("uniform", dim**-0.5))
+        for expert in range(decoder.num_experts):
+            yield _head(f"decoder.experts.{expert}.weight", vocab_size, dim)
     elif not model.tie_embeddings:
         yield _head("head.weight", patch_size * vocab_size, dim)
 

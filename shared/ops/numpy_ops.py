@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shared.ops.noise import mixed
+
 
 class NumpyOps:
     """`shared.ops.Ops` in float64; dtype arguments are ignored."""
@@ -72,6 +74,11 @@ class NumpyOps:
     def softcapped_log_softmax(self, logits: np.ndarray, softcap: float) -> np.ndarray:
         return _log_softmax(softcap * np.tanh(logits / softcap))
 
+    def softcapped_logsumexp(self, logits: np.ndarray, softcap: float) -> np.ndarray:
+        capped = softcap * np.tanh(logits / softcap)
+        largest = capped.max(axis=-1, keepdims=True)
+        return largest[..., 0] + np.log(np.exp(capped - largest).sum(axis=-1))
+
     def concatenate(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
         return np.concatenate(arrays, axis=axis)
 
@@ -94,6 +101,18 @@ class NumpyOps:
         # Through tanh, which overflows for no x.
         return 0.5 + 0.5 * np.tanh(0.5 * x)
 
+    def exp(self, x: np.ndarray) -> np.ndarray:
+        return np.exp(x)
+
+    def softplus(self, x: np.ndarray) -> np.ndarray:
+        return np.logaddexp(x, 0.0)
+
+    def running_sum(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return np.cumsum(x, axis=axis)
+
+    def lower_triangle(self, x: np.ndarray, diagonal: int = 0) -> np.ndarray:
+        return np.tril(x, diagonal)
+
     def running_count(self, x: np.ndarray, value: int) -> np.ndarray:
         return np.cumsum(x == value, axis=1)
 
@@ -105,6 +124,24 @@ class NumpyOps:
 
     def minimum(self, x: np.ndarray, limit: float) -> np.ndarray:
         return np.minimum(x, limit)
+
+    def softmax(self, x: np.ndarray) -> np.ndarray:
+        return np.exp(_log_softmax(x))
+
+    def power(self, x: np.ndarray, exponent: float) -> np.ndarray:
+        return x**exponent
+
+    def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
+        # In float32, though the oracle is in float64: on the border of two codes rounding must fall to the same one.
+        rows = x.astype(np.float32)
+        scale = (np.abs(rows).max(axis=-1, keepdims=True) / np.float32(limit)).astype(np.float16).astype(np.float32)
+        codes = np.clip(np.rint(rows / np.where(scale > 0, scale, np.float32(1))), -limit, limit)
+        return (codes * scale - rows).astype(np.float64)
+
+    def row_noise(self, x: np.ndarray, counter: np.ndarray, salt: int) -> np.ndarray:
+        index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
+        bits = mixed(index, np.asarray(counter).astype(np.uint32), salt)
+        return ((bits >> 8) / 2.0**24 - 0.5) * np.abs(x).max(axis=-1, keepdims=True)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

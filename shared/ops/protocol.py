@@ -6,7 +6,7 @@ Each docstring is the mathematical definition; an engine may compute it any way 
 parity check holds it to the definition.
 
 Arrays are the framework's own. Besides these methods the model uses only what all three frameworks
-share: `.shape`, `.reshape(shape)`, basic slicing, `+ - * /` and `@` (batched matrix product).
+share: `.shape`, `.reshape(shape)`, basic slicing, `+ - * /`, `%` of integers and `@` (batched matrix product).
 
 Shape letters: B batch, T time (symbols or patches), D model width, H query heads, G key/value heads,
 C head width, F mlp width, V vocabulary. `dtype` arguments are "float32" or "bfloat16".
@@ -90,6 +90,10 @@ class Ops(Protocol):
         """log softmax(softcap * tanh(logits / softcap)) over the last axis, in nats, float32."""
         ...
 
+    def softcapped_logsumexp(self, logits: Array, softcap: float) -> Array:
+        """log of the sum of exp(softcap * tanh(logits / softcap)) over the last axis: [...] of [..., V], float32."""
+        ...
+
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """Join along an existing axis."""
         ...
@@ -118,6 +122,22 @@ class Ops(Protocol):
         """1 / (1 + exp(-x)), element-wise, in x's dtype."""
         ...
 
+    def exp(self, x: Array) -> Array:
+        """e^x, element-wise, in x's dtype."""
+        ...
+
+    def softplus(self, x: Array) -> Array:
+        """ln(1 + e^x), element-wise, in x's dtype; overflows for no x."""
+        ...
+
+    def running_sum(self, x: Array, axis: int) -> Array:
+        """Sums of the entries up to and including each one along an axis."""
+        ...
+
+    def lower_triangle(self, x: Array, diagonal: int = 0) -> Array:
+        """The matrices of the last two axes with 0 wherever column > row + diagonal."""
+        ...
+
     def running_count(self, x: Array, value: int) -> Array:
         """How many of x[:, 0] ... x[:, t] equal `value`, for every t: int32 [B, T] of int32 [B, T]."""
         ...
@@ -132,4 +152,28 @@ class Ops(Protocol):
 
     def minimum(self, x: Array, limit: float) -> Array:
         """Element-wise minimum with a number."""
+        ...
+
+    def softmax(self, x: Array) -> Array:
+        """exp(x) over its sum along the last axis, in x's dtype; summed in float32."""
+        ...
+
+    def power(self, x: Array, exponent: float) -> Array:
+        """x^exponent, element-wise, for x >= 0 and an exponent of 1 or more."""
+        ...
+
+    def rounding_error(self, x: Array, limit: int) -> Array:
+        """What rounding to codes -limit ... limit adds to x [..., C], float32; a constant to derivatives.
+
+        code * scale - x, where a row's scale is max |x| / limit rounded to float16, and its codes are x / scale
+        rounded half to even, all in float32 whatever the implementation, so that it is the same one's codes.
+        """
+        ...
+
+    def row_noise(self, x: Array, counter: Array, salt: int) -> Array:
+        """(u - 1/2) times the largest |x| of the row, for x [..., C] float32; a constant to derivatives.
+
+        u is uniform in [0, 1), the top 24 of the 32 bits of shared.ops.noise.mixed(counter, salt, index of the
+        element), the same in every implementation. `counter`: a scalar that holds a whole number below 2^24.
+        """
         ...

@@ -7,11 +7,14 @@ from itertools import combinations
 
 import numpy as np
 
-from shared.model import mean_nats, parameter_manifest
+from shared.model import parameter_manifest, training_loss
 from shared.model.initialise import named_generator
+from shared.model.qat import quantised_matrices, training_weights
 from shared.ops import NumpyOps
+from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
+from shared.spec.qat import QatSpec
 from shared.stages import split_numbers, training_stages
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, LOGITS_ABS
 
@@ -68,19 +71,39 @@ def directional_rows(
 def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> float:
     """Mean nats per symbol in float64, of the function that a step with `hyper` trains or of the final one."""
     ops, numbers = NumpyOps(), split_numbers(spec, hyper or {})
+    params = {name: ops.asarray(value) for name, value in (dict(weights) | made_up_tables(spec)).items()}
+    return float(training_loss(ops, training_stages(spec)[numbers.stage], params | numbers.run, x)[1])
+
+
+def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray) -> float:
+    """What the gradients are of, in float64, at the end of training."""
+    ops = NumpyOps()
+    params = {name: ops.asarray(value) for name, value in (dict(weights) | made_up_tables(spec)).items()}
+    return float(training_loss(ops, spec, params, x)[0])
+
+
+def straight_through(spec: Spec, weights: Tensors, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The weights at which a spec with quantisation-aware training takes its gradients, float64."""
+    ops = NumpyOps()
     params = {name: ops.asarray(value) for name, value in weights.items()}
-    return float(mean_nats(ops, training_stages(spec)[numbers.stage], params | numbers.run, x))
+    return training_weights(ops, spec, params, quantised_matrices(spec), x)
+
+
+def without_qat(spec: Spec) -> Spec:
+    """The spec without quantisation in training."""
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": QatSpec()})})
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:
-    """d loss / d h of weights + h * direction at 0."""
-    losses = []
+    """d training loss / d h of weights + h * direction at 0."""
+    losses, weights = [], straight_through(spec, weights, x)
+    spec = without_qat(spec)
     for sign in (1.0, -1.0):
         moved = {
             name: np.asarray(value, np.float64) + (sign * STEP * direction[name] if name in direction else 0.0)
             for name, value in weights.items()
         }
-        losses.append(oracle_loss(spec, moved, x))
+        losses.append(oracle_objective(spec, moved, x))
     return (losses[0] - losses[1]) / (2.0 * STEP)
 
 

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shared.model import parameter_manifest, random_weights
+from shared.engine import Engine, create_engine
+from shared.model import parameter_manifest, random_weights, symbol_weights
 from shared.model.initialise import named_generator
 from shared.spec import Spec
+from shared.stages import SYMBOL_WEIGHTS
 
 NUM_BYTES = 60_000
 NUM_WORDS = 300
@@ -19,6 +21,10 @@ WORDS_PER_DOCUMENT = 40
 # Random tables give logits of up to 10, whose own float32 rounding would use up half of the tolerance.
 # Every input embedding is normalised, so a smaller table changes nothing before the logits.
 TABLE_SCALE = np.float32(0.5)
+
+
+# Bytes of the made-up tokens: 0 to 6, the mean of a symbol being the middle.
+MOST_SYMBOL_BYTES, MEAN_SYMBOL_BYTES = 6, 3.0
 
 
 class SlicingLoader(Protocol):
@@ -38,6 +44,22 @@ def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     tables = {parameter.name for parameter in parameter_manifest(spec) if parameter.group in ("embedding", "head")}
     weights = random_weights(spec, seed)
     return {name: value * TABLE_SCALE if name in tables else value for name, value in weights.items()}
+
+
+def made_up_tables(spec: Spec) -> dict[str, np.ndarray]:
+    """What a spec's loss reads beside weights, under the names of shared.stages: a byte count for every token."""
+    if not spec.training.loss.byte_weighted:
+        return {}
+    symbol_bytes = np.arange(spec.vocabulary.size) % (MOST_SYMBOL_BYTES + 1)
+    return {SYMBOL_WEIGHTS: symbol_weights(symbol_bytes, MEAN_SYMBOL_BYTES)}
+
+
+def made_up_engine(name: str, spec: Spec) -> Engine:
+    """The named engine, ready but for weights, for a comparison without a tokenizer."""
+    engine = create_engine(name, spec)
+    for weights in made_up_tables(spec).values():
+        engine.use_symbol_weights(weights)
+    return engine
 
 
 def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:

@@ -7,6 +7,7 @@ import math
 from shared.errors import SpecError
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.spec.depth import scale_loop_schedule
+from shared.spec.qat import scale_qat
 from shared.spec.training import scale_snapshots
 
 TARGET_SEQ_SYMBOLS = 64
@@ -56,6 +57,7 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     notes = []
     values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
     scale_snapshots(values["training"], steps / spec.training.steps, steps)
+    values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     for key, value in changes.items():
         section, field = key.split(".")
         if values[section][field] != value:

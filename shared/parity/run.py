@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.artifact import pack_bytes, unpack_bytes
-from shared.engine import ENGINE_PACKAGES, Engine, Oracle, available_engines, create_engine
+from shared.engine import ENGINE_PACKAGES, Engine, Oracle, available_engines
 from shared.errors import UserError
 from shared.model import initial_weights
 from shared.ops import NumpyOps, Ops
@@ -18,7 +18,7 @@ from shared.parity.batch_checks import batch_rows
 from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
-from shared.parity.inputs import comparison_weights, made_up_loader
+from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader
 from shared.parity.reduce import reduced_spec, with_dtype
 from shared.parity.result import ParityReport, Row
 from shared.parity.trace import TracedOutput, trace_forward
@@ -56,7 +56,7 @@ def run_parity(
     """
     started = time.monotonic()
     small, reductions = reduced_spec(spec, steps, seq_len)
-    engines = {name: create_engine(name, small) for name in available_engines()}
+    engines = {name: made_up_engine(name, small) for name in available_engines()}
     if not engines:
         raise UserError("nothing to compare: no engine is installed; install the extra `mlx` or `cuda`")
     loader = made_up_loader(small, TEXT_SEED)
@@ -148,7 +148,7 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
     if seq_len == bench.spec.model.seq_len:
         return []
     long, _ = reduced_spec(spec, steps=1, seq_len=seq_len)
-    engines = {name: create_engine(name, long) for name in bench.engines}
+    engines = {name: made_up_engine(name, long) for name in bench.engines}
     x = made_up_loader(long, TEXT_SEED).rows(0, 0, 1)
     one = Bench(long, engines, bench.weights, [x])
     rows = _compare_logits(one, one.weights, f"logits, {seq_len} symbols")

@@ -16,7 +16,7 @@ from shared.optim import global_norm, initial_state, optimizer_step, progress_fr
 from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import Row, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
-from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
+from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL, ROUNDED_PARAMETERS_REL
 
 UPDATE_STEPS = 10
 
@@ -77,7 +77,7 @@ def first_deviation(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, b
                 return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
         measured, worst = worst_relative_l2(left, right)
-        if not measured <= PARAMETERS_REL:
+        if not measured <= _parameters_rel(spec):
             return f"{_place(spec, worst)} after step {step + 1}"
     return "the two runs agree when repeated"
 
@@ -110,14 +110,19 @@ def _hyper(spec: Spec, step: int) -> dict[str, float]:
     return step_hyperparameters(spec, step, progress_frac(spec, step, 0.0))
 
 
+def _parameters_rel(spec: Spec) -> float:
+    """How far parameters may be apart after a few steps."""
+    return ROUNDED_PARAMETERS_REL if spec.training.qat.form == "straight_through" else PARAMETERS_REL
+
+
 def _parameter_row(spec: Spec, pair: str, left: TrainingRecord, right: TrainingRecord) -> Row:
     steps = min(UPDATE_STEPS, len(left.losses))
     check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
     broken = left.broken or right.broken
     if broken:
-        return Row(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
+        return Row(check, pair, math.inf, _parameters_rel(spec), "relative L2", f"{_place(spec, broken)}, not a number")
     measured, worst = worst_relative_l2(left.params, right.params)
-    return Row(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
+    return Row(check, pair, measured, _parameters_rel(spec), "relative L2", _place(spec, worst))
 
 
 def _loss_row(left: TrainingRecord, right: TrainingRecord, pair: str) -> Row:

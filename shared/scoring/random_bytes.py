@@ -20,6 +20,7 @@ from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.spec.depth import scale_loop_schedule
+from shared.spec.qat import scale_qat
 
 RANDOM_BYTES_STEPS = 200
 _SEQ_LEN = 48
@@ -85,6 +86,9 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
         "ema_decay": 0.0,
         "swa_every_steps": 0,
     }
+    values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
+    # Random tokens stand for no bytes.
+    values["training"]["loss"]["byte_weighted"] = False
     return spec_from_dict(values, origin="random bytes")
 
 

@@ -64,6 +64,17 @@ def open_split(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStrea
     return stream
 
 
+def token_bytes(spec: Spec) -> np.ndarray:
+    """Bytes of text that each token of the spec's tokenizer stands for inside a text: integers [V].
+
+    Raises DataError if the tokenizer is missing.
+    """
+    tokenizers = importlib.import_module("data.tokenizer")
+    sha256 = bind_tokenizer(spec).vocabulary.tokenizer
+    counts: np.ndarray = tokenizers.tokenizer_by_hash(sha256).table.in_text()
+    return counts
+
+
 def bind_tokenizer(spec: Spec) -> Spec:
     """The spec with the tokenizer of its training text written into it, where it reads tokens and names none.
 

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from shared.spec.attention import AttentionSpec, SmearGate, check_attention
 from shared.spec.base import Fraction, Positive, Section, require
 from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
+from shared.spec.mixers import MIXERS_DESCRIPTION, MixerKind, check_mixers
+from shared.spec.ngram import NgramSpec, check_ngram
 
-DecoderKind = Literal["autoregressive", "mlp", "linear"]
+DecoderKind = Literal["autoregressive", "mlp", "linear", "experts"]
 
 
 class DecoderSpec(Section):
@@ -19,7 +21,8 @@ class DecoderSpec(Section):
     `autoregressive`: a local causal transformer over the patch, MegaByte form; with `context` above 1 its
     input is a projection of the last symbols instead of the last one alone, also across patches. `mlp`: one
     two-layer head per position, no context inside the patch. `linear`: one linear map to P * V logits;
-    with patch_size 1 it is the ordinary language-model head.
+    with patch_size 1 it is the ordinary language-model head. `experts`: for place p of the patch the sum of
+    `num_experts` linear maps of z = h + e[p], weighed by softmax(R z), e and R learned.
     """
 
     kind: DecoderKind
@@ -27,6 +30,7 @@ class DecoderSpec(Section):
     num_layers: Positive = Field(1, description="layers of the local transformer")
     num_heads: Positive = Field(4, description="attention heads of the local transformer")
     mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
+    num_experts: Annotated[int, Field(ge=2, le=16)] = Field(3, description="linear maps of the experts decoder")
     context: Positive = Field(1, description="earlier symbols that each local position reads directly")
 
 
@@ -57,6 +61,8 @@ class ModelSpec(Section):
     ln_scale: bool = Field(False, description="the norms of layer l, counted from 0, are multiplied by 1/sqrt(l + 1)")
     loop: LoopSpec = LoopSpec()
     parallel: ParallelSpec = ParallelSpec()
+    mixers: Annotated[tuple[MixerKind, ...], Field(strict=False)] = Field((), description=MIXERS_DESCRIPTION)
+    state_dim: Positive = Field(32, description="width of B and C, and of a mamba2 layer's state per head and feature")
     attention: AttentionSpec
     smear_gate: SmearGate = Field(
         "none",
@@ -64,6 +70,7 @@ class ModelSpec(Section):
         "marks. v1: (1 - g) x[t] + g x[t-1] after the norm, g = sigmoid of a learned [D], 0 at first; v2: x[t] + "
         "s sigmoid(W x[t][:gate_dims]) x[t-1] before the norm, s and W zero at first, so off at first",
     )
+    ngram: NgramSpec = NgramSpec()
     tie_embeddings: bool = Field(description="default true with patch_size 1 or an autoregressive decoder")
     embed_init_std: Annotated[float, Field(gt=0.0)] = 0.005
     start: Literal["learned", "document_start"] = Field(
@@ -128,7 +135,9 @@ class ModelSpec(Section):
                 f"a multiple of 2 * model.decoder.num_heads ({2 * self.decoder.num_heads})",
             )
         check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
+        check_ngram(self.ngram)
         check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
+        check_mixers(self.mixers, self.num_layers, self.attention)
         require(
             not self.tie_embeddings or _can_tie(self.patch_size, self.decoder.kind),
             "model.tie_embeddings",

@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from shared.spec.artifact import ArtifactSpec, BudgetSpec, EvaluationSpec
 from shared.spec.base import Section, require
 from shared.spec.depth import check_loop_schedule
+from shared.spec.loss import check_loss
 from shared.spec.model import ModelSpec
 from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.qat import check_qat
 from shared.spec.training import DataSpec, TrainingSpec, check_snapshots
 from shared.spec.vocabulary import VocabularySpec
 
@@ -80,6 +82,8 @@ class Spec(Section):
             f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start",
         )
         check_snapshots(self.training, self.schedule.driver)
+        check_loss(self.training.loss, self.vocabulary)
+        check_qat(self.training.qat, self.training.steps, self.schedule.driver)
         timed = self.schedule.driver == "time"
         require(
             timed == (self.training.time_limit_s > 0),

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+from shared.spec.loss import LossSpec
+from shared.spec.qat import QatSpec
 
 
 class DataSpec(Section):
@@ -34,6 +36,8 @@ class TrainingSpec(Section):
     )
     dtype: DType = "float32"
     compile: bool = True
+    loss: LossSpec = LossSpec()
+    qat: QatSpec = QatSpec()
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay of the running weight average (EMA) that is scored and packed; 0 turns it off"
     )

@@ -21,6 +21,7 @@ from shared.training.average_check import check_average
 from shared.training.interruption import Interruption
 from shared.training.metrics import MetricsLog
 from shared.training.observer import Observer, ValidationReport
+from shared.training.qat_check import check_qat_acts
 from shared.training.report import write_report
 from shared.training.run_directory import RunDirectory
 from shared.training.sources import Sources
@@ -56,6 +57,7 @@ class Finished:
     score: ScoreDocument
     packing: Packing
     average: Check | None = None
+    qat: Check | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -67,6 +69,8 @@ class Finished:
             found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
         if self.average is not None and not self.average.passed:
             found.append(f"average: {self.average.detail}")
+        if self.qat is not None and not self.qat.passed:
+            found.append(f"qat: {self.qat.detail}")
         if not self.packing.acceptable:
             cost = self.packing.difference_bpb
             found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
@@ -99,6 +103,7 @@ def finish_run(
             observer.on_stage("audit and compressors")
 
     average = check_average(engine) if spec.training.swa_every_steps > 0 else None
+    qat = check_qat_acts(engine, sources.loader.batch(0)) if spec.training.qat.form != "off" else None
     observer.on_stage("packing")
     info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
     engine.initialise(read_artifact(run.artifact_path).weights)
@@ -118,7 +123,7 @@ def finish_run(
     )
     interruption.check()
     write_score(run.score_path, document)
-    finished = Finished(document, packing, average)
+    finished = Finished(document, packing, average, qat)
     metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )

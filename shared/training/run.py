@@ -10,10 +10,10 @@ from typing import Any
 from shared.engine import Engine, create_engine
 from shared.errors import RunError
 from shared.following import check_divisible, follow, leading
-from shared.model import initial_weights, parameter_counts
+from shared.model import initial_weights, parameter_counts, symbol_weights
 from shared.optim import progress_frac
 from shared.ranks import OneRank, Ranks
-from shared.scoring.stream import bind_tokenizer
+from shared.scoring.stream import bind_tokenizer, token_bytes
 from shared.spec import Spec, spec_from_dict, spec_id
 from shared.training.checkpoints import Checkpoint, CheckpointStore
 from shared.training.environment import describe_environment
@@ -94,6 +94,8 @@ def _train_in(
     store.tidy()
     checkpoint = store.load_latest()
     position = _start_or_resume(spec, engine, sources, store, checkpoint)
+    if spec.training.loss.byte_weighted:
+        engine.use_symbol_weights(symbol_weights(token_bytes(spec), sources.bytes_per_symbol))
     run.write_environment({**describe_environment(engine), "data": sources.describe()})
     with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
         event = "resume" if checkpoint else "start"

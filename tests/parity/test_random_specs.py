@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.engine import ENGINE_PACKAGES, Oracle, Scorer, create_engine
+from shared.engine import ENGINE_PACKAGES, Oracle, Scorer
 from shared.parity.function_checks import logit_rows, nats_rows
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
-from shared.parity.inputs import comparison_weights
+from shared.parity.inputs import comparison_weights, made_up_engine
 from shared.parity.run import make_ops
 from shared.parity.trace import trace_forward
 from shared.scoring.checks import Probe
@@ -20,6 +20,9 @@ from shared.spec import Spec, spec_from_dict
 from shared.tolerances import CAUSALITY_ABS
 from tests.parity.attention_strategy import attention_fields, place_that_reaches_the_end, with_document_mask
 from tests.parity.depth_strategy import depth_fields
+from tests.parity.mixer_strategy import with_mixers
+from tests.parity.ngram_strategy import ngram_fields
+from tests.parity.training_strategy import training_fields
 
 ROWS = 2
 # Share of symbols that start a document, where the vocabulary marks them.
@@ -33,7 +36,7 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
     Narrower ones are badly conditioned: four numbers that nearly cancel have a root mean square of few digits.
     """
     patch_size = draw(st.sampled_from([1, 1, 1, *range(1, 17)]))
-    kind = draw(st.sampled_from(["autoregressive", "mlp", "linear"]))
+    kind = draw(st.sampled_from(["autoregressive", "mlp", "linear", "experts"]))
     num_heads = draw(st.sampled_from([1, 2, 3, 4, 6]))
     can_tie = kind == "autoregressive" or (patch_size == 1 and kind == "linear")
     decoder_heads = draw(st.sampled_from([1, 2, 3]))
@@ -42,6 +45,7 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
     return {
         **draw(attention_fields(num_layers, head_dim)),
         **draw(depth_fields(num_layers)),
+        **draw(ngram_fields()),
         "num_layers": num_layers,
         "model_dim": num_heads * draw(st.integers(-(-16 // num_heads), -(-32 // num_heads))),
         "num_heads": num_heads,
@@ -64,6 +68,7 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
             "num_layers": draw(st.integers(1, 2)),
             "num_heads": decoder_heads,
             "context": draw(st.integers(1, 5)),
+            "num_experts": draw(st.integers(2, 4)),
             "mlp_dim": draw(st.integers(16, 32)),
         },
     }
@@ -81,7 +86,7 @@ def specs(draw: st.DrawFn) -> Spec:
     """A spec whose batch is cut into unequal micro-batches."""
     vocabulary = draw(vocabularies())
     marked = vocabulary["kind"] != "byte256"
-    model = with_document_mask(draw, draw(model_sections()), marked)
+    model = with_mixers(draw, with_document_mask(draw, draw(model_sections()), marked))
     if marked and model["patch_size"] == 1:
         model["start"] = draw(st.sampled_from(["learned", "document_start"]))
     return spec_from_dict(
@@ -94,6 +99,7 @@ def specs(draw: st.DrawFn) -> Spec:
                 "batch_symbols": (ROWS + 1) * model["seq_len"],
                 "micro_batch_symbols": ROWS * model["seq_len"],
                 "compile": False,
+                **draw(training_fields(vocabulary["kind"] == "tokens")),
             },
         }
     )
@@ -108,7 +114,7 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     if spec.vocabulary.document_start is not None:
         x[rng.random(x.shape) < DOCUMENT_STARTS_FRAC] = spec.vocabulary.document_start
 
-    engines = {name: create_engine(name, spec) for name in ENGINE_PACKAGES}
+    engines = {name: made_up_engine(name, spec) for name in ENGINE_PACKAGES}
     for engine in engines.values():
         engine.initialise(weights)
     scorers: dict[str, Scorer] = {"numpy": Oracle(spec, weights), **engines}

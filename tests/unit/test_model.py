@@ -110,6 +110,10 @@ def test_groups_and_quantisation_classes_cover_every_parameter(source: str):
     manifest = parameter_manifest(spec)
     classes = {"matrix": "matrix", "embedding": "embedding", "head": "head", "scalar": "control"}
     for parameter in manifest:
+        if (parameter.group, parameter.quantisation) == ("scalar", "embedding"):
+            # The narrow matrix of a gate: Adam, but stored by row.
+            assert len(parameter.shape) == 2 and parameter.name.endswith(".weight"), parameter
+            continue
         assert parameter.quantisation == classes[parameter.group], parameter
         assert parameter.count == math.prod(parameter.shape) > 0
         assert (len(parameter.shape) == 2) or parameter.group == "scalar", parameter

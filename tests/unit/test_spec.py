@@ -55,6 +55,8 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.loop.skips": '"outside"',
     "model.parallel.form": '"two_lane"',
     "model.parallel.first_layer": "1",
+    "model.mixers": '["mamba2", "attention", "gated_delta"]',
+    "model.state_dim": "16",
     "model.attention.rope_dims": "4",
     "model.attention.ntk_positions": "8",
     "model.attention.window": "3",
@@ -67,6 +69,10 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.attention.gate_scale": "0.5",
     "model.attention.gate_dims": "6",
     "model.smear_gate": '"v2"',
+    "model.ngram.rows": "512",
+    "model.ngram.dim": "8",
+    "model.ngram.longest": "3",
+    "model.ngram.multiplier": "256",
     "model.tie_embeddings": "false",
     "model.embed_init_std": "0.02",
     "model.start": '"document_start"',
@@ -75,6 +81,7 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.decoder.num_layers": "2",
     "model.decoder.num_heads": "4",
     "model.decoder.mlp_dim": "48",
+    "model.decoder.num_experts": "4",
     "model.decoder.context": 2,
 }
 
@@ -134,7 +141,7 @@ def error_of(source: str, *overrides: str) -> str:
 
 
 def test_presets_are_those_that_are_documented():
-    expected = "baseline baseline-mini bytes h100 itchy recurrent recurrent-mini smoke tiny"
+    expected = "baseline baseline-mini bytes h100 hybrid-mini itchy recurrent recurrent-mini smoke tiny"
     assert preset_names() == expected.split()
 
 
@@ -192,7 +199,10 @@ def test_a_spec_cannot_be_changed():
         ("model.num_layers=many", "model.num_layers = 'many': input should be a valid integer"),
         ("model.patch_size=17", "model.patch_size = 17: input should be less than or equal to 16"),
         ("model.patch_size=0", "model.patch_size = 0: input should be greater than or equal to 1"),
-        ("model.decoder.kind=gru", "model.decoder.kind = 'gru': input should be 'autoregressive', 'mlp' or 'linear'"),
+        (
+            "model.decoder.kind=gru",
+            "model.decoder.kind = 'gru': input should be 'autoregressive', 'mlp', 'linear' or 'experts'",
+        ),
         ("training.dtype=float16", "training.dtype = 'float16': input should be 'float32' or 'bfloat16'"),
         ("optimizer.matrix_lr=inf", "optimizer.matrix_lr = inf: input should be a finite number"),
         ("optimizer.matrix_lr=-1.0", "optimizer.matrix_lr = -1.0: input should be greater than or equal to 0"),

@@ -1,0 +1,55 @@
+"""Hashed n-gram embeddings at the input (FEATURES 3.2).
+
+The features of a symbol are of that symbol and those before it. They are added before the shift, so a position reads
+n-grams that end before what it predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.ops import Array, Ops
+from shared.spec import Spec
+
+
+def ngram_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """scale * W mean over a patch of sum over n of E_n[hash of x[t - n + 1], ..., x[t]]: [B, N, D] of x [B, T].
+
+    An n-gram that begins before the window, or in another document than the one that its patch ends in, adds nothing.
+    """
+    model = spec.model
+    batch, time = x.shape
+    patches = (batch, time // model.patch_size, model.patch_size)
+    start = spec.vocabulary.document_start
+    documents = 0 * x if start is None else ops.running_count(x, start)
+    # The trunk position that reads a patch belongs to the document that the patch ends in (shared.model.documents).
+    own = ops.broadcast_to(documents.reshape(patches)[:, :, model.patch_size - 1 :], patches).reshape((batch, time))
+    symbols = [x]
+    total = None
+    for length in model.ngram.lengths:
+        symbols.append(_earlier(ops, symbols[-1], before=0))
+        documents = _earlier(ops, documents, before=-1)
+        index = ngram_rows(symbols, model.ngram.multiplier, model.ngram.rows)
+        rows = ops.embedding(params[f"ngram_embed.tables.{length}.weight"], index, spec.training.dtype)
+        elsewhere = ops.minimum(ops.cast_like(own - documents, rows), 1.0)
+        rows = (1.0 - elsewhere)[:, :, None] * rows
+        total = rows if total is None else total + rows
+    assert total is not None, "no n-grams"
+    mean = ops.sum(total.reshape((*patches, model.ngram.dim)), axes=(2,)) / model.patch_size
+    return ops.cast_like(params["ngram_embed.scale"], mean) * ops.linear(mean, params["ngram_embed.proj.weight"])
+
+
+def ngram_rows(symbols: list[Array], multiplier: int, rows: int) -> Array:
+    """Rows [B, T] of the n-grams of symbols[n - 1] (the oldest), ..., symbols[0], each int [B, T] and not negative.
+
+    No product reaches 2^31, so 32 and 64 bits agree.
+    """
+    hashed = symbols[-1] % rows
+    for symbol in symbols[-2::-1]:
+        hashed = (hashed * multiplier % rows + symbol) % rows
+    return hashed
+
+
+def _earlier(ops: Ops, x: Array, before: int) -> Array:
+    """x [B, T] one place later, with `before` at place 0."""
+    return ops.concatenate([0 * x[:, :1] + before, x[:, :-1]], axis=1)

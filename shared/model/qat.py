@@ -1,0 +1,51 @@
+"""Quantisation-aware training: the weights that the training loss reads (FEATURES 3.9, noise 3.3).
+
+Whether it acts is a number of the step, 0 or 1, that multiplies the change of every weight: a flag would be folded
+into the compiled function, and in four published systems never acted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.model.manifest import parameter_manifest
+from shared.ops import Array, Ops
+from shared.spec import Spec
+from shared.stages import QAT, QAT_STEP
+
+# Spreads the numbers of parameters over 32 bits, so that their noise starts far apart.
+SALT_STEP = 0xC2B2_AE35
+
+
+def training_weights(
+    ops: Ops, spec: Spec, params: Mapping[str, Array], matrices: Mapping[str, int], x: Array
+) -> dict[str, Array]:
+    """params with the matrices as training sees them; without the step's numbers as at the end of training.
+
+    `matrices`: of `quantised_matrices`. x [B, T] only lends its kind of array.
+    """
+    qat = spec.training.qat
+    changed = dict(params)
+    for name, salt in matrices.items():
+        weight = params[name]
+        if qat.form == "noise":
+            step = params[QAT_STEP] if QAT_STEP in params else 0 * x[0, 0]
+            change = ops.row_noise(weight, step, salt) / qat.code_limit
+        else:
+            change = ops.rounding_error(weight, qat.code_limit)
+        changed[name] = weight + (params[QAT] * change if QAT in params else change)
+    return changed
+
+
+def quantised_matrices(spec: Spec) -> dict[str, int]:
+    """Names of what is quantised in training, each with a number of its own below 2^32; nothing where it is off.
+
+    Plain Python that torch.compile can follow: no cache, no hash of the name.
+    """
+    if spec.training.qat.form == "off":
+        return {}
+    return {
+        parameter.name: place * SALT_STEP % 2**32
+        for place, parameter in enumerate(parameter_manifest(spec))
+        if parameter.quantisation == "matrix" and len(parameter.shape) >= 2
+    }

@@ -1,0 +1,59 @@
+"""What training minimises, beside the plain nats that it reports (FEATURES 3.1, 3.7).
+
+Scores never come from here: they are plain nats of the weights as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shared.errors import RunError
+from shared.model.forward import Forward, forward
+from shared.model.qat import quantised_matrices, training_weights
+from shared.ops import Array, Ops
+from shared.spec import Spec
+from shared.stages import SYMBOL_WEIGHTS
+
+LEAST_SYMBOL_WEIGHT = 0.1
+
+
+def training_loss(
+    ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward
+) -> tuple[Array, Array]:
+    """(the loss to differentiate, mean nats) over all B * T symbols of x [B, T], two scalars.
+
+    Both are of the function that is trained; without options of `training.loss` they are the same array.
+    """
+    loss, count = spec.training.loss, x.shape[0] * x.shape[1]
+    if spec.training.qat.form != "off":
+        params = training_weights(ops, spec, params, quantised_matrices(spec), x)
+    logits = model(ops, spec, params, x)
+    nats = ops.softcapped_cross_entropy(logits, x, spec.model.logit_softcap)
+    mean_nats = ops.sum(nats) / count
+    if loss.is_plain:
+        return mean_nats, mean_nats
+    weighted = nats
+    if loss.focal_gamma:
+        # By rounding the nats of a certain symbol may lie below zero.
+        missing = ops.relu(1.0 - ops.exp(-nats))
+        weighted = ops.power(missing, loss.focal_gamma) * weighted
+    if loss.byte_weighted:
+        if SYMBOL_WEIGHTS not in params:
+            raise RunError("training.loss.byte_weighted: the engine was given no weights of the symbols")
+        weighted = ops.embedding(params[SYMBOL_WEIGHTS], x, "float32")[..., 0] * weighted
+    objective = ops.sum(weighted) / count
+    if loss.z_weight:
+        total = ops.softcapped_logsumexp(logits, spec.model.logit_softcap)
+        objective = objective + loss.z_weight * (ops.sum(total * total) / count)
+    return objective, mean_nats
+
+
+def symbol_weights(symbol_bytes: np.ndarray, mean_bytes: float) -> np.ndarray:
+    """The weight of every symbol, float32 [V, 1], from its bytes [V] and the mean bytes of a symbol of the text.
+
+    max(0.1, bytes / mean), not divided by the sum of weights: 1 on average, but for the floor.
+    """
+    weights = np.maximum(LEAST_SYMBOL_WEIGHT, np.asarray(symbol_bytes, np.float64) / mean_bytes)
+    return weights.astype(np.float32)[:, None]

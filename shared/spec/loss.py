@@ -1,0 +1,40 @@
+"""The part of the training section about the loss whose gradient is followed (FEATURES 3.1, 3.7)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from shared.spec.base import Rate, Section, require
+from shared.spec.vocabulary import VocabularySpec
+
+
+class LossSpec(Section):
+    """What is minimised in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2).
+
+    p is the probability of the symbol that came and lse the logarithm of the sum of exp over the softcapped logits.
+    Gradients are of this; what is reported, scored and compared as the loss stays plain nats.
+    """
+
+    z_weight: Rate = Field(0.0, description="weight of the squared log of the softmax's sum (z-loss); 0 is off")
+    focal_gamma: Rate = Field(
+        0.0, description="exponent of (1 - p) as a factor on each symbol's nats; 0 is off, else at least 1"
+    )
+    byte_weighted: bool = Field(
+        False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
+    )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the mean nats. Field by field, as torch.compile cannot follow a comparison of sections."""
+        return not (self.z_weight or self.focal_gamma or self.byte_weighted)
+
+
+def check_loss(loss: LossSpec, vocabulary: VocabularySpec) -> None:
+    """Raise ValueError for a loss whose gradient may be infinite, or that means nothing for the vocabulary."""
+    gamma = loss.focal_gamma
+    allowed = "0 or at least 1, below which its slope is infinite for a symbol that is certain"
+    require(gamma == 0.0 or gamma >= 1.0, "training.loss.focal_gamma", gamma, allowed)
+    allowed = f"false with vocabulary.kind {vocabulary.kind!r}, whose symbols are all worth one byte"
+    require(
+        vocabulary.reads_tokens or not loss.byte_weighted, "training.loss.byte_weighted", loss.byte_weighted, allowed
+    )

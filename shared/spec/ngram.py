@@ -1,0 +1,38 @@
+"""The part of the model section about hashed n-gram embeddings (FEATURES 3.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.spec.base import Positive, Section, require
+
+MAX_NGRAM = 6
+# Below 2^15, so that a multiplier times a row number fits in 31 bits.
+MAX_ROWS, MAX_MULTIPLIER = 65_536, 32_767
+
+
+class NgramSpec(Section):
+    """Embeddings of the last 2 ... `longest` symbols together, added to the trunk's input before its norm.
+
+    An n-gram's row is Horner's h <- (h * multiplier + symbol) mod rows over its symbols, the oldest first; each n has
+    a table of its own. A patch takes the mean over its symbols of the sum over n, one projection and a learned scale.
+    """
+
+    rows: Annotated[int, Field(ge=0, le=MAX_ROWS)] = Field(0, description="rows of each table; 0 is off")
+    dim: Positive = Field(64, description="width of the tables")
+    longest: Annotated[int, Field(ge=2, le=MAX_NGRAM)] = Field(2, description="symbols of the longest n-grams")
+    multiplier: Annotated[int, Field(ge=1, le=MAX_MULTIPLIER)] = Field(
+        1021, description="of the hash; 256 with 4096 rows is the published one for bytes"
+    )
+
+    @property
+    def lengths(self) -> range:
+        """The n of its tables; nothing where it is off."""
+        return range(2, self.longest + 1) if self.rows else range(0)
+
+
+def check_ngram(ngram: NgramSpec) -> None:
+    """Raise ValueError for a table of one row, which cannot tell n-grams apart."""
+    require(ngram.rows != 1, "model.ngram.rows", ngram.rows, "0 or at least 2")

@@ -1,0 +1,52 @@
+"""The part of the training section about training for the artifact's few bits (FEATURES 3.9)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from shared.spec.base import Count, Section, require
+
+
+class QatSpec(Section):
+    """Quantisation-aware training: what the training loss reads in place of the matrices, from some time on.
+
+    `straight_through`: the rounded weights, as an artifact of `bits` stores them, while the gradient is taken as if
+    they were the weights themselves. `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every
+    weight and step; qmax = 2^(bits - 1) - 1. Scores and artifacts are of the weights themselves.
+    """
+
+    form: Literal["off", "straight_through", "noise"] = "off"
+    bits: Annotated[int, Field(ge=4, le=8)] = Field(6, description="width of the codes, 4 to 8; published noise: 8")
+    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="progress from which it acts")
+    start_step: Count = Field(0, description="step, counted from 0, before which it does not act either")
+
+    @property
+    def code_limit(self) -> int:
+        """qmax, the largest code."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    def is_acting(self, step: int, progress: float) -> bool:
+        """Whether it acts in a step that begins with this progress; `step` counts from 0."""
+        return self.form != "off" and step >= self.start_step and progress >= self.start_frac
+
+
+def scale_qat(values: dict[str, Any], factor: float, steps: int) -> dict[str, Any]:
+    """The values of a QatSpec for a run of `steps` steps, `factor` times as long; a short one has no time to wait."""
+    reached = (steps - 1) / steps >= values["start_frac"]
+    start_step = min(int(values["start_step"] * factor), steps - 1)
+    return {**values, "start_step": start_step, "start_frac": values["start_frac"] if reached else 0.0}
+
+
+def check_qat(qat: QatSpec, steps: int, driver: str) -> None:
+    """Raise ValueError for quantisation that never acts, or may not."""
+    if qat.form == "off":
+        return
+    allowed = f"below training.steps ({steps})"
+    require(qat.start_step < steps, "training.qat.start_step", qat.start_step, allowed)
+    allowed = "0 with schedule.driver 'time', which may end before that step; use training.qat.start_frac"
+    require(qat.start_step == 0 or driver == "steps", "training.qat.start_step", qat.start_step, allowed)
+    reached = driver == "time" or (steps - 1) / steps >= qat.start_frac
+    allowed = f"at most {(steps - 1) / steps}, with which the last of {steps} steps begins"
+    require(reached, "training.qat.start_frac", qat.start_frac, allowed)

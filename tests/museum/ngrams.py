@@ -1,0 +1,47 @@
+"""N-gram embeddings that read too much or learn nothing: planted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shared.model import initial_weights
+from shared.model.decoder import decode_patches
+from shared.model.embedding import embed_patches
+from shared.model.ngram import ngram_embeds
+from shared.model.trunk import run_trunk
+from shared.model.trunk_context import trunk_context
+from shared.ops import Array, Ops
+from shared.spec import Spec, VocabularySpec
+from shared.spec.ngram import NgramSpec
+
+
+def without_ngrams(spec: Spec) -> Spec:
+    """The spec with no n-grams at its input."""
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"ngram": NgramSpec()})})
+
+
+def ngrams_of_the_target(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """N-grams that end with x[t], added after the shift: right where x is the input, here x is what is predicted."""
+    model = spec.model
+    inputs = embed_patches(ops, without_ngrams(spec), params, x) + ngram_embeds(ops, spec, params, x)
+    inputs = ops.rms_norm(inputs, model.norm_eps)
+    return decode_patches(
+        ops, spec, params, run_trunk(ops, model, params, inputs, trunk_context(ops, spec, params, x)), x
+    )
+
+
+def ngrams_across_documents(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """N-grams that do not know where documents start, under a document mask."""
+    unmarked = spec.model_copy(update={"vocabulary": VocabularySpec()})
+    trunk = run_trunk(
+        ops, spec.model, params, embed_patches(ops, unmarked, params, x), trunk_context(ops, spec, params, x)
+    )
+    return decode_patches(ops, spec, params, trunk, x)
+
+
+def dead_factors(spec: Spec) -> dict[str, np.ndarray]:
+    """Initial weights with a projection of zero beside tables of zero: neither ever gets a gradient (FEATURES 3.2)."""
+    weights = initial_weights(spec)
+    return {**weights, "ngram_embed.proj.weight": 0.0 * weights["ngram_embed.proj.weight"]}
