@@ -125,7 +125,7 @@ def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
     def trace(name: str) -> list[TracedOutput]:
         return trace_forward(make_ops(name), bench.spec, weights, x)
 
-    return logit_rows(outputs, trace, check)
+    return logit_rows(bench.spec, outputs, trace, check)
 
 
 def _gradients(bench: Bench) -> list[Row]:

@@ -118,7 +118,7 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     for name, engine in engines.items():
         losses[name], gradients[name] = engine.gradients(x)
     rows = [
-        *logit_rows(outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
+        *logit_rows(spec, outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
         *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}),
         *loss_rows(losses),
         *gradient_rows(gradients),
