@@ -32,7 +32,7 @@ def logit_rows(spec: Spec, log_probs: Mapping[str, np.ndarray], trace: Trace, ch
     says where they part.
     """
     logits = {name: values - values.mean(axis=-1, keepdims=True) for name, values in log_probs.items()}
-    limit = LOGITS_SHARP_ABS if _is_sharp(spec) else LOGITS_ABS
+    limit = LOGITS_SHARP_ABS if is_sharp(spec) else LOGITS_ABS
     rows = []
     for left, right in combinations(logits, 2):
         measured, (row, position, symbol) = max_abs_difference(logits[left], logits[right])
@@ -62,7 +62,7 @@ def hidden_states(ops: Ops, spec: Spec, weights: Mapping[str, np.ndarray], x: np
 def bf16_rows(spec: Spec, reference: np.ndarray, outputs: Mapping[str, np.ndarray]) -> list[Row]:
     """bfloat16 hidden states [B, N, D] of each engine against the float64 oracle's; names the worst position."""
     rows = []
-    limit = BF16_SHARP_HIDDEN_REL if _is_sharp(spec) else BF16_HIDDEN_REL
+    limit = BF16_SHARP_HIDDEN_REL if is_sharp(spec) else BF16_HIDDEN_REL
     for name, output in outputs.items():
         measured = relative_l2(output, reference)
         per_position = np.linalg.norm(output - reference, axis=-1)
@@ -72,5 +72,6 @@ def bf16_rows(spec: Spec, reference: np.ndarray, outputs: Mapping[str, np.ndarra
     return rows
 
 
-def _is_sharp(spec: Spec) -> bool:
+def is_sharp(spec: Spec) -> bool:
+    """Whether attention multiplies rounding so much that wider tolerances hold."""
     return spec.model.q_gain_init > SHARP_GAIN
