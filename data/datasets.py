@@ -69,7 +69,8 @@ def load_manifest(name: str) -> Manifest:
         elif name != BUILTIN:
             known = ", ".join(sorted({BUILTIN, *dataset_names()}))
             raise DataError(
-                f"no dataset {name!r} in {datasets_root()}; there are: {known}; `bytetwin data import` adds one"
+                f"no dataset {name!r} in {datasets_root()}; there are: {known}; "
+                "`bytetwin data import` or `bytetwin data download` adds one"
             )
         else:
             build_builtin()

@@ -11,12 +11,13 @@ from shared.model import parameter_manifest, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
 from shared.ops import NumpyOps
+from shared.parity.function_checks import is_sharp
 from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec
 from shared.stages import split_numbers, training_stages
-from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, LOGITS_ABS
+from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL, LOGITS_ABS
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -33,12 +34,13 @@ def loss_rows(losses: Mapping[str, float]) -> list[Row]:
     ]
 
 
-def gradient_rows(gradients: Mapping[str, Tensors], check: str = "gradients") -> list[Row]:
+def gradient_rows(spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients") -> list[Row]:
     """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst."""
+    limit = GRADIENT_SHARP_REL if is_sharp(spec) else GRADIENT_REL
     rows = []
     for left, right in combinations(gradients, 2):
         measured, worst = worst_relative_l2(gradients[left], gradients[right], SMALL_GRADIENT_FRAC)
-        rows.append(Row(check, f"{left} - {right}", measured, GRADIENT_REL, "relative L2", worst))
+        rows.append(Row(check, f"{left} - {right}", measured, limit, "relative L2", worst))
     return rows
 
 

@@ -125,7 +125,7 @@ def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
     def trace(name: str) -> list[TracedOutput]:
         return trace_forward(make_ops(name), bench.spec, weights, x)
 
-    return logit_rows(outputs, trace, check)
+    return logit_rows(bench.spec, outputs, trace, check)
 
 
 def _gradients(bench: Bench) -> list[Row]:
@@ -137,7 +137,7 @@ def _gradients(bench: Bench) -> list[Row]:
         losses[name], gradients[name] = engine.gradients(x)
     return [
         *loss_rows(losses),
-        *gradient_rows(gradients),
+        *gradient_rows(bench.spec, gradients),
         *directional_rows(bench.spec, bench.weights, x, gradients, seed=DIRECTION_SEED),
     ]
 
@@ -153,7 +153,7 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
     one = Bench(long, engines, bench.weights, [x])
     rows = _compare_logits(one, one.weights, f"logits, {seq_len} symbols")
     gradients = {name: engine.gradients(x)[1] for name, engine in engines.items()}
-    return rows + gradient_rows(gradients, f"gradients, {seq_len} symbols")
+    return rows + gradient_rows(bench.spec, gradients, f"gradients, {seq_len} symbols")
 
 
 def _training(bench: Bench) -> list[Row]:

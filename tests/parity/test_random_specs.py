@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +106,10 @@ def specs(draw: st.DrawFn) -> Spec:
     )
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(
+    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(spec=specs(), seed=st.integers(0, 2**16), cut=st.floats(0.0, 1.0, exclude_max=True))
 def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     weights = comparison_weights(spec, seed)
@@ -124,10 +128,10 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     for name, engine in engines.items():
         losses[name], gradients[name] = engine.gradients(x)
     rows = [
-        *logit_rows(outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
+        *logit_rows(spec, outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
         *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}),
         *loss_rows(losses),
-        *gradient_rows(gradients),
+        *gradient_rows(spec, gradients),
     ]
     assert [row for row in rows if not row.passed] == []
 
