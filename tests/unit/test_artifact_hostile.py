@@ -13,7 +13,7 @@ from typing import Any
 import brotli
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shared.artifact import pack_bytes, unpack_bytes
@@ -294,8 +294,10 @@ JSON_VALUES = st.recursive(
 @given(path=st.sampled_from(PATHS), value=JSON_VALUES)
 @settings(max_examples=300, deadline=None)
 def test_any_changed_header_value_is_refused_or_changes_no_weight(path: tuple[Any, ...], value: Any):
+    lie = _lie(list(path), value)
+    assume(json.dumps(lie) != json.dumps(HEADER))
     try:
-        artifact = unpack_bytes(forge(_lie(list(path), value)))
+        artifact = unpack_bytes(forge(lie))
     except ArtifactError:
         return
     # Only what does not touch the function may be read: notes, and sections of the spec about training.

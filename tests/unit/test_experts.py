@@ -63,7 +63,7 @@ def test_gradients_agree():
         engine = create_engine(name, spec)
         engine.initialise(weights)
         gradients[name] = engine.gradients(batch())[1]
-    rows = gradient_rows(gradients) + directional_rows(spec, weights, batch(), gradients, seed=3)
+    rows = gradient_rows(spec, gradients) + directional_rows(spec, weights, batch(), gradients, seed=3)
     assert [row for row in rows if not row.passed] == []
 
 

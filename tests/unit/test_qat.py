@@ -99,7 +99,7 @@ def test_gradients_are_those_at_the_changed_weights(form: str):
         expected, gradients[f"{name}, plain"] = plain.gradients(x)
         assert loss == pytest.approx(expected, abs=LOGITS_ABS)
         assert loss == pytest.approx(oracle_loss(spec, weights, x), abs=LOGITS_ABS)
-    rows = gradient_rows(gradients)
+    rows = gradient_rows(spec, gradients)
     rows += directional_rows(spec, weights, x, {name: gradients[name] for name in ENGINE_PACKAGES}, seed=3)
     assert [row for row in rows if not row.passed] == []
 

@@ -108,7 +108,7 @@ def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(varia
         assert loss == pytest.approx(float(np.mean(Oracle(spec, random_weights(spec, 3)).score(x))), abs=LOGITS_ABS)
         moved = [key for key, value in gradients[name].items() if not np.allclose(value, plain_gradients[key])]
         assert moved, "the option changes nothing"
-    rows = gradient_rows(gradients) + directional_rows(spec, random_weights(spec, 3), x, gradients, seed=3)
+    rows = gradient_rows(spec, gradients) + directional_rows(spec, random_weights(spec, 3), x, gradients, seed=3)
     assert [row for row in rows if not row.passed] == []
 
 
@@ -138,7 +138,7 @@ def test_micro_batches_make_no_difference(name: str):
     x = batch(spec)
     (loss, whole), (cut_loss, parts) = (started(name, each).gradients(x) for each in (spec, cut))
     assert cut_loss == pytest.approx(loss, abs=LOGITS_ABS)
-    assert [row for row in gradient_rows({"whole": whole, "parts": parts}) if not row.passed] == []
+    assert [row for row in gradient_rows(spec, {"whole": whole, "parts": parts}) if not row.passed] == []
 
 
 @every_engine
