@@ -14,7 +14,7 @@ from cuda_train.ops import make_ops
 from shared.engine import StepResult, Weights
 from shared.engine_state import EngineState
 from shared.microbatch import micro_batches
-from shared.model import Forward, forward, log_probs, parameter_manifest, symbol_nats, training_loss
+from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
@@ -131,9 +131,10 @@ class TrainingEngine(EngineState):
     def _update_in_place(self, params: Arrays, grads: Arrays, state: Arrays, hyper: Arrays) -> torch.Tensor:
         """One optimizer step; returns the squared norm of each gradient."""
         shared_out = distributed.shared_orthogonalise if self.ranks.world_size > 1 else orthogonalise
+        trained = {name: params[name] for name in self.trained}
         squares = squared_norms(self.ops, grads)
         norm = torch.sqrt(squares.sum())
-        new_params, new_state = optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper, shared_out)
+        new_params, new_state = optimizer_step(self.ops, self.spec, trained, grads, state, norm, hyper, shared_out)
         for name, value in new_params.items():
             params[name].copy_(value)
         for name, value in new_state.items():
@@ -158,15 +159,18 @@ class _Loss(torch.nn.Module):
         super().__init__()
         self.ops, self.model = engine.ops, engine.model
         self.stages = {str(index): stage for index, stage in enumerate(training_stages(engine.spec))}
-        manifest = parameter_manifest(engine.spec)
+        manifest = training_parameters(engine.spec)
         self.names = [parameter.name for parameter in manifest]
         # Parameters that a stage does not read: skips and gates of loops that do not run yet.
         self.idle = {
-            key: sorted(set(self.names) - {parameter.name for parameter in parameter_manifest(stage)})
+            key: sorted(set(self.names) - {parameter.name for parameter in training_parameters(stage)})
             for key, stage in self.stages.items()
         }
         self.weights = torch.nn.ParameterList(
-            torch.nn.Parameter(torch.zeros(parameter.shape, device=device.default_device())) for parameter in manifest
+            torch.nn.Parameter(
+                torch.zeros(parameter.shape, device=device.default_device()), parameter.name in engine.trained
+            )
+            for parameter in manifest
         )
 
     @property

@@ -131,6 +131,9 @@ class TorchOps:
     def exp(self, x: torch.Tensor) -> torch.Tensor:
         return x.exp()
 
+    def log(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
     def softplus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.logaddexp(x, torch.zeros_like(x))
 
@@ -160,9 +163,16 @@ class TorchOps:
 
     def rounding_error(self, x: torch.Tensor, limit: int) -> torch.Tensor:
         rows = x.detach()
-        scale = (rows.abs().amax(dim=-1, keepdim=True) / limit).to(torch.float16).to(torch.float32)
+        scale = through_float16(rows.abs().amax(dim=-1, keepdim=True) / limit)
         codes = torch.round(rows / torch.where(scale > 0, scale, 1.0)).clamp(-limit, limit)
         return codes * scale - rows
+
+    def row_scale(self, x: torch.Tensor, limit: int) -> torch.Tensor:
+        scale = through_float16(x.detach().abs().amax(dim=-1, keepdim=True) / limit)
+        return torch.where(scale > 0, scale, 1.0)
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
 
     def row_noise(self, x: torch.Tensor, counter: torch.Tensor, salt: int) -> torch.Tensor:
         rows = x.detach()
@@ -171,6 +181,17 @@ class TorchOps:
         bits = mixed(index, counter.to(torch.int64), salt)
         uniform = (bits >> 8).to(torch.float32) * 2.0**-24
         return (uniform - 0.5) * rows.abs().amax(dim=-1, keepdim=True)
+
+
+def through_float16(x: torch.Tensor) -> torch.Tensor:
+    """x float32, 0 <= x < 65504, rounded half to even to what float16 holds; float32.
+
+    By arithmetic: torch.compile takes a conversion to float16 and back for nothing, and leaves x as it was.
+    """
+    bits = x.view(torch.int32)
+    normal = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+    # Below its normal range float16 has steps of 2^-24, as float32 has between 1/2 and 1.
+    return torch.where(x < 2.0**-14, (x + 0.75) - 0.75, normal)
 
 
 def masked_attention(

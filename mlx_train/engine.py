@@ -89,10 +89,10 @@ class TrainingEngine(EngineState):
         `run`: shared.stages.
         """
 
-        def losses(params: Arrays) -> tuple[mx.array, mx.array]:
-            return training_loss(self.ops, stage, {**params, **run}, x, self.model)
+        def losses(trained: Arrays) -> tuple[mx.array, mx.array]:
+            return training_loss(self.ops, stage, {**params, **trained, **run}, x, self.model)
 
-        (_, nats), grads = mx.value_and_grad(losses)(params)
+        (_, nats), grads = mx.value_and_grad(losses)({name: params[name] for name in self.trained})
         return share * nats, {name: share * grad for name, grad in grads.items()}
 
     def _accumulate(
@@ -113,11 +113,11 @@ class TrainingEngine(EngineState):
             for update, names in zip(self._update, self._partition, strict=True)
         ]
         mx.eval(updated)
-        params, state = {}, {}
+        params, state = dict(self.params), {}
         for some_params, some_state in updated:
             params.update(some_params)
             state.update(some_state)
-        return {name: params[name] for name in self.params}, {key: state[key] for key in self.state}
+        return params, {key: state[key] for key in self.state}
 
     def _batch_gradients(self, x: np.ndarray, numbers: StepNumbers) -> tuple[mx.array, Arrays]:
         """Loss and gradients of the mean over the whole batch, x being this rank's share of it.

@@ -99,6 +99,9 @@ class MLXOps:
     def exp(self, x: mx.array) -> mx.array:
         return mx.exp(x)
 
+    def log(self, x: mx.array) -> mx.array:
+        return mx.log(x)
+
     def softplus(self, x: mx.array) -> mx.array:
         return mx.logaddexp(x, 0.0)
 
@@ -131,6 +134,14 @@ class MLXOps:
         scale = (mx.max(mx.abs(rows), axis=-1, keepdims=True) / limit).astype(mx.float16).astype(mx.float32)
         codes = mx.clip(mx.round(rows / mx.where(scale > 0, scale, 1.0)), -limit, limit)
         return codes * scale - rows
+
+    def row_scale(self, x: mx.array, limit: int) -> mx.array:
+        largest = mx.max(mx.abs(mx.stop_gradient(x)), axis=-1, keepdims=True)
+        scale = (largest / limit).astype(mx.float16).astype(mx.float32)
+        return mx.where(scale > 0, scale, 1.0)
+
+    def stop_gradient(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x)
 
     def row_noise(self, x: mx.array, counter: mx.array, salt: int) -> mx.array:
         rows = mx.stop_gradient(x)

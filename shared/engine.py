@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from shared.errors import RunError, UserError
-from shared.model import Forward, forward, log_probs, parameter_manifest, symbol_nats
+from shared.model import Forward, forward, log_probs, symbol_nats, training_parameters
 from shared.ops import NumpyOps
 from shared.optim import initial_state
 from shared.ranks import OneRank, Ranks
@@ -63,7 +63,8 @@ class Engine(Scorer, Protocol):
     ranks: Ranks
 
     def initialise(self, weights: Weights) -> None:
-        """Start from float32 weights by parameter name, with a fresh optimizer state."""
+        """Start from float32 weights by parameter name, with a fresh optimizer state. Parameters of training only may
+        be missing, as they are from an artifact: they start at their initial values."""
         ...
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
@@ -88,7 +89,8 @@ class Engine(Scorer, Protocol):
     def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
         """(mean nats per symbol, float32 gradients of the training loss by name) of the current weights on x [B, T].
 
-        The function is the one that a step with `hyper` trains, by default the one at the end of training.
+        The function is the one that a step with `hyper` trains, by default the one at the end of training. What is
+        frozen has no gradient.
         """
         ...
 
@@ -97,7 +99,8 @@ class Engine(Scorer, Protocol):
         ...
 
     def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
-        """A float32 copy by parameter name; `averaged` is the same as `trained` where no average is kept."""
+        """A float32 copy by parameter name, also of those of training only; `averaged` is the same as `trained` where
+        no average is kept."""
         ...
 
     def save_state(self) -> dict[str, np.ndarray]:
@@ -140,7 +143,7 @@ def split_state(spec: Spec, state: Weights) -> tuple[dict[str, np.ndarray], dict
 
     Raises RunError naming the first tensor that is missing, unknown or of another shape.
     """
-    zeros = {parameter.name: np.zeros(parameter.shape, np.float32) for parameter in parameter_manifest(spec)}
+    zeros = {parameter.name: np.zeros(parameter.shape, np.float32) for parameter in training_parameters(spec)}
     expected = {f"weight/{name}": value for name, value in zeros.items()} | initial_state(spec, zeros)
     for name in sorted(expected.keys() ^ state.keys()):
         problem = "missing from" if name in expected else "unknown in"

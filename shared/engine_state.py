@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
-from shared.model import Forward, parameter_manifest
+from shared.model import Forward, trained_parameters, training_parameters, with_auxiliary
 from shared.ops import Array, Ops
 from shared.optim import averaged_weights, initial_state
 from shared.ranks import Ranks
@@ -24,6 +24,8 @@ class EngineState:
     def __init__(self, spec: Spec, model: Forward, ops: Ops, ranks: Ranks) -> None:
         self.spec, self.model, self.ops, self.ranks = spec, model, ops, ranks
         self.params: Arrays = {}
+        # Names of what has gradients and is updated: all of `params` that is not frozen.
+        self.trained = [parameter.name for parameter in trained_parameters(spec)]
         self.state: Arrays = {}
         # What the loss reads beside parameters and the numbers of a step, by names of shared.stages.
         self.tables: Arrays = {}
@@ -31,7 +33,8 @@ class EngineState:
 
     def initialise(self, weights: Weights) -> None:
         # In the order of the manifest, whatever that of the file or message was: ranks exchange gradients in it.
-        ordered = {parameter.name: weights[parameter.name] for parameter in parameter_manifest(self.spec)}
+        weights = with_auxiliary(self.spec, weights)
+        ordered = {parameter.name: weights[parameter.name] for parameter in training_parameters(self.spec)}
         self._adopt(ordered, initial_state(self.spec, ordered))
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
@@ -58,7 +61,7 @@ class EngineState:
         """(loss, gradient norm) out of [loss, squared gradient norm of each parameter]. Raises NonFiniteError."""
         loss, squares = float(numbers[0]), numbers[1:]
         if not np.isfinite(numbers).all():
-            raise NonFiniteError(list(self.params)[int(np.argmin(np.isfinite(squares)))])
+            raise NonFiniteError(self.trained[int(np.argmin(np.isfinite(squares)))])
         return loss, float(np.sqrt(squares.sum()))
 
     def _weights(self, kind: WeightsKind) -> Arrays:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from shared.model import parameter_manifest
+from shared.model import trained_parameters, training_parameters
+from shared.model.auxiliary import CHUNK_PREDICTION
 from shared.model.chunks import chunk_size
 from shared.model.layer_order import layer_order
 from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
@@ -42,7 +43,8 @@ def training_flops(spec: Spec) -> Flops:
 
     matrices: 6 x sum over weight matrices of (weights x positions per symbol); a trunk matrix works once per
     patch and pass over its layer, a matrix of the autoregressive decoder or its tied head once per symbol. A loop
-    counts in full, as at the end of training. attention: 6 x 2 x (mean
+    counts in full, as at the end of training, and so do
+    auxiliary heads, which work once per patch. attention: 6 x 2 x (mean
     keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
     products, only the causal half or the window. Trunk: T = patches; local decoder: T = patch_size. The scan of
     a mixer with a state is counted as it is made, in chunks (shared.model.chunks).
@@ -58,7 +60,7 @@ def newton_schulz_flops(spec: Spec) -> float:
     """Operations of one step's orthogonalisation: for each matrix of sides r <= c and each iteration the
     products X X' (r r c), A A (r r r) and B X (r r c), two operations each (FEATURES 3.5)."""
     total = 0
-    for parameter in parameter_manifest(spec):
+    for parameter in trained_parameters(spec):
         if parameter.group == "matrix":
             small, large = sorted(parameter.shape)
             total += 2 * (2 * small * small * large + small**3)
@@ -68,10 +70,17 @@ def newton_schulz_flops(spec: Spec) -> float:
 def _matrix_weights_per_symbol(spec: Spec) -> float:
     """Multiplications of the forward pass by weight matrices, per symbol."""
     passes = Counter(f"layers.{step.layer}." for step in layer_order(spec.model))
-    return sum(
+    return _adapter_products_per_symbol(spec) + sum(
         parameter.count * _positions_per_symbol(spec, parameter) * _passes(passes, parameter)
-        for parameter in parameter_manifest(spec)
+        for parameter in training_parameters(spec)
     )
+
+
+def _adapter_products_per_symbol(spec: Spec) -> float:
+    """Multiplications of B A [out, in] for every adapted matrix, made once for a micro-batch, per symbol of it."""
+    factors = [parameter for parameter in training_parameters(spec) if parameter.group == "adapter"]
+    products = sum(b.count * a.shape[1] for a, b in zip(factors[::2], factors[1::2], strict=True))
+    return products / min(spec.training.micro_batch_symbols, spec.training.batch_symbols)
 
 
 def _passes(passes: Counter[str], parameter: Parameter) -> int:
@@ -83,12 +92,17 @@ def _positions_per_symbol(spec: Spec, parameter: Parameter) -> float:
     """How many positions a tensor is multiplied with for each symbol: 0 for a table that is only looked up."""
     model, name = spec.model, parameter.name
     per_patch = 1 / model.patch_size
+    if name.startswith(CHUNK_PREDICTION):
+        return per_patch / spec.training.loss.chunk_prediction.chunk_patches
     if parameter.group == "embedding":
         is_head = model.tie_embeddings and name == (
             "decoder.embed.weight" if model.decoder.kind == "autoregressive" else "embed.weight"
         )
         return 1.0 if is_head else 0.0
-    if parameter.group == "scalar":
+    if name == "embed.rank_proj.weight":
+        # Once into the trunk, once more out of it where the head is tied.
+        return 2.0 if model.tie_embeddings and model.decoder.kind == "linear" else 1.0
+    if parameter.group in ("scalar", "adapter"):
         return 0.0
     if model.decoder.kind == "autoregressive":
         once_per_symbol = name == "head.weight" or (name.startswith("decoder.") and name != "decoder.cond_proj.weight")

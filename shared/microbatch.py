@@ -23,6 +23,9 @@ EXPERT_COPIES = 3  # each expert's logits, before and after they are weighed
 EMBEDDING_COPIES = 6  # a symbol's embedding on its way into a patch
 # Attention scores: one copy for each layer, and two more of the layer at work.
 SCORE_COPIES_AT_WORK = 2
+# An auxiliary head's predictions that are no logits, and the pairs of latents of a window along one direction.
+PREDICTION_COPIES = 6
+PAIR_COPIES = 4
 # A mixer with a state instead: its projections, the L x L matrices of its chunks and the states between them, for each
 # layer; and of all of them for the one layer at work. Fitted to 24 peaks of both mixers: 1.1 to 1.9 times the peak.
 MIXED_COPIES = 7
@@ -62,7 +65,7 @@ def activation_bytes_per_row(spec: Spec) -> int:
     blocks = sum(_block_values(shape.dim, shape.num_heads * shape.head_dim, shape.mlp_dim) for shape in attending)
     blocks += sum(_block_values(shape.dim, 0, shape.mlp_dim) + _mixer_values(shape, patches) for shape in mixing)
     blocks += max((MIXER_COPIES_AT_WORK * sum(_mixer_parts(shape, patches)) for shape in mixing), default=0)
-    per_symbol = EMBEDDING_COPIES * (model.model_dim + len(model.ngram.lengths) * model.ngram.dim)
+    per_symbol = EMBEDDING_COPIES * (model.model_dim + model.embed_rank + len(model.ngram.lengths) * model.ngram.dim)
     if decoder.kind == "autoregressive":
         block_in_patch = _block_values(decoder.dim, decoder.dim, decoder.mlp_dim)
         per_symbol += decoder.num_layers * block_in_patch + 4 * decoder.dim
@@ -72,7 +75,24 @@ def activation_bytes_per_row(spec: Spec) -> int:
         per_symbol += EXPERT_COPIES * decoder.num_experts * vocab_size
     values = patches * (blocks + scores) + model.seq_len * per_symbol
     bytes_per_value = 2 if spec.training.dtype == "bfloat16" else 4
-    return bytes_per_value * values + 4 * LOGIT_COPIES * vocab_size * model.seq_len
+    heads = 1 + len(spec.training.loss.multi_symbol.weights)
+    return bytes_per_value * values + 4 * (LOGIT_COPIES * heads * vocab_size * model.seq_len + _auxiliary_values(spec))
+
+
+def _auxiliary_values(spec: Spec) -> int:
+    """Float32 values of the losses that predict embeddings or latents of chunks, for one window."""
+    loss, model = spec.training.loss, spec.model
+    values = 0
+    if loss.embed_prediction.weight:
+        predicted = model.num_patches * loss.embed_prediction.symbols
+        values += PREDICTION_COPIES * model.model_dim * (model.seq_len + predicted)
+    chunks = loss.chunk_prediction
+    if chunks.weight:
+        count = model.num_patches // chunks.chunk_patches
+        widths = 2 * model.model_dim + 4 * chunks.hidden_dim + 4 * chunks.latent_dim
+        values += PREDICTION_COPIES * (model.num_patches * model.model_dim + count * widths)
+        values += PAIR_COPIES * chunks.directions * count**2
+    return values
 
 
 def _block_values(input_dim: int, heads_dim: int, hidden_dim: int) -> int:

@@ -20,6 +20,10 @@ RUN_PREFIX = "run/"
 LOOP_RAMP = RUN_PREFIX + "loop_ramp"
 # Whether quantisation-aware training acts, 0 or 1, and the step, from which its noise is made.
 QAT, QAT_STEP = RUN_PREFIX + "qat", RUN_PREFIX + "qat_step"
+# The factor on the weights of training.loss.multi_symbol, in [0, 1]; the step, from which directions are made.
+MULTI_SYMBOL, DIRECTIONS_STEP = RUN_PREFIX + "multi_symbol", RUN_PREFIX + "directions_step"
+# Whether the entropy of codes is minimised, 0 or 1, and the first row of each matrix that this step looks at.
+CODE_ENTROPY, CODE_ENTROPY_ROW = RUN_PREFIX + "code_entropy", RUN_PREFIX + "code_entropy_row"
 # What each symbol weighs in the loss [V, 1]: given to the engine once, not with the numbers of a step.
 SYMBOL_WEIGHTS = RUN_PREFIX + "symbol_weights"
 
@@ -53,7 +57,7 @@ def stage_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
         values[LOOP_RAMP] = schedule.ramp(step, progress)
     for name in _qat_names(spec):
         values[name] = float(step) if name == QAT_STEP else float(spec.training.qat.is_acting(step, progress))
-    return values
+    return values | _auxiliary_numbers(spec, step, progress)
 
 
 def split_numbers(spec: Spec, hyper: Mapping[str, float]) -> StepNumbers:
@@ -65,7 +69,7 @@ def split_numbers(spec: Spec, hyper: Mapping[str, float]) -> StepNumbers:
 
 def warm_up_numbers(spec: Spec, names: Iterable[str]) -> list[dict[str, float]]:
     """Hyperparameters of one step in each stage, all numbers 1: what must be compiled before training starts."""
-    run_names = ([LOOP_RAMP] if _ramps(spec) else []) + _qat_names(spec)
+    run_names = ([LOOP_RAMP] if _ramps(spec) else []) + _qat_names(spec) + list(_auxiliary_numbers(spec, 0, 0.0))
     numbers = dict.fromkeys([*names, *run_names], 1.0)
     stages = len(_loop_counts(spec))
     return [numbers | ({STAGE: float(stage)} if stages > 1 else {}) for stage in range(stages)]
@@ -83,6 +87,19 @@ def _loop_counts(spec: Spec) -> list[int]:
 def _qat_names(spec: Spec) -> list[str]:
     """Numbers of quantisation-aware training that a step needs."""
     return {"off": [], "straight_through": [QAT], "noise": [QAT, QAT_STEP]}[spec.training.qat.form]
+
+
+def _auxiliary_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
+    """Numbers that the auxiliary losses of a step need."""
+    loss, values = spec.training.loss, {}
+    if loss.multi_symbol.weights and loss.multi_symbol.decay_end_frac > 0.0:
+        values[MULTI_SYMBOL] = loss.multi_symbol.factor(progress)
+    if loss.chunk_prediction.weight and loss.chunk_prediction.regulariser_weight:
+        values[DIRECTIONS_STEP] = float(step)
+    if loss.code_entropy.weight:
+        values[CODE_ENTROPY] = float(progress >= loss.code_entropy.start_frac)
+        values[CODE_ENTROPY_ROW] = float(step % loss.code_entropy.row_stride)
+    return values
 
 
 def _ramps(spec: Spec) -> bool:

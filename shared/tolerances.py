@@ -26,10 +26,6 @@ DIRECTIONAL_REL = 1e-4
 # rounding in directions of tiny singular values, hence the step from 1e-4.
 PARAMETERS_REL = 1e-3
 
-# The same with straight-through quantisation: a code jumps where a weight crosses the border of two, and the scale of a
-# whole row where it is rounded to float16, so runs that differ by one rounding part by steps. 6.6e-3 and less measured.
-ROUNDED_PARAMETERS_REL = 3e-2
-
 # Largest absolute difference, in nats, between two 50-step loss curves.
 LOSS_CURVE_ABS = 1e-3
 
@@ -98,6 +94,9 @@ SCAN_REL = 2e-5
 
 # The same for the float64 oracle.
 ORACLE_OPERATION_REL = 1e-12
+
+# A closed form in float64 against numerical integration over 4,001 points.
+QUADRATURE_REL = 1e-8
 
 # One operation in bfloat16 against its definition: 8 bits of mantissa, rounded two or three times.
 BF16_OPERATION_REL = 2e-2

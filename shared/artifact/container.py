@@ -54,6 +54,7 @@ from shared.artifact.layout import lay_out, pick_up, plan_layout
 from shared.artifact.quantise import QuantisedTensor, dequantise, quantise
 from shared.errors import ArtifactError
 from shared.files import write_atomically
+from shared.model.auxiliary import model_weights
 from shared.model.manifest import parameter_manifest
 from shared.spec import Spec
 
@@ -96,7 +97,8 @@ class Artifact:
 
 
 def pack_bytes(spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None = None) -> bytes:
-    """The artifact of float32 weights as bytes. `extra` is a JSON object kept in the header.
+    """The artifact of float32 weights as bytes. Weights of training only are left out; `extra` is a JSON object kept in
+    the header.
 
     Raises ArtifactError if the weights are not those of the spec, not finite, or `extra` is not JSON.
     """
@@ -140,7 +142,7 @@ def unpack_bytes(content: bytes) -> Artifact:
 def _pack(
     spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None
 ) -> tuple[bytes, ArtifactInfo]:
-    manifest = parameter_manifest(spec)
+    manifest, weights = parameter_manifest(spec), model_weights(spec, weights)
     shapes = {parameter.name: parameter.shape for parameter in manifest}
     for name in [*shapes, *weights]:
         if name not in weights or name not in shapes:

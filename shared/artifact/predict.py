@@ -193,6 +193,12 @@ def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tupl
     ]
     if any(mixer != "attention" for mixer in spec.model.mixers):
         reasons.append("mixers with a state")
+    if spec.model.ngram.rows:
+        reasons.append("n-gram embeddings")
+    if spec.model.decoder.kind == "experts":
+        reasons.append("a decoder of experts")
+    if spec.model.lora.rank:
+        reasons.append("adapters")
     if spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0:
         reasons.append("weight decay")
     if spec.optimizer.ns_steps != FITTED_NS_STEPS:

@@ -31,6 +31,9 @@ has few byte values outside ASCII."""
 _MOST_ALIKE = {
     "layers.attn.gate": "layers.attn.q_proj",
     "embed.smear_gate": "layers.attn.q_proj",
+    "ngram_embed.tables": "embed",
+    "ngram_embed.proj": "embed.patch_proj",
+    "embed.rank_proj": "embed.patch_proj",
     "value_embed": "embed",
     "value_embed.value_proj": "layers.attn.v_proj",
     "layers.mamba2.z_proj": "layers.attn.v_proj",
@@ -46,6 +49,8 @@ _MOST_ALIKE = {
     "layers.gated_delta.step_proj": "layers.attn.q_proj",
     "layers.gated_delta.strength_proj": "layers.attn.q_proj",
     "layers.gated_delta.o_proj": "layers.attn.o_proj",
+    "decoder.router": "layers.attn.q_proj",
+    "decoder.experts": "head",
 }
 
 _QUANTILES = 96
@@ -79,7 +84,7 @@ def role_of(parameter: Parameter, spec: Spec) -> str:
     next to nothing; in a table that is only looked up they stay as random as they were initialised.
     A tensor that no fitted model had has the role of the one most like it.
     """
-    name = re.sub(r"\.\d+", "", parameter.name).removesuffix(".weight")
+    name = re.sub(r"\.\d+|\.lora_[ab]", "", parameter.name).removesuffix(".weight")
     name = _MOST_ALIKE.get(name, name)
     autoregressive = spec.model.decoder.kind == "autoregressive"
     if spec.model.tie_embeddings and name == ("decoder.embed" if autoregressive else "embed"):
@@ -100,6 +105,7 @@ def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.fl
         "embedding": optimizer.embed_lr,
         "head": optimizer.head_lr,
         "scalar": optimizer.scalar_lr,
+        "adapter": optimizer.adapter_lr,
     }
     decay = optimizer.muon_weight_decay if parameter.group == "matrix" else optimizer.adam_weight_decay
     path = rates[parameter.group] * steps * mean_lr_factor(spec)

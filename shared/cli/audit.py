@@ -19,6 +19,8 @@ from shared.scoring.evaluate import sampled
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
 from shared.scoring.stream import open_split
 from shared.spec import spec_id
+from shared.training.gradient_check import check_spec_gradients
+from shared.training.sources import starting_text
 from shared.training.target import Target, load_audited
 
 NAME = "audit"
@@ -95,5 +97,8 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     with out.status("looking for leaks"):
         report = audit_scorer(scorer, stream, score)
         if target.weights_name == "random":
-            report = report.with_check(check_initial_loss(create_scorer(engine, spec, initial_weights(spec))))
+            fresh = initial_weights(spec, starting_text(spec))
+            report = report.with_check(check_initial_loss(create_scorer(engine, spec, fresh)))
+            if engine != "numpy":
+                report = report.with_check(check_spec_gradients(spec, engine))
     return report

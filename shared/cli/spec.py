@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.cli.command import CommandResult, add_set_argument
 from shared.errors import SpecError
-from shared.model import parameter_counts
+from shared.model import auxiliary_parameters, parameter_counts
 from shared.spec import Spec, json_schema, load_spec, preset_names, spec_id, spec_to_dict, spec_to_toml
 from shared.spec.load import PRESETS
 
@@ -43,7 +43,12 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.spec is None:
         raise SpecError(f"SPEC is missing; presets: {', '.join(preset_names())}, or a path to a .toml file")
     spec = load_spec(args.spec, args.overrides)
-    document = {"spec": spec_to_dict(spec), "spec_id": spec_id(spec), "parameters": parameter_counts(spec)}
+    document = {
+        "spec": spec_to_dict(spec),
+        "spec_id": spec_id(spec),
+        "parameters": parameter_counts(spec),
+        "training_only_parameters": training_only_count(spec),
+    }
     return _shown(args, spec_text(spec), document)
 
 
@@ -53,11 +58,18 @@ def spec_text(spec: Spec) -> str:
     width = max(map(len, counts))
     lines = [f"# {spec.name}: spec_id {spec_id(spec)}", "# parameters"]
     lines += [f"#   {group:{width}} {count:>12,}" for group, count in counts.items() if count]
+    if only := training_only_count(spec):
+        lines.append(f"# {only:,} more in training only: neither counted nor packed nor read by a score")
     lines.append(
         f"# window {spec.model.seq_len:,} symbols = {spec.model.num_patches:,} patches of {spec.model.patch_size}; "
         f"batch {spec.training.batch_symbols:,} symbols"
     )
     return "\n".join(lines) + "\n\n" + spec_to_toml(spec).rstrip()
+
+
+def training_only_count(spec: Spec) -> int:
+    """Weights of auxiliary losses, which are no part of the model."""
+    return sum(parameter.count for parameter in auxiliary_parameters(spec))
 
 
 def preset_description(name: str) -> str:

@@ -1,7 +1,9 @@
 """The model, once for both engines: manifest, initial weights, forward pass, losses."""
 
+from shared.model.adapters import trained_parameters, with_adapters
+from shared.model.auxiliary import auxiliary_parameters, model_weights, training_parameters
 from shared.model.forward import Forward, forward, log_probs, mean_nats, symbol_nats
-from shared.model.initialise import initial_weights, random_weights
+from shared.model.initialise import initial_weights, random_weights, reads_text, with_auxiliary
 from shared.model.manifest import Parameter, QuantisationClass, parameter_counts, parameter_manifest
 from shared.model.training_loss import symbol_weights, training_loss
 
@@ -9,14 +11,21 @@ __all__ = [
     "Forward",
     "Parameter",
     "QuantisationClass",
+    "auxiliary_parameters",
     "forward",
     "initial_weights",
     "log_probs",
     "mean_nats",
+    "model_weights",
     "parameter_counts",
     "parameter_manifest",
     "random_weights",
+    "reads_text",
     "symbol_nats",
     "symbol_weights",
+    "trained_parameters",
     "training_loss",
+    "training_parameters",
+    "with_adapters",
+    "with_auxiliary",
 ]

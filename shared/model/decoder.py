@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.adapters import with_adapters
 from shared.model.block import run_block
-from shared.model.embedding import shift_right
+from shared.model.embedding import shift_right, tied_logits
 from shared.model.manifest import decoder_block_shape
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
@@ -19,6 +20,7 @@ from shared.spec import Spec
 
 def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
     """Logits [B, T, V] before the softcap, from trunk outputs h [B, N, D] and symbols x [B, T]."""
+    params = with_adapters(ops, spec.model, params)
     batch, num_patches, _ = h.shape
     kind = spec.model.decoder.kind
     if kind == "autoregressive":
@@ -27,9 +29,10 @@ def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, 
         logits = _mlp_heads(ops, spec, params, h)
     elif kind == "experts":
         logits = _experts(ops, spec, params, h)
+    elif spec.model.tie_embeddings:
+        logits = tied_logits(ops, spec, params, h)
     else:
-        head = params["embed.weight"] if spec.model.tie_embeddings else params["head.weight"]
-        logits = ops.linear(h, head)
+        logits = ops.linear(h, params["head.weight"])
     return logits.reshape((batch, num_patches * spec.model.patch_size, spec.vocabulary.size))
 
 

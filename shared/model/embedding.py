@@ -30,7 +30,20 @@ def window_start(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) ->
     assert spec.vocabulary.document_start is not None
     # An index in the engine's own kind of array; the values of x cancel.
     symbol = x[:1, :1] * 0 + spec.vocabulary.document_start
-    return ops.embedding(params["embed.weight"], symbol, spec.training.dtype).reshape((spec.model.model_dim,))
+    return embed_symbols(ops, spec, params, symbol).reshape((spec.model.model_dim,))
+
+
+def embed_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """E[x], [..., D] of symbols x [...] (int32), with E = A B' where the table is factored."""
+    rows = ops.embedding(params["embed.weight"], x, spec.training.dtype)
+    return ops.linear(rows, params["embed.rank_proj.weight"]) if spec.model.embed_rank else rows
+
+
+def tied_logits(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
+    """E h, [..., V] of trunk outputs h [..., D]; with factors A (B' h), so that no [V, D] is made."""
+    if spec.model.embed_rank:
+        h = ops.linear(h, ops.transpose(params["embed.rank_proj.weight"]))
+    return ops.linear(h, params["embed.weight"])
 
 
 def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
@@ -41,7 +54,7 @@ def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -
     model = spec.model
     batch, time = x.shape
     num_patches = time // model.patch_size
-    embedded = ops.embedding(params["embed.weight"], x, spec.training.dtype)
+    embedded = embed_symbols(ops, spec, params, x)
     if model.patch_size > 1:
         embedded = embedded.reshape((batch, num_patches, model.patch_size * model.model_dim))
         embedded = ops.linear(embedded, params["embed.patch_proj.weight"])

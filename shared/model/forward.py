@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from shared.model.adapters import with_adapters
 from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
 from shared.model.trunk import run_trunk
@@ -23,11 +24,13 @@ def forward(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Arra
 
     Row t is the model's belief about x[:, t] and depends on x[:, :t] only.
     """
+    params = with_adapters(ops, spec.model, params)
     return decode_patches(ops, spec, params, trunk_outputs(ops, spec, params, x), x)
 
 
 def trunk_outputs(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
     """Normalised trunk outputs [B, N, D] of symbols x [B, T]; row i depends on patches < i only."""
+    params = with_adapters(ops, spec.model, params)
     context = trunk_context(ops, spec, params, x)
     return run_trunk(ops, spec.model, params, embed_patches(ops, spec, params, x), context)
 

@@ -22,15 +22,16 @@ from shared.model.layer_order import num_skips
 from shared.spec import ModelSpec, Spec
 from shared.spec.mixers import MixerKind
 
-Group = Literal["matrix", "embedding", "head", "scalar"]
+Group = Literal["matrix", "embedding", "head", "scalar", "adapter"]
 QuantisationClass = Literal["matrix", "embedding", "head", "control"]
-Distribution = Literal["constant", "normal", "uniform", "first_row_ones"]
+Distribution = Literal["constant", "normal", "uniform", "first_row_ones", "first_row_share"]
 
 
 @dataclass(frozen=True)
 class Initial:
     """An initial value: constant `scale`; normal of standard deviation `scale`; uniform in +-`scale`;
-    or ones in the first row and zeros below (`resid_mix`)."""
+    ones in the first row and zeros below (`resid_mix`); or `scale` in the first and 1 - `scale` in the second row.
+    Tables of symbols and large matrices: unless model.embed_init or matrix_init say otherwise."""
 
     distribution: Distribution
     scale: float = 0.0
@@ -68,6 +69,17 @@ class BlockShape:
 
 
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
+# What the names of an adapter's factors A and B have in place of ".weight" of the matrix (shared.model.adapters).
+ADAPTER_A, ADAPTER_B = ".lora_a.weight", ".lora_b.weight"
+# How the names of the trunk's matrices end that a target of model.lora stands for.
+ADAPTED: dict[str, tuple[str, ...]] = {
+    "q": (".q_proj.weight",),
+    "k": (".k_proj.weight",),
+    "v": (".v_proj.weight",),
+    "o": (".o_proj.weight",),
+    "mlp": (".up_proj.weight", ".down_proj.weight"),
+    "head": (),
+}
 # What a two-lane block keeps of each lane at first (FEATURES 3.3).
 LANE_RESID = 1.1
 # The initial scale of n-gram embeddings (FEATURES 3.2).
@@ -110,7 +122,7 @@ def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
     for layer in range(model.num_layers):
         parameters += _block_parameters(f"layers.{layer}", trunk_block_shape(model, layer), model)
         if model.resid_mix:
-            mix = Initial("first_row_ones")
+            mix = _resid_mix(model, layer)
             parameters.append(_control(f"layers.{layer}.resid_mix", (2, model.model_dim), mix))
         if model.parallel.form == "two_lane" and layer >= model.parallel.first_layer:
             parameters.append(_control(f"layers.{layer}.lanes.post", (2, 2), ONES))
@@ -123,6 +135,8 @@ def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
     if loop.gates and loop.extra_loops:
         parameters.append(_control("loop.gates", (loop.extra_loops, loop.last_layer - loop.first_layer + 1), ONES))
     parameters += _decoder_parameters(spec)
+    if model.lora.rank:
+        parameters += _adapter_parameters(model, parameters)
     assert len({parameter.name for parameter in parameters}) == len(parameters)
     return tuple(parameters)
 
@@ -130,16 +144,29 @@ def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
 def parameter_counts(spec: Spec) -> dict[str, int]:
     """Weights by optimizer group, and their `total`."""
     counts = {"matrix": 0, "embedding": 0, "head": 0, "scalar": 0}
+    if spec.model.lora.rank:
+        counts["adapter"] = 0
     for parameter in parameter_manifest(spec):
         counts[parameter.group] += parameter.count
     return {**counts, "total": sum(counts.values())}
+
+
+def _resid_mix(model: ModelSpec, layer: int) -> Initial:
+    """What a block reads at first of its input and of x0, by model.resid_mix_init."""
+    if model.resid_mix_init == "first":
+        return Initial("first_row_ones")
+    phase = layer / max(1, model.num_layers - 1)
+    return Initial("first_row_share", 1.0 / (1.0 + math.exp(-3.0 * (phase - 0.5))))
 
 
 def _input_parameters(spec: Spec) -> Iterator[Parameter]:
     model = spec.model
     dim = model.model_dim
     normal = Initial("normal", model.embed_init_std)
-    yield Parameter("embed.weight", (spec.vocabulary.size, dim), normal, "embedding", "embedding")
+    width = model.embed_rank or dim
+    yield Parameter("embed.weight", (spec.vocabulary.size, width), normal, "embedding", "embedding")
+    if model.embed_rank:
+        yield _matrix("embed.rank_proj.weight", dim, model.embed_rank)
     if model.start == "learned":
         yield _control("embed.start", (dim,), normal)
     if model.patch_size > 1:
@@ -246,6 +273,20 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
             yield _head(f"decoder.experts.{expert}.weight", vocab_size, dim)
     elif not model.tie_embeddings:
         yield _head("head.weight", patch_size * vocab_size, dim)
+
+
+def _adapter_parameters(model: ModelSpec, parameters: list[Parameter]) -> list[Parameter]:
+    """The factors of every matrix that has an adapter, those of one side by side."""
+    rank, factors = model.lora.rank, []
+    endings = tuple(ending for target in model.lora.targets for ending in ADAPTED[target])
+    for each in parameters:
+        in_trunk = each.name.startswith("layers.") and each.name.endswith(endings)
+        if in_trunk or (each.name == "head.weight" and "head" in model.lora.targets):
+            stem, (rows, columns) = each.name.removesuffix(".weight"), each.shape
+            a = Initial("uniform", columns**-0.5)
+            factors.append(Parameter(f"{stem}{ADAPTER_A}", (rank, columns), a, "adapter", "matrix"))
+            factors.append(Parameter(f"{stem}{ADAPTER_B}", (rows, rank), ZEROS, "adapter", "matrix"))
+    return factors
 
 
 def _matrix(name: str, rows: int, columns: int, initial: Initial | None = None) -> Parameter:

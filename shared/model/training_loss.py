@@ -10,7 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.errors import RunError
-from shared.model.forward import Forward, forward
+from shared.model.adapters import with_adapters
+from shared.model.auxiliary_loss import auxiliary_loss
+from shared.model.decoder import decode_patches
+from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights
 from shared.ops import Array, Ops
 from shared.spec import Spec
@@ -27,9 +30,15 @@ def training_loss(
     Both are of the function that is trained; without options of `training.loss` they are the same array.
     """
     loss, count = spec.training.loss, x.shape[0] * x.shape[1]
+    stored, hidden = params, None
     if spec.training.qat.form != "off":
         params = training_weights(ops, spec, params, quantised_matrices(spec), x)
-    logits = model(ops, spec, params, x)
+    if loss.has_auxiliary:
+        params = with_adapters(ops, spec.model, params)
+        hidden = trunk_outputs(ops, spec, params, x)
+    # The same function either way; where it is known to be made of trunk outputs they are not made twice.
+    shares_trunk = hidden is not None and model is forward
+    logits = decode_patches(ops, spec, params, hidden, x) if shares_trunk else model(ops, spec, params, x)
     nats = ops.softcapped_cross_entropy(logits, x, spec.model.logit_softcap)
     mean_nats = ops.sum(nats) / count
     if loss.is_plain:
@@ -47,6 +56,8 @@ def training_loss(
     if loss.z_weight:
         total = ops.softcapped_logsumexp(logits, spec.model.logit_softcap)
         objective = objective + loss.z_weight * (ops.sum(total * total) / count)
+    if hidden is not None:
+        objective = objective + auxiliary_loss(ops, spec, params, stored, hidden, x)
     return objective, mean_nats
 
 

@@ -29,7 +29,8 @@ class NumpyOps:
         return x
 
     def cast_like(self, x: np.ndarray, like: np.ndarray) -> np.ndarray:
-        return x
+        # Between integers and floats only: of either kind the oracle has one.
+        return np.asarray(x).astype(like.dtype) if like.dtype.kind == "i" else x
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x @ weight.T
@@ -104,6 +105,9 @@ class NumpyOps:
     def exp(self, x: np.ndarray) -> np.ndarray:
         return np.exp(x)
 
+    def log(self, x: np.ndarray) -> np.ndarray:
+        return np.log(x)
+
     def softplus(self, x: np.ndarray) -> np.ndarray:
         return np.logaddexp(x, 0.0)
 
@@ -134,14 +138,27 @@ class NumpyOps:
     def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
         # In float32, though the oracle is in float64: on the border of two codes rounding must fall to the same one.
         rows = x.astype(np.float32)
-        scale = (np.abs(rows).max(axis=-1, keepdims=True) / np.float32(limit)).astype(np.float16).astype(np.float32)
+        scale = _float16_scale(rows, limit)
         codes = np.clip(np.rint(rows / np.where(scale > 0, scale, np.float32(1))), -limit, limit)
         return (codes * scale - rows).astype(np.float64)
+
+    def row_scale(self, x: np.ndarray, limit: int) -> np.ndarray:
+        scale = _float16_scale(x.astype(np.float32), limit)
+        return np.where(scale > 0, scale, np.float32(1)).astype(np.float64)
+
+    def stop_gradient(self, x: np.ndarray) -> np.ndarray:
+        return x
 
     def row_noise(self, x: np.ndarray, counter: np.ndarray, salt: int) -> np.ndarray:
         index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
         bits = mixed(index, np.asarray(counter).astype(np.uint32), salt)
         return ((bits >> 8) / 2.0**24 - 0.5) * np.abs(x).max(axis=-1, keepdims=True)
+
+
+def _float16_scale(rows: np.ndarray, limit: int) -> np.ndarray:
+    largest = np.abs(rows).max(axis=-1, keepdims=True)
+    scale: np.ndarray = (largest / np.float32(limit)).astype(np.float16).astype(np.float32)
+    return scale
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -126,6 +126,10 @@ class Ops(Protocol):
         """e^x, element-wise, in x's dtype."""
         ...
 
+    def log(self, x: Array) -> Array:
+        """Natural logarithm, element-wise, for x > 0."""
+        ...
+
     def softplus(self, x: Array) -> Array:
         """ln(1 + e^x), element-wise, in x's dtype; overflows for no x."""
         ...
@@ -168,6 +172,17 @@ class Ops(Protocol):
         code * scale - x, where a row's scale is max |x| / limit rounded to float16, and its codes are x / scale
         rounded half to even, all in float32 whatever the implementation, so that it is the same one's codes.
         """
+        ...
+
+    def row_scale(self, x: Array, limit: int) -> Array:
+        """max |x| / limit of each row of x [..., C] float32, rounded to float16, 1 where that is 0: [..., 1].
+
+        The scale of `rounding_error`; a constant to derivatives.
+        """
+        ...
+
+    def stop_gradient(self, x: Array) -> Array:
+        """x, a constant to derivatives."""
         ...
 
     def row_noise(self, x: Array, counter: Array, salt: int) -> Array:

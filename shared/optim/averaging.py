@@ -64,12 +64,12 @@ def averaged_weights(
     """The weights to score and to pack, by parameter name.
 
     With EMA and SWA: swa_share * SWA + (1 - swa_share) * EMA. Before the first snapshot SWA has no say; where there is
-    no average at all these are the trained weights themselves.
+    no average at all, or of a weight none as it is frozen, these are the trained weights themselves.
     """
     averaged: dict[str, Array] = {}
     for name, value in params.items():
-        rest = state[f"average/{name}"] if training.ema_decay > 0 else value
-        if training.swa_every_steps > 0:
+        rest = state.get(f"average/{name}", value)
+        if f"snapshot_count/{name}" in state:
             any_snapshot = ops.minimum(state[f"snapshot_count/{name}"], 1.0)
             share = (training.swa_share if training.ema_decay > 0 else 1.0) * any_snapshot
             rest = share * state[f"snapshot_mean/{name}"] + (1.0 - share) * rest

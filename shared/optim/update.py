@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from shared.model.manifest import parameter_manifest
+from shared.model.adapters import trained_parameters
 from shared.ops import Array, Ops
 from shared.optim.adam import adam_update
 from shared.optim.averaging import initial_averages, update_averages
@@ -25,9 +25,10 @@ CLIP_EPS = 1e-6
 
 
 def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights."""
+    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; of what is
+    frozen nothing."""
     state: dict[str, np.ndarray] = {}
-    for parameter in parameter_manifest(spec):
+    for parameter in trained_parameters(spec):
         if parameter.group == "matrix":
             kinds = muon_state_shapes(spec.optimizer, parameter.shape)
         else:
@@ -38,11 +39,11 @@ def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def partition_parameters(spec: Spec, parts: int) -> list[list[str]]:
-    """All parameter names in `parts` lists of about equal optimizer work, each in manifest order.
+    """The names of all that is trained in `parts` lists of about equal optimizer work, each in manifest order.
 
     Orthogonalising a matrix costs its size times its smaller side; the rest costs its size.
     """
-    manifest = parameter_manifest(spec)
+    manifest = trained_parameters(spec)
     cost = {
         parameter.name: parameter.count * (min(parameter.shape) if parameter.group == "matrix" else 1)
         for parameter in manifest
@@ -75,7 +76,8 @@ def optimizer_step(
     hyper: Mapping[str, Array],
     orthogonalise: Orthogonalise = orthogonalise,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(new params, new state), all float32, of the parameters in `params`: all, or one part of a partition.
+    """(new params, new state), all float32, of the parameters in `params`: all that is trained, or one part of a
+    partition.
 
     `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers of `step_hyperparameters`
     as scalars of the framework.
@@ -85,7 +87,7 @@ def optimizer_step(
     if optimizer.grad_clip_norm > 0:
         factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
-    groups = {parameter.name: parameter for parameter in parameter_manifest(spec) if parameter.name in params}
+    groups = {parameter.name: parameter for parameter in trained_parameters(spec) if parameter.name in params}
     matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor

@@ -7,11 +7,12 @@ from itertools import combinations
 
 import numpy as np
 
-from shared.model import parameter_manifest, training_loss
+from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
 from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
+from shared.parity.held_constants import HeldConstants
 from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
@@ -77,9 +78,9 @@ def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str,
     return float(training_loss(ops, training_stages(spec)[numbers.stage], params | numbers.run, x)[1])
 
 
-def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray) -> float:
+def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray, ops: NumpyOps | None = None) -> float:
     """What the gradients are of, in float64, at the end of training."""
-    ops = NumpyOps()
+    ops = ops or NumpyOps()
     params = {name: ops.asarray(value) for name, value in (dict(weights) | made_up_tables(spec)).items()}
     return float(training_loss(ops, spec, params, x)[0])
 
@@ -97,15 +98,16 @@ def without_qat(spec: Spec) -> Spec:
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:
-    """d training loss / d h of weights + h * direction at 0."""
-    losses, weights = [], straight_through(spec, weights, x)
-    spec = without_qat(spec)
+    """d training loss / d h of weights + h * direction at 0, with what is constant to derivatives held as at 0."""
+    losses, ops = [], HeldConstants()
+    oracle_objective(spec, weights, x, ops)
     for sign in (1.0, -1.0):
         moved = {
             name: np.asarray(value, np.float64) + (sign * STEP * direction[name] if name in direction else 0.0)
             for name, value in weights.items()
         }
-        losses.append(oracle_objective(spec, moved, x))
+        ops.replay()
+        losses.append(oracle_objective(spec, moved, x, ops))
     return (losses[0] - losses[1]) / (2.0 * STEP)
 
 
@@ -117,6 +119,6 @@ def _direction(name: str, value: np.ndarray, seed: int) -> np.ndarray:
 
 def _names_by_group(spec: Spec) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
-    for parameter in parameter_manifest(spec):
+    for parameter in trained_parameters(spec):
         groups.setdefault(parameter.group, []).append(parameter.name)
     return groups

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.engine import Engine, create_engine
-from shared.model import parameter_manifest, random_weights, symbol_weights
+from shared.model import initial_weights, random_weights, reads_text, symbol_weights, training_parameters
 from shared.model.initialise import named_generator
 from shared.spec import Spec
 from shared.stages import SYMBOL_WEIGHTS
@@ -41,7 +41,7 @@ class SlicingLoader(Protocol):
 
 def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     """float32 weights by name in which nothing is zero: a fresh model lets no input reach any logit."""
-    tables = {parameter.name for parameter in parameter_manifest(spec) if parameter.group in ("embedding", "head")}
+    tables = {parameter.name for parameter in training_parameters(spec) if parameter.group in ("embedding", "head")}
     weights = random_weights(spec, seed)
     return {name: value * TABLE_SCALE if name in tables else value for name, value in weights.items()}
 
@@ -60,6 +60,11 @@ def made_up_engine(name: str, spec: Spec) -> Engine:
     for weights in made_up_tables(spec).values():
         engine.use_symbol_weights(weights)
     return engine
+
+
+def made_up_start(spec: Spec) -> dict[str, np.ndarray]:
+    """Initial weights for a comparison without a dataset: those that read the training text read made-up text."""
+    return initial_weights(spec, made_up_loader(spec, 0).batch(0).reshape(-1) if reads_text(spec) else None)
 
 
 def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:

@@ -6,6 +6,7 @@ import math
 
 from shared.errors import SpecError
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.spec.auxiliary import fit_auxiliary
 from shared.spec.depth import scale_loop_schedule
 from shared.spec.qat import scale_qat
 from shared.spec.training import scale_snapshots
@@ -21,7 +22,7 @@ MAX_BROTLI_QUALITY = 5
 
 # Adam's first steps have the size of the learning rate even where a gradient is nothing but rounding, and
 # the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows part for good.
-LEARNING_RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr")
+LEARNING_RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr", "adapter_lr")
 
 
 def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Spec, tuple[str, ...]]:
@@ -57,6 +58,13 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     notes = []
     values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
     scale_snapshots(values["training"], steps / spec.training.steps, steps)
+    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
+    entropy = values["training"]["loss"]["code_entropy"]
+    if entropy["weight"]:
+        # Its gradient turns round within one code, and at first a step moves weights by more: over several steps two
+        # correct float32 runs part for good. Gradients are compared with it all the same.
+        notes.append("training.loss.code_entropy acts in gradients and in the last step only")
+        entropy["start_frac"] = (steps - 1) / steps
     values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     for key, value in changes.items():
         section, field = key.split(".")

@@ -12,17 +12,23 @@ import numpy as np
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.engine import ENGINE_PACKAGES, Engine, Oracle, available_engines
 from shared.errors import UserError
-from shared.model import initial_weights
 from shared.ops import NumpyOps, Ops
 from shared.parity.batch_checks import batch_rows
 from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
-from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader
+from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader, made_up_start
 from shared.parity.reduce import reduced_spec, with_dtype
 from shared.parity.result import ParityReport, Row
 from shared.parity.trace import TracedOutput, trace_forward
-from shared.parity.training_checks import first_deviation, oracle_training_rows, train_record, training_rows
+from shared.parity.training_checks import (
+    first_deviation,
+    oracle_training_rows,
+    rounds_in_training,
+    step_by_step_row,
+    train_record,
+    training_rows,
+)
 from shared.spec import Spec
 
 DEFAULT_STEPS = 50
@@ -96,7 +102,7 @@ def make_ops(name: str) -> Ops:
 
 
 def _initial_weights(bench: Bench) -> list[Row]:
-    weights = initial_weights(bench.spec)
+    weights = made_up_start(bench.spec)
     exported: dict[str, Tensors] = {"numpy": weights}
     for name, engine in bench.engines.items():
         engine.initialise(weights)
@@ -157,7 +163,7 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
 
 
 def _training(bench: Bench) -> list[Row]:
-    weights = initial_weights(bench.spec)
+    weights = made_up_start(bench.spec)
     if len(bench.engines) == 1:
         return oracle_training_rows(next(iter(bench.engines.values())), weights, bench.batches)
     records = {name: train_record(engine, weights, bench.batches) for name, engine in bench.engines.items()}
@@ -165,7 +171,11 @@ def _training(bench: Bench) -> list[Row]:
     def locate(left: str, right: str) -> str:
         return first_deviation(bench.spec, (bench.engines[left], bench.engines[right]), weights, bench.batches)
 
-    return training_rows(bench.spec, records, locate)
+    def step_by_step(left: str, right: str) -> Row:
+        return step_by_step_row(bench.spec, (bench.engines[left], bench.engines[right]), weights, bench.batches)
+
+    rounds = rounds_in_training(bench.spec)
+    return training_rows(bench.spec, records, locate, step_by_step if rounds else None)
 
 
 def _artifact(bench: Bench) -> list[Row]:

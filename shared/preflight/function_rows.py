@@ -1,23 +1,23 @@
-"""Rows about the function itself: parity, causality, parameters."""
+"""Rows about the function itself: parity, causality, gradients, parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from shared.engine import create_engine
 from shared.errors import SpecError
 from shared.flops import TRAINING_OVER_FORWARD, training_flops
-from shared.model import initial_weights, parameter_counts, random_weights
+from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
-from shared.parity.inputs import made_up_documents
+from shared.parity.inputs import made_up_loader, made_up_start
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, go, judged, unknown
 from shared.preflight.workload import resized
 from shared.scoring.audit import check_initial_loss
 from shared.scoring.checks import check_future, check_normalisation, check_target, make_probe
+from shared.scoring.isolation import check_isolation
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.training.gradient_check import GRADIENT_STEPS, check_spec_gradients
 
 PARITY_STEPS = 3
 # Weights of a model whose parity check takes seconds: its float64 oracle runs on the CPU in any case.
@@ -33,7 +33,7 @@ AUDIT_ROWS, AUDIT_SEED = 4, 0
 AUDIT_PASSES, PASSES_PER_GROUP = 6, 3
 # Ends and starts of the sequence, of one patch, four random places, and one at each offset in a patch.
 FIXED_POSITIONS = 11
-TEXT_BYTES, TEXT_SEED = 60_000, 2
+TEXT_SEED = 2
 
 
 def parity_row(bench: Bench) -> Row:
@@ -65,12 +65,14 @@ def causality_row(bench: Bench) -> Row:
         AUDIT_ROWS,
         {"training.dtype": "float32", "training.compile": False, "training.memory_limit_bytes": 0},
     )
-    text = np.frombuffer(b"".join(made_up_documents(TEXT_BYTES, TEXT_SEED)), np.uint8).astype(np.int32)
-    probe = make_probe(spec, text + spec.vocabulary.byte_offset, AUDIT_SEED, AUDIT_ROWS)
+    text = made_up_loader(spec, TEXT_SEED).batch(0).reshape(-1)
+    probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
     engine = create_engine(bench.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
     checks = [check_future(engine, probe), check_target(engine, probe), check_normalisation(engine, probe)]
-    engine.initialise(initial_weights(spec))
+    if spec.model.attention.document_mask:
+        checks.append(check_isolation(engine, probe, AUDIT_SEED))
+    engine.initialise(made_up_start(spec))
     checks.append(check_initial_loss(engine))
     failed = [check for check in checks if not check.passed]
     moved = max(checks[0].measured, checks[1].measured)
@@ -85,6 +87,17 @@ def causality_row(bench: Bench) -> Row:
     )
     measured = {check.name: check.measured for check in checks}
     return judged(not failed, "causality", figure, how, failed=[check.name for check in failed], **measured)
+
+
+def gradients_row(bench: Bench) -> Row:
+    """Whether everything that is trained learns, on a narrower and shallower model where the spec's is large."""
+    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+        return unknown("gradients", "not run: the model does not fit this machine's memory, see row memory")
+    spec, changes = shrunken_spec(bench.spec, PARITY_WEIGHTS[bench.facts.kind], PARITY_SEQ_SYMBOLS[bench.facts.kind])
+    check = check_spec_gradients(spec, bench.question.engine)
+    size = f"smaller model ({', '.join(changes)})" if changes else "full width and depth"
+    how = f"initial weights and {GRADIENT_STEPS} steps on {bench.question.engine}, {size}"
+    return judged(check.passed, "gradients", check.detail, how, without=int(check.measured))
 
 
 def parameters_row(bench: Bench) -> Row:
@@ -148,6 +161,7 @@ def _half_as_wide(spec: Spec) -> Spec | None:
         "head_dim": head_dim,
         "mlp_dim": -(-model.mlp_dim // 2),
         "mlp_dims": [-(-width // 2) for width in model.mlp_dims],
+        "embed_rank": min(model.embed_rank, max(1, model.embed_rank // 2)),
         "attention": {
             "rope_dims": min(attention.rope_dims, head_dim),
             "gate_dims": min(attention.gate_dims, dim),

@@ -21,9 +21,8 @@ import numpy as np
 from shared.device_facts import device_facts, device_module, peak_resident_bytes
 from shared.engine import Engine, NonFiniteError
 from shared.errors import UserError
-from shared.model import initial_weights
 from shared.optim import step_hyperparameters
-from shared.parity.inputs import made_up_engine, made_up_loader
+from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 
 T = TypeVar("T")
@@ -92,7 +91,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     engine = made_up_engine(engine_name, spec)
     on_gpu = device_facts(engine_name).kind == "gpu"
     peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
-    engine.initialise(initial_weights(spec))
+    engine.initialise(made_up_start(spec))
     engine.synchronise()
     start_bytes = peak()
     x = made_up_loader(spec, TEXT_SEED).rows(0, 0, rows)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.microbatch import activation_bytes_per_row
-from shared.model import parameter_manifest
+from shared.model import trained_parameters, training_parameters
+from shared.model.code_entropy import code_entropy_values
 from shared.spec import Spec
 
 # How far below the estimate of shared.microbatch an engine's real activations may lie: the largest ratio seen
 # for torch, whose attention keeps no scores, and for MLX (see there, and tolerances.MEMORY_ESTIMATE_FACTOR).
 ACTIVATIONS_OVERSTATED = {"torch": 8.0, "mlx": 3.5}
+
+# Values alive at the peak for each softmax value of training.loss.code_entropy, whatever the number of rows.
+ENTROPY_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,19 @@ class MemoryEstimate:
 def estimate_memory(spec: Spec, engine: str, group_rows: int) -> MemoryEstimate:
     """The estimate for `group_rows` windows in memory at the same time."""
     state = training_state_bytes(spec) + _gradient_bytes(spec)
-    activations = group_rows * activation_bytes_per_row(spec)
+    activations = group_rows * activation_bytes_per_row(spec) + 4 * ENTROPY_COPIES * code_entropy_values(spec)
     return MemoryEstimate(state, activations, state + int(activations / ACTIVATIONS_OVERSTATED[engine]))
 
 
 def training_state_bytes(spec: Spec) -> int:
     """Float32 weights and optimizer state: what a checkpoint holds (shared.optim.initial_state)."""
     average = 1 if spec.training.ema_decay > 0 else 0
-    copies = {
-        parameter.name: 1 + (1 if parameter.group == "matrix" else 2) + average
-        for parameter in parameter_manifest(spec)
-    }
-    return sum(4 * parameter.count * copies[parameter.name] for parameter in parameter_manifest(spec))
+    weights = sum(4 * parameter.count for parameter in training_parameters(spec))
+    return weights + sum(
+        4 * parameter.count * ((1 if parameter.group == "matrix" else 2) + average)
+        for parameter in trained_parameters(spec)
+    )
 
 
 def _gradient_bytes(spec: Spec) -> int:
-    return sum(4 * parameter.count for parameter in parameter_manifest(spec))
+    return sum(4 * parameter.count for parameter in trained_parameters(spec))

@@ -12,6 +12,7 @@ Verdict = Literal["go", "no-go", "unknown"]
 ROWS: dict[str, str] = {
     "parity": "do the engines installed here compute the same thing?",
     "causality": "does any score depend on the symbol it predicts, or on a later one?",
+    "gradients": "does everything that is trained learn?",
     "parameters": "how many weights are there?",
     "artifact_bytes": "do the predicted artifact and the code fit budget.total_bytes?",
     "code_bytes": "how large is the counted code?",

@@ -11,7 +11,7 @@ from shared.device_facts import device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
 from shared.preflight.data_rows import enough_data_row, shards_row
-from shared.preflight.function_rows import causality_row, parameters_row, parity_row
+from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
 from shared.preflight.memory import estimate_memory
@@ -25,6 +25,7 @@ from shared.spec import spec_id, spec_to_dict
 ASKED: dict[str, Callable[[Bench], Row]] = {
     "parity": parity_row,
     "causality": causality_row,
+    "gradients": gradients_row,
     "parameters": parameters_row,
     "artifact_bytes": artifact_row,
     "code_bytes": code_row,

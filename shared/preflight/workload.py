@@ -13,6 +13,7 @@ from shared.flops import training_flops
 from shared.microbatch import activation_bytes_per_row, micro_batches
 from shared.preflight.memory import MemoryEstimate
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.spec.auxiliary import fit_auxiliary
 
 # Work of the forward and backward pass measured on a CPU: about a second on two cores.
 CPU_FLOPS = 5e10
@@ -103,7 +104,9 @@ def resized(spec: Spec, seq_len: int, rows: int, changes: Mapping[str, Any] | No
         "evaluation.stride_symbols": seq_len,
         "evaluation.batch_symbols": symbols,
     }
-    return changed(spec, {**sizes, **(changes or {})})
+    loss = spec_to_dict(spec)["training"]["loss"]
+    fit_auxiliary(loss, spec.model.patch_size, seq_len // spec.model.patch_size, spec.training.steps)
+    return changed(spec, {**sizes, "training.loss": loss, **(changes or {})})
 
 
 def changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:

@@ -19,6 +19,7 @@ from shared.model import initial_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.spec.auxiliary import fit_auxiliary
 from shared.spec.depth import scale_loop_schedule
 from shared.spec.qat import scale_qat
 
@@ -48,7 +49,8 @@ def check_random_bytes(
     small = random_bytes_spec(spec, steps)
     rng = np.random.default_rng(seed)
     engine = create(small)
-    engine.initialise(initial_weights(small))
+    # Initial weights may read the training text: here any text of that kind, drawn apart.
+    engine.initialise(initial_weights(small, _random_symbols(small, np.random.default_rng(seed + 1)).reshape(-1)))
     for step in range(steps):
         engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))()
         if progress is not None:
@@ -86,6 +88,7 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
         "ema_decay": 0.0,
         "swa_every_steps": 0,
     }
+    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
     values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     # Random tokens stand for no bytes.
     values["training"]["loss"]["byte_weighted"] = False

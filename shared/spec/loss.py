@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from shared.spec.auxiliary import (
+    ChunkPredictionSpec,
+    CodeEntropySpec,
+    EmbedPredictionSpec,
+    MultiSymbolSpec,
+)
 from shared.spec.base import Rate, Section, require
 from shared.spec.vocabulary import VocabularySpec
 
 
 class LossSpec(Section):
-    """What is minimised in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2).
+    """What is minimised in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2), to
+    which auxiliary losses are added that exist in training only (shared.spec.auxiliary).
 
     p is the probability of the symbol that came and lse the logarithm of the sum of exp over the softcapped logits.
     Gradients are of this; what is reported, scored and compared as the loss stays plain nats.
@@ -23,10 +30,21 @@ class LossSpec(Section):
         False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
     )
 
+    multi_symbol: MultiSymbolSpec = MultiSymbolSpec()
+    embed_prediction: EmbedPredictionSpec = EmbedPredictionSpec()
+    chunk_prediction: ChunkPredictionSpec = ChunkPredictionSpec()
+    code_entropy: CodeEntropySpec = CodeEntropySpec()
+
     @property
     def is_plain(self) -> bool:
         """Whether it is the mean nats. Field by field, as torch.compile cannot follow a comparison of sections."""
-        return not (self.z_weight or self.focal_gamma or self.byte_weighted)
+        return not (self.z_weight or self.focal_gamma or self.byte_weighted or self.has_auxiliary)
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether anything beside the nats of the symbols is minimised."""
+        trunk_losses = self.multi_symbol.weights or self.embed_prediction.weight or self.chunk_prediction.weight
+        return bool(trunk_losses or self.code_entropy.weight)
 
 
 def check_loss(loss: LossSpec, vocabulary: VocabularySpec) -> None:

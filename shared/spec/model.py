@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from shared.spec.attention import AttentionSpec, SmearGate, check_attention
 from shared.spec.base import Fraction, Positive, Section, require
 from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
+from shared.spec.initial import EmbedInit, EmbedRank, MatrixInit, ResidMixInit, check_initial
+from shared.spec.lora import LoraSpec, check_lora
 from shared.spec.mixers import MIXERS_DESCRIPTION, MixerKind, check_mixers
 from shared.spec.ngram import NgramSpec, check_ngram
 
@@ -71,8 +73,13 @@ class ModelSpec(Section):
         "s sigmoid(W x[t][:gate_dims]) x[t-1] before the norm, s and W zero at first, so off at first",
     )
     ngram: NgramSpec = NgramSpec()
+    lora: LoraSpec = LoraSpec()
     tie_embeddings: bool = Field(description="default true with patch_size 1 or an autoregressive decoder")
+    embed_rank: EmbedRank = 0
     embed_init_std: Annotated[float, Field(gt=0.0)] = 0.005
+    embed_init: EmbedInit = "normal"
+    matrix_init: MatrixInit = "uniform"
+    resid_mix_init: ResidMixInit = "first"
     start: Literal["learned", "document_start"] = Field(
         "learned",
         description="what the first place of a window reads: a vector of its own, or the document start's embedding",
@@ -136,6 +143,7 @@ class ModelSpec(Section):
             )
         check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
         check_ngram(self.ngram)
+        check_initial(self.resid_mix, self.resid_mix_init, self.embed_rank, self.model_dim)
         check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
         check_mixers(self.mixers, self.num_layers, self.attention)
         require(
@@ -143,6 +151,12 @@ class ModelSpec(Section):
             "model.tie_embeddings",
             self.tie_embeddings,
             "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive",
+        )
+        check_lora(
+            self.lora,
+            not self.tie_embeddings and self.decoder.kind in ("linear", "autoregressive"),
+            min(self.model_dim, self.num_kv_heads * self.head_dim, self.mlp_dim, *self.mlp_dims),
+            self.mixers,
         )
         return self
 

@@ -19,6 +19,7 @@ class OptimizerSpec(Section):
     embed_lr: Rate = 0.03
     head_lr: Rate = 0.008
     scalar_lr: Rate = 0.02
+    adapter_lr: Rate = Field(0.01, description="of the factors of model.lora")
     muon_momentum: Fraction = 0.95
     muon_momentum_start: Fraction = 0.85
     muon_momentum_warmup_steps: Count = 300

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from shared.spec.artifact import ArtifactSpec, BudgetSpec, EvaluationSpec
+from shared.spec.auxiliary import check_auxiliary, check_code_entropy
 from shared.spec.base import Section, require
 from shared.spec.depth import check_loop_schedule
 from shared.spec.loss import check_loss
@@ -82,7 +83,15 @@ class Spec(Section):
             f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start",
         )
         check_snapshots(self.training, self.schedule.driver)
+        frozen = self.training.freeze
+        allowed = "'none' where model.lora.rank is 0"
+        require(frozen == "none" or self.model.lora.rank > 0, "training.freeze", frozen, allowed)
         check_loss(self.training.loss, self.vocabulary)
+        loss, model = self.training.loss, self.model
+        check_auxiliary(
+            loss.multi_symbol, loss.embed_prediction, loss.chunk_prediction, model.patch_size, model.num_patches
+        )
+        check_code_entropy(loss.code_entropy, self.training.steps, self.schedule.driver)
         check_qat(self.training.qat, self.training.steps, self.schedule.driver)
         timed = self.schedule.driver == "time"
         require(

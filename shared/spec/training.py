@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,9 @@ class TrainingSpec(Section):
     )
     dtype: DType = "float32"
     compile: bool = True
+    freeze: Literal["none", "base"] = Field(
+        "none", description="base: of the model only the adapters of model.lora are trained, all else keeps its value"
+    )
     loss: LossSpec = LossSpec()
     qat: QatSpec = QatSpec()
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(

@@ -15,16 +15,16 @@ def check_average(engine: Engine) -> Check:
     """Move each kind of average in the engine's state and see whether the averaged weights move with it.
 
     Five published systems collected snapshots and scored without them. The engine's state is as before afterwards.
-    Fails as well where snapshots are wanted and none was taken.
+    What is frozen has no averages. Fails as well where snapshots are wanted and none was taken.
     """
     state = engine.save_state()
     before = engine.export_weights("averaged")
-    kept = [kind for kind in AVERAGE_KINDS if any(name.startswith(f"{kind}/") for name in state)]
+    kept = {kind: [name for name in before if f"{kind}/{name}" in state] for kind in AVERAGE_KINDS}
     idle = []
-    for kind in kept:
+    for kind, names in kept.items():
         engine.load_state({name: value + np.float32(name.startswith(f"{kind}/")) for name, value in state.items()})
         after = engine.export_weights("averaged")
-        if any(np.array_equal(after[name], before[name]) for name in before):
+        if any(np.array_equal(after[name], before[name]) for name in names):
             idle.append(kind)
     engine.load_state(state)
     detail = f"{', '.join(idle)} kept without effect on the averaged weights" if idle else "all that is kept is applied"

@@ -24,7 +24,7 @@ from shared.training.metrics import MetricsLog, Record
 from shared.training.observer import Observer, RunStart, ValidationReport
 from shared.training.profiling import ProfileRequest, profiled
 from shared.training.run_directory import RunDirectory, check_same_training, open_run
-from shared.training.sources import Sources, open_sources
+from shared.training.sources import Sources, open_sources, starting_text
 from shared.training.validation import make_validate
 
 
@@ -137,7 +137,7 @@ def _start_or_resume(
 ) -> Position:
     """Give the engine its weights: initial ones, or those of the checkpoint. Raises RunError if they do not fit."""
     if checkpoint is None:
-        engine.initialise(initial_weights(spec))
+        engine.initialise(initial_weights(spec, starting_text(spec, sources.train)))
         return Position()
     info = checkpoint.info
     check_same_training(spec_from_dict(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))

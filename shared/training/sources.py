@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shared.model import reads_text
+from shared.model.bigrams import BIGRAM_SYMBOLS
 from shared.scoring.stream import SymbolStream, open_split
 from shared.spec import Spec
 from shared.training.selection import TrainingText, training_part
@@ -52,11 +54,26 @@ class Sources:
         return {role: _describe(stream) for role, stream in streams.items()}
 
 
+def open_training_text(spec: Spec) -> TrainingText:
+    """What a spec is trained on. Raises DataError if it is missing or damaged."""
+    stream = open_split(spec.data.train, "train", spec.vocabulary)
+    return training_part(stream, spec.vocabulary, spec.data.selection_frac)
+
+
+def starting_text(spec: Spec, train: TrainingText | None = None) -> np.ndarray | None:
+    """What initial weights read of the training text, int32 [n]; None where they read nothing.
+
+    `train`: that text, if it is open already. Raises DataError otherwise if it is missing or damaged.
+    """
+    if not reads_text(spec):
+        return None
+    text = train or open_training_text(spec)
+    return text.read(0, min(BIGRAM_SYMBOLS, text.num_symbols))
+
+
 def open_sources(spec: Spec) -> Sources:
     """The data a spec names. Raises DataError if it is missing, damaged or too small."""
-    train = training_part(
-        open_split(spec.data.train, "train", spec.vocabulary), spec.vocabulary, spec.data.selection_frac
-    )
+    train = open_training_text(spec)
     heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
     batch_rows = spec.training.batch_symbols // spec.model.seq_len
     # `data` depends on shared and not the other way, so its loader is found by name.

@@ -11,7 +11,7 @@ import numpy as np
 from shared.artifact import read_artifact
 from shared.engine import split_state
 from shared.errors import RunError, UserError
-from shared.model import random_weights
+from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
 from shared.scoring.report import WeightsName
@@ -89,9 +89,9 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
     stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
     trained, state = split_state(stored, checkpoint.state)
     if weights_name == "trained":
-        return Target(source, stored, trained, "trained", None, run)
+        return Target(source, stored, model_weights(stored, trained), "trained", None, run)
     average = averaged_weights(NumpyOps(), stored.training, trained, state)
-    return Target(source, stored, average, "averaged", None, run)
+    return Target(source, stored, model_weights(stored, average), "averaged", None, run)
 
 
 def _load_artifact(source: str, path: Path) -> Target:

@@ -13,7 +13,7 @@ from shared.spec import Spec, load_spec
 from tests.museum.fake_stream import FakeStream
 from tests.museum.leaks import itchy_byte_shift, megabyte_own_patch
 
-HONEST = [(kind, patch_size) for kind in ("autoregressive", "mlp", "linear") for patch_size in (1, 4, 12)]
+HONEST = [(kind, patch_size) for kind in ("autoregressive", "mlp", "linear", "experts") for patch_size in (1, 4, 12)]
 PLANTED = [(itchy_byte_shift, "mlp"), (itchy_byte_shift, "linear"), (megabyte_own_patch, "autoregressive")]
 TRAINED_STEPS = 60
 
@@ -84,7 +84,7 @@ def test_random_bytes_catch_a_trained_leak(engine: str, model: Forward, kind: st
 
 
 @pytest.mark.parametrize(
-    ("kind", "patch_size"), [("autoregressive", 4), ("mlp", 4), ("linear", 1), ("autoregressive", 12)]
+    ("kind", "patch_size"), [("autoregressive", 4), ("mlp", 4), ("experts", 4), ("linear", 1), ("autoregressive", 12)]
 )
 def test_random_bytes_pass_a_trained_honest_model(kind: str, patch_size: int) -> None:
     spec = small_spec(kind, patch_size, num_layers=1)

@@ -23,6 +23,7 @@ from tests.parity.attention_strategy import attention_fields, place_that_reaches
 from tests.parity.depth_strategy import depth_fields
 from tests.parity.mixer_strategy import with_mixers
 from tests.parity.ngram_strategy import ngram_fields
+from tests.parity.table_strategy import with_table
 from tests.parity.training_strategy import training_fields
 
 ROWS = 2
@@ -87,7 +88,7 @@ def specs(draw: st.DrawFn) -> Spec:
     """A spec whose batch is cut into unequal micro-batches."""
     vocabulary = draw(vocabularies())
     marked = vocabulary["kind"] != "byte256"
-    model = with_mixers(draw, with_document_mask(draw, draw(model_sections()), marked))
+    model = with_table(draw, with_mixers(draw, with_document_mask(draw, draw(model_sections()), marked)))
     if marked and model["patch_size"] == 1:
         model["start"] = draw(st.sampled_from(["learned", "document_start"]))
     return spec_from_dict(
@@ -100,7 +101,8 @@ def specs(draw: st.DrawFn) -> Spec:
                 "batch_symbols": (ROWS + 1) * model["seq_len"],
                 "micro_batch_symbols": ROWS * model["seq_len"],
                 "compile": False,
-                **draw(training_fields(vocabulary["kind"] == "tokens")),
+                "freeze": draw(st.sampled_from(["none", "base"])) if "lora" in model else "none",
+                **draw(training_fields(vocabulary["kind"] == "tokens", model)),
             },
         }
     )

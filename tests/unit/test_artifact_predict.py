@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.artifact import code_bytes, entropy_bits, pack_bytes, quantise, unpack_bytes
@@ -18,11 +18,13 @@ from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, gaussian_code_bits, mean_lr_factor, role_features, role_of
 from shared.engine import available_engines, create_engine
 from shared.errors import ArtifactError
+from shared.flops import training_flops
 from shared.model import initial_weights, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec, preset_names, spec_from_dict, with_overrides
 from shared.tolerances import GAUSSIAN_CODE_BITS_ABS, PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
+from tests.parity.test_random_specs import specs as random_specs
 
 MEASURED = Path(__file__).parents[1] / "bench" / "artifact_prediction.json"
 
@@ -96,7 +98,7 @@ def test_the_gaussian_code_agrees_with_quantised_gaussian_rows(row_length: int, 
 def specs(draw: st.DrawFn) -> Spec:
     """Models of all decoders and widths, small enough to pack in a moment."""
     patch_size = draw(st.sampled_from([1, 2, 4, 8]))
-    kinds = ["linear"] if patch_size == 1 else ["autoregressive", "mlp", "linear"]
+    kinds = ["linear", "experts"] if patch_size == 1 else ["autoregressive", "mlp", "linear", "experts"]
     overrides = [
         f"model.patch_size={patch_size}",
         f"model.decoder.kind={draw(st.sampled_from(kinds))}",
@@ -117,6 +119,14 @@ def test_the_figures_of_any_spec_are_ordered(spec: Spec) -> None:
     prediction = predict_artifact_bytes(spec)
     assert 0 < prediction.low_bytes <= prediction.expected_bytes <= prediction.high_bytes
     assert prediction.high_bytes <= prediction.worst_case_bytes
+
+
+@given(random_specs())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_technique_has_figures(spec: Spec) -> None:
+    """Whatever a spec may have, its tensors have a role and its products a count."""
+    assert 0 < predict_artifact_bytes(spec).expected_bytes <= worst_case_bytes(spec)
+    assert 0 < training_flops(spec).per_symbol < np.inf
 
 
 @given(specs(), st.integers(1, 3))
@@ -149,7 +159,7 @@ def awkward(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -
 
 
 def test_every_parameter_of_every_preset_has_a_fitted_role() -> None:
-    decoders = ["kind=linear", "kind=mlp", "kind=autoregressive"]
+    decoders = ["kind=linear", "kind=mlp", "kind=autoregressive", "kind=experts"]
     untied = load_spec("tiny", ["model.tie_embeddings=false"])
     found = [load_spec(name) for name in preset_names()]
     found += [load_spec("tiny", [f"model.decoder.{decoder}"]) for decoder in decoders]

@@ -118,6 +118,7 @@ def test_hyperparameters_of_a_step():
         "embedding_lr": 0.015,
         "head_lr": 0.004,
         "scalar_lr": 0.01,
+        "adapter_lr": 0.005,
         "momentum": 0.851,
         "first_correction": 1 - 0.9**2,
         "second_correction": 1 - 0.95**2,

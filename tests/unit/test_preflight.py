@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from shared.preflight.memory import training_state_bytes
 from shared.preflight.question import Bench
 from shared.preflight.row import go
 from shared.spec import Spec, load_spec
+from tests.museum.attention_leaks import smear_across_documents
 from tests.museum.leaks import megabyte_own_patch
 
 GIB = 1 << 30
@@ -160,6 +162,19 @@ def test_a_leak_of_the_museum(
     monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=megabyte_own_patch))
     status, _, rows = preflight(capsys)
     assert status == 1 and refused(rows) == ["causality"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_causality_of_tokens(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text needs no tokenizer; isolation is asked of a model that claims it."""
+    words = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.patch_size=1", "model.decoder.kind=linear"]
+    spec = tiny(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
+    bench: Any = SimpleNamespace(
+        spec=spec, facts=SimpleNamespace(kind="cpu"), question=SimpleNamespace(engine="torch"), host_free_bytes=2**40
+    )
+    assert functions.causality_row(bench).verdict == "go"
+    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=smear_across_documents))
+    assert functions.causality_row(bench).values["failed"] == (["isolation"] if masked else [])
 
 
 def test_engines_that_differ_are_refused(

@@ -264,7 +264,7 @@ def test_peaks_are_plausible() -> None:
     width=st.sampled_from([32, 96, 128, 512]),
     patch=st.sampled_from([1, 4, 12]),
     most=st.integers(20_000, 3_000_000),
-    kind=st.sampled_from(["autoregressive", "mlp", "linear"]),
+    kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
 )
 def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most: int, kind: str) -> None:
     spec = tiny(

@@ -10,15 +10,17 @@ import pytest
 from shared.artifact.quantise import dequantise, quantise
 from shared.engine import ENGINE_PACKAGES, Engine, create_engine
 from shared.errors import SpecError
-from shared.model import parameter_manifest, random_weights, training_loss
+from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
-from shared.optim import step_hyperparameters
+from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
 from shared.parity.reduce import reduced_spec
+from shared.parity.result import Row
+from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import ArtifactSpec, Spec, load_spec
 from shared.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
-from shared.tolerances import LOGITS_ABS
+from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from shared.training.qat_check import check_qat_acts
 from tests.museum.dead_switch import Switch, flagged_loss
 from tests.unit.test_ops import OPS, every_implementation, normal
@@ -121,6 +123,28 @@ def test_when_it_acts():
     assert stage_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
     assert warm_up_numbers(spec, ("a",)) == [{"a": 1.0, QAT: 1.0, QAT_STEP: 1.0}]
     assert stage_numbers(tiny("off"), 41, 0.7) == {}
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
+    """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""
+    spec, _ = reduced_spec(tiny("straight_through", f"training.qat.bits={bits}", "training.steps=4"), 4)
+    assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
+    batches = [batch(step)[:3] for step in range(4)]
+
+    def row() -> Row:
+        pair = (create_engine("mlx", spec), create_engine("torch", spec))
+        return step_by_step_row(spec, pair, initial_weights(spec), batches)
+
+    honest = row()
+    assert honest.passed and honest.tolerance == PARAMETERS_REL and honest.check == "parameters step by step"
+
+    def slower(ops, spec, params, grads, state, norm, hyper, *rest):
+        return optimizer_step(ops, spec, params, grads, state, norm, {**hyper, "momentum": 0.5}, *rest)
+
+    monkeypatch.setattr("cuda_train.engine.optimizer_step", slower)
+    planted = row()
+    assert not planted.passed and "(Muon) in step" in planted.worst
 
 
 @every_form

@@ -73,8 +73,15 @@ FUNCTION_CHANGES: dict[str, str] = {
     "model.ngram.dim": "8",
     "model.ngram.longest": "3",
     "model.ngram.multiplier": "256",
+    "model.lora.rank": "2",
+    "model.lora.alpha": "8.0",
+    "model.lora.targets": '["mlp", "o"]',
     "model.tie_embeddings": "false",
     "model.embed_init_std": "0.02",
+    "model.embed_rank": "12",
+    "model.embed_init": '"overtone"',
+    "model.matrix_init": '"orthogonal"',
+    "model.resid_mix_init": '"phase"',
     "model.start": '"document_start"',
     "model.decoder.kind": '"mlp"',
     "model.decoder.dim": "32",
@@ -89,6 +96,7 @@ FUNCTION_CHANGES: dict[str, str] = {
 OTHER_CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
     "optimizer.matrix_lr": st.floats(0.0, 1.0),
+    "optimizer.adapter_lr": st.floats(0.0, 1.0),
     "optimizer.muon_momentum": st.floats(0.0, 1.0),
     "optimizer.ns_steps": st.integers(1, 10),
     "optimizer.ns_dtype": st.sampled_from(["float32", "bfloat16"]),
@@ -141,8 +149,9 @@ def error_of(source: str, *overrides: str) -> str:
 
 
 def test_presets_are_those_that_are_documented():
-    expected = "baseline baseline-mini bytes h100 hybrid-mini itchy recurrent recurrent-mini smoke tiny"
-    assert preset_names() == expected.split()
+    families = ("baseline", "itchy", "pr1431", "pr705", "record", "recurrent")
+    others = ("bytes", "h100", "hybrid-mini", "smoke", "tiny")
+    assert preset_names() == sorted([*families, *(f"{name}-mini" for name in families), *others])
 
 
 @pytest.mark.parametrize("name", preset_names())

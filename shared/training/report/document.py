@@ -27,6 +27,7 @@ GROUPS = {
     "embedding": "embeddings",
     "head": "output heads",
     "scalar": "gains, mixes and start vectors",
+    "adapter": "low-rank adapters",
 }
 
 
@@ -187,7 +188,9 @@ def _parameters(spec: Spec) -> Element:
     counts = parameter_counts(spec)
     total = counts["total"]
     rows = [
-        (f"{name}: {meaning}", f"{counts[name]:,}", _share(counts[name], total)) for name, meaning in GROUPS.items()
+        (f"{name}: {meaning}", f"{counts[name]:,}", _share(counts[name], total))
+        for name, meaning in GROUPS.items()
+        if name in counts
     ]
     rows.append(("total", f"{total:,}", _share(total, total)))
     return section("Parameters", table(("group", "parameters", "share"), rows, numeric=(1, 2)))

@@ -1,0 +1,132 @@
+"""What training minimises beside the nats of the symbols; definitions in shared.spec.auxiliary.
+
+Each term reads trunk outputs h [B, N, D], of which row i has read patches < i, and the symbols as targets. Nothing
+here is part of the function that is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.model.auxiliary import CHUNK_PREDICTION, embed_prediction_name, multi_symbol_name
+from shared.model.code_entropy import code_entropy_bits
+from shared.model.embedding import embed_patches, embed_symbols
+from shared.ops import Array, Ops
+from shared.spec import Spec
+from shared.stages import CODE_ENTROPY, DIRECTIONS_STEP, MULTI_SYMBOL
+
+# Keeps the directions apart from the noise of quantisation, which is made from steps too.
+DIRECTIONS_SALT = 0x27D4_EB2F
+
+
+def auxiliary_loss(
+    ops: Ops, spec: Spec, params: Mapping[str, Array], stored: Mapping[str, Array], hidden: Array, x: Array
+) -> Array:
+    """The weighted sum of all auxiliary losses of x [B, T] that the spec has, a float32 scalar.
+
+    `params` are the weights that the loss reads, `stored` those behind them, which differ with quantisation-aware
+    training; hidden [B, N, D] are trunk outputs. Call it only where `training.loss.has_auxiliary`.
+    """
+    loss, terms = spec.training.loss, []
+    if loss.multi_symbol.weights:
+        terms.append(multi_symbol_loss(ops, spec, params, hidden, x))
+    if loss.embed_prediction.weight:
+        terms.append(loss.embed_prediction.weight * embed_prediction_loss(ops, spec, params, hidden, x))
+    if loss.chunk_prediction.weight:
+        terms.append(loss.chunk_prediction.weight * chunk_prediction_loss(ops, spec, params, hidden, x))
+    if loss.code_entropy.weight:
+        # Without a number of the step it acts, as at the end of training.
+        acting = params.get(CODE_ENTROPY, 1.0)
+        terms.append(loss.code_entropy.weight * acting * code_entropy_bits(ops, spec, stored, x))
+    return _added(terms)
+
+
+def multi_symbol_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+    """Weighted mean nats of the symbols of later patches."""
+    model, multi = spec.model, spec.training.loss.multi_symbol
+    batch, positions, _ = hidden.shape
+    patches = x.reshape((batch, positions, model.patch_size))
+    terms = []
+    for index, weight in enumerate(multi.weights):
+        # h[i] already predicts patch i, so distance 1 is patch i + 1.
+        distance = index + 1
+        pairs = positions - distance
+        logits = ops.linear(hidden[:, :pairs], params[multi_symbol_name(distance)])
+        logits = logits.reshape((batch, pairs, model.patch_size, spec.vocabulary.size))
+        nats = ops.softcapped_cross_entropy(logits, patches[:, distance:], model.logit_softcap)
+        terms.append((weight / (batch * pairs * model.patch_size)) * ops.sum(nats))
+    at_the_end = 0.0 if multi.decay_end_frac > 0.0 else 1.0
+    return params.get(MULTI_SYMBOL, at_the_end) * _added(terms)
+
+
+def embed_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+    """Mean squared distance of predicted from actual embeddings, before its weight."""
+    patch_size, count = spec.model.patch_size, spec.training.loss.embed_prediction.symbols
+    batch, positions, _ = hidden.shape
+    embeds = ops.stop_gradient(ops.cast(embed_symbols(ops, spec, params, x), "float32"))
+    embeds = embeds.reshape((batch, positions, patch_size, spec.model.model_dim))
+    terms, pairs = [], 0
+    for ahead in range(count):
+        # Symbol iP + ahead is at place `ahead mod P` of a patch that many patches on.
+        patches, place = divmod(ahead, patch_size)
+        predicted = ops.linear(hidden[:, : positions - patches], params[embed_prediction_name(ahead + 1)])
+        distance = ops.cast(predicted, "float32") - embeds[:, patches:, place]
+        terms.append(ops.sum(distance * distance))
+        pairs += batch * (positions - patches)
+    return _added(terms) / pairs
+
+
+def chunk_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+    """Mean squared error of predicted chunk latents and what keeps the latents apart, before their weight."""
+    chunks, eps = spec.training.loss.chunk_prediction, spec.model.norm_eps
+    batch, positions, dim = hidden.shape
+    size = chunks.chunk_patches
+    count = (positions - 1) // size
+    # Row i of the trunk inputs holds patch i - 1.
+    inputs = ops.cast(embed_patches(ops, spec, params, x), "float32")[:, 1 : 1 + count * size]
+    means = ops.sum(inputs.reshape((batch, count, size, dim)), axes=(2,)) / size
+    context = hidden[:, : count * size].reshape((batch, count, size, dim))[:, :, 0]
+    latents = _two_layers(ops, params, f"{CHUNK_PREDICTION}.latent", means, eps)
+    predicted = _two_layers(ops, params, f"{CHUNK_PREDICTION}.prediction", ops.cast(context, "float32"), eps)
+    error = predicted - latents
+    squared = ops.sum(error * error) / (batch * count * chunks.latent_dim)
+    if not chunks.regulariser_weight:
+        return squared
+    step = params[DIRECTIONS_STEP] if DIRECTIONS_STEP in params else 0 * x[0, 0]
+    weight = params[f"{CHUNK_PREDICTION}.latent_out.weight"]
+    directions = unit_directions(ops, weight, chunks.directions, step)
+    return squared + chunks.regulariser_weight * distance_from_normal(ops, latents, directions)
+
+
+def unit_directions(ops: Ops, like: Array, count: int, step: Array) -> Array:
+    """Unit vectors [count, L] for `like` [L, any] float32: even draws from a cube, from the step's number, normalised.
+
+    Constants to derivatives, the same in every implementation.
+    """
+    ones = ops.broadcast_to(0.0 * like[:1, :1] + 1.0, (count, like.shape[0]))
+    draws = ops.row_noise(ones, step, DIRECTIONS_SALT)
+    return draws / ops.sqrt(ops.sum(draws * draws, axes=(1,), keepdims=True))
+
+
+def distance_from_normal(ops: Ops, latents: Array, directions: Array) -> Array:
+    """SIGReg of latents [B, M, L] along unit vectors [R, L]: the Epps-Pulley statistic, meant over rows and vectors."""
+    batch, count, _ = latents.shape
+    along = ops.transpose(ops.linear(latents, directions))
+    apart = along[..., None] - along[..., None, :]
+    pairs = ops.sum(ops.exp(-0.5 * apart * apart)) / (batch * directions.shape[0] * count**2)
+    singles = ops.sum(ops.exp(-0.25 * along * along)) / (batch * directions.shape[0] * count)
+    return pairs - 2.0**0.5 * singles + 3.0**-0.5
+
+
+def _added(terms: list[Array]) -> Array:
+    """The sum of one scalar or more."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _two_layers(ops: Ops, params: Mapping[str, Array], name: str, x: Array, eps: float) -> Array:
+    """W2 silu(rms(W1 x)): [..., L] of [..., D]."""
+    normalised = ops.rms_norm(ops.linear(x, params[f"{name}_in.weight"]), eps)
+    return ops.linear(normalised * ops.sigmoid(normalised), params[f"{name}_out.weight"])

@@ -1,0 +1,55 @@
+"""Entropy of the codes of the matrices, softened: `training.loss.code_entropy` (FEATURES 3.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shared.model.manifest import Parameter, parameter_manifest
+from shared.ops import Array, Ops
+from shared.spec import Spec
+from shared.stages import CODE_ENTROPY_ROW
+
+LEAST_SHARE = 1e-9
+BITS_PER_NAT = 1.4426950408889634
+
+
+def code_entropy_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """Mean bits per weight of the softened codes, a float32 scalar. x [B, T] only lends its kind of array."""
+    matrices = coded_matrices(spec)
+    bits = ops.stack([each.count * _matrix_bits(ops, spec, params, each, x) for each in matrices])
+    return ops.sum(bits) / sum(each.count for each in matrices)
+
+
+def coded_matrices(spec: Spec) -> list[Parameter]:
+    """What the artifact stores in the codes of matrices."""
+    return [each for each in parameter_manifest(spec) if each.quantisation == "matrix" and len(each.shape) == 2]
+
+
+def code_entropy_values(spec: Spec) -> int:
+    """Softmax values that one evaluation makes: rows looked at x columns x codes, over all matrices."""
+    if not spec.training.loss.code_entropy.weight:
+        return 0
+    stride, codes = spec.training.loss.code_entropy.row_stride, 2 * _code_limit(spec) + 1
+    return sum(-(-each.shape[0] // stride) * each.shape[1] * codes for each in coded_matrices(spec))
+
+
+def _matrix_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], parameter: Parameter, x: Array) -> Array:
+    """-sum p_k log2(p_k + 1e-9) of one matrix."""
+    entropy, limit = spec.training.loss.code_entropy, _code_limit(spec)
+    rows, columns = parameter.shape
+    looked_at = -(-rows // entropy.row_stride)
+    # 0, 1, 2, ... in x's kind of integers, whatever x holds.
+    number = ops.running_count(ops.broadcast_to(0 * x[:1, :1], (1, max(looked_at, 2 * limit + 1))), 0)[0] - 1
+    first = ops.cast_like(params[CODE_ENTROPY_ROW], x) if CODE_ENTROPY_ROW in params else 0 * x[0, 0]
+    index = (number[:looked_at] * entropy.row_stride + first) % rows
+    weights = ops.embedding(params[parameter.name], index, "float32")
+    in_codes = (weights / ops.row_scale(weights, limit))[..., None]
+    codes = ops.cast_like(number[: 2 * limit + 1] - limit, weights)
+    apart = in_codes - codes
+    shares = ops.sum(ops.softmax(-apart * apart / entropy.temperature), axes=(0, 1)) / (looked_at * columns)
+    return -BITS_PER_NAT * ops.sum(shares * ops.log(shares + LEAST_SHARE))
+
+
+def _code_limit(spec: Spec) -> int:
+    """qmax, the largest code of a matrix in the artifact."""
+    return int(2 ** (spec.artifact.matrix_bits - 1)) - 1

@@ -1,0 +1,211 @@
+"""The catalogue: every exhibit of the museum, and the checks that fail on it.
+
+`README.md` tells each exhibit's history and names the same checks; `test_exhibits.py` holds the two together.
+Each entry runs its exhibit in the smallest setting that shows the bug and returns the names of the checks that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+
+from data.token_bytes import TokenBytes
+from shared.engine import Engine, Oracle, Scorer, create_engine
+from shared.engine_state import EngineState
+from shared.model import Forward, forward, initial_weights, random_weights
+from shared.optim import step_hyperparameters
+from shared.scoring.audit import audit_scorer
+from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
+from shared.scoring.overlap import check_selection
+from shared.scoring.stream import open_split
+from shared.scoring.windows import plan_windows
+from shared.spec import Spec, load_spec
+from shared.training.average_check import check_average
+from shared.training.gradient_check import GRADIENT_STEPS, check_gradients
+from shared.training.qat_check import check_qat_acts
+from tests.museum import accounting, adapters, attention_leaks, averaging, dead_switch, leaks, ngrams, token_tables
+from tests.museum.fake_stream import FakeStream
+from tests.token_text import documents, small_tokenizer, token_spec, token_stream
+
+SMALL = (
+    *("model.num_layers=2", "model.seq_len=48", "training.batch_symbols=480", "evaluation.batch_symbols=480"),
+    "training.compile=false",
+)
+NGRAMS = ("model.ngram.rows=97", "model.ngram.dim=8")
+DOCUMENTS = ("vocabulary.kind=byte260", "model.attention.document_mask=true")
+PLAIN = ("model.patch_size=1", "model.decoder.kind=linear")
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A planted bug: the object itself, the checks that must fail on it, and how to run them. One that shows in any
+    score has its scorer too, and the changes to the spec `tiny` that it takes."""
+
+    planted: Callable[..., object]
+    caught_by: tuple[str, ...]
+    failing: Callable[[], list[str]]
+    scorer: Callable[[Spec, Weights], Scorer] | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As README.md lists it."""
+        module = self.planted.__module__.rpartition(".")[2]
+        return f"{module}.{self.planted.__name__}"
+
+
+def _spec(*overrides: str) -> Spec:
+    return load_spec("tiny", [*SMALL, *overrides])
+
+
+def _text(spec: Spec, kind: type[FakeStream] = FakeStream) -> FakeStream:
+    """Words between blanks, in documents whose ends fit no window."""
+    rng = np.random.default_rng(0)
+    words = [b"the cat sat on the mat and then it ran off ", b"a byte is not a token is not a word "]
+    return kind([b"".join(words[word] for word in rng.integers(0, 2, 4)) for _ in range(9)], spec.vocabulary)
+
+
+def _scored(
+    planted: Callable[..., object],
+    scorer: Callable[[Spec, Weights], Scorer],
+    caught_by: tuple[str, ...],
+    overrides: tuple[str, ...] = (),
+) -> Exhibit:
+    """A scorer, under the audit's checks of a model."""
+
+    def failing() -> list[str]:
+        spec = _spec(*overrides)
+        report = audit_scorer(scorer(spec, random_weights(spec, 0)), _text(spec))
+        return [check.name for check in report.failures]
+
+    return Exhibit(planted, caught_by, failing, scorer, (*SMALL, *overrides))
+
+
+def _model(planted: Forward, caught_by: tuple[str, ...], *overrides: str) -> Exhibit:
+    """A forward pass that reads too much."""
+    return _scored(planted, lambda spec, weights: Oracle(spec, weights, planted), caught_by, overrides)
+
+
+def _scorer(planted: type[accounting.WrappedScorer], *caught_by: str) -> Exhibit:
+    """A scorer around an honest model."""
+    return _scored(planted, lambda spec, weights: planted(Oracle(spec, weights)), caught_by)
+
+
+def _score_failures(stream_kind: type[FakeStream] = FakeStream, plan: WindowPlan = plan_windows) -> list[str]:
+    """The checks that fail on a score of an honest model."""
+    spec = _spec()
+    oracle, stream = Oracle(spec, random_weights(spec, 0)), _text(spec, stream_kind)
+    score = score_stream(oracle, stream, seq_len=48, stride=8, batch_rows=16, confidence=0.95, plan=plan)
+    return [check.name for check in audit_scorer(oracle, stream, score).failures]
+
+
+def _table(planted: type[TokenBytes]) -> Exhibit:
+    """A table of the bytes of every token."""
+
+    def failing() -> list[str]:
+        tokenizer = small_tokenizer()
+        spec = token_spec({"vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.sha256})
+        table = planted(sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content))
+        stream, oracle = token_stream(documents(24), tokenizer, table), Oracle(spec, random_weights(spec, 0))
+        return [check.name for check in audit_scorer(oracle, stream, score_by_spec(oracle, stream)).failures]
+
+    return Exhibit(planted, ("denominator",), failing)
+
+
+def _batch(spec: Spec) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, spec.model.seq_len)).astype(np.int32)
+
+
+def _trained(spec: Spec, weights: Weights) -> Engine:
+    """A torch engine after three steps."""
+    engine = create_engine("torch", spec)
+    engine.initialise(weights)
+    for step in range(3):
+        engine.train_step(_batch(spec), step_hyperparameters(spec, step, 0.9))()
+    return engine
+
+
+def _dead(
+    planted: Callable[..., object], weights: Callable[[Spec], Weights], model: Forward, *overrides: str
+) -> Exhibit:
+    """Weights or a forward pass with parameters that no gradient ever reaches."""
+
+    def failing() -> list[str]:
+        spec = _spec(*overrides)
+        check = check_gradients(create_engine("torch", spec, model), weights(spec), [_batch(spec)] * GRADIENT_STEPS)
+        return [] if check.passed else [check.name]
+
+    return Exhibit(planted, ("gradients",), failing)
+
+
+def _forgotten_snapshots() -> list[str]:
+    spec = _spec("training.swa_every_steps=2", "training.swa_start_frac=0.0")
+    engine = _trained(spec, random_weights(spec, 0))
+    assert check_average(engine).passed and isinstance(engine, EngineState)
+    averaging.forget_snapshots(engine)
+    return [check.name for check in [check_average(engine)] if not check.passed]
+
+
+def _chosen_by_validation() -> list[str]:
+    spec = _spec("data.selection_frac=0.05", "evaluation.val_symbols=480")
+    heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
+    check = check_selection(averaging.choose_by_validation(spec, heldout).windows, heldout)
+    return [] if check.passed else [check.name]
+
+
+def _folded_switch() -> list[str]:
+    """The flag does not hear of the engine's own switch, compiled or not."""
+    import cuda_train.engine as torch_engine
+
+    honest, spec = torch_engine.training_loss, _spec("training.qat.form=straight_through")
+    torch_engine.training_loss = dead_switch.flagged_loss
+    try:
+        engine = create_engine("torch", spec)
+        engine.initialise(random_weights(spec, 0))
+        check = check_qat_acts(engine, _batch(spec))
+    finally:
+        torch_engine.training_loss = honest
+    return [] if check.passed else [check.name]
+
+
+EXHIBITS = (
+    _model(leaks.itchy_byte_shift, ("future", "target"), "model.decoder.kind=mlp"),
+    _model(leaks.megabyte_own_patch, ("future", "target")),
+    _model(attention_leaks.smear_across_documents, ("isolation",), "model.smear_gate=v1", *DOCUMENTS, *PLAIN),
+    _model(attention_leaks.smear_gate_of_the_target, ("target",), "model.smear_gate=v2", *PLAIN),
+    _model(
+        attention_leaks.value_embeddings_of_the_target,
+        ("target",),
+        *("model.attention.value_embed_dim=8", "model.attention.value_embed_layers=1", *PLAIN),
+    ),
+    _model(attention_leaks.documents_of_the_target, ("target", "isolation"), *DOCUMENTS, *PLAIN),
+    _model(ngrams.ngrams_of_the_target, ("target",), *NGRAMS, *PLAIN),
+    _model(ngrams.ngrams_across_documents, ("isolation",), *NGRAMS, *DOCUMENTS, *PLAIN),
+    _dead(ngrams.dead_factors, ngrams.dead_factors, forward, *NGRAMS),
+    _dead(adapters.gated_adapters, initial_weights, adapters.gated_adapters, "model.lora.rank=3"),
+    _dead(adapters.zero_factors, adapters.zero_factors, forward, "model.lora.rank=3"),
+    Exhibit(dead_switch.Switch, ("qat",), _folded_switch),
+    _scorer(accounting.CacheBonus, "normalisation"),
+    _scorer(accounting.RoundedDown, "target", "normalisation"),
+    _scorer(accounting.TargetGate, "target"),
+    _scorer(accounting.WholeWindowBias, "future", "target"),
+    _scorer(accounting.OtherRowsBias, "future"),
+    Exhibit(
+        accounting.plan_with_double_tail,
+        ("coverage",),
+        lambda: _score_failures(plan=accounting.plan_with_double_tail),
+    ),
+    Exhibit(accounting.plan_without_tail, ("coverage",), lambda: _score_failures(plan=accounting.plan_without_tail)),
+    Exhibit(accounting.SpacesTwice, ("denominator",), lambda: _score_failures(accounting.SpacesTwice)),
+    _table(token_tables.SpaceInPieceAndBefore),
+    _table(token_tables.FallbackBytesAsThree),
+    _table(token_tables.SpecialsAsText),
+    Exhibit(averaging.forget_snapshots, ("average",), _forgotten_snapshots),
+    Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
+)
+"""In the order of README.md."""
