@@ -54,7 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="section.key=VALUE",
-        help="every spec also with this change alone; several changes in one are separated by spaces",
+        help="every spec also with this change alone; several changes in one are separated by spaces and "
+        "may begin with a name: 'wide: model.model_dim=256 model.num_heads=8'",
     )
     add_engine_argument(parser)
     parser.add_argument("--name", metavar="NAME", help="folder of the sweep in the runs folder; default: SPEC-sweep")
