@@ -9,10 +9,7 @@ import numpy as np
 from mlx.nn.utils import average_gradients
 
 from shared.errors import RunError
-from shared.ranks import OneRank, Ranks
-
-# What mlx.launch sets for each process that it starts.
-RANK_VARIABLE = "MLX_RANK"
+from shared.ranks import MLX_RANK, OneRank, Ranks
 
 
 class MLXRanks:
@@ -39,13 +36,13 @@ class MLXRanks:
 
 def connect() -> Ranks:
     """The processes that mlx.launch started with this one, or this one alone. Raises RunError."""
-    if RANK_VARIABLE not in os.environ:
+    if MLX_RANK not in os.environ:
         return OneRank()
     try:
         group = mx.distributed.init(strict=True, backend="ring")
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise RunError(f"rank {os.environ[RANK_VARIABLE]} cannot reach the other ranks: {reason}") from None
+        raise RunError(f"rank {os.environ[MLX_RANK]} cannot reach the other ranks: {reason}") from None
     return MLXRanks(group) if group.size() > 1 else OneRank()
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 MAX_RANKS = 64
 
-# Where torchrun and mlx.launch tell a process its rank.
-RANK_VARIABLES = ("RANK", "MLX_RANK")
+# Where torchrun and mlx.launch tell a process its rank, and torchrun how many there are.
+TORCH_RANK, TORCH_WORLD_SIZE, MLX_RANK = "RANK", "WORLD_SIZE", "MLX_RANK"
 PATIENCE_S = 5.0
 
 
@@ -50,7 +50,12 @@ class OneRank:
 
 def own_rank() -> int:
     """This process's rank as its launcher has set it; 0 for a process on its own."""
-    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in (TORCH_RANK, MLX_RANK) if name in os.environ), 0)
+
+
+def is_launched() -> bool:
+    """Whether torchrun or mlx.launch started this process."""
+    return TORCH_RANK in os.environ or MLX_RANK in os.environ
 
 
 def let_rank_0_speak() -> None:

@@ -18,8 +18,9 @@ from shared.device_facts import device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.preflight import ROWS, Question, preferred_engine, print_report, read_fit, run_preflight
+from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.run import check_row_names
+from shared.scaling_curve import read_curve
 from shared.scoring.stream import bind_tokenizer
 
 NAME = "preflight"
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     """Ask every row; status 1 if one says no-go and is not forced."""
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
-    fit = read_fit(args.fit) if args.fit else None
+    fit = read_curve(args.fit) if args.fit else None
     if args.record and not args.record.parent.is_dir():
         raise UserError(f"--record {args.record}: the folder {args.record.parent} does not exist")
     engine = args.engine or preferred_engine()

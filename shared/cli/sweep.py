@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from shared.cli.comparing import add_comparison_arguments, check_record, compare
 from shared.cli.train import default_training_engine
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.ranks import RANK_VARIABLES
+from shared.ranks import is_launched
 from shared.study.comparison import Comparison
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.scored_run import read_scored_run
@@ -54,7 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="section.key=VALUE",
-        help="every spec also with this change alone; several changes in one are separated by spaces",
+        help="every spec also with this change alone; several changes in one are separated by spaces and "
+        "may begin with a name: 'wide: model.model_dim=256 model.num_heads=8'",
     )
     add_engine_argument(parser)
     parser.add_argument("--name", metavar="NAME", help="folder of the sweep in the runs folder; default: SPEC-sweep")
@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Train what is not done, compare what is; status 1 if a run failed or a score does not count, 128 + signal
     number if it was stopped."""
-    if any(name in os.environ for name in RANK_VARIABLES):
+    if is_launched():
         raise UserError("sweep runs in one process: start it without torchrun or mlx.launch")
     check_record(args)
     plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from shared.cli.command import (
 from shared.cli.score import print_score
 from shared.engine import ENGINE_PACKAGES, available_engines, connect_ranks
 from shared.errors import UserError
+from shared.ranks import is_launched
 from shared.scoring.stream import bind_tokenizer
 from shared.training.console import make_observer
 from shared.training.finish import Finished
@@ -56,11 +56,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Train; status 1 if training broke down or a check said no, 128 + signal number if it was stopped."""
     spec = bind_tokenizer(spec_from_arguments(args))
-    if args.resume and args.run and not args.no_finish and not _is_rank():
+    if args.resume and args.run and not args.no_finish and not is_launched():
         done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
         if done is not None:
             return _tell_finished(done)
-    if args.ranks is not None and not _is_rank():
+    if args.ranks is not None and not is_launched():
         return _launch(args)
     engine_name = args.engine or default_training_engine()
     ranks = connect_ranks(engine_name)
@@ -88,11 +88,6 @@ def run(args: argparse.Namespace) -> CommandResult:
     _print_end(out, args, result)
     profiled = {"profile": profiles[-1].to_document()} if profiles else {}
     return CommandResult({**_document(result), **profiled}, result.exit_status)
-
-
-def _is_rank() -> bool:
-    """Whether this process is one of several already, started by torchrun or by `_launch`."""
-    return "RANK" in os.environ
 
 
 def _launch(args: argparse.Namespace) -> CommandResult:

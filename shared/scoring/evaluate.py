@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from shared.artifact import code_bytes
@@ -40,6 +41,7 @@ def evaluate(
     score = score_by_spec(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
+    text = scored.text_bytes()
     return score_document(
         spec=spec,
         score=score,
@@ -47,10 +49,11 @@ def evaluate(
             "name": stream.name,
             "sha256": stream.sha256,
             "scored_sha256": scored.sha256,
+            "text_sha256": hashlib.sha256(text).hexdigest(),
             "complete": scored is stream,
         },
         audit=audit_scorer(scorer, scored, score),
-        compressors=compressor_results(scored.text_bytes()),
+        compressors=compressor_results(text),
         engine=engine,
         weights=weights,
         artifact_bytes=artifact_bytes,

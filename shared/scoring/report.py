@@ -31,12 +31,14 @@ class _Part(BaseModel):
 
 
 class DatasetPart(_Part):
-    """The text: dataset and split, `sha256` of the whole split, `scored_sha256` of what was scored of it,
-    which is the same if `complete`."""
+    """The text: dataset and split, `sha256` of the whole split, `scored_sha256` of what was scored of it, which is the
+    same if `complete`. Both are of symbols and document starts; `text_sha256` is of the scored text's bytes, the same
+    for bytes and for tokens that decode to them."""
 
     name: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scored_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    text_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     complete: bool
 
 
@@ -108,8 +110,6 @@ class ScoreDocument(_Part):
             raise ValueError(f"bpb {self.bpb} is not nats / ln 2 / bytes, which is {implied}")
         if (self.weights == "packed") != (self.artifact_bytes is not None):
             raise ValueError("artifact_bytes must be given exactly where the weights are packed")
-        if self.dataset.complete != (self.dataset.sha256 == self.dataset.scored_sha256):
-            raise ValueError("a complete dataset and a sample of it must differ in their hashes")
         if self.dataset.complete != (self.dataset.sha256 == self.dataset.scored_sha256):
             raise ValueError("a complete dataset and a sample of it must differ in their hashes")
         return self

@@ -109,7 +109,18 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
     if any(row.difference is not None and row.over_documents is None for row in rows):
         lines.append("no interval over documents where a run kept no scores by document or there are too few documents")
-    return [*lines, *_load_notes(rows), *_device_notes(rows)]
+    return [*lines, *_window_notes(rows), *_load_notes(rows), *_device_notes(rows)]
+
+
+def _window_notes(rows: Sequence[Row]) -> list[str]:
+    """Symbols of different vocabularies hold different amounts of text, and more context is an advantage."""
+    runs = [row.group.runs[0] for row in rows]
+    if len({(run.protocol.window_symbols, run.protocol.stride_symbols) for run in runs}) == 1 and (
+        len({run.bytes / run.symbols for run in runs}) == 1
+    ):
+        return []
+    windows = (f"{row.group.label} {run.window_bytes:,.0f}" for row, run in zip(rows, runs, strict=True))
+    return [f"the vocabularies differ; mean bytes of text in a scored window: {', '.join(windows)}"]
 
 
 def _load_notes(rows: Sequence[Row]) -> list[str]:

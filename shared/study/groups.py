@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import RunError, UserError
@@ -13,6 +13,10 @@ from shared.scoring.documents import DocumentScores
 from shared.study.scored_run import ScoredRun
 
 ENGINE_KEY = "engine"
+# A symbol is the same thing where these are.
+VOCABULARY_KEYS = ("vocabulary.kind", "vocabulary.tokenizer")
+SAME_TEXT = ("text_sha256", "adaptation", "weights")
+SAME_WINDOWS = ("window_symbols", "stride_symbols")
 ABSENT = "absent"
 SEED_SUFFIX = re.compile(r"-seed[0-9]+$")
 
@@ -59,16 +63,21 @@ def group_runs(runs: Sequence[ScoredRun]) -> list[Group]:
 
 
 def check_comparable(runs: Sequence[ScoredRun]) -> None:
-    """Raise RunError naming the first two runs whose scores were not made of the same text in the same way."""
+    """Raise RunError naming the first two runs whose scores were not made of the same text in the same way.
+
+    Windows of two vocabularies are in different units; `shared.study.comparison.notes` says what they hold.
+    """
     if not runs:
         raise UserError("no finished run to compare")
     first = runs[0]
     for run in runs[1:]:
-        for field in fields(first.protocol):
-            expected, found = getattr(first.protocol, field.name), getattr(run.protocol, field.name)
+        same_symbols = all(run.fields.get(key) == first.fields.get(key) for key in VOCABULARY_KEYS)
+        for field in (*SAME_TEXT, *(SAME_WINDOWS if same_symbols else ())):
+            expected, found = getattr(first.protocol, field), getattr(run.protocol, field)
             if expected != found:
+                texts = f" ({first.protocol.dataset} and {run.protocol.dataset})" if field == "text_sha256" else ""
                 raise RunError(
-                    f"{first.path} was scored with {field.name} = {expected}, {run.path} with {found}: "
+                    f"{first.path} was scored with {field} = {expected}, {run.path} with {found}{texts}: "
                     "such scores cannot be compared"
                 )
 

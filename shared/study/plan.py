@@ -12,6 +12,9 @@ from shared.spec import Spec, load_spec
 from shared.training.record import SEED_KEY
 
 BRACKETS = {"[": "]", "{": "}"}
+# A name of a tried change; the label of a run is the name of its folder, with the seed behind it.
+TRIED_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*):\s+")
+LONGEST_LABEL = 200
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ def plan_runs(
     tried: Sequence[str] = (),
 ) -> list[PlannedRun]:
     """Every spec with every combination of the varied `section.key=a,b,c`, as it is and with each of the `tried`
-    changes alone (`section.key=value`, several in one separated by spaces), for every seed.
+    changes alone (`section.key=value`, several in one separated by spaces, `name:` before them or not), for every seed.
 
     All experiments of one seed come before those of the next, so that a machine that is slower for a while
     slows all of them. Raises UserError for what cannot be run as asked, before anything is trained.
     """
     changes = [parse_try(word) for word in tried]
-    if any(word.split("=")[0].strip() == SEED_KEY for word in (*overrides, *varied, *itertools.chain(*changes))):
+    tried_words = itertools.chain.from_iterable(words for _, words in changes)
+    if any(word.split("=")[0].strip() == SEED_KEY for word in (*overrides, *varied, *tried_words)):
         raise UserError(f"{SEED_KEY} is given by --seeds, not by --set, --vary or --try")
     choices = [parse_vary(word) for word in varied]
     keys = [key for key, _ in choices]
@@ -51,10 +55,9 @@ def plan_runs(
     for source in sources:
         for values in itertools.product(*(values for _, values in choices)):
             combination = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-            for change in ([], *changes):
-                words = [*combination, *change]
-                spec = load_spec(source, [*overrides, *words])
-                label = _label(spec.name, words)
+            for tried_name, change in (("", []), *changes):
+                spec = load_spec(source, [*overrides, *combination, *change])
+                label = _label(spec.name, combination if tried_name else [*combination, *change], tried_name)
                 if label in experiments:
                     raise UserError(
                         f"two experiments would both be called {label!r}; give the specs names of their own"
@@ -81,12 +84,17 @@ def parse_vary(word: str) -> tuple[str, list[str]]:
     return key.strip(), values
 
 
-def parse_try(word: str) -> list[str]:
-    """The `section.key=value` of one tried change; a space in brackets or quotes does not separate."""
-    changes = [part for part in _split(word.strip(), " ") if part]
+def parse_try(word: str) -> tuple[str, list[str]]:
+    """(name, `section.key=value` words) of one tried change, written `section.key=value section.key=value` or
+    `name: section.key=value`; the name may be empty. A space in brackets or quotes does not separate."""
+    named = TRIED_NAME.match(word.strip())
+    changes = [part for part in _split(word.strip()[named.end() if named else 0 :], " ") if part]
     if not changes or not all(change.partition("=")[0] and change.partition("=")[2] for change in changes):
-        raise UserError(f"--try {word!r}: write it as section.key=value, several separated by spaces")
-    return changes
+        raise UserError(
+            f"--try {word!r}: write it as section.key=value, several separated by spaces, a name and ':' before them "
+            "or not"
+        )
+    return named[1] if named else "", changes
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -125,11 +133,20 @@ def _split(raw: str, separator: str = ",") -> list[str]:
     return parts
 
 
-def _label(name: str, words: Sequence[str]) -> str:
-    """The spec's name and what was changed in it, in the letters that a run may be called with."""
+def _label(name: str, words: Sequence[str], tried_name: str) -> str:
+    """The spec's name and what was changed in it, in the letters that a run may be called with.
+
+    Raises UserError if no folder could be called so.
+    """
     pairs = [word.partition("=")[::2] for word in words]
     last = [key.rsplit(".", 1)[-1] for key, _ in pairs]
     parts = [name]
     for (key, value), short in zip(pairs, last, strict=True):
         parts.append(f"{short if last.count(short) == 1 else key}-{value}")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).rstrip("_")
+    label = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([*parts, *([tried_name] if tried_name else [])])).rstrip("_")
+    if len(label) > LONGEST_LABEL:
+        raise UserError(
+            f"a run would be called {label[:40]}...: {len(label)} letters, at most {LONGEST_LABEL}; give the change a "
+            "name: --try 'name: section.key=value ...'"
+        )
+    return label

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import UserError
+from shared.scaling_curve import ScalingCurve
 from shared.spec import Spec, spec_to_dict
 from shared.study.scored_run import FREE_KEYS
 from shared.training.metrics import Record, read_records
@@ -35,25 +36,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """bpb = c + a T^-alpha, T in training symbols."""
-
-    c: float
-    a: float
-    alpha: float
-
-    def bpb(self, symbols: float) -> float:
-        """The score that the curve gives after so many training symbols."""
-        return float(self.c + self.a * symbols**-self.alpha)
-
-
-@dataclass(frozen=True)
 class ScalingResult:
     """A fitted curve with what it leaves over: `residuals_bpb` measured minus fitted, in the order of `points`;
     `last_out_bpb` measured minus predicted at the largest T by a fit to all smaller T, None if that fit has too
     few different T or no falling curve."""
 
-    curve: Curve
+    curve: ScalingCurve
     points: tuple[Point, ...]
     residuals_bpb: tuple[float, ...]
     r_squared: float
@@ -102,13 +90,13 @@ def fit_points(points: Sequence[Point]) -> ScalingResult:
     )
 
 
-def fit_curve(symbols: np.ndarray, bpb: np.ndarray) -> Curve | None:
+def fit_curve(symbols: np.ndarray, bpb: np.ndarray) -> ScalingCurve | None:
     """Least squares in bpb: c on a logarithmic grid of min(bpb) - c, refined; for each c the line of ln(bpb - c)
     over ln T, weighted by (bpb - c)^2 so that it too minimises errors in bpb. c is at least 0. None if no c gives
     a falling curve."""
     lowest = float(bpb.min())
     centre, width = -GRID_DECADES / 2.0, GRID_DECADES / 2.0
-    best: tuple[float, Curve] | None = None
+    best: tuple[float, ScalingCurve] | None = None
     for _ in range(GRID_ROUNDS):
         exponents = np.linspace(centre - width, min(0.0, centre + width), GRID_POINTS)
         for exponent in exponents:
@@ -119,7 +107,7 @@ def fit_curve(symbols: np.ndarray, bpb: np.ndarray) -> Curve | None:
     return best[1] if best is not None else None
 
 
-def _with_asymptote(symbols: np.ndarray, bpb: np.ndarray, c: float) -> tuple[float, Curve] | None:
+def _with_asymptote(symbols: np.ndarray, bpb: np.ndarray, c: float) -> tuple[float, ScalingCurve] | None:
     """(sum of squared residuals in bpb, curve) for one c; None if the curve does not fall."""
     above = bpb - c
     if above.min() <= 0.0:
@@ -129,7 +117,7 @@ def _with_asymptote(symbols: np.ndarray, bpb: np.ndarray, c: float) -> tuple[flo
     slope = np.sum(weight * (x - x_mean) * (y - y_mean)) / np.sum(weight * (x - x_mean) ** 2)
     if not slope < 0.0:
         return None
-    curve = Curve(c, float(np.exp(y_mean - slope * x_mean)), float(-slope))
+    curve = ScalingCurve(c, float(np.exp(y_mean - slope * x_mean)), float(-slope))
     return float(np.sum((above - curve.a * symbols**slope) ** 2)), curve
 
 

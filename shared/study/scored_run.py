@@ -30,10 +30,11 @@ FREE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class TextProtocol:
-    """What was scored and how. Scores that differ in any of it cannot be compared."""
+    """What was scored and how. `text_sha256` is of the bytes, so that tokens may be held against bytes; windows are
+    in symbols of the model's own vocabulary, and `dataset` is a name to print."""
 
     dataset: str
-    scored_sha256: str
+    text_sha256: str
     window_symbols: int
     stride_symbols: int
     adaptation: str
@@ -64,6 +65,11 @@ class ScoredRun:
     timed: bool
     audit_failures: tuple[str, ...]
     documents: DocumentScores | None
+
+    @property
+    def window_bytes(self) -> float:
+        """Mean bytes of text in a scored window."""
+        return self.protocol.window_symbols * self.bytes / self.symbols
 
     @property
     def steps_per_s(self) -> float:
@@ -127,7 +133,7 @@ def read_scored_run(run: RunDirectory) -> ScoredRun:
 def _protocol(score: ScoreDocument) -> TextProtocol:
     return TextProtocol(
         score.dataset.name,
-        score.dataset.scored_sha256,
+        score.dataset.text_sha256,
         score.window_symbols,
         score.stride_symbols,
         score.adaptation,

@@ -70,8 +70,9 @@ def protocol_line(comparison: Comparison) -> str:
     run = comparison.rows[0].group.runs[0]
     protocol = run.protocol
     return (
-        f"scored: {run.bytes:,} bytes of {protocol.dataset} (sha256 {protocol.scored_sha256[:16]}), {protocol.weights} "
-        f"weights, windows of {protocol.window_symbols} by {protocol.stride_symbols}, adaptation {protocol.adaptation}"
+        f"scored: {run.bytes:,} bytes of {protocol.dataset} (text sha256 {protocol.text_sha256[:16]}), "
+        f"{protocol.weights} weights, windows of {protocol.window_symbols} by {protocol.stride_symbols}, "
+        f"adaptation {protocol.adaptation}"
     )
 
 

@@ -167,7 +167,7 @@ def refusals(results: Sequence[SeedResult]) -> list[str]:
 
 def submission(results: Sequence[SeedResult], title: str, blurb: str, author: Author) -> dict[str, Any]:
     """submission.json. Scores are means over the seeds, deviations have ddof = 1 and are null for one seed,
-    bytes are those of the largest. `val_loss` is in nats per symbol, and a symbol is a byte here."""
+    bytes are those of the largest. `val_loss` is in nats per symbol, a byte or a token."""
     bpb = [result.score.bpb for result in results]
     loss = [result.loss_nats for result in results]
     artifact = [result.artifact_bytes for result in results]

@@ -1,6 +1,6 @@
 """The ablation tables of records/, one command each; run it again to go on where it was stopped.
 
-    python -m tests.bench.ablations patch|decoder|tricks [--seconds 300] [--seeds 3] [--engine mlx] [--print]
+    python -m tests.bench.ablations patch|vocabulary|decoder|tricks [--seconds 300] [--seeds 3] [--engine mlx] [--print]
 
 Every model of a table gets the same training time on the same text and is scored, packed, on the same held-out text
 of another source in the same windows: 768 bytes, which every patch size of the table divides. The tables are plain
@@ -9,7 +9,13 @@ sweeps: --print shows the `bytetwin sweep` command instead of running it. The da
     bytetwin data import enwiki enwiki.jsonl.xz --split train
     bytetwin data import openwebtext openwebtext.jsonl.xz --split heldout
 
-and --train builtin --heldout builtin needs neither. tests/bench/leaky.py makes the row of the leaky model beside them.
+and --train builtin --heldout builtin needs neither. The vocabulary table also wants their tokens,
+
+    bytetwin tokenizer train sp1024-enwiki enwiki --vocab-size 1024 --normalisation identity --max-bytes 20000000
+    bytetwin tokenizer encode enwiki-sp1024 enwiki --tokenizer sp1024-enwiki
+    bytetwin tokenizer encode openwebtext-sp1024 openwebtext --tokenizer sp1024-enwiki
+
+tests/bench/leaky.py makes the row of the leaky model beside them.
 """
 
 from __future__ import annotations
@@ -42,16 +48,36 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Ablation:
-    """A sweep over the values of one field (`vary`), or over changes to a baseline, one at a time (`tried`)."""
+    """A sweep over the values of one field (`vary`), or over changes to a baseline, one at a time (`tried`).
+
+    In `tried`, {train} and {heldout} stand for the names of the datasets.
+    """
 
     settings: tuple[str, ...] = ()
     vary: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
 
 
+# 320 tokens of English are about 768 bytes: the same context. Batches of half the text were better for tokens, and of
+# a third for plain bytes, whose steps are slow.
+TOKENS = (
+    "vocabulary.kind=tokens vocabulary.vocab_size=1024 data.train={train}-sp1024 data.heldout={heldout}-sp1024 "
+    "model.patch_size=1 model.start=document_start model.seq_len=320 evaluation.stride_symbols=320 "
+    "evaluation.val_symbols=27200 evaluation.batch_symbols=6400 training.batch_symbols=960 "
+    "training.micro_batch_symbols=960"
+)
+
 TABLES = {
     # The plain byte model is the baseline.
     "patch": Ablation(vary=("model.patch_size=1,2,4,8,12,16",)),
+    # Byte patches against plain bytes and tokens: the same trunk, and tokens with as many parameters.
+    "vocabulary": Ablation(
+        tried=(
+            "bytes: model.patch_size=1 training.batch_symbols=1536 training.micro_batch_symbols=1536",
+            f"tokens: {TOKENS} model.num_layers=6 model.mlp_dim=680",
+            f"tokens-same-trunk: {TOKENS}",
+        )
+    ),
     # What turns a patch into its bytes; the first row is the local transformer of the preset.
     "decoder": Ablation(
         tried=(
@@ -85,7 +111,7 @@ def sweep_words(table: str, args: argparse.Namespace) -> list[str]:
     for option, values in (
         ("--set", (*COMMON, *texts, *ablation.settings, *args.overrides)),
         ("--vary", ablation.vary),
-        ("--try", ablation.tried),
+        ("--try", tuple(change.format(train=args.train, heldout=args.heldout) for change in ablation.tried)),
     ):
         for value in values:
             words += [option, value]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.errors import RunError, UserError
-from shared.study.comparison import Comparison, Row, compare_groups
+from shared.study.comparison import Comparison, Row, compare_groups, notes
 from shared.study.groups import differences, group_runs
 from shared.study.scored_run import ScoredRun
 from shared.study.table import markdown
@@ -69,8 +69,7 @@ def test_a_seed_counts_once() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dataset", "other/heldout"),
-        ("scored_sha256", "cd" * 32),
+        ("text_sha256", "cd" * 32),
         ("window_symbols", 128),
         ("stride_symbols", 64),
         ("adaptation", "lora"),
@@ -81,6 +80,22 @@ def test_scores_made_otherwise_are_refused(field: str, value: Any) -> None:
     other = scored_run("b", 0, 2.0, protocol=dataclasses.replace(PROTOCOL, **{field: value}))
     with pytest.raises(RunError, match=f"{field} = .*such scores cannot be compared"):
         group_runs([scored_run("a", 0, 2.0), other])
+
+
+def test_tokens_and_bytes_of_one_text_compare() -> None:
+    in_tokens = {
+        "fields": {"vocabulary.kind": "tokens"},
+        "protocol": dataclasses.replace(PROTOCOL, dataset="toy-sp512/heldout", window_symbols=25, stride_symbols=25),
+        "symbols": 400,
+    }
+    tokens = [scored_run("tokens", seed, 1.9 + 0.1 * seed, **in_tokens) for seed in range(3)]
+    found = compare_groups(group_runs([*runs_of("bytes", 2.0, 2.1, 2.2), *tokens]))
+    assert found.rows[1].verdict == "better"
+    expected = "the vocabularies differ; mean bytes of text in a scored window: bytes 64, tokens 62"
+    assert expected in notes(found)
+    other_text = dataclasses.replace(tokens[0].protocol, text_sha256="cd" * 32)
+    with pytest.raises(RunError, match=r"text_sha256 = .*toy/heldout and toy-sp512/heldout"):
+        group_runs([*runs_of("bytes", 2.0), dataclasses.replace(tokens[0], protocol=other_text)])
 
 
 def test_three_equal_improvements_are_better() -> None:

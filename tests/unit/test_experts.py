@@ -17,7 +17,8 @@ from shared.optim import step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows
 from shared.spec import Spec, load_spec
 from shared.tolerances import ORACLE_OPERATION_REL
-from tests.unit.test_ops import OPS, assert_close, every_implementation, naive_log_softmax, normal, run
+from tests.implementations import OPS, assert_close, every_implementation, normal, run
+from tests.unit.test_ops import naive_log_softmax
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 

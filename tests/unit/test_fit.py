@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.errors import UserError
+from shared.scaling_curve import ScalingCurve
 from shared.spec import spec_to_toml
-from shared.study.scaling import Curve, Point, check_one_curve, fit_curve, fit_points, run_points
+from shared.study.scaling import Point, check_one_curve, fit_curve, fit_points, run_points
 from shared.training.run_directory import RunDirectory
 from tests.fake_training import tiny_spec
 
 
-def points_of(curve: Curve, symbols: list[int], noise: np.ndarray | None = None) -> list[Point]:
+def points_of(curve: ScalingCurve, symbols: list[int], noise: np.ndarray | None = None) -> list[Point]:
     errors = np.zeros(len(symbols)) if noise is None else noise
     return [Point("run", t, t, curve.bpb(t) + float(e)) for t, e in zip(symbols, errors, strict=True)]
 
@@ -30,7 +31,7 @@ def points_of(curve: Curve, symbols: list[int], noise: np.ndarray | None = None)
 @given(st.floats(0.3, 2.0), st.floats(0.1, 1.0), st.floats(0.1, 0.8), st.integers(5, 12))
 def test_exact_points_give_back_their_curve(c: float, share: float, alpha: float, count: int) -> None:
     symbols = [int(1e6 * 1.7**index) for index in range(count)]
-    truth = Curve(c, share * c * symbols[0] ** alpha, alpha)
+    truth = ScalingCurve(c, share * c * symbols[0] ** alpha, alpha)
     found = fit_points(points_of(truth, symbols))
     assert found.curve.c == pytest.approx(c, rel=1e-4)
     assert found.curve.alpha == pytest.approx(alpha, rel=1e-3)
@@ -41,7 +42,7 @@ def test_exact_points_give_back_their_curve(c: float, share: float, alpha: float
 
 def test_the_published_curve() -> None:
     """bpb = 1.165 + 1175 T^-.434 over eight points of one run (FEATURES 2.4)."""
-    truth = Curve(1.165, 1175.0, 0.434)
+    truth = ScalingCurve(1.165, 1175.0, 0.434)
     found = fit_points(points_of(truth, [50_000_000 * k for k in range(1, 9)]))
     assert found.curve.bpb(1e9) == pytest.approx(truth.bpb(1e9), abs=1e-6)
 
@@ -67,14 +68,14 @@ def test_the_fit_minimises_squared_errors_in_bpb() -> None:
 
 
 def test_a_curve_without_a_floor_ends_at_zero() -> None:
-    found = fit_points(points_of(Curve(0.0, 50.0, 0.2), [10**k for k in range(4, 10)]))
+    found = fit_points(points_of(ScalingCurve(0.0, 50.0, 0.2), [10**k for k in range(4, 10)]))
     assert 0.0 <= found.curve.c < 1e-6 and found.curve.alpha == pytest.approx(0.2, rel=1e-4)
 
 
 def test_leaving_out_the_last_point_shows_a_bend() -> None:
     """Points on a curve, but the last is 0.05 lower, as in a warm-down: the rest misses it by just that."""
     symbols = [10**6 * 2**k for k in range(8)]
-    truth = Curve(1.2, 500.0, 0.4)
+    truth = ScalingCurve(1.2, 500.0, 0.4)
     noise = np.zeros(8)
     noise[-1] = -0.05
     found = fit_points(points_of(truth, symbols, noise))
@@ -82,7 +83,7 @@ def test_leaving_out_the_last_point_shows_a_bend() -> None:
 
 
 def test_too_few_steps_or_no_fall_are_refused() -> None:
-    curve = Curve(1.0, 10.0, 0.3)
+    curve = ScalingCurve(1.0, 10.0, 0.3)
     with pytest.raises(UserError, match="5 or more different steps at constant learning rate, there are 4"):
         fit_points([*points_of(curve, [1000, 2000, 3000, 4000]), *points_of(curve, [1000, 2000, 3000, 4000])])
     with pytest.raises(UserError, match="does not fall"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.tolerances import DIRECTIONAL_REL
-from tests.unit.test_ops import OPS, assert_close, every_implementation, examples, normal, run, seeds, sizes
+from tests.implementations import OPS, assert_close, every_implementation, examples, normal, run, seeds, sizes
 
 GRADIENT_STEP = 1e-6
 

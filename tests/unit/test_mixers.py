@@ -22,7 +22,7 @@ from shared.ops import NumpyOps
 from shared.optim import HYPERPARAMETERS
 from shared.spec import Spec, load_spec
 from shared.tolerances import CAUSALITY_ABS, MEMORY_ESTIMATE_FACTOR, NATS_ABS, ORACLE_OPERATION_REL, SCAN_REL
-from tests.unit.test_ops import ENGINES, OPS, every_implementation, examples, normal
+from tests.implementations import ENGINES, OPS, every_implementation, examples, normal
 
 EXACT = OPS["numpy"]
 HYBRID = 'model.mixers=["mamba2","attention","gated_delta"]'

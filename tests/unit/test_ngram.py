@@ -19,9 +19,9 @@ from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
 from shared.spec import Spec, load_spec
 from shared.tolerances import ORACLE_OPERATION_REL
+from tests.implementations import OPS
 from tests.museum.fake_stream import FakeStream
 from tests.museum.ngrams import dead_factors, ngrams_across_documents, ngrams_of_the_target, without_ngrams
-from tests.unit.test_ops import OPS
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 ROWS = ["model.ngram.rows=97", "model.ngram.dim=8", "model.ngram.longest=3"]

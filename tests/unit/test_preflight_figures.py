@@ -21,7 +21,7 @@ from shared.flops import TRAINING_OVER_FORWARD, training_flops
 from shared.microbatch import micro_batches
 from shared.model import initial_weights, parameter_counts
 from shared.optim import initial_state
-from shared.preflight import Question, ScalingFit
+from shared.preflight import Question
 from shared.preflight import function_rows as functions
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
@@ -41,6 +41,7 @@ from shared.preflight.speed_rows import (
     step_time_row,
 )
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
+from shared.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
 
 GIB = 1 << 30
@@ -137,7 +138,7 @@ def h100(*overrides: str) -> Spec:
 
 def test_a_run_against_the_clock() -> None:
     spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
-    bench = make_bench(spec, ranks=8, price=2.5, fit=ScalingFit(0.8, 5.0, 0.2))
+    bench = make_bench(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
     plan = plan_run(bench)
     assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
     assert plan.train_s == pytest.approx(600)
@@ -163,7 +164,7 @@ def test_share_of_peak_is_operations_over_peak() -> None:
 
 
 def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
-    bench = make_bench(h100(), facts=CPU, price=2.0, fit=ScalingFit(0.8, 5.0, 0.2))
+    bench = make_bench(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
     for ask in (memory_row, step_time_row, mfu_row, projected_score_row, driver_row):
         row = ask(bench)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
@@ -188,7 +189,7 @@ def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypa
 def test_a_time_limit_for_no_steps() -> None:
     bench = make_bench(h100("training.time_limit_s=0.5"))
     assert step_time_row(bench).verdict == "no-go" and "fewer than" in step_time_row(bench).how
-    none = make_bench(h100("training.time_limit_s=0.01"), fit=ScalingFit(0.8, 5.0, 0.2))
+    none = make_bench(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
     assert projected_score_row(none).verdict == "unknown"
 
 

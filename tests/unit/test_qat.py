@@ -22,8 +22,8 @@ from shared.spec import ArtifactSpec, Spec, load_spec
 from shared.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from shared.training.qat_check import check_qat_acts
+from tests.implementations import OPS, every_implementation, normal
 from tests.museum.dead_switch import Switch, flagged_loss
-from tests.unit.test_ops import OPS, every_implementation, normal
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 every_form = pytest.mark.parametrize("form", ["straight_through", "noise"])

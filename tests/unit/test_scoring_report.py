@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     assert (document.code_bytes, document.limit_bytes) == (code_bytes(), 16_000_000)
     assert (document.spec_id, document.parameters) == (spec_id(SPEC), parameter_counts(SPEC)["total"])
     assert document.dataset.name == "fake/heldout" and document.dataset.complete
+    assert document.dataset.text_sha256 == hashlib.sha256(TEXT.text_bytes()).hexdigest()
     assert document.audit.passed and len(document.audit.checks) == 6
     assert set(document.compressors) == {"xz -9", "zstd -19", "brotli -11"}
     interval = document.confidence

@@ -87,7 +87,25 @@ def test_tried_changes_come_one_at_a_time() -> None:
     assert [run.spec.optimizer.scalar_lr for run in plan] == [0.02, 0.02, 0.1] * 2
 
 
-@pytest.mark.parametrize("word", ["", "a.b", "a.b=1 c", "=1", "a.b="])
+def test_a_tried_change_may_have_a_name() -> None:
+    tried = ["model.unet_skips=false", "rates: optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.1"]
+    plan = plan_runs(["tiny"], (), ["model.patch_size=2"], [0], tried)
+    assert [run.label for run in plan] == [
+        "tiny-patch_size-2",
+        "tiny-patch_size-2-unet_skips-false",
+        "tiny-patch_size-2-rates",
+    ]
+    assert plan[2].spec.optimizer.matrix_lr == 0.5 and plan[2].spec.model.unet_skips
+
+
+def test_a_label_that_no_folder_can_have_is_refused() -> None:
+    words = " ".join(f"model.decoder.dim={width}" for width in range(128, 128 + 8 * 40, 8))
+    with pytest.raises(UserError, match="give the change a name"):
+        plan_runs(["tiny"], (), [], [0], [words])
+    assert len(plan_runs(["tiny"], (), [], [0], [f"wide: {words}"])) == 2
+
+
+@pytest.mark.parametrize("word", ["", "a.b", "a.b=1 c", "=1", "a.b=", "name:", "name: a.b", "a name: a.b=1"])
 def test_bad_tried_changes(word: str) -> None:
     with pytest.raises(UserError, match="--try"):
         plan_runs(["tiny"], (), [], [0], [word])

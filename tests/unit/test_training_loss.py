@@ -18,8 +18,8 @@ from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import Spec, load_spec
 from shared.stages import SYMBOL_WEIGHTS
 from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
+from tests.implementations import OPS, assert_close, every_implementation, normal, run
 from tests.token_text import small_tokenizer
-from tests.unit.test_ops import OPS, assert_close, every_implementation, normal, run
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300"]

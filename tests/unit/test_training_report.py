@@ -87,7 +87,13 @@ def score_of(spec: Spec, **changes: Any) -> ScoreDocument:
         "stride_symbols": 32,
         "adaptation": "none",
         "confidence": {"level": 0.95, "low_bpb": 2.4123, "high_bpb": 2.5877, "units": "documents", "num_units": 12},
-        "dataset": {"name": "text/heldout", "sha256": "a" * 64, "scored_sha256": "a" * 64, "complete": True},
+        "dataset": {
+            "name": "text/heldout",
+            "sha256": "a" * 64,
+            "scored_sha256": "a" * 64,
+            "text_sha256": "c" * 64,
+            "complete": True,
+        },
         "compressors": {
             "xz -9": {"compressed_bytes": 4100, "bpb": 3.28},
             "zstd -19": {"compressed_bytes": 4000, "bpb": 3.2},
@@ -243,7 +249,13 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         tiny_spec('data.train="<i>text</i>"'),
         engine=plain,
         spec_name=plain,
-        dataset={"name": plain, "sha256": "a" * 64, "scored_sha256": "b" * 64, "complete": False},
+        dataset={
+            "name": plain,
+            "sha256": "a" * 64,
+            "scored_sha256": "b" * 64,
+            "text_sha256": "c" * 64,
+            "complete": False,
+        },
         compressors={plain: {"compressed_bytes": 1, "bpb": 1.0}},
         audit={"passed": False, "checks": [json.loads(json.dumps(check).replace("\\ud800", ""))]},
     )

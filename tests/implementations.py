@@ -1,0 +1,43 @@
+"""The three implementations of the operations, and how tests compare them with a definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from cuda_train.ops import make_ops as make_torch_ops
+from mlx_train.ops import make_ops as make_mlx_ops
+from shared.ops import NumpyOps, Ops
+from shared.tolerances import OPERATION_REL, ORACLE_OPERATION_REL
+
+OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
+ENGINES = ["mlx", "torch"]
+
+sizes = st.integers(1, 9)
+seeds = st.integers(0, 2**32 - 1)
+examples = settings(max_examples=25, derandomize=True, deadline=None, database=None)
+every_implementation = pytest.mark.parametrize("name", list(OPS))
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """float32 normal values, so that all implementations start from the same numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def run(name: str, operation: Callable[[Ops], Any]) -> np.ndarray:
+    return OPS[name].to_numpy(operation(OPS[name]))
+
+
+def assert_close(name: str, actual: np.ndarray, expected: Any, rel: float = OPERATION_REL) -> None:
+    expected = np.asarray(expected, np.float64)
+    limit = ORACLE_OPERATION_REL if name == "numpy" else rel
+    assert actual.shape == expected.shape
+    assert actual.dtype == (np.float64 if name == "numpy" else np.float32)
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    worst = float(np.abs(actual - expected).max(initial=0.0)) / scale
+    assert worst <= limit, f"{name}: {worst:.2e} over {limit:.0e}"
