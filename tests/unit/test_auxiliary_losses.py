@@ -51,7 +51,7 @@ from shared.tolerances import (
     PARAMETERS_REL,
     QUADRATURE_REL,
 )
-from tests.unit.test_ops import OPS, assert_close, every_implementation, normal, run
+from tests.implementations import OPS, assert_close, every_implementation, normal, run
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 TERMS = {

@@ -17,7 +17,7 @@ from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec
 from tests.unit.test_flops import CountingOps
-from tests.unit.test_ops import OPS
+from tests.implementations import OPS
 
 TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.start=document_start"]
 PLAIN = ["model.patch_size=1", "model.decoder.kind=linear"]
