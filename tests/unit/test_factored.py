@@ -16,8 +16,8 @@ from shared.model import forward, initial_weights, parameter_counts, parameter_m
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec
-from tests.unit.test_flops import CountingOps
 from tests.implementations import OPS
+from tests.unit.test_flops import CountingOps
 
 TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.start=document_start"]
 PLAIN = ["model.patch_size=1", "model.decoder.kind=linear"]

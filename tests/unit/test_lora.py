@@ -18,8 +18,8 @@ from shared.optim import step_hyperparameters
 from shared.preflight.memory import training_state_bytes
 from shared.spec import Spec, load_spec
 from shared.training.average_check import check_average
-from tests.unit.test_flops import CountingOps
 from tests.implementations import OPS
+from tests.unit.test_flops import CountingOps
 
 EVERYWHERE = ["model.lora.rank=4", "model.lora.alpha=6.0", 'model.lora.targets=["q", "k", "v", "o", "mlp", "head"]']
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
