@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from data import builtin
-from data.datasets import dataset_folder, load_manifest, open_split
+from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
+from data.opening import existing_manifest, open_existing
 from data.token_bytes import Tokens
 from data.token_stream import Stream
 from data.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ def encode_dataset(
     folder = dataset_folder(name)
     if not (replace or keep_existing):
         refuse_existing(folder)
-    manifest = load_manifest(source)
+    manifest = existing_manifest(source)
     if manifest.tokenizer is not None:
         raise DataError(f"dataset {source!r} holds tokens already; encode one of bytes")
     total_bytes = sum(entry.total_bytes for entry in manifest.splits.values())
@@ -70,7 +71,7 @@ def encode_dataset(
         vocab_size=tokenizer.vocab_size,
     ) as writer:
         for split in manifest.splits:
-            for documents in _batches(open_split(source, split, VocabularySpec())):
+            for documents in _batches(open_existing(source, split, VocabularySpec())):
                 for tokens, num_bytes in _encoded(tokenizer, documents, result):
                     writer.add_tokens(split, tokens, num_bytes)
                 progress(result.source_bytes, total_bytes)

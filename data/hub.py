@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from data import builtin
-from data.datasets import dataset_folder
 from data.detokenise import TokenDocuments
+from data.folders import dataset_folder
 from data.hub_api import HubFile, Repository, cache_folder, describe_files, look_up, prepare_hub
 from data.hub_files import HubFiles
 from data.manifest import Manifest, Origin, SplitName, read_manifest

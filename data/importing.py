@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import builtin
-from data.datasets import dataset_folder
+from data.folders import dataset_folder
 from data.importers import find_files, read_documents
 from data.manifest import SPLITS, Manifest, SplitName, read_manifest
 from data.shards import MAX_SHARD_SYMBOLS

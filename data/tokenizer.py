@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import datasets
+from data import folders
 from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, load_processor
 from data.writer import TOKENIZER_FILE
 from shared.errors import DataError
@@ -88,12 +88,12 @@ class Tokenizer:
 
 def tokenizers_folder() -> Path:
     """Where `bytetwin tokenizer train` puts its models."""
-    return datasets.datasets_root() / datasets.TOKENIZERS
+    return folders.datasets_root() / folders.TOKENIZERS
 
 
 def tokenizer_path(name: str) -> Path:
     """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is no file name."""
-    datasets.dataset_folder(name)
+    folders.dataset_folder(name)
     return tokenizers_folder() / f"{name}{SUFFIX}"
 
 
@@ -124,21 +124,9 @@ def find_tokenizer(word: str) -> Tokenizer:
     return read_tokenizer(path)
 
 
-def tokenizer_of_dataset(name: str) -> Tokenizer:
-    """The copy of its tokenizer that a dataset carries. Raises DataError if it holds bytes, or the copy is damaged."""
-    manifest = datasets.load_manifest(name)
-    if manifest.tokenizer is None:
-        raise DataError(f"dataset {name!r} holds bytes, not tokens; `bytetwin tokenizer encode` makes them")
-    path = datasets.dataset_folder(name) / manifest.tokenizer.file
-    tokenizer = read_tokenizer(path)
-    if tokenizer.sha256 != manifest.vocabulary:
-        raise DataError(f"{path}: SHA-256 {tokenizer.sha256}; the manifest says {manifest.vocabulary}")
-    return tokenizer
-
-
 def tokenizer_by_hash(sha256: str) -> Tokenizer:
     """The tokenizer a model was trained with, from wherever a copy lies. Raises DataError if there is none."""
-    root = datasets.datasets_root()
+    root = folders.datasets_root()
     for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() == sha256:

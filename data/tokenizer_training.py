@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from data.datasets import load_manifest, open_split
+from data.opening import existing_manifest, open_existing
 from data.stream import SymbolStream, random_permutation
 from data.tokenizer import Tokenizer, tokenizer_path, tokenizers_folder
 from shared.errors import DataError
@@ -65,7 +65,7 @@ def train_tokenizer(
     path = tokenizer_path(name)
     if path.exists() and not replace:
         raise DataError(f"tokenizer {name!r} exists in {path.parent}; --replace overwrites it")
-    if load_manifest(dataset).tokenizer is not None:
+    if existing_manifest(dataset).tokenizer is not None:
         raise DataError(f"dataset {dataset!r} holds tokens already; a tokenizer is trained on bytes")
     try:
         sentencepiece = importlib.import_module("sentencepiece")
@@ -94,7 +94,7 @@ def train_tokenizer(
 
 def _passages(dataset: str, max_bytes: int, progress: Callable[[int, int], None]) -> Iterator[str]:
     """Training text in pieces of at most _PASSAGE_CHARACTERS, cut at spaces where there are any."""
-    stream = open_split(dataset, "train", VocabularySpec())
+    stream = open_existing(dataset, "train", VocabularySpec())
     assert isinstance(stream, SymbolStream)
     total_bytes = min(max_bytes, stream.num_bytes)
     done_bytes = 0

@@ -72,8 +72,8 @@ def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> CommandResult:
-    datasets = importlib.import_module("data.datasets")
-    names = datasets.dataset_names()
+    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
+    names = folders.dataset_names()
     entries: list[dict[str, Any]] = []
     for name in names:
         try:
@@ -84,14 +84,14 @@ def _list(args: argparse.Namespace) -> CommandResult:
         entries.insert(
             0, {"name": datasets.BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"}
         )
-    console().print(f"datasets in {escape(str(datasets.datasets_root()))}", soft_wrap=True)
+    console().print(f"datasets in {escape(str(folders.datasets_root()))}", soft_wrap=True)
     console().print(datasets_table(entries))
-    return CommandResult({"root": str(datasets.datasets_root()), "datasets": entries})
+    return CommandResult({"root": str(folders.datasets_root()), "datasets": entries})
 
 
 def _build(args: argparse.Namespace) -> CommandResult:
-    datasets = importlib.import_module("data.datasets")
-    exists = datasets.BUILTIN in datasets.dataset_names()
+    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
+    exists = datasets.BUILTIN in folders.dataset_names()
     if args.replace or not exists:
         with transfer_bar(MofNCompleteColumn()) as progress:
             task = progress.add_task("reading the Python library", total=None)
@@ -169,11 +169,11 @@ def _download(args: argparse.Namespace) -> CommandResult:
 
 
 def _verify(args: argparse.Namespace) -> CommandResult:
-    datasets = importlib.import_module("data.datasets")
-    names = args.names or datasets.dataset_names()
+    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
+    names = args.names or folders.dataset_names()
     if not names:
         raise DataError(
-            f"no dataset in {datasets.datasets_root()} to verify; `bytetwin data build` makes the built-in one"
+            f"no dataset in {folders.datasets_root()} to verify; `bytetwin data build` makes the built-in one"
         )
     out = console()
     problems: dict[str, list[str]] = {}

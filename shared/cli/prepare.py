@@ -24,16 +24,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Look for each dataset and download what the hub has; raises DataError for one that is nowhere."""
     spec = spec_from_arguments(args)
-    datasets, hub = (importlib.import_module(f"data.{name}") for name in ("datasets", "hub"))
+    datasets, folders, hub = (importlib.import_module(f"data.{name}") for name in ("datasets", "folders", "hub"))
     tokens = {
         hub.hub_tokenizer(source, kind): (source, kind) for source, kinds in hub.SOURCES.items() for kind in kinds
     }
     found: dict[str, str] = {}
     for name in sorted({spec.data.train, spec.data.heldout}):
         found[name] = "on disk"
-        if name not in datasets.dataset_names() and (name in hub.SOURCES or name in tokens):
+        if name not in folders.dataset_names() and (name in hub.SOURCES or name in tokens):
             source, kind = tokens.get(name, (name, hub.DEFAULT_TOKENIZER))
-            if source not in datasets.dataset_names():
+            if source not in folders.dataset_names():
                 result = _download(source, kind, args.shards)
                 if result.status:
                     return result

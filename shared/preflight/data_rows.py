@@ -91,11 +91,10 @@ def enough_data_row(bench: Bench) -> Row:
 
 def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:
     """Shards and document starts of a split, from the dataset's manifest. Raises DataError."""
-    datasets = importlib.import_module("data.datasets")
-    entry = datasets.load_manifest(name).splits.get(split)
+    entry = importlib.import_module("data.datasets").load_manifest(name).splits.get(split)
     if entry is None:
         raise DataError(f"dataset {name!r} has no {split} split")
-    folder: Path = datasets.dataset_folder(name)
+    folder: Path = importlib.import_module("data.folders").dataset_folder(name)
     return [ShardFile(folder / file.file, file.bytes, file.sha256) for file in [*entry.shards, entry.document_starts]]
 
 

@@ -82,5 +82,5 @@ def bind_tokenizer(spec: Spec) -> Spec:
     """
     if not spec.vocabulary.reads_tokens or spec.vocabulary.tokenizer:
         return spec
-    sha256: str = importlib.import_module("data.tokenizer").tokenizer_of_dataset(spec.data.train).sha256
+    sha256: str = importlib.import_module("data.datasets").tokenizer_of_dataset(spec.data.train).sha256
     return spec.model_copy(update={"vocabulary": spec.vocabulary.model_copy(update={"tokenizer": sha256})})

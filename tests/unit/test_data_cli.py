@@ -11,7 +11,7 @@ import pytest
 
 from data import builtin
 from data.builtin import BuiltinCorpus
-from data.datasets import datasets_root
+from data.folders import datasets_root
 from shared.cli import data as command
 from shared.cli.command import CommandResult
 from shared.errors import DataError

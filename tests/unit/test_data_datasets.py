@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import dataset_names, datasets_root, load_manifest, open_split, verify_dataset
+from data.datasets import load_manifest, open_split, verify_dataset
+from data.folders import dataset_names, datasets_root
 from data.shards import ShardWriter
 from data.writer import DatasetWriter
 from shared.errors import DataError

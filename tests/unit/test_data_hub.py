@@ -22,8 +22,10 @@ import pytest
 import sentencepiece
 
 from data import hub, hub_files
-from data.datasets import dataset_names, datasets_root, load_manifest, open_split, verify_dataset, vocabulary_of
+from data.datasets import load_manifest, open_split, verify_dataset
+from data.folders import dataset_names, datasets_root
 from data.hub_files import HubFiles
+from data.opening import vocabulary_of
 from data.shards import ShardWriter, write_shard
 from data.token_bytes import load_token_bytes
 from shared.cli.main import main

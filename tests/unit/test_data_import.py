@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import importers
-from data.datasets import datasets_root, open_split, verify_dataset
+from data.datasets import open_split, verify_dataset
+from data.folders import datasets_root
 from data.importers import read_documents
 from data.importing import ImportResult, import_dataset
 from shared.errors import DataError

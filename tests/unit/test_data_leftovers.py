@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets import dataset_names, datasets_root, open_split
+from data.datasets import open_split
+from data.folders import dataset_names, datasets_root
 from data.writer import DatasetWriter, remove_leftovers
 from shared.spec import VocabularySpec
 

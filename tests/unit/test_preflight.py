@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.datasets import dataset_folder, load_manifest
+from data.datasets import load_manifest
+from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import predict_artifact_bytes

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import dataset_folder
+from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
 from shared.engine import ENGINE_PACKAGES

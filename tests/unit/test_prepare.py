@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import datasets, hub
+from data import datasets, folders, hub
 from data.importing import import_dataset
 from shared.cli import data as data_command
 from shared.cli.command import CommandResult
@@ -19,7 +19,7 @@ from tests.token_text import small_tokenizer
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[argparse.Namespace]:
     """The downloads that were asked for; each leaves a dataset behind."""
-    monkeypatch.setenv(datasets.ROOT_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(folders.ROOT_VARIABLE, str(tmp_path))
     downloads: list[argparse.Namespace] = []
     text = tmp_path / "text.txt"
     text.write_text("the same words, again and again\n")
@@ -50,8 +50,8 @@ def test_tokens_of_the_hub_are_encoded_from_its_text(
     asked: list[argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The download here leaves no tokenizer behind, so one is put in its place."""
-    (tmp_path / datasets.TOKENIZERS).mkdir()
-    (tmp_path / datasets.TOKENIZERS / "fineweb-sp4096.model").write_bytes(small_tokenizer().content)
+    (tmp_path / folders.TOKENIZERS).mkdir()
+    (tmp_path / folders.TOKENIZERS / "fineweb-sp4096.model").write_bytes(small_tokenizer().content)
     words = ["prepare", "tiny", "--set", "data.train=fineweb-sp4096", "--set", "data.heldout=fineweb-sp4096", "--json"]
     for state in ("encoded", "on disk"):
         assert main(words) == 0

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from data.datasets import datasets_root, load_manifest, verify_dataset
+from data.datasets import load_manifest, verify_dataset
+from data.folders import datasets_root
 from data.importing import import_dataset
 from data.shards import HEADER_BYTES
 from data.tokenizer import find_tokenizer
