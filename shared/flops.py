@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from shared.model import trained_parameters, training_parameters
 from shared.model.auxiliary import CHUNK_PREDICTION
+from shared.model.block_shape import BlockShape, decoder_block_shape, trunk_block_shape
 from shared.model.chunks import chunk_size
 from shared.model.layer_order import layer_order
-from shared.model.manifest import BlockShape, Parameter, decoder_block_shape, trunk_block_shape
+from shared.model.manifest import Parameter
 from shared.spec import Spec
 
 TRAINING_OVER_FORWARD = 3

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shared.model.block_shape import BlockShape, trunk_block_shape
 from shared.model.chunks import chunk_size
 from shared.model.layer_order import layer_order
-from shared.model.manifest import BlockShape, trunk_block_shape
 from shared.spec import Spec
 
 # Values alive at the peak of a forward and backward pass, for each value of ... Fitted to the peaks that MLX

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.attention import attend
-from shared.model.manifest import BlockShape
+from shared.model.block_shape import BlockShape
 from shared.model.mixers import mix
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from shared.model.adapters import with_adapters
 from shared.model.block import run_block
+from shared.model.block_shape import decoder_block_shape
 from shared.model.embedding import shift_right, tied_logits
-from shared.model.manifest import decoder_block_shape
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
 from shared.spec import Spec

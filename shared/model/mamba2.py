@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.block_shape import BlockShape
 from shared.model.chunks import (
     CHUNK,
     chunk_size,
@@ -14,7 +15,6 @@ from shared.model.chunks import (
     silu,
     step_and_log_decay,
 )
-from shared.model.manifest import BlockShape
 from shared.ops import Array, Ops
 
 

@@ -11,16 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.model.attention_addons import (
-    FULL_GATE_STD,
-    VALUE_EMBED_SCALE,
-    VALUE_EMBED_STD,
-    AttentionAddons,
-    attention_addons,
-)
+from shared.model.attention_addons import FULL_GATE_STD, VALUE_EMBED_SCALE, VALUE_EMBED_STD
+from shared.model.block_shape import BlockShape, decoder_block_shape, trunk_block_shape
 from shared.model.layer_order import num_skips
 from shared.spec import ModelSpec, Spec
-from shared.spec.mixers import MixerKind
 
 Group = Literal["matrix", "embedding", "head", "scalar", "adapter"]
 QuantisationClass = Literal["matrix", "embedding", "head", "control"]
@@ -53,21 +47,6 @@ class Parameter:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class BlockShape:
-    """Widths of one transformer block, of the trunk or of the local decoder, and the factor on its norms."""
-
-    dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    norm_scale: float
-    attention: AttentionAddons
-    mixer: MixerKind = "attention"
-    state_dim: int = 0
-
-
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
 # What the names of an adapter's factors A and B have in place of ".weight" of the matrix (shared.model.adapters).
 ADAPTER_A, ADAPTER_B = ".lora_a.weight", ".lora_b.weight"
@@ -88,31 +67,6 @@ NGRAM_SCALE = 0.05
 CONV_WIDTH = 4
 STEP_BIAS = -3.0
 LOG_RATE_SPREAD = 2.0
-
-
-def trunk_block_shape(model: ModelSpec, layer: int) -> BlockShape:
-    """Shape of a trunk block."""
-    mlp_dim = model.mlp_dims[layer] if model.mlp_dims else model.mlp_dim
-    norm_scale = (layer + 1) ** -0.5 if model.ln_scale else 1.0
-    return BlockShape(
-        model.model_dim,
-        model.num_heads,
-        model.num_kv_heads,
-        model.head_dim,
-        mlp_dim,
-        norm_scale,
-        attention_addons(model, layer),
-        model.mixers[layer] if model.mixers else "attention",
-        model.state_dim,
-    )
-
-
-def decoder_block_shape(model: ModelSpec) -> BlockShape:
-    """Widths of a block of the local autoregressive decoder (plain multi-head attention)."""
-    decoder = model.decoder
-    heads = decoder.num_heads
-    # Add-ons made here, not a default: torch.compile breaks the graph at an object that it did not see being made.
-    return BlockShape(decoder.dim, heads, heads, decoder.dim // heads, decoder.mlp_dim, 1.0, AttentionAddons())
 
 
 def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:

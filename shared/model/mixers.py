@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.model.block_shape import BlockShape
 from shared.model.gated_delta import gated_delta
 from shared.model.mamba2 import mamba2
-from shared.model.manifest import BlockShape
 from shared.ops import Array, Ops
 from shared.spec import ModelSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.block import attention_branch, mlp_branch
-from shared.model.manifest import BlockShape
+from shared.model.block_shape import BlockShape
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
 from shared.spec import ModelSpec

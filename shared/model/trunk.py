@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.block import run_block
+from shared.model.block_shape import trunk_block_shape
 from shared.model.layer_order import LayerStep, layer_order
-from shared.model.manifest import trunk_block_shape
 from shared.model.parallel import palm_block, two_lane_block
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops

@@ -13,8 +13,8 @@ from shared.flops import training_flops
 from shared.microbatch import activation_bytes_per_row
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.block import attention_branch, mlp_branch
+from shared.model.block_shape import trunk_block_shape
 from shared.model.layer_order import layer_order, num_skips
-from shared.model.manifest import trunk_block_shape
 from shared.model.trunk import run_trunk
 from shared.model.trunk_context import TrunkContext
 from shared.ops import NumpyOps
