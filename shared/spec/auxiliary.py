@@ -107,9 +107,11 @@ def check_code_entropy(entropy: CodeEntropySpec, steps: int, driver: str) -> Non
 
 
 def fit_auxiliary(loss: dict[str, Any], patch_size: int, num_patches: int, steps: int) -> None:
-    """Change the fields of a loss section, in place, to windows of `num_patches` (two or more) and a run of `steps`."""
+    """Change what acts in a loss section, in place, to windows of `num_patches` and a run of `steps`."""
     loss["multi_symbol"]["weights"] = loss["multi_symbol"]["weights"][: num_patches - 1]
     embeds, chunks, entropy = loss["embed_prediction"], loss["chunk_prediction"], loss["code_entropy"]
-    embeds["symbols"] = min(embeds["symbols"], patch_size * num_patches)
-    chunks["chunk_patches"] = max(1, min(chunks["chunk_patches"], num_patches - 1))
+    if embeds["weight"]:
+        embeds["symbols"] = min(embeds["symbols"], patch_size * num_patches)
+    if chunks["weight"]:
+        chunks["chunk_patches"] = min(chunks["chunk_patches"], num_patches - 1)
     entropy["start_frac"] = entropy["start_frac"] if (steps - 1) / steps >= entropy["start_frac"] else 0.0

@@ -16,7 +16,7 @@ from shared.cli import spec as spec_command
 from shared.errors import SpecError, UserError
 from shared.parity import Row, print_report, run, run_parity
 from shared.parity.batch_checks import batch_rows
-from shared.parity.reduce import reduced_spec
+from shared.parity.reduce import LEARNING_RATES, reduced_spec
 from shared.parity.result import ParityReport, relative_l2, worst_relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
 from shared.spec import load_spec, preset_names, spec_to_dict
@@ -114,7 +114,7 @@ def test_reduction_keeps_the_model_and_says_what_it_changed():
         for field, value in spec_to_dict(spec)[section].items()
         if spec_to_dict(small)[section][field] != value
     }
-    rates = {f"optimizer.{name}" for name in ("matrix_lr", "embed_lr", "head_lr", "scalar_lr")}
+    rates = {f"optimizer.{name}" for name in LEARNING_RATES}
     assert {note.split(" ")[0] for note in notes if not note.startswith("learning rates")} == changed - rates
     assert rates <= changed and any(note.startswith("learning rates x") for note in notes)
 
