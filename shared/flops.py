@@ -43,12 +43,11 @@ def training_flops(spec: Spec) -> Flops:
     """The operations of training a spec.
 
     matrices: 6 x sum over weight matrices of (weights x positions per symbol); a trunk matrix works once per
-    patch and pass over its layer, a matrix of the autoregressive decoder or its tied head once per symbol. A loop
-    counts in full, as at the end of training, and so do
-    auxiliary heads, which work once per patch. attention: 6 x 2 x (mean
-    keys a query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both
-    products, only the causal half or the window. Trunk: T = patches; local decoder: T = patch_size. The scan of
-    a mixer with a state is counted as it is made, in chunks (shared.model.chunks).
+    patch and pass over its layer, a matrix of the autoregressive decoder or its tied head once per symbol, an
+    auxiliary head once per patch. A loop counts in full, as at the end of training. attention: 6 x 2 x (mean keys a
+    query sees, (T + 1) / 2 for T positions) x heads x head_dim for each layer and position: both products, only the
+    causal half or the window. Trunk: T = patches; local decoder: T = patch_size. The scan of a mixer with a state is
+    counted as it is made, in chunks (shared.model.chunks).
     """
     return Flops(
         matrices=TRAINING_OVER_FORWARD * 2 * _matrix_weights_per_symbol(spec),
