@@ -135,6 +135,13 @@ def techniques(spec: Spec) -> dict[str, Any]:
     }
 
 
+def test_laptop_is_the_model_of_smoke_for_longer() -> None:
+    """The shape was chosen by sweeps at equal time, once for both."""
+    laptop, smoke = load_spec("laptop"), load_spec("smoke")
+    assert laptop.model == smoke.model and laptop.optimizer == smoke.optimizer
+    assert laptop.training.time_limit_s > smoke.training.time_limit_s
+
+
 def test_every_big_preset_has_a_sibling() -> None:
     big = {name for name in preset_names() if parameter_counts(load_spec(name))["total"] > BIG_PARAMETERS}
     assert set(MINIS) == big

@@ -150,7 +150,7 @@ def error_of(source: str, *overrides: str) -> str:
 
 def test_presets_are_those_that_are_documented():
     families = ("baseline", "itchy", "pr1431", "pr705", "record", "recurrent")
-    others = ("bytes", "h100", "hybrid-mini", "smoke", "tiny")
+    others = ("bytes", "h100", "hybrid-mini", "laptop", "smoke", "tiny")
     assert preset_names() == sorted([*families, *(f"{name}-mini" for name in families), *others])
 
 
