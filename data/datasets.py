@@ -22,20 +22,26 @@ BUILTIN = builtin.NAME
 _BUILTIN_TOKENS = re.compile(rf"{BUILTIN}-sp([1-9][0-9]{{2,4}})")
 
 
+def make_missing(name: str) -> None:
+    """Make a built-in dataset that is not there yet; nothing for any other name. Raises DataError."""
+    if dataset_folder(name).is_dir():
+        return
+    if match := _BUILTIN_TOKENS.fullmatch(name):
+        make_missing(BUILTIN)
+        build_builtin_tokens(name, int(match[1]))
+    elif name == BUILTIN:
+        build_builtin()
+
+
 def load_manifest(name: str) -> Manifest:
     """The manifest of a dataset; a built-in one is made first if need be. Raises DataError."""
-    if not dataset_folder(name).is_dir():
-        if match := _BUILTIN_TOKENS.fullmatch(name):
-            load_manifest(BUILTIN)
-            build_builtin_tokens(name, int(match[1]))
-        elif name == BUILTIN:
-            build_builtin()
+    make_missing(name)
     return existing_manifest(name)
 
 
 def open_split(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
     """The stream of a split (`train` or `heldout`) as symbols of a vocabulary. Raises DataError."""
-    load_manifest(name)
+    make_missing(name)
     return open_existing(name, split, vocabulary)
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 def _train(args: argparse.Namespace) -> CommandResult:
     training = importlib.import_module("data.tokenizer_training")
-    _make_if_built_in(args.dataset)
+    importlib.import_module("data.datasets").make_missing(args.dataset)
     with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"reading {args.dataset}", total=None)
         tokenizer = training.train_tokenizer(
@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace) -> CommandResult:
 def _encode(args: argparse.Namespace) -> CommandResult:
     tokenizer = importlib.import_module("data.tokenizer").find_tokenizer(args.tokenizer)
     encoding = importlib.import_module("data.encoding")
-    _make_if_built_in(args.dataset)
+    importlib.import_module("data.datasets").make_missing(args.dataset)
     with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"encoding {args.dataset}", total=None)
         result = encoding.encode_dataset(
@@ -110,11 +110,6 @@ def _encode(args: argparse.Namespace) -> CommandResult:
             "empty_documents": result.empty_documents,
         }
     )
-
-
-def _make_if_built_in(dataset: str) -> None:
-    """Built-in datasets are made when first opened by name; what reads documents expects them to be there."""
-    importlib.import_module("data.datasets").load_manifest(dataset)
 
 
 def _list(args: argparse.Namespace) -> CommandResult:
