@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cuda_train.ops import make_ops as make_torch_ops
 from mlx_train.ops import make_ops as make_mlx_ops
+from shared.model import Forward
 from shared.ops import NumpyOps, Ops
+from shared.spec import Spec
 from shared.tolerances import OPERATION_REL, ORACLE_OPERATION_REL
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
@@ -41,3 +43,19 @@ def assert_close(name: str, actual: np.ndarray, expected: Any, rel: float = OPER
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     worst = float(np.abs(actual - expected).max(initial=0.0)) / scale
     assert worst <= limit, f"{name}: {worst:.2e} over {limit:.0e}"
+
+
+def assert_one_graph(name: str, function: Forward, spec: Spec, weights: dict[str, np.ndarray], x: np.ndarray) -> None:
+    """function(ops, spec, params, x) compiles into a single graph of an engine, which computes what the oracle does."""
+    import mlx.core as mx  # after mlx_train, which loads the BLAS
+    import torch
+
+    ops, oracle = OPS[name], OPS["numpy"]
+
+    def of_engine(params: Any, x: Any) -> Any:
+        return function(ops, spec, params, x)
+
+    compiled = mx.compile(of_engine) if name == "mlx" else torch.compile(of_engine, backend="eager", fullgraph=True)
+    found = ops.to_numpy(compiled({key: ops.asarray(value) for key, value in weights.items()}, ops.asarray(x)))
+    expected = function(oracle, spec, {key: oracle.asarray(value) for key, value in weights.items()}, x)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -13,10 +11,9 @@ from shared.engine import ENGINE_PACKAGES, Oracle, create_engine
 from shared.errors import SpecError
 from shared.flops import training_flops
 from shared.model import forward, initial_weights, parameter_counts, parameter_manifest, random_weights
-from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec
-from tests.implementations import OPS
+from tests.implementations import assert_one_graph
 from tests.unit.test_flops import CountingOps
 
 TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.start=document_start"]
@@ -92,20 +89,8 @@ def test_a_factored_model_starts_near_a_uniform_distribution() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str) -> None:
-    import mlx.core as mx
-    import torch
-
-    spec, ops = factored("tokens"), OPS[name]
-    weights, x = random_weights(spec, 2), batch(factored("tokens"))
-
-    def logits(params: Any, x: Any) -> Any:
-        return forward(ops, spec, params, x)
-
-    function = mx.compile(logits) if name == "mlx" else torch.compile(logits, backend="eager", fullgraph=True)
-    found = ops.to_numpy(function({key: ops.asarray(value) for key, value in weights.items()}, ops.asarray(x)))
-    oracle = NumpyOps()
-    expected = forward(oracle, spec, {key: oracle.asarray(value) for key, value in weights.items()}, x)
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    spec = factored("tokens")
+    assert_one_graph(name, forward, spec, random_weights(spec, 2), batch(spec))
 
 
 def test_a_rank_that_saves_nothing_is_refused() -> None:

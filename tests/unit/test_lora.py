@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -18,7 +16,7 @@ from shared.optim import step_hyperparameters
 from shared.preflight.memory import training_state_bytes
 from shared.spec import Spec, load_spec
 from shared.training.average_check import check_average
-from tests.implementations import OPS
+from tests.implementations import assert_one_graph
 from tests.unit.test_flops import CountingOps
 
 EVERYWHERE = ["model.lora.rank=4", "model.lora.alpha=6.0", 'model.lora.targets=["q", "k", "v", "o", "mlp", "head"]']
@@ -125,20 +123,8 @@ def test_what_is_counted_and_stored() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_engine
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str) -> None:
-    import mlx.core as mx
-    import torch
-
-    spec, ops = tiny(*EVERYWHERE), OPS[name]
-    weights, x = random_weights(spec, 2), batch()[:2]
-
-    def logits(params: Any, x: Any) -> Any:
-        return forward(ops, spec, params, x)
-
-    function = mx.compile(logits) if name == "mlx" else torch.compile(logits, backend="eager", fullgraph=True)
-    found = ops.to_numpy(function({key: ops.asarray(value) for key, value in weights.items()}, ops.asarray(x)))
-    oracle = NumpyOps()
-    expected = forward(oracle, spec, {key: oracle.asarray(value) for key, value in weights.items()}, x)
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    spec = tiny(*EVERYWHERE)
+    assert_one_graph(name, forward, spec, random_weights(spec, 2), batch()[:2])
 
 
 @pytest.mark.parametrize(

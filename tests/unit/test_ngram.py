@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +17,7 @@ from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
 from shared.spec import Spec, load_spec
 from shared.tolerances import ORACLE_OPERATION_REL
-from tests.implementations import OPS
+from tests.implementations import OPS, assert_one_graph
 from tests.museum.fake_stream import FakeStream
 from tests.museum.ngrams import dead_factors, ngrams_across_documents, ngrams_of_the_target, without_ngrams
 
@@ -158,21 +156,9 @@ def test_ngrams_across_documents(patch: list[str]):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
-    import mlx.core as mx
-    import torch
-
-    spec, ops = tiny(*ROWS, "vocabulary.kind=byte260"), OPS[name]
-    weights = random_weights(spec, 2)
+    spec = tiny(*ROWS, "vocabulary.kind=byte260")
     x = np.random.default_rng(0).integers(0, 8, (2, 64)).astype(np.int32)
-
-    def embeds(params: Any, x: Any) -> Any:
-        return ngram_embeds(ops, spec, params, x)
-
-    function = mx.compile(embeds) if name == "mlx" else torch.compile(embeds, backend="eager", fullgraph=True)
-    found = ops.to_numpy(function({key: ops.asarray(value) for key, value in weights.items()}, ops.asarray(x)))
-    oracle = NumpyOps()
-    expected = ngram_embeds(oracle, spec, {key: oracle.asarray(value) for key, value in weights.items()}, x)
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert_one_graph(name, ngram_embeds, spec, random_weights(spec, 2), x)
 
 
 @pytest.mark.parametrize("override", ["rows=1", "rows=65537", "longest=7", "longest=1", "multiplier=32768", "dim=0"])
