@@ -11,6 +11,7 @@ from typing import Any
 
 from shared.artifact import read_artifact, write_artifact
 from shared.engine import Engine
+from shared.optim import keeps_average
 from shared.scoring.checks import Check
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate
@@ -52,7 +53,8 @@ class Packing:
 
 @dataclass(frozen=True)
 class Finished:
-    """The score of the artifact on all held-out text, what packing cost, and with SWA whether it was applied."""
+    """The score of the artifact on all held-out text, what packing cost, and whether an average of the
+    weights is what it should be."""
 
     score: ScoreDocument
     packing: Packing
@@ -102,7 +104,7 @@ def finish_run(
         if done == total:
             observer.on_stage("audit and compressors")
 
-    average = check_average(engine) if spec.training.swa_every_steps > 0 else None
+    average = check_average(engine, sources.loader.batch(0)) if keeps_average(spec.training) else None
     qat = check_qat_acts(engine, sources.loader.batch(0)) if spec.training.qat.form != "off" else None
     observer.on_stage("packing")
     info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
