@@ -145,7 +145,8 @@ def run_points(run: RunDirectory) -> list[Point]:
 
 def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
     """Raise UserError unless the runs train one spec that may differ in seed and length."""
-    free = FREE_KEYS | {"training.steps", "training.time_limit_s", "schedule.driver", "schedule.warmdown_frac"}
+    length = {"training.steps", "training.time_limit_s", "training.reserve_s"}
+    free = FREE_KEYS | length | {"schedule.driver", "schedule.warmdown_frac"}
     first_run, first = runs[0]
     expected = dict(flatten(spec_to_dict(first)))
     for run, spec in runs[1:]:

@@ -25,6 +25,7 @@ from shared.training.observer import Observer, RunStart, ValidationReport
 from shared.training.profiling import ProfileRequest, profiled
 from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from shared.training.sources import Sources, open_sources, starting_text
+from shared.training.units import bits_per_byte
 from shared.training.validation import make_validate
 
 
@@ -151,6 +152,8 @@ def _start_or_resume(
         elapsed_s=info.elapsed_s,
         last_validation=_validation(info.last_validation),
         best_validation=_validation(info.best_validation),
+        step_s=info.step_s,
+        slowest_step_s=info.slowest_step_s,
     )
     position.saved = position.stamp
     return position
@@ -163,7 +166,8 @@ def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
 def _run_start(
     run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, records: Sequence[Record]
 ) -> RunStart:
-    history = [(record["progress_frac"], record["nats"]) for record in records if record["event"] == "step"]
+    steps = [record for record in records if record["event"] == "step"]
+    history = [(step["progress_frac"], bits_per_byte(step["nats"], sources.bytes_per_symbol)) for step in steps]
     return RunStart(
         run_path=run.path,
         spec=spec,
