@@ -20,12 +20,6 @@ def keeps_average(training: TrainingSpec) -> bool:
     return training.ema_decay > 0 or training.swa_every_steps > 0
 
 
-def takes_snapshot(training: TrainingSpec, step: int, progress: float) -> bool:
-    """Whether the weights after step `step` (from 0), which began at `progress`, are a snapshot."""
-    every = training.swa_every_steps
-    return every > 0 and (step + 1) % every == 0 and progress >= training.swa_start_frac
-
-
 def ema_rate(training: TrainingSpec, step: int) -> float:
     """The share of the weights after step `step` (from 0) in the EMA then: (1 - d) / (1 - d^t), t = step + 1.
 
@@ -36,8 +30,14 @@ def ema_rate(training: TrainingSpec, step: int) -> float:
     return (1.0 - decay) / (1.0 - decay ** (step + 1))
 
 
+def takes_snapshot(training: TrainingSpec, step: int, progress: float) -> bool:
+    """Whether the weights after step `step` (from 0), which began at `progress`, are a snapshot."""
+    every = training.swa_every_steps
+    return every > 0 and (step + 1) % every == 0 and progress >= training.swa_start_frac
+
+
 def initial_averages(training: TrainingSpec, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
-    """State of one parameter before the first step: averages at the weights, which the first step replaces."""
+    """State of one parameter before the first step: averages at the weights, no snapshots."""
     state: dict[str, np.ndarray] = {}
     if training.ema_decay > 0:
         state[f"average/{name}"] = weight.astype(np.float32)

@@ -18,6 +18,7 @@ ROWS: dict[str, str] = {
     "code_bytes": "how large is the counted code?",
     "memory": "does a training step fit the device's free memory?",
     "step_time": "how long is a step, and how many symbols pass in the time limit?",
+    "average": "can the run fill the memory of the average of the weights?",
     "mfu": "which share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",
     "shards": "are all shards of the datasets there and intact?",

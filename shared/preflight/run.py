@@ -18,7 +18,7 @@ from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench, Question
 from shared.preflight.row import ROWS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
-from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
+from shared.preflight.speed_rows import average_row, cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
 from shared.spec import spec_id, spec_to_dict
 
@@ -31,6 +31,7 @@ ASKED: dict[str, Callable[[Bench], Row]] = {
     "code_bytes": code_row,
     "memory": memory_row,
     "step_time": step_time_row,
+    "average": average_row,
     "mfu": mfu_row,
     "cost": cost_row,
     "shards": shards_row,
