@@ -73,15 +73,10 @@ def print_score(out: Console, document: ScoreDocument) -> None:
 
 def score_lines(document: ScoreDocument) -> list[str]:
     """What a reader must know beside the figure, one fact a line."""
-    interval, dataset = document.confidence, document.dataset
-    within = (
-        f"too little text for an interval ({interval.num_units} {interval.units})"
-        if interval.low_bpb is None or interval.high_bpb is None
-        else f"{interval.low_bpb:.4f} to {interval.high_bpb:.4f} ({interval.num_units} {interval.units})"
-    )
+    dataset = document.dataset
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [
-        f"{interval.level:.0%} confidence: {within}",
+        document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
         f"protocol: {document.symbols:,} symbols, each once, windows of {document.window_symbols} by "
         f"{document.stride_symbols}, adaptation {document.adaptation}, engine {document.engine}",

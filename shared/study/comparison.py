@@ -32,7 +32,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 @dataclass(frozen=True)
 class Row:
     """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
-    where a run kept no scores by document or there are too few documents."""
+    where a run kept no scores by document."""
 
     group: Group
     summary: Summary
@@ -108,7 +108,9 @@ def notes(comparison: Comparison) -> list[str]:
     if any(found.method == "welch" for found in compared):
         lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
     if any(row.difference is not None and row.over_documents is None for row in rows):
-        lines.append("no interval over documents where a run kept no scores by document or there are too few documents")
+        lines.append("no interval over documents where a run kept no scores by document")
+    reasons = {row.over_documents.reason for row in rows if row.over_documents is not None}
+    lines += [f"no interval over documents, so nothing is decided: {reason}" for reason in reasons if reason]
     return [*lines, *_window_notes(rows), *_load_notes(rows), *_device_notes(rows)]
 
 
@@ -157,11 +159,14 @@ def _counts(group: Group) -> Verdict | None:
 
 
 def _verdict(found: Difference, over_documents: Confidence | None) -> Verdict:
-    """Better or worse only if every interval there is lies on that side of zero."""
+    """Better or worse only if the interval over seeds and the one over documents lie on that side of zero; runs that
+    kept no scores by document are judged by their seeds alone."""
     if found.n < FEWEST_SEEDS or found.interval is None:
         return "too few seeds"
     intervals = [found.interval]
-    if over_documents is not None and over_documents.low_bpb is not None and over_documents.high_bpb is not None:
+    if over_documents is not None:
+        if over_documents.low_bpb is None or over_documents.high_bpb is None:
+            return "undecided"
         intervals.append(Interval(over_documents.low_bpb, over_documents.high_bpb))
     if all(interval.high < 0.0 for interval in intervals):
         return "better"
