@@ -56,7 +56,8 @@ class ConfidencePart(_Part):
 
     @property
     def text(self) -> str:
-        """`95% confidence interval: 2.0874 to 2.1834 (99 documents, as good as 36 of equal length)`, or why there is none."""
+        """`95% confidence interval: 2.09 to 2.18 (99 documents, as good as 36 of equal length)`, or why there is
+        none."""
         counted = f"{self.num_units:,} {self.units}"
         if self.low_bpb is None or self.high_bpb is None:
             return f"no confidence interval: {self.reason or counted}"
