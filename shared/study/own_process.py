@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ from shared.training.interruption import SIGNALS, Interruption
 from shared.training.observer import Observer
 from shared.training.run import train_run
 
+# A new interpreter, and not a copy of this one.
+CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
 # How long a signal may take to the run's process if nothing else brings it there.
 POLL_S = 0.2
 
@@ -60,9 +63,8 @@ def train_apart(order: Order, interruption: Interruption) -> Ending:
     An error that is no fault of the user is printed there and is a failed run here; so is a process that was killed.
     Raises UserError and OSError as `train_run` does. `interruption` is that of this process, already entered.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
     # Started here, because starting it lets signals through.
     resource_tracker.ensure_running()
     # A signal that comes before the other process is ready for one waits for it.
