@@ -59,10 +59,14 @@ def sweep(
     ended: list[SweptRun] = []
     # The run's process has GRACE_S to save and ends first; this one then tells what there is.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
-        for number, planned in enumerate(plan, start=1):
+        specs = [bind_tokenizer(planned.spec) for planned in plan]
+        # All of them first, so that a text that has changed is told before anything is trained.
+        finished = [
+            finished_with(RunDirectory(folder / planned.name), spec) is not None
+            for planned, spec in zip(plan, specs, strict=True)
+        ]
+        for number, (planned, spec, before) in enumerate(zip(plan, specs, finished, strict=True), start=1):
             run = RunDirectory(folder / planned.name)
-            spec = bind_tokenizer(planned.spec)
-            before = finished_with(run, spec) is not None
             if interruption.signal_number is not None:
                 return _stopped(ended, plan, folder, interruption.exit_status)
             announce(number, planned, before)
