@@ -12,11 +12,11 @@ from shared.errors import RunError
 
 
 def compiled(function: Callable, what: str) -> Callable:
-    """`function`, compiled. `what` names it in an error.
+    """Compile a function. `what` names it in an error.
 
     torch keeps a few graphs (torch._dynamo.config.recompile_limit) for the code of a function, whichever model calls
-    it, and by default runs every further one uncompiled with a line in the log: half as fast, or slower. Here that is
-    a RunError.
+    it, and by default runs every further one uncompiled with a line in the log: half as fast, or slower. Here the call
+    raises RunError instead.
     """
     compiles = torch.compile(function)
 

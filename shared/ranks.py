@@ -60,7 +60,7 @@ def is_launched() -> bool:
 
 
 def killer_in_words(number: int) -> str:
-    """The signal that killed another process, by name, and why that may be."""
+    """Name the signal that killed another process, and why that may be."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return name + (" (the system does this when memory runs out)" if number == signal.SIGKILL else "")
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _observer() -> Observer:
-    """The view of a run, made in the run's process."""
+    """Make the view of a run. Called in the run's process."""
     return make_observer(console())
 
 

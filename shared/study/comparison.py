@@ -180,7 +180,7 @@ def _device_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _baseline_row(old: Group, others: Sequence[Row], level: float) -> Row:
-    """The baseline over the seeds that all others were compared with, over all of its own if they differ in that."""
+    """Summarise the baseline over the seeds that every other was compared with, or over its own if these differ."""
     compared = [row.baseline_summary for row in others]
     alike = bool(compared) and all(summary == compared[0] for summary in compared)
     summary = compared[0] if alike else summarise(list(old.bpb.values()), level)

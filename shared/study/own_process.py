@@ -58,7 +58,7 @@ class Order:
 
 
 def train_apart(order: Order, interruption: Interruption) -> Ending:
-    """What `train_run` does, in another process with the same terminal.
+    """Do what `train_run` does, in another process with the same terminal.
 
     An error that is no fault of the user is printed there and is a failed run here; so is a process that was killed.
     Raises UserError and OSError as `train_run` does. `interruption` is that of this process, already entered.
@@ -85,7 +85,7 @@ def train_apart(order: Order, interruption: Interruption) -> Ending:
 
 
 def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interruption) -> Ending | Exception | None:
-    """What the run's process says at its end, None if it ends without a word. Tells it once of a signal."""
+    """Return what the run's process says at its end, None if it ends without a word. Tells it once of a signal."""
     told = False
     while not wait([pipe, process.sentinel], POLL_S):
         if interruption.signal_number is not None and not told:
@@ -99,10 +99,12 @@ def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interrup
 
 
 def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending:
-    """The end of a process that could not tell it."""
+    """Say how a process ended that could not tell it."""
     assert exit_code is not None
     status = exit_code if exit_code >= 0 else 128 - exit_code
-    if interruption.signal_number is not None or status - 128 in SIGNALS:
+    if interruption.signal_number is not None:
+        status = interruption.exit_status
+    if status - 128 in SIGNALS:
         return Ending("interrupted", "ended at once; what was saved before is whole", status)
     if exit_code < 0:
         return Ending("failed", f"its process was killed by {killer_in_words(-exit_code)}", 1)
@@ -110,7 +112,8 @@ def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending
 
 
 def _train(pipe: Connection, order: Order, typed: list[str]) -> None:
-    """What the run's process does. `typed` is the command line of the sweep, for environment.json."""
+    """Train, in the run's process, and send how it ended. `typed` is the command line of the sweep, for
+    environment.json."""
     sys.orig_argv[:] = typed
     with Interruption() as interruption:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -133,7 +136,7 @@ def _listen(pipe: Connection, interruption: Interruption) -> None:
 
 
 def _trained(order: Order, interruption: Interruption) -> Ending | UserError | OSError:
-    """The run itself."""
+    """Train the run. Returns how it ended, or what the command line tells in one line."""
     try:
         with order.make_observer() as observer:
             interruption.notify = observer.on_stop_requested

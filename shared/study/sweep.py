@@ -81,6 +81,6 @@ def sweep(
 
 
 def _stopped(ended: Sequence[SweptRun], plan: Sequence[PlannedRun], folder: Path, exit_status: int) -> Swept:
-    """A sweep that a signal ended: what is left of the plan was not started."""
+    """Describe a sweep that a signal ended: what is left of the plan was not started."""
     rest = [SweptRun(later, RunDirectory(folder / later.name), "not started") for later in plan[len(ended) :]]
     return Swept((*ended, *rest), exit_status)
