@@ -9,7 +9,7 @@ Texts of different `level` are compared at the higher one, because what it keeps
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +56,8 @@ class Sketch:
         """The sketch of the documents [first, first + count)."""
         stop = first + count
         begin, end = int(self.counts[:first].sum()), int(self.counts[:stop].sum())
-        documents, num_bytes, counts = (each[first:stop] for each in (self.documents, self.num_bytes, self.counts))
-        return Sketch(self.level, documents, num_bytes, counts, self.windows[begin:end])
+        counts, windows = self.counts[first:stop], self.windows[begin:end]
+        return Sketch(self.level, self.documents[first:stop], self.num_bytes[first:stop], counts, windows)
 
     def at_level(self, level: int) -> Sketch:
         """The sketch with the windows that a level keeps, which is not below its own."""
@@ -219,5 +219,6 @@ def _distinct(hashes: UInt64, owners: npt.NDArray[np.int64]) -> tuple[UInt64, np
     return hashes[first], owners[first]
 
 
-def _joined(parts: list[npt.NDArray[np.generic]], dtype: type[np.generic]) -> np.ndarray:
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    """Arrays one after the other, of this type even if there are none."""
     return np.concatenate([np.empty(0, dtype), *parts])
