@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from shared.engine import create_scorer
 from shared.scoring.evaluate import evaluate
 from shared.scoring.report import ScoreDocument
 from shared.scoring.stream import open_split
+from shared.training.run_data import check_target_data
 from shared.training.target import load_trained
 
 NAME = "score"
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress,
+            data_checks=partial(check_target_data, target, stream),
         )
     print_score(out, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
