@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from shared.engine import create_scorer
 from shared.scoring.evaluate import evaluate
 from shared.scoring.report import ScoreDocument
 from shared.scoring.stream import open_split
+from shared.training.run_data import check_target_data
 from shared.training.target import load_trained
 
 NAME = "score"
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress,
+            data_checks=partial(check_target_data, target, stream),
         )
     print_score(out, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
@@ -73,15 +76,10 @@ def print_score(out: Console, document: ScoreDocument) -> None:
 
 def score_lines(document: ScoreDocument) -> list[str]:
     """What a reader must know beside the figure, one fact a line."""
-    interval, dataset = document.confidence, document.dataset
-    within = (
-        f"too little text for an interval ({interval.num_units} {interval.units})"
-        if interval.low_bpb is None or interval.high_bpb is None
-        else f"{interval.low_bpb:.4f} to {interval.high_bpb:.4f} ({interval.num_units} {interval.units})"
-    )
+    dataset = document.dataset
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [
-        f"{interval.level:.0%} confidence: {within}",
+        document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
         f"protocol: {document.symbols:,} symbols, each once, windows of {document.window_symbols} by "
         f"{document.stride_symbols}, adaptation {document.adaptation}, engine {document.engine}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shared.artifact import code_bytes
 from shared.engine import Scorer
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
+from shared.scoring.checks import Check
 from shared.scoring.compressors import compressor_results
 from shared.scoring.report import ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
@@ -28,13 +29,15 @@ def evaluate(
     max_symbols: int | None = None,
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
+    data_checks: Callable[[SymbolStream], Sequence[Check]] = lambda _scored: (),
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` belongs to packed
-    weights. `on_score` is given the score itself, of which the document holds only a part. Raises DataError for
-    an empty text and RunError for a score that is not a number.
+    weights. `on_score` is given the score itself, of which the document holds only a part. `data_checks`
+    is asked what the audit says of the text that is scored, such as that it was trained on. Raises DataError for an
+    empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
@@ -52,7 +55,7 @@ def evaluate(
             "text_sha256": hashlib.sha256(text).hexdigest(),
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score),
+        audit=audit_scorer(scorer, scored, score).with_checks(data_checks(scored)),
         compressors=compressor_results(text),
         engine=engine,
         weights=weights,

@@ -15,6 +15,7 @@ from shared.optim import keeps_average
 from shared.scoring.checks import Check
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate
+from shared.scoring.overlap import check_overlap
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
@@ -122,6 +123,7 @@ def finish_run(
         artifact_bytes=info.artifact_bytes,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
+        data_checks=lambda scored: [check_overlap(scored, sources.train)],
     )
     interruption.check()
     write_score(run.score_path, document)
