@@ -23,7 +23,9 @@ from shared.spec import Spec, load_spec
 from shared.spec.training import scale_snapshots
 from shared.tolerances import GRADIENT_REL, UPDATE_REL
 from shared.training.run import train_run
+from shared.training.sources import open_sources
 from shared.training.target import load_trained
+from shared.training.validation import make_validate
 from tests.fake_training import RecordingObserver, tiny_spec
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
@@ -108,6 +110,23 @@ def test_before_the_first_step_the_average_is_the_weights(name: str, averages: t
     engine.initialise(start)
     averaged = engine.export_weights("averaged")
     assert all(np.array_equal(averaged[key], start[key]) for key in start)
+
+
+def test_a_validation_says_which_weights_it_is_of():
+    """With snapshots alone these are the trained ones until the first is taken, and it is one itself."""
+    for overrides, expected in (
+        ((*SWA, "training.ema_decay=0"), ["trained"] * 4 + ["averaged"]),
+        (("training.ema_decay=0.5",), ["averaged"] * 5),
+        (("training.ema_decay=0",), ["trained"] * 5),
+    ):
+        spec = tiny(*overrides, "evaluation.val_symbols=256")
+        engine, stream = create_engine("mlx", spec), open_sources(spec).validation
+        engine.initialise(random_weights(spec, 0))
+        found = []
+        for step in range(5):
+            steps_of(engine, step, 1)
+            found.append(make_validate(spec, engine, stream)(step, lambda done, total: None).weights)
+        assert found == expected
 
 
 def test_which_steps_are_snapshots():
