@@ -134,8 +134,8 @@ POLYNOMIAL_REL = 5e-7
 # 1.1 to 3.1 over 21 shapes, compiled or not.
 MEMORY_ESTIMATE_FACTOR = 3.5
 
-# Share of its earlier value that an average of the weights may keep in the first step, where it should keep nothing:
-# rounding of weights up to some hundred, of which one is told. A decay that means anything is far above it.
+# Share of its earlier value that an average of the weights may keep in the first step, where it should keep nothing.
+# The rounding of float32 weights up to some hundred stays below it, any decay in use lies far above.
 AVERAGE_START_FRAC = 1e-3
 
 # Largest absolute difference, in nats, between the 50-step loss curves of runs with different numbers of ranks.

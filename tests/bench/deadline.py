@@ -29,8 +29,8 @@ from tests.fake_training import FakeDevice, FakeEngine, FakeLoader
 from tests.loop_harness import make
 
 FASTEST_S, SLOWEST_S = 0.07, 3.4
-# What the host does for each step, in seconds.
-HOST_S = 0.001
+# What the host does for each step, in seconds. Hidden behind the device except close to the end.
+HOST_S = 0.01
 SPIKE_SHARE, SPIKE_FACTOR = 0.01, 2.0
 DRIFT = 0.2
 

@@ -281,6 +281,12 @@ def test_without_validation_the_loss_stands_alone(tmp_path: Path) -> None:
     assert "Validation is" not in found.text
 
 
+def test_the_caption_says_which_weights_were_validated(tmp_path: Path) -> None:
+    assert "Validation is the score on a fixed sample" in report(tmp_path / "unknown").text
+    records = [{**record, "weights": "averaged"} if record["event"] == "validation" else record for record in RECORDS]
+    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", records).text
+
+
 def test_a_single_step_is_a_dot(tmp_path: Path) -> None:
     found = report(tmp_path / "a", [step_record(1, 5.5), validation_record(1, 4.0), FINISHED])
     assert len(found.named("circle", "first")) == 3 and len(found.named("circle", "second")) == 1

@@ -27,8 +27,8 @@ def training_section(run: FinishedRun) -> Element:
     caption += "." if bytes_per_symbol == 1.0 else f" and by the {bytes_per_symbol:.4f} bytes of an average symbol."
     if scored:
         weights = " and ".join(sorted({str(record["weights"]) for record in validations if "weights" in record}))
-        whose = f" by the {weights} weights" if weights else ""
-        caption += f" Validation is the score{whose} of a fixed sample of held-out documents, with its interval."
+        whose = f" of the {weights} weights" if weights else ""
+        caption += f" Validation is the score{whose} on a fixed sample of held-out documents, with its interval."
     factor = Series("learning-rate factor", [Point(x, y) for x, y in _curve(steps, "lr_factor")])
     speed = Series("speed", [Point(x, y) for x, y in _curve(steps, "bytes_per_s")])
     return section(
