@@ -86,6 +86,7 @@ def compressor_results(text: bytes, progress: Progress = lambda _done, _total: N
     with ThreadPoolExecutor(len(_COMPRESSORS)) as pool:
         working: dict[str, Future[int]] = {name: pool.submit(compressed_bytes, name) for name in _COMPRESSORS}
         try:
+            progress(0, len(text))
             while wait(working.values(), POLL_S).not_done:
                 progress(min(done.values()), len(text))
         except BaseException:
