@@ -59,8 +59,9 @@ def run(args: argparse.Namespace) -> CommandResult:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
     path = args.output or target.run.artifact_path
-    if other := _not_the_runs(args, target, spec):
-        refuse_run_artifact(path, other)
+    other = _not_the_runs(args, target, spec)
+    if other or path.resolve() != target.run.artifact_path.resolve():
+        refuse_run_artifact(path, other or f"packing {args.target}")
     extra = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else None
     info = write_artifact(path, spec, target.weights, extra)
     budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)

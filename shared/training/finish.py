@@ -153,7 +153,8 @@ def add_compressors(
 
     def progress(done: int, total: int) -> None:
         interruption.check()
-        observer.on_progress(done, total)
+        # Views count symbols.
+        observer.on_progress(done * finished.score.symbols // total, finished.score.symbols)
 
     observer.on_stage("compressors")
     document = with_compressors(finished.score, sources.heldout, None, progress)

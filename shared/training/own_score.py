@@ -57,7 +57,7 @@ def replace_score(run: RunDirectory, document: ScoreDocument, score: Score) -> N
         kept = [problem for problem in ending.get("problems", []) if not problem.startswith(SCORE_PROBLEMS)]
         values = {name: value for name, value in ending.items() if name not in ("event", "step")}
         values |= {"bpb": document.bpb, "problems": [*score_problems(document), *kept]}
-        with MetricsLog(run.metrics_path, after_step=records[-1]["step"]) as metrics:
+        with MetricsLog(run.metrics_path, after_step=max(record["step"] for record in records)) as metrics:
             metrics.append("finished", ending["step"], **values)
         write_report(run)
     finally:

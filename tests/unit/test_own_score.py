@@ -96,6 +96,16 @@ def test_another_artifact_needs_a_file_of_its_own(
     assert (tmp_path / "new.btw").read_bytes() != before["artifact.btw"] and snapshot(run) == before
 
 
+def test_the_artifact_of_another_run_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    before = snapshot(tmp_path / "other")
+    status, _, errors = call(capsys, "pack", run, "--output", tmp_path / "other" / "artifact.btw")
+    assert status == 2 and f"is the artifact of run {tmp_path / 'other'}" in errors
+    assert snapshot(tmp_path / "other") == before
+
+
 def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(run)
     status, _, errors = call(capsys, "soup", run, run, "--output", run / "artifact.btw")
