@@ -7,6 +7,7 @@ artifact was packed again. Any other score is kept only where --output says.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.report import ScoreDocument, write_score
 from shared.scoring.stream import open_split
 from shared.training.own_score import replace_score, training_engine, why_not_own
+from shared.training.run_data import check_target_data
 from shared.training.target import Target, load_trained
 
 NAME = "score"
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             max_symbols=args.max_symbols,
             progress=progress,
             on_score=scores.append,
+            data_checks=partial(check_target_data, target, stream),
         )
     print_score(out, document)
     path = _save(args, target, document, scores[0], out)
@@ -120,15 +123,10 @@ def print_score(out: Console, document: ScoreDocument) -> None:
 
 def score_lines(document: ScoreDocument) -> list[str]:
     """What a reader must know beside the figure, one fact a line."""
-    interval, dataset = document.confidence, document.dataset
-    within = (
-        f"too little text for an interval ({interval.num_units} {interval.units})"
-        if interval.low_bpb is None or interval.high_bpb is None
-        else f"{interval.low_bpb:.4f} to {interval.high_bpb:.4f} ({interval.num_units} {interval.units})"
-    )
+    dataset = document.dataset
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [
-        f"{interval.level:.0%} confidence: {within}",
+        document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
         f"protocol: {document.symbols:,} symbols, each once, windows of {document.window_symbols} by "
         f"{document.stride_symbols}, adaptation {document.adaptation}, engine {document.engine}",

@@ -14,10 +14,12 @@ from shared.cli.command import CommandResult, add_engine_argument, console
 from shared.cli.score import print_score
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
 from shared.engine import create_scorer
+from shared.scoring.checks import Check
 from shared.scoring.evaluate import evaluate
 from shared.scoring.overlap import check_selection
 from shared.scoring.report import write_score
-from shared.scoring.stream import open_split
+from shared.scoring.stream import SymbolStream, open_split
+from shared.training.run_data import check_target_data
 from shared.training.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
 from shared.training.target import Target, load_trained, refuse_run_artifact
 
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
+            data_checks=lambda scored: _data_checks(members, stream, scored),
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)
@@ -78,6 +81,12 @@ def run(args: argparse.Namespace) -> CommandResult:
         document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
+
+
+def _data_checks(members: list[Target], heldout: SymbolStream, scored: SymbolStream) -> list[Check]:
+    """What the members' training texts say of the text that is scored, each thing once."""
+    checks = [check for member in members for check in check_target_data(member, heldout, scored)]
+    return list(dict.fromkeys(checks))
 
 
 def _soup_document(

@@ -22,6 +22,7 @@ ROWS: dict[str, str] = {
     "cost": "what does the training cost at --price per GPU-hour?",
     "shards": "are all shards of the datasets there and intact?",
     "enough_data": "does the training text last without repeating?",
+    "overlap": "is held-out text in the training text, which would make its score worthless?",
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
     "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",

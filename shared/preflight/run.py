@@ -10,7 +10,7 @@ from typing import Any
 from shared.device_facts import device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
-from shared.preflight.data_rows import enough_data_row, shards_row
+from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
@@ -35,6 +35,7 @@ ASKED: dict[str, Callable[[Bench], Row]] = {
     "cost": cost_row,
     "shards": shards_row,
     "enough_data": enough_data_row,
+    "overlap": overlap_row,
     "disk": disk_row,
     "clock": clock_row,
     "driver": driver_row,

@@ -46,13 +46,27 @@ class DatasetPart(_Part):
 
 
 class ConfidencePart(_Part):
-    """The interval of `shared.scoring.confidence`; without two independent units its ends are null."""
+    """The interval of `shared.scoring.confidence`: its ends are null where the documents are too few for one, and
+    `reason` says so. Scores written before `effective_units` existed lack it, and may be of windows."""
 
     level: Number
     low_bpb: Number | None
     high_bpb: Number | None
     units: Literal["documents", "windows"]
     num_units: Count
+    effective_units: Number | None = None
+    reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """`95% confidence interval: 2.09 to 2.18 (99 documents, as good as 36 of equal length)`, or why there is
+        none."""
+        counted = f"{self.num_units:,} {self.units}"
+        if self.low_bpb is None or self.high_bpb is None:
+            return f"no confidence interval: {self.reason or counted}"
+        if self.effective_units is not None:
+            counted += f", as good as {self.effective_units:.0f} of equal length"
+        return f"{self.level:.0%} confidence interval: {self.low_bpb:.4f} to {self.high_bpb:.4f} ({counted})"
 
 
 class CheckPart(_Part):

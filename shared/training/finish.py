@@ -16,6 +16,7 @@ from shared.engine import Engine
 from shared.scoring.checks import Check
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.overlap import check_overlap
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
@@ -128,6 +129,7 @@ def finish_run(
         artifact_sha256=info.sha256,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
+        data_checks=lambda scored: [check_overlap(scored, sources.train)],
     )
     interruption.check()
     write_score(run.score_path, document)

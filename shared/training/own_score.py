@@ -7,6 +7,7 @@ from typing import Any
 
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.documents import write_document_scores
+from shared.scoring.overlap import NAME as OVERLAP
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.training.finish import score_problems
@@ -35,6 +36,8 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
         return f"it is of {data.name}, the run is scored on {spec.data.heldout}"
     if heldout.get("sha256", data.sha256) != data.sha256:
         return f"{data.name} is not the text it was when the run began"
+    if any(check.name == OVERLAP and check.measured is None for check in document.audit.checks):
+        return "the text that it was trained on is not there to compare with"
     if not data.complete:
         return "it is of a sample of the text"
     if document.stride_symbols != spec.evaluation.stride_symbols:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from shared.artifact import read_artifact
-from shared.errors import ArtifactError, RunError
+from shared.errors import ArtifactError, DataError, RunError
 from shared.files import sync_folder
 from shared.scoring.report import ScoreDocument, read_score
 from shared.spec import Spec, spec_id, spec_to_dict, spec_to_toml
 from shared.training.metrics import Record, last_ending, read_records
 from shared.training.run_directory import RunDirectory, flatten
+from shared.training.sources import open_training_text
 
 PREFLIGHT_FILE = "preflight.json"
 SUBMISSION_FILE = "submission.json"
@@ -40,6 +41,8 @@ KEPT_FILES = (
     PREFLIGHT_FILE,
 )
 SEED_KEY = "training.seed"
+# The name of the training text. What counts is the hash of the text itself.
+TRAIN_KEY = "data.train"
 # What the public records promise (FEATURES 1.1).
 LIMIT_BYTES, LIMIT_S, FEWEST_SEEDS = 16_000_000, 600.0, 3
 
@@ -75,6 +78,11 @@ class SeedResult:
     def loss_nats(self) -> float:
         """Mean nats per scored symbol."""
         return self.score.nats / self.score.symbols
+
+    @property
+    def train_text(self) -> str:
+        """SHA-256 of the text that was trained on. Raises RunError if environment.json does not tell it."""
+        return self.run.read_train_text()
 
     @property
     def hardware(self) -> str:
@@ -126,13 +134,27 @@ def read_result(run: RunDirectory) -> SeedResult:
 
 
 def finished_with(run: RunDirectory, spec: Spec) -> SeedResult | None:
-    """The result of a run that has been trained, packed and scored with exactly this spec, None for any other."""
+    """The result of a run that has been trained, packed and scored with exactly this spec, None for any other.
+
+    Raises RunError if the text that the spec names has changed since.
+    """
     if not run.spec_path.is_file() or not run.score_path.exists() or run.read_spec() != spec:
         return None
     try:
-        return read_result(run)
+        result = read_result(run)
     except (RunError, ArtifactError):
         return None
+    try:
+        now = open_training_text(spec).sha256
+    except DataError:
+        # Without the text no run can be trained on anything else under this name.
+        return result
+    if now != result.train_text:
+        raise RunError(
+            f"{run.path} was trained on {spec.data.train} when its sha256 was {result.train_text[:16]}, now it is "
+            f"{now[:16]}: train under another name, or remove {run.path} to train it again"
+        )
+    return result
 
 
 def check_one_experiment(results: Sequence[SeedResult]) -> None:
@@ -142,11 +164,17 @@ def check_one_experiment(results: Sequence[SeedResult]) -> None:
     seeds: dict[int, SeedResult] = {}
     for result in results:
         for key, value in flatten(spec_to_dict(result.spec)):
-            if key != SEED_KEY and expected.get(key) != value:
+            if key not in (SEED_KEY, TRAIN_KEY) and expected.get(key) != value:
                 raise RunError(
                     f"{first.run.path} has {key} = {expected.get(key)!r}, {result.run.path} has {value!r}: "
                     f"the runs of a record differ in {SEED_KEY} only"
                 )
+        if result.train_text != first.train_text:
+            raise RunError(
+                f"{first.run.path} was trained on {first.spec.data.train} with sha256 {first.train_text[:16]}, "
+                f"{result.run.path} on {result.spec.data.train} with {result.train_text[:16]}: "
+                f"the runs of a record differ in {SEED_KEY} only"
+            )
         if result.seed in seeds:
             raise RunError(f"{seeds[result.seed].run.path} and {result.run.path} have the same seed {result.seed}")
         if result.score.dataset.scored_sha256 != first.score.dataset.scored_sha256:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,15 +54,18 @@ def train_run(
     finish: bool = True,
     profile: ProfileRequest | None = None,
     ranks: Ranks | None = None,
+    entered: Interruption | None = None,
 ) -> RunResult:
     """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
-    this is what rank 0 does; the others call `follow_run`.
+    this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
+    already; by default signals count from here to the end.
     """
     clock = StageClock(observer)
     spec = bind_tokenizer(spec)
-    with Interruption(observer.on_stop_requested) as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
+    signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
+    with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         try:

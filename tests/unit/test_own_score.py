@@ -206,9 +206,13 @@ def test_any_other_score_is_kept_only_where_it_is_told(
 def test_an_unfinished_run_or_another_text_keeps_its_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "score.json").read_bytes()
     environment = json.loads((run / "environment.json").read_text())
-    environment["data"]["heldout"]["sha256"] = "0" * 64
+    data = environment["data"]
+    environment["data"] = {**data, "heldout": {**data["heldout"], "sha256": "0" * 64}}
     (run / "environment.json").write_text(json.dumps(environment))
     assert "toy/heldout is not the text it was when the run began" in call(capsys, "score", run)[2]
+    environment["data"] = {**data, "train": {**data["train"], "sha256": "0" * 64}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert "the text that it was trained on is not there to compare with" in call(capsys, "score", run)[2]
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"finished"' not in line))
     assert "the run is not finished" in call(capsys, "score", run)[2]

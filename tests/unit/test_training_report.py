@@ -325,11 +325,12 @@ def test_training_loss_is_converted_with_the_bytes_of_a_symbol(tmp_path: Path) -
 
 def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
     nothing = {"level": 0.95, "low_bpb": None, "high_bpb": None, "units": "documents", "num_units": 1}
+    nothing |= {"effective_units": 1.0, "reason": "1 document, at least 5 are needed"}
     ending = {**FINISHED, "problems": ["budget: too much"]}
     found = report(tmp_path / "a", [*RECORDS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
     assert "budget: too much" in found.text and "Every check" not in found.text
     assert "357,023 bytes over the budget" in found.text and len(found.named("path", "limit")) == 1
-    assert "too little text for a confidence interval (1 documents)" in found.text
+    assert "no confidence interval: 1 document, at least 5 are needed" in found.text
     assert "not run from a git checkout" in found.text and not found.named("path", "whisker")
 
 

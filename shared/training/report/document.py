@@ -85,7 +85,7 @@ def _score(score: ScoreDocument) -> Element:
     return element(
         "section",
         element("p", f"{score.bpb:.4f} ", element("small", "bits per byte, lower is better"), class_="score"),
-        element("p", _interval(score)),
+        element("p", score.confidence.text),
         element("figure", bar_chart(bars, "bits per byte")),
         facts(
             [
@@ -101,16 +101,6 @@ def _score(score: ScoreDocument) -> Element:
                 ),
             ]
         ),
-    )
-
-
-def _interval(score: ScoreDocument) -> str:
-    interval = score.confidence
-    if interval.low_bpb is None or interval.high_bpb is None:
-        return f"too little text for a confidence interval ({interval.num_units} {interval.units})"
-    return (
-        f"{interval.level:.0%} confidence interval: {interval.low_bpb:.4f} to {interval.high_bpb:.4f} "
-        f"({interval.num_units:,} {interval.units})"
     )
 
 
