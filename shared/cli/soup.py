@@ -21,7 +21,7 @@ from shared.scoring.report import write_score
 from shared.scoring.stream import SymbolStream, open_split
 from shared.training.run_data import check_target_data
 from shared.training.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
-from shared.training.target import Target, load_trained
+from shared.training.target import Target, load_trained, refuse_run_artifact
 
 NAME = "soup"
 HELP = "mix the weights of several runs of one spec into an artifact and score it"
@@ -45,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check says no."""
+    refuse_run_artifact(args.output, "a soup")
     members = [load_trained(source, args.weights) for source in args.runs]
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), console()
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             engine=engine,
             weights="packed",
             artifact_bytes=info.artifact_bytes,
+            artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
             data_checks=lambda scored: _data_checks(members, stream, scored),

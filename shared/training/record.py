@@ -24,7 +24,7 @@ from shared.errors import ArtifactError, DataError, RunError
 from shared.files import sync_folder
 from shared.scoring.report import ScoreDocument, read_score
 from shared.spec import Spec, spec_id, spec_to_dict, spec_to_toml
-from shared.training.metrics import Record, read_records
+from shared.training.metrics import Record, last_ending, read_records
 from shared.training.run_directory import RunDirectory, flatten
 from shared.training.sources import open_training_text
 
@@ -110,22 +110,25 @@ def read_result(run: RunDirectory) -> SeedResult:
     """
     spec = run.read_spec()
     records = read_records(run.metrics_path)
-    steps = [index for index, record in enumerate(records) if record["event"] == "step"]
-    ends = [index for index, record in enumerate(records) if record["event"] == "finished"]
-    if not steps or not ends or ends[-1] < steps[-1] or not run.score_path.exists():
+    steps = [record for record in records if record["event"] == "step"]
+    ending = last_ending(records)
+    if not steps or ending is None or not run.score_path.exists():
         raise RunError(f"{run.path}: not finished, so it is no record yet; continue it with --run {run.name} --resume")
     info = read_artifact(run.artifact_path).info
     score = read_score(run.score_path)
-    if info.spec_id != spec_id(spec) or info.artifact_bytes != score.artifact_bytes:
-        raise RunError(f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again")
+    if info.spec_id != spec_id(spec) or not score.is_of(info):
+        raise RunError(
+            f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again; mend it "
+            f"with `bytetwin pack {run.path}` and, if that says so, `bytetwin score {run.path}`"
+        )
     preflight = run.path / PREFLIGHT_FILE
     return SeedResult(
         run,
         spec,
         score,
         _read_json(run.environment_path),
-        records[steps[-1]],
-        records[ends[-1]],
+        steps[-1],
+        ending,
         _read_json(preflight) if preflight.exists() else None,
     )
 

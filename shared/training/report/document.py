@@ -17,6 +17,7 @@ from shared.spec import Spec
 from shared.training.report.curves import training_section
 from shared.training.report.finished_run import FinishedRun, number, read_finished
 from shared.training.report.markup import Child, Element, element, facts, page, section, table
+from shared.training.report.stages import time_section
 from shared.training.report.style import STYLE
 from shared.training.report.svg_chart import Bar, bar_chart, budget_chart
 from shared.training.run_directory import RunDirectory
@@ -41,6 +42,7 @@ def _document(run: FinishedRun) -> bytes:
         _header(run),
         _score(run.score),
         training_section(run),
+        *filter(None, [time_section(run)]),
         _audit(run.score),
         _size(run),
         _parameters(run.spec),
@@ -227,7 +229,7 @@ def _commands(run: FinishedRun) -> Element:
     commands = [
         ("Train the same spec with the same seed again", [*train, f"{path.name}-again"]),
         ("Continue from the last checkpoint; of a finished run, pack and score again", [*train, path.name, "--resume"]),
-        ("Score the artifact again", ["bytetwin", "score", str(path / "artifact.btw"), "--engine", engine]),
+        ("Score the artifact again", ["bytetwin", "score", str(path), "--engine", engine]),
     ]
     commands_section = section("Commands")
     if "command" in run.environment:
