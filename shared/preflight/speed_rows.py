@@ -124,7 +124,7 @@ def mfu_row(bench: Bench) -> Row:
     if not isinstance(step, StepMeasurement):
         return unknown("mfu", "no step was measured, see rows memory and step_time")
     flops = training_flops(bench.spec)
-    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else bench.facts.float32_products
+    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else step.float32_products
     known = find_peak(bench.facts.names[0]) if bench.on_gpu else None
     if known:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"

@@ -59,6 +59,7 @@ def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]])
     ]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["engine"] == "mlx" and environment["packages"]["mlx"]
+    assert environment["float32_products"] == "float32"
     assert environment["data"]["train"]["name"] == "builtin/train"
     assert len(environment["data"]["heldout"]["sha256"]) == 64
     spec = load_spec(folder / "spec.toml")
