@@ -28,7 +28,7 @@ from shared.preflight.question import Question
 from shared.spec import Spec, load_spec, spec_id
 from shared.training.gradient_check import check_spec_gradients
 from shared.training.run_directory import check_same_training
-from tests.waiting import WAIT_S
+from tests.processes import WAIT_S
 
 import mlx.core as mx  # isort: skip  # after mlx_train, which loads the BLAS
 
