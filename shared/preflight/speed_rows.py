@@ -72,7 +72,7 @@ def memory_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
-    reserve = GPU_RESERVE_BYTES if bench.on_gpu else 0
+    reserve = GPU_RESERVE_BYTES if bench.on_gpu and bench.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(bench, step) + reserve
     how = f"peak of one step on {rows.measured}"
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
