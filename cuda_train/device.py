@@ -68,6 +68,12 @@ def use_float32_products(products: Float32Products) -> None:
     torch.set_float32_matmul_precision("high" if products == "fast" and on_gpu() else "highest")
 
 
+def float32_products() -> Multiplied:
+    """How this process multiplies float32 matrices now."""
+    chosen = default_device()
+    return multiplied(lambda a, b: (torch.from_numpy(a).to(chosen) @ torch.from_numpy(b).to(chosen)).cpu().numpy())
+
+
 def device_name() -> str:
     """The device in words."""
     if on_gpu():
@@ -98,7 +104,7 @@ def device_facts() -> DeviceFacts:
         total_bytes=min(total for _, total in memory),
         framework=framework,
         driver=f"NVIDIA driver {_driver_version()}, CUDA {torch.version.cuda}",
-        float32_products=_measured_products(),
+        float32_products=float32_products(),
     )
 
 
@@ -112,12 +118,6 @@ def matrix_product_flops_per_s(dtype: str) -> float:
         (a @ b)[0, 0].item()
         best_s = min(best_s, time.perf_counter() - started)
     return 2 * size**3 / best_s
-
-
-def _measured_products() -> Multiplied:
-    """How this process multiplies float32 matrices now."""
-    chosen = default_device()
-    return multiplied(lambda a, b: (torch.from_numpy(a).to(chosen) @ torch.from_numpy(b).to(chosen)).cpu().numpy())
 
 
 def _driver_version() -> str:

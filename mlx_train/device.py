@@ -48,6 +48,12 @@ def compute_streams() -> tuple[mx.Stream, ...]:
     return tuple(mx.new_stream(mx.cpu) for _ in range(cores))
 
 
+def float32_products() -> Multiplied:
+    """How this process multiplies float32 matrices from now on."""
+    settle()
+    return multiplied(lambda a, b: np.array(mx.array(a) @ mx.array(b)))
+
+
 def device_name() -> str:
     """The device in words."""
     if on_gpu():
@@ -82,7 +88,7 @@ def device_facts() -> DeviceFacts:
         return DeviceFacts("cpu", (device_name(),), available, total, framework, workers=len(compute_streams()))
     free, total = _gpu_memory_bytes()
     return DeviceFacts(
-        "gpu", (device_name(),), free, total, framework, gpu_backend(), float32_products=_measured_products()
+        "gpu", (device_name(),), free, total, framework, gpu_backend(), float32_products=float32_products()
     )
 
 
@@ -106,12 +112,6 @@ def _gpu_memory_bytes() -> tuple[int, int]:
         return int(info["free_memory"]), int(info["total_memory"])
     total = int(info["max_recommended_working_set_size"])
     return total - int(mx.get_active_memory()), total
-
-
-def _measured_products() -> Multiplied:
-    """How this process multiplies float32 matrices from now on."""
-    settle()
-    return multiplied(lambda a, b: np.array(mx.array(a) @ mx.array(b)))
 
 
 def _keep_freed_memory() -> None:

@@ -29,7 +29,7 @@ PROBE_SIZE = 512
 class DeviceFacts:
     """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
     has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
-    matrices there (`multiplied`). `driver` is empty where there is none.
+    matrices there, as the engine's `device.float32_products()` says. `driver` is empty where there is none.
     """
 
     kind: Literal["cpu", "gpu"]

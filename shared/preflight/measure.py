@@ -123,7 +123,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         peak_bytes=peak_bytes,
         nats=nats,
         product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
-        float32_products=device_facts(engine_name).float32_products,
+        float32_products=device_module(engine_name).float32_products(),
     )
 
 
