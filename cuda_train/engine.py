@@ -35,6 +35,7 @@ class TrainingEngine(EngineState):
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
         self._device = device.default_device()
+        self._set_products()
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
@@ -97,6 +98,7 @@ class TrainingEngine(EngineState):
 
     def _scored(self) -> Arrays:
         """The weights to score with, all as plain tensors, for which one compiled graph serves."""
+        self._set_products()
         return {name: value.detach() for name, value in self._weights(self.scoring_kind).items()}
 
     def _symbols(self, x: np.ndarray) -> torch.Tensor:
@@ -113,6 +115,7 @@ class TrainingEngine(EngineState):
         x is this rank's share of the batch. One micro-batch after the other; ranks exchange gradients in the backward
         pass of the last one.
         """
+        self._set_products()
         for value in self.params.values():
             value.grad = None
         # The stage as a word: torch.compile takes a word for a constant, and makes one graph for each.
@@ -127,6 +130,10 @@ class TrainingEngine(EngineState):
                 (share * loss).backward()
             total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)
+
+    def _set_products(self) -> None:
+        """Multiply as this spec says: torch has one setting for the process, and other engines may have changed it."""
+        device.use_float32_products(self.spec.training.float32_products)
 
     def _gradients(self) -> Arrays:
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}

@@ -90,15 +90,17 @@ def check_port(port: int) -> None:
     """Raise UserError unless a server can be opened at a port of this machine."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: must be from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
-                "name another, or none for one that is free"
-            ) from None
+    # A Mac opens a port on all addresses although a server has it on one, so the one that ranks meet at is tried too.
+    for address in (HOST, ""):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                raise UserError(
+                    f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
+                    "name another, or none for one that is free"
+                ) from None
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.device_facts import device_facts, device_module, peak_resident_bytes
+from shared.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
 from shared.engine import Engine, NonFiniteError
 from shared.errors import UserError
 from shared.optim import step_hyperparameters
@@ -43,7 +43,8 @@ class StepMeasurement:
     """One step of one rank. Seconds: `step_s` of the whole share of the batch, measured if `full`, else
     `fixed_s` (the optimizer) plus one `group_s` for each pass over the measured rows. Bytes: `start_bytes` with
     weights and optimizer state in place, `backward_bytes` at the peak of a backward pass, `peak_bytes` at the
-    peak of all. `first_s` is what the first step took, compilation included."""
+    peak of all. `first_s` is what the first step took, compilation included. `float32_products` is how float32
+    matrices were multiplied."""
 
     device: str
     full: bool
@@ -56,6 +57,7 @@ class StepMeasurement:
     peak_bytes: int
     nats: float
     product_flops_per_s: float
+    float32_products: Multiplied = "float32"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         peak_bytes=peak_bytes,
         nats=nats,
         product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
+        float32_products=device_module(engine_name).float32_products(),
     )
 
 

@@ -73,7 +73,7 @@ def memory_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
-    reserve = GPU_RESERVE_BYTES if bench.on_gpu else 0
+    reserve = GPU_RESERVE_BYTES if bench.on_gpu and bench.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(bench, step) + reserve
     how = f"peak of one step on {rows.measured}"
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
@@ -146,7 +146,7 @@ def mfu_row(bench: Bench) -> Row:
     if not isinstance(step, StepMeasurement):
         return unknown("mfu", "no step was measured, see rows memory and step_time")
     flops = training_flops(bench.spec)
-    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else bench.facts.float32_products
+    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else step.float32_products
     known = find_peak(bench.facts.names[0]) if bench.on_gpu else None
     if known:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"

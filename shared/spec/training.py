@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+from shared.spec.base import Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
 
@@ -44,6 +44,9 @@ class TrainingSpec(Section):
         0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
     )
     dtype: DType = "float32"
+    float32_products: Float32Products = Field(
+        "exact", description="fast: float32 matrices are multiplied in TF32 (10 bits after the point) where a GPU can"
+    )
     compile: bool = True
     freeze: Literal["none", "base"] = Field(
         "none", description="base: of the model only the adapters of model.lora are trained, all else keeps its value"

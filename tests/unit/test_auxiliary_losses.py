@@ -311,6 +311,7 @@ def test_what_changes_during_a_run_does(name: str):
     assert (pull[1][0::3] > 0).all() and (pull[2][1::3] > 0).all() and pull[2][0::3].max() < pull[1][0::3].max()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_it_is_the_same_and_nothing_compiles_again():
     import torch

@@ -188,6 +188,7 @@ def test_averages_and_second_moments_pass_through_a_checkpoint(name: str, other:
         assert relative(right[key], left[key]) <= 10 * GRADIENT_REL, key
 
 
+@pytest.mark.slow
 def test_a_run_packs_and_loads_the_blend(tmp_path: Path):
     short = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
     spec = tiny_spec(*short, "training.swa_every_steps=2", "training.swa_start_frac=0.3", "model.num_layers=1")

@@ -86,6 +86,7 @@ def test_a_factored_model_starts_near_a_uniform_distribution() -> None:
         assert Oracle(spec, initial_weights(spec)).score(batch(spec)).mean() == pytest.approx(np.log(256), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str) -> None:

@@ -258,6 +258,7 @@ def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[
 
 
 # Torch's own compiler warns as it is imported.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):

@@ -92,6 +92,7 @@ def refused(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, row in rows.items() if row["verdict"] == "no-go"]
 
 
+@pytest.mark.slow
 def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = tmp_path / "fit.json"
     fit.write_text('{"c": 1.0, "a": 3.0, "alpha": 0.1, "points": 7}')
@@ -202,6 +203,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [(Path.unlink, "missing"), (cut, "bytes; the manifest says"), (flip, "SHA-256")],

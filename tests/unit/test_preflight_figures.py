@@ -228,6 +228,18 @@ def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
     assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
 
 
+def test_a_mac_keeps_no_memory_for_a_driver() -> None:
+    mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
+    assert memory_row(make_bench(h100(), facts=mac)).verdict == "go"
+
+
+@pytest.mark.parametrize("products", ["float32", "tf32"])
+def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
+    step = replace(STEP, float32_products=products)
+    assert f"data sheet, dense {products})" in mfu_row(make_bench(h100("training.dtype=float32"), step=step)).how
+    assert "data sheet, dense bfloat16)" in mfu_row(make_bench(h100(), step=step)).how
+
+
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
     bench = make_bench(h100("training.dtype=float32"), facts=CPU)
     work = bench.workload

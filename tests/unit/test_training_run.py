@@ -64,6 +64,7 @@ def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]])
     ]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["engine"] == "mlx" and environment["packages"]["mlx"]
+    assert environment["float32_products"] == "float32"
     assert environment["data"]["train"]["name"] == "builtin/train"
     assert len(environment["data"]["heldout"]["sha256"]) == 64
     spec = load_spec(folder / "spec.toml")
@@ -104,6 +105,7 @@ def test_problems_name_what_was_refused(finished: tuple[Path, dict[str, Any]]) -
     assert len(leaky.problems) == 1 and leaky.problems[0].startswith("audit: future: ")
 
 
+@pytest.mark.slow
 def test_stdout_carries_one_json_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, err = call(capsys, "--runs-dir", str(tmp_path), "--run", "a", "--json")
     document = json.loads(out)
@@ -122,6 +124,7 @@ def test_no_finish_stops_after_training(capsys: pytest.CaptureFixture[str], tmp_
     assert not (tmp_path / "a" / "artifact.btw").exists()
 
 
+@pytest.mark.slow
 def test_a_run_over_budget_has_status_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, err = call(capsys, "--runs-dir", str(tmp_path), "--set", "budget.total_bytes=1000", "--json")
     (problem,) = json.loads(out)["problems"]
@@ -189,6 +192,7 @@ def test_a_full_disk_is_status_2_with_one_line(
     ]
 
 
+@pytest.mark.slow
 def test_a_signal_while_finishing_is_not_lost(tmp_path: Path) -> None:
     """Stopped in one stage after the other, each time resumed; the training itself is never done again."""
     spec = tiny_spec(*SHORT)

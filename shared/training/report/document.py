@@ -193,6 +193,8 @@ def _environment(environment: Mapping[str, Any]) -> Element:
     for name in ("engine", "device", "platform", "python"):
         if name in environment:
             rows.append((name, str(environment[name])))
+    if "float32_products" in environment:
+        rows.append(("float32 products", str(environment["float32_products"])))
     if "cpu_count" in environment:
         rows.append(("CPU cores", str(environment["cpu_count"])))
     packages = environment.get("packages")
