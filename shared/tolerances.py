@@ -60,7 +60,7 @@ OVERLAP_DOCUMENTS_FRAC = 0.005
 
 # Share of a document's windows that makes it a copy. One changed word costs 64 windows. Pages from one template, such
 # as Wikipedia's articles on villages, share much: of 1,270 articles 15 share half or more with others, 5 this much.
-OVERLAP_NEAR_FRAC = 0.8
+OVERLAP_NEAR_FRAC = 0.9
 
 # Share of the held-out windows that may occur in the training text. Boilerplate and quotations make 0 to 0.1 % in
 # OpenWebText and the built-in text, 1.1 to 2.5 % in Wikipedia, 2.1 to 5.1 % on digital.gov. A text that was cut into

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress,
-            data_checks=partial(check_target_data, target, stream),
+            data_checks=check_target_data(target, stream),
         )
     print_score(out, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)

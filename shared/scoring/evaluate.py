@@ -29,15 +29,15 @@ def evaluate(
     max_symbols: int | None = None,
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
-    data_checks: Callable[[SymbolStream], Sequence[Check]] = lambda _scored: (),
+    data_checks: Sequence[Check] = (),
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` belongs to packed
-    weights. `on_score` is given the score itself, of which the document holds only a part. `data_checks`
-    is asked what the audit says of the text that is scored, such as that it was trained on. Raises DataError for an
-    empty text and RunError for a score that is not a number.
+    weights. `on_score` is given the score itself, of which the document holds only a part. `data_checks` are what the
+    audit says of the text itself, such as that it was trained on. Raises DataError for an empty text and RunError for
+    a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
@@ -55,7 +55,7 @@ def evaluate(
             "text_sha256": hashlib.sha256(text).hexdigest(),
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score).with_checks(data_checks(scored)),
+        audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
         compressors=compressor_results(text),
         engine=engine,
         weights=weights,
