@@ -87,7 +87,7 @@ def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
         f"{overlap.copied} of {overlap.documents} documents of {heldout.name} occur in {training.name} "
         f"({overlap.whole} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
         f"{overlap.windows_frac:.2%} of {overlap.windows} windows; if 1 % were copied, no window would show it with "
-        f"probability {overlap.missed:.1g}"
+        f"probability {max(overlap.missed, 1e-30):.0e}"
     )
     by_windows = overlap.windows_frac / windows > overlap.copied_frac / documents
     measured, limit = (overlap.windows_frac, windows) if by_windows else (overlap.copied_frac, documents)

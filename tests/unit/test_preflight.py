@@ -245,6 +245,18 @@ def test_no_such_dataset(only: Callable[..., None], capsys: pytest.CaptureFixtur
     assert rows["enough_data"]["verdict"] == "unknown"
 
 
+def test_held_out_text_that_is_trained_on(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    with DatasetWriter(dataset_folder("leaky")) as writer:
+        for document in DOCUMENTS[::100]:
+            writer.add("heldout", [document.upper()])
+        writer.finish("made for a test")
+    only("overlap")
+    assert preflight(capsys)[2]["overlap"]["values"]["measured"] == 0.0
+    status, _, rows = preflight(capsys, "--set", "data.heldout=leaky")
+    assert status == 1 and refused(rows) == ["overlap"] and rows["overlap"]["values"]["measured"] == 1.0
+    assert "6 of 6 documents of leaky/heldout occur in toy/train" in rows["overlap"]["how"]
+
+
 def test_text_that_would_repeat(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     only("enough_data")
     status, _, rows = preflight(capsys, "--set", "training.steps=90")
