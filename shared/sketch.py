@@ -9,6 +9,7 @@ Texts of different `level` are compared at the higher one, because what it keeps
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -76,8 +77,8 @@ class SketchBuilder:
         """The level rises from `level` on until what it keeps is no more than `max_windows`."""
         self._level = level
         self._max_windows = max_windows
-        self._documents: list[bytes] = []
-        self._num_bytes: list[int] = []
+        self._documents = bytearray()
+        self._num_bytes = array("I")
         self._counts: list[UInt32] = []
         self._windows: list[UInt64] = []
         self._num_windows = 0
@@ -100,7 +101,7 @@ class SketchBuilder:
 
     def end_document(self) -> None:
         """End the open document; the next piece begins another."""
-        self._documents.append(self._digest.digest())
+        self._documents += self._digest.digest()
         self._num_bytes.append(min(self._open_bytes, 0xFFFFFFFF))
         self._ends.append(len(self._text))
         self._open_bytes, self._digest = 0, _new_digest()
@@ -110,7 +111,7 @@ class SketchBuilder:
         self._hash_text()
         return Sketch(
             self._level,
-            np.frombuffer(b"".join(self._documents), "<u8").astype(np.uint64),
+            np.frombuffer(bytes(self._documents), "<u8").astype(np.uint64),
             np.array(self._num_bytes, np.uint32),
             _joined(self._counts, np.uint32),
             _joined(self._windows, np.uint64),

@@ -96,7 +96,7 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
         score = score_by_spec(scorer, stream, progress=progress)
     with out.status("looking for leaks"):
-        report = audit_scorer(scorer, stream, score).with_checks(check_target_data(target, text, stream))
+        report = audit_scorer(scorer, stream, score).with_checks(check_target_data(target, text))
         if target.weights_name == "random":
             fresh = initial_weights(spec, starting_text(spec))
             report = report.with_check(check_initial_loss(create_scorer(engine, spec, fresh)))

@@ -37,9 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
     add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
     side = add.add_mutually_exclusive_group()
-    side.add_argument(
-        "--heldout-frac", type=float, metavar="F", help="share of the documents held out, by hash of their text"
-    )
+    side.add_argument("--heldout-frac", type=float, metavar="F", help="share of the documents held out, by content")
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
     add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
@@ -127,6 +125,7 @@ def _import(args: argparse.Namespace) -> CommandResult:
         "files": result.num_files,
         "empty_documents": result.empty_documents,
         "other_files": result.other_files,
+        "near_copies": result.near_copies,
     }
     out = console()
     out.print(datasets_table([describe_dataset(result.manifest)]))
@@ -134,6 +133,8 @@ def _import(args: argparse.Namespace) -> CommandResult:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.other_files:
         out.print(f"{result.other_files} files of other types left out")
+    if result.near_copies:
+        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
     return CommandResult(document)
 
 

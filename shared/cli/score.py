@@ -7,7 +7,6 @@ artifact was packed again. Any other score is kept only where --output says.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             max_symbols=args.max_symbols,
             progress=progress,
             on_score=scores.append,
-            data_checks=partial(check_target_data, target, stream),
+            data_checks=check_target_data(target, stream),
         )
     print_score(out, document)
     path = _save(args, target, document, scores[0], out)

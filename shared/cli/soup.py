@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
-            data_checks=lambda scored: _data_checks(members, stream, scored),
+            data_checks=_data_checks(members, stream),
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> CommandResult:
     return CommandResult(document, 0 if passed else 1)
 
 
-def _data_checks(members: list[Target], heldout: SymbolStream, scored: SymbolStream) -> list[Check]:
+def _data_checks(members: list[Target], heldout: SymbolStream) -> list[Check]:
     """What the members' training texts say of the text that is scored, each thing once."""
-    checks = [check for member in members for check in check_target_data(member, heldout, scored)]
+    checks = [check for member in members for check in check_target_data(member, heldout)]
     return list(dict.fromkeys(checks))
 
 

@@ -32,16 +32,16 @@ def evaluate(
     max_symbols: int | None = None,
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
-    data_checks: Callable[[SymbolStream], Sequence[Check]] = lambda _scored: (),
+    data_checks: Sequence[Check] = (),
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` and `artifact_sha256` belong to
     packed weights, `chosen` to those that held-out text chose. `on_score` is given the score itself, of which the
-    document holds only a part. `data_checks` is asked what the audit says of the text that is scored, such as that it
-    was trained on. General compressors are in it only if they were measured before: `with_compressors` adds them.
-    Raises DataError for an empty text and RunError for a score that is not a number.
+    document holds only a part. `data_checks` are what the audit says of the text itself, such as that it was trained
+    on. General compressors are in it only if they were measured before: `with_compressors` adds them. Raises DataError
+    for an empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
@@ -59,7 +59,7 @@ def evaluate(
             "text_sha256": text_sha256,
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score).with_checks(data_checks(scored)),
+        audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
         compressors=kept_results(text_sha256),
         engine=engine,
         weights=weights,

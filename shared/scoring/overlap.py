@@ -57,8 +57,8 @@ def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
     """What of a text occurs in another one.
 
     A document is copied if it occurs whole, or if nearly all of its windows do, where enough of them are sampled.
-    `copied_frac` is the largest of four shares: documents of a window's length and bytes, among all documents and
-    among those with enough windows.
+    `copied_frac` is the larger of two shares: of documents of a window's length, and of bytes. Of the documents that
+    do not occur whole it takes those with enough windows for all.
     """
     level = max(text.level, other.level)
     text, other = text.at_level(level), other.at_level(level)
@@ -67,21 +67,17 @@ def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
     there = windows[known(windows, other.windows)]
     found = np.bincount(text.owners[np.isin(text.windows, there)], minlength=len(whole))
     judged = text.counts >= NEAR_WINDOWS
-    near = judged & (found >= tolerances.OVERLAP_NEAR_FRAC * text.counts)
-    num_bytes = text.num_bytes.astype(np.float64)
-    long = text.num_bytes >= WINDOW_BYTES
-    copied_frac = max(
-        _share(whole & long, long),
-        _share(whole * num_bytes, num_bytes),
-        _share(near, judged),
-        _share(near * num_bytes, judged * num_bytes),
-    )
-    copied = int((whole | near).sum())
-    return Overlap(len(whole), int(whole.sum()), copied, copied_frac, len(windows), _share(len(there), len(windows)))
+    near = judged & ~whole & (found >= tolerances.OVERLAP_NEAR_FRAC * text.counts)
+    weights = (text.num_bytes >= WINDOW_BYTES), text.num_bytes.astype(np.float64)
+    shares = [_share(whole * weight, weight) + _share(near * weight, judged * weight) for weight in weights]
+    num_whole, num_near = int(whole.sum()), int(near.sum())
+    windows_frac = _share(len(there), len(windows))
+    return Overlap(len(whole), num_whole, num_whole + num_near, min(1.0, max(shares)), len(windows), windows_frac)
 
 
 def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
-    """The text that is scored may not be in the text that was trained on."""
+    """Held-out text may not be in the text that was trained on. All of it is compared, also where a sample is scored:
+    a contaminated text is not cleaner in a sample, only harder to see through."""
     try:
         overlap = measure_overlap(heldout.sketch(), training.sketch())
     except DataError as error:
@@ -91,7 +87,7 @@ def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
         f"{overlap.copied} of {overlap.documents} documents of {heldout.name} occur in {training.name} "
         f"({overlap.whole} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
         f"{overlap.windows_frac:.2%} of {overlap.windows} windows; if 1 % were copied, no window would show it with "
-        f"probability {overlap.missed:.1g}"
+        f"probability {max(overlap.missed, 1e-30):.0e}"
     )
     by_windows = overlap.windows_frac / windows > overlap.copied_frac / documents
     measured, limit = (overlap.windows_frac, windows) if by_windows else (overlap.copied_frac, documents)

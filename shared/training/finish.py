@@ -131,7 +131,7 @@ def finish_run(
         artifact_sha256=info.sha256,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
-        data_checks=lambda scored: [check_overlap(scored, sources.train)],
+        data_checks=[check_overlap(sources.heldout, sources.train)],
     )
     interruption.check()
     write_score(run.score_path, document)

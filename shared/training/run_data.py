@@ -18,11 +18,11 @@ from shared.training.target import Target
 NAME = "run_data"
 
 
-def check_target_data(target: Target, heldout: SymbolStream, scored: SymbolStream) -> list[Check]:
-    """The overlap of `scored`, which is all of `heldout` or a sample of it, with the text that the target was trained
-    on; before it, a warning where a run was trained on other data than there is now under the names in its spec."""
+def check_target_data(target: Target, heldout: SymbolStream) -> list[Check]:
+    """The overlap of a held-out text with the text that the target was trained on; before it, a warning where a run was
+    trained on other data than there is now under the names in its spec."""
     if target.run is None:
-        check = overlap_with_training(target.spec, scored)
+        check = overlap_with_training(target.spec, heldout)
         if target.weights_name == "random":
             return [check]
         return [replace(check, detail=f"{check.detail}; an artifact names its training text without a hash of it")]
@@ -35,16 +35,16 @@ def check_target_data(target: Target, heldout: SymbolStream, scored: SymbolStrea
     warnings = [_warning("; ".join(changes), len(changes))] if changes else []
     if training_change:
         return [*warnings, overlap_unknown("the text that the run was trained on is not there")]
-    return [*warnings, overlap_with_training(target.spec, scored)]
+    return [*warnings, overlap_with_training(target.spec, heldout)]
 
 
-def overlap_with_training(spec: Spec, scored: SymbolStream) -> Check:
+def overlap_with_training(spec: Spec, heldout: SymbolStream) -> Check:
     """The overlap of a text with what a spec is trained on."""
     try:
         training = open_training_text(spec)
     except DataError as error:
         return overlap_unknown(str(error))
-    return check_overlap(scored, training)
+    return check_overlap(heldout, training)
 
 
 def _recorded_data(run: RunDirectory) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ Each entry runs its exhibit in the smallest setting that shows the bug and retur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,24 @@ from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
-from shared.scoring.overlap import check_selection
+from shared.scoring.overlap import check_overlap, check_selection
 from shared.scoring.stream import open_split
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
 from shared.training.average_check import check_average
 from shared.training.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.training.qat_check import check_qat_acts
-from tests.museum import accounting, adapters, attention_leaks, averaging, dead_switch, leaks, ngrams, token_tables
+from tests.museum import (
+    accounting,
+    adapters,
+    attention_leaks,
+    averaging,
+    contamination,
+    dead_switch,
+    leaks,
+    ngrams,
+    token_tables,
+)
 from tests.museum.fake_stream import FakeStream
 from tests.token_text import documents, small_tokenizer, token_spec, token_stream
 
@@ -163,6 +173,19 @@ def _chosen_by_validation() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _contaminated(planted: Callable[[Sequence[bytes], Sequence[bytes]], list[bytes]]) -> Exhibit:
+    """A training text that has held-out text in it."""
+
+    def failing() -> list[str]:
+        rng = np.random.default_rng(0)
+        documents = [rng.bytes(180).hex(" ", 3).encode() for _ in range(80)]
+        training, heldout = documents[:40], documents[40:]
+        check = check_overlap(FakeStream(heldout), FakeStream(planted(training, heldout)))
+        return [] if check.passed else [check.name]
+
+    return Exhibit(planted, ("overlap",), failing)
+
+
 def _folded_switch() -> list[str]:
     """The flag does not hear of the engine's own switch, compiled or not."""
     import cuda_train.engine as torch_engine
@@ -213,5 +236,8 @@ EXHIBITS = (
     _average(averaging.forget_snapshots, "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
     _average(averaging.start_at_the_initial_weights, "training.ema_decay=0.9"),
     Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
+    _contaminated(contamination.heldout_in_training),
+    _contaminated(contamination.heldout_with_other_white_space),
+    _contaminated(contamination.a_twentieth_of_heldout),
 )
 """In the order of README.md."""

@@ -54,7 +54,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with DatasetWriter(folder, max_shard_symbols=20_000) as writer:
         for document in DOCUMENTS:
             writer.add("train", [document])
-        writer.add("heldout", DOCUMENTS[:1])
+        writer.add("heldout", [b"other text that is not trained on, long enough for a window of a small model\n"])
         writer.finish("made for a test")
     return folder
 
@@ -245,6 +245,18 @@ def test_no_such_dataset(only: Callable[..., None], capsys: pytest.CaptureFixtur
     assert status == 1 and refused(rows) == ["shards"]
     assert "no dataset 'elsewhere'" in rows["shards"]["how"]
     assert rows["enough_data"]["verdict"] == "unknown"
+
+
+def test_held_out_text_that_is_trained_on(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    with DatasetWriter(dataset_folder("leaky")) as writer:
+        for document in DOCUMENTS[::100]:
+            writer.add("heldout", [document.upper()])
+        writer.finish("made for a test")
+    only("overlap")
+    assert preflight(capsys)[2]["overlap"]["values"]["measured"] == 0.0
+    status, _, rows = preflight(capsys, "--set", "data.heldout=leaky")
+    assert status == 1 and refused(rows) == ["overlap"] and rows["overlap"]["values"]["measured"] == 1.0
+    assert "6 of 6 documents of leaky/heldout occur in toy/train" in rows["overlap"]["how"]
 
 
 def test_text_that_would_repeat(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
