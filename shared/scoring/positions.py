@@ -78,7 +78,8 @@ def distances_below(sums: PositionSums, patch_size: int) -> np.ndarray:
     if np.isnan(below).all():
         return below
     spread = DEVIATION_OVER_MEDIAN * np.nanmedian(np.abs(below - np.nanmedian(below)))
-    return below / np.maximum(np.maximum(spread, error), LEAST_SPREAD_FRAC * expected)
+    usual = np.maximum(np.maximum(spread, error), LEAST_SPREAD_FRAC * expected)
+    return below / np.maximum(usual, np.finfo(float).tiny)
 
 
 def peers(t: int, sums: PositionSums, patch_size: int) -> np.ndarray:
