@@ -49,7 +49,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
         future.see(latest, change[rows, latest], times)
         target.see(times, np.abs(after[rows, times] + believed.of_targets[rows, times]), times)
         done.update(times.tolist())
-    how_many = _coverage(len(done), len(position), seconds)
+    how_many = _how_many(len(done), len(position), seconds)
     return [
         _judged("future", f"largest change of an earlier score {future}; {how_many}", future, tolerances.CAUSALITY_ABS),
         _target_check(distribution, target, how_many),
@@ -128,7 +128,7 @@ def _furthest_from_one(log_probs: np.ndarray) -> float:
     return float(np.max([np.abs(np.exp(chunk).sum(axis=-1, dtype=np.float64) - 1.0).max() for chunk in chunks]))
 
 
-def _coverage(done: int, seq_len: int, seconds: float) -> str:
+def _how_many(done: int, seq_len: int, seconds: float) -> str:
     """How many of the window's positions were disturbed, and why not all."""
     if done == seq_len:
         return f"all {seq_len} positions of a window disturbed"

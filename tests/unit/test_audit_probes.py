@@ -20,7 +20,7 @@ from shared.scoring.order import check_order_of_score
 from shared.scoring.positions import MIN_WINDOWS, check_positions
 from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, load_spec
-from tests.museum.accounting import EarlierRows, WrappedScorer, normalised
+from tests.museum.accounting import EarlierRows, ScoredBefore, WrappedScorer, normalised
 from tests.museum.fake_stream import FakeStream
 
 PEEK = 30.0
@@ -218,10 +218,22 @@ def test_a_cache_that_is_full_before_the_audit_is_found() -> None:
     assert [check.name for check in report.failures] == ["order"]
 
 
-def test_rows_that_learn_from_those_above_are_found_in_a_score() -> None:
-    stream = stream_of(30)
-    planted = EarlierRows(ORACLE)
-    assert not check_order_of_score(planted, scored(planted, stream), stream).passed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("planted", [EarlierRows, ScoredBefore])
+def test_scores_that_hang_on_other_text_are_found(planted: type[WrappedScorer], dtype: str) -> None:
+    """Also where single scores may move a little, as on a GPU in bfloat16."""
+    spec = spec_of(32, 1, "model.decoder.kind=linear", f"training.dtype={dtype}")
+    stream, rng = stream_of(30), np.random.default_rng(0)
+    scorer = planted(Oracle(spec, random_weights(spec, 0)))
+    check = check_order_of_score(scorer, scored(scorer, stream), stream)
+    assert not check.passed and check.measured > 0.05
+
+    class Rounded(WrappedScorer):
+        def score(self, x: np.ndarray) -> np.ndarray:
+            return super().score(x) + 3e-3 * rng.choice([-1.0, 1.0], x.shape)
+
+    rounded = Rounded(scorer.inner)
+    assert check_order_of_score(rounded, scored(rounded, stream), stream).passed == (dtype == "bfloat16")
 
 
 @pytest.mark.parametrize("stride", [32, 8])
