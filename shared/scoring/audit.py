@@ -27,12 +27,14 @@ from shared.scoring.isolation import check_isolation
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
-from shared.scoring.probe import make_probe
+from shared.scoring.probe import MIN_ROWS, make_probe
 from shared.scoring.stream import SymbolStream
 
 _TEXT_SYMBOLS = 1 << 20
 # A GPU disturbs every position of a window of 2,048 in seconds, two cores do so for the smoke preset.
 DISTURB_SECONDS = 12.0
+# Rows of a pass over disturbed windows: every pass that is always made costs so many.
+MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def audit_scorer(
     """
     spec = scorer.spec
     text = stream.read(0, min(stream.num_symbols, _TEXT_SYMBOLS))
-    # Passes of the shape that was scored, for which an engine has compiled.
-    rows = score.evidence.pass_rows if score is not None else spec.evaluation.batch_symbols // spec.model.seq_len
+    # Passes of the shape that was scored, for which an engine has compiled, unless that is wasteful.
+    rows = MIN_ROWS if score is None else min(score.evidence.pass_rows, MOST_ROWS)
     probe = make_probe(spec, text, seed, rows)
     checks = check_leaks(scorer, probe, seconds)
     if spec.model.attention.document_mask:
