@@ -15,8 +15,10 @@ from shared.preflight.question import Bench
 from shared.preflight.row import Row, go, judged, unknown
 from shared.preflight.workload import resized
 from shared.scoring.audit import check_initial_loss
-from shared.scoring.checks import check_future, check_normalisation, check_target, make_probe
 from shared.scoring.isolation import check_isolation
+from shared.scoring.leaks import check_leaks
+from shared.scoring.order import check_order
+from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.training.gradient_check import GRADIENT_STEPS, check_spec_gradients
 
@@ -30,10 +32,8 @@ PARITY_BYTES_PER_WEIGHT = 120
 
 AUDIT_FLOPS = {"cpu": 1e11, "gpu": 1e14}
 AUDIT_ROWS, AUDIT_SEED = 4, 0
-# Scoring passes over the probe: some that are always made, and three for each group of disturbed positions.
-AUDIT_PASSES, PASSES_PER_GROUP = 6, 3
-# Ends and starts of the sequence, of one patch, four random places, and one at each offset in a patch.
-FIXED_POSITIONS = 11
+# Passes over the probe that are always made, beside one for each group of disturbed positions.
+AUDIT_PASSES = 8
 TEXT_SEED = 2
 
 
@@ -75,7 +75,7 @@ def causality_row(bench: Bench) -> Row:
     probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
     engine = create_engine(bench.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
-    checks = [check_future(engine, probe), check_target(engine, probe), check_normalisation(engine, probe)]
+    checks = [*check_leaks(engine, probe), check_order(engine, probe)]
     if spec.model.attention.document_mask:
         checks.append(check_isolation(engine, probe, AUDIT_SEED))
     engine.initialise(made_up_start(spec))
@@ -136,15 +136,18 @@ def shrunken_spec(spec: Spec, max_weights: int, max_seq_symbols: int) -> tuple[S
 def audit_seq_len(spec: Spec, max_flops: float) -> int:
     """The longest window, halved from the spec's while divisible, for which the checks stay within `max_flops`."""
     model = spec.model
-    groups = -(-(FIXED_POSITIONS + model.patch_size) // AUDIT_ROWS)
-    symbols = AUDIT_ROWS * (AUDIT_PASSES + PASSES_PER_GROUP * groups)
     flops_per_symbol = training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
     seq_len = model.seq_len
     while seq_len % (2 * model.patch_size) == 0 and seq_len > 4 * model.patch_size:
-        if seq_len * symbols * flops_per_symbol <= max_flops:
+        if AUDIT_ROWS * seq_len * audit_passes(seq_len, model.patch_size) * flops_per_symbol <= max_flops:
             break
         seq_len //= 2
     return seq_len
+
+
+def audit_passes(seq_len: int, patch_size: int) -> int:
+    """Passes over the probe's rows that the checks of the row causality make at most."""
+    return AUDIT_PASSES - (-len(required_positions(seq_len, patch_size)) // AUDIT_ROWS)
 
 
 def _fits(bench: Bench, bytes_per_weight: int) -> bool:

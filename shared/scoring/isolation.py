@@ -10,7 +10,8 @@ import numpy as np
 
 from shared import tolerances
 from shared.engine import Scorer
-from shared.scoring.checks import Check, Probe
+from shared.scoring.checks import Check
+from shared.scoring.probe import Probe, in_passes
 
 # The mask works by whole patches: one patch holds the start, so there must be one before and one after it.
 SHORTEST_PATCHES = 3
@@ -19,7 +20,7 @@ SHORTEST_PATCHES = 3
 def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     """Start a document at x[t] and replace the patches before the one of t: from the next patch on no score changes.
 
-    A decoder that reads its last K symbols directly is held to the places whose K symbols are not replaced.
+    A decoder that reads its last K symbols directly is held to the positions whose K symbols are not replaced.
     """
     model, start = scorer.spec.model, scorer.spec.vocabulary.document_start
     rows, time = probe.x.shape
@@ -30,11 +31,12 @@ def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     first = rng.integers(1, patches - 1, rows) * patch_size
     x = probe.x.copy()
     x[np.arange(rows), first + rng.integers(0, patch_size, rows)] = start
-    place = np.arange(time)
-    other = np.where(place < first[:, None], probe.other, x)
+    position = np.arange(time)
+    other = np.where(position < first[:, None], probe.other, x)
     reach = max(patch_size, model.decoder.context if model.decoder.kind == "autoregressive" else 1)
-    apart = place >= first[:, None] + reach
-    change = np.where(apart, np.abs(scorer.score(other) - scorer.score(x)), 0.0)
+    apart = position >= first[:, None] + reach
+    before, after = (in_passes(scorer.score, symbols, probe.pass_rows) for symbols in (x, other))
+    change = np.where(apart, np.abs(after - before), 0.0)
     worst = float(change.max())
     detail = f"scores of a document moved by {worst:.1e} nats when the one before it changed"
     return Check("isolation", worst <= tolerances.CAUSALITY_ABS, worst, tolerances.CAUSALITY_ABS, detail)

@@ -46,6 +46,8 @@ SMALL = (
 )
 NGRAMS = ("model.ngram.rows=97", "model.ngram.dim=8")
 DOCUMENTS = ("vocabulary.kind=byte260", "model.attention.document_mask=true")
+# Windows in which every 128th position is one.
+LONG = ("model.seq_len=144", "training.batch_symbols=2304", "evaluation.batch_symbols=2304")
 PLAIN = ("model.patch_size=1", "model.decoder.kind=linear")
 
 Weights = dict[str, np.ndarray]
@@ -204,6 +206,11 @@ def _folded_switch() -> list[str]:
 EXHIBITS = (
     _model(leaks.itchy_byte_shift, ("future", "target"), "model.decoder.kind=mlp"),
     _model(leaks.megabyte_own_patch, ("future", "target")),
+    _model(leaks.target_every_16th, ("target",), *LONG),
+    _model(leaks.target_every_32nd, ("target",), *LONG),
+    _model(leaks.target_every_64th, ("target",), *LONG),
+    _model(leaks.target_every_128th, ("target",), *LONG),
+    _model(leaks.target_at_one_position, ("target",), *LONG),
     _model(attention_leaks.smear_across_documents, ("isolation",), "model.smear_gate=v1", *DOCUMENTS, *PLAIN),
     _model(attention_leaks.smear_gate_of_the_target, ("target",), "model.smear_gate=v2", *PLAIN),
     _model(
@@ -222,7 +229,9 @@ EXHIBITS = (
     _scorer(accounting.RoundedDown, "target", "normalisation"),
     _scorer(accounting.TargetGate, "target"),
     _scorer(accounting.WholeWindowBias, "future", "target"),
-    _scorer(accounting.OtherRowsBias, "future"),
+    _scorer(accounting.OtherRowsBias, "future", "order"),
+    _scorer(accounting.EarlierRows, "order"),
+    _scorer(accounting.ScoredBefore, "order"),
     Exhibit(
         accounting.plan_with_double_tail,
         ("coverage",),

@@ -17,8 +17,8 @@ from shared.model.documents import position_documents
 from shared.model.smear import previous_position
 from shared.ops import NumpyOps, Ops
 from shared.optim import HYPERPARAMETERS
-from shared.scoring.checks import make_probe
 from shared.scoring.isolation import check_isolation
+from shared.scoring.probe import make_probe
 from shared.spec import Spec, load_spec
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
 

@@ -381,6 +381,5 @@ def test_passes_of_the_audit_are_counted(
     for name in ("score", "log_probs"):
         monkeypatch.setattr(type(engine), name, counted(getattr(type(engine), name)))
     assert preflight(capsys, "--set", f"model.patch_size={patch}")[0] == 0
-    groups = -(-(functions.FIXED_POSITIONS + patch) // functions.AUDIT_ROWS)
-    allowed = functions.AUDIT_ROWS * (functions.AUDIT_PASSES + functions.PASSES_PER_GROUP * groups)
+    allowed = functions.AUDIT_ROWS * functions.audit_passes(64, patch)
     assert allowed / 2 < made <= allowed

@@ -344,11 +344,13 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     )
     chosen = audit_seq_len(spec, flops)
     assert seq % chosen == 0 and chosen % patch == 0
-    groups = -(-(functions.FIXED_POSITIONS + patch) // functions.AUDIT_ROWS)
-    passes = functions.AUDIT_PASSES + functions.PASSES_PER_GROUP * groups
-    work = functions.AUDIT_ROWS * passes * training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
-    assert chosen == seq or 2 * chosen * work > flops
-    assert chosen * work <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
+    per_window = functions.AUDIT_ROWS * training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
+
+    def work(window: int) -> float:
+        return window * functions.audit_passes(window, patch) * per_window
+
+    assert chosen == seq or work(2 * chosen) > flops
+    assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
 
 
 @settings(max_examples=40, deadline=None)

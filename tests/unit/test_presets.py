@@ -207,7 +207,7 @@ def test_a_preset_is_honest(preset: str) -> None:
     """The audit's checks of the model with random weights, and the first loss with its own."""
     spec = narrow(preset)
     report = audit_scorer(Oracle(spec, random_weights(spec, 1)), Symbols(spec.vocabulary.size))  # type: ignore[arg-type]
-    names = ["future", "target", "normalisation"]
-    assert [check.name for check in report.checks] == names + ["isolation"] * spec.model.attention.document_mask
+    isolation = ["isolation"] * spec.model.attention.document_mask
+    assert [check.name for check in report.checks] == ["future", "target", "normalisation", *isolation, "order"]
     assert report.passed, report.failures
     assert check_initial_loss(Oracle(spec, made_up_start(spec))).passed

@@ -42,7 +42,7 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     assert (document.spec_id, document.parameters) == (spec_id(SPEC), parameter_counts(SPEC)["total"])
     assert document.dataset.name == "fake/heldout" and document.dataset.complete
     assert document.dataset.text_sha256 == hashlib.sha256(TEXT.text_bytes()).hexdigest()
-    assert document.audit.passed and len(document.audit.checks) == 6
+    assert document.audit.passed and len(document.audit.checks) == 8
     assert (document.artifact_sha256, document.chosen) == ("ab" * 32, None)
     interval = document.confidence
     assert interval.low_bpb is not None and interval.high_bpb is not None
