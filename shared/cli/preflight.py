@@ -37,8 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fit", type=Path, metavar="FILE", help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols"
     )
     parser.add_argument(
-        "--force", action="append", default=[], metavar="ROW", help="count a no-go of this row as go; may be repeated"
+        "--force",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="count this row's no-go or risk as go; may be repeated",
     )
+    parser.add_argument("--strict", action="store_true", help="refuse risks too: status 1 if a row says risk")
     parser.add_argument("--quick", action="store_true", help="check shards by size alone, without hashing")
     parser.add_argument("--record", type=Path, metavar="FILE", help="also write the JSON document to this file")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
@@ -48,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Ask every row; status 1 if one says no-go and is not forced."""
+    """Ask every row; status 1 if one says no-go, or with --strict risk, and is not forced."""
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_curve(args.fit) if args.fit else None
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick)
     out = console()
     with out.status("preflight") as status:
-        report = run_preflight(question, args.force, announce=lambda what: status.update(f"preflight: {what}"))
+        report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
     print_report(out, report)
     document = report.to_document()
     if args.record:

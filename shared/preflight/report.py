@@ -12,7 +12,7 @@ from shared.preflight.run import PreflightReport
 
 # A file or pipe gets this width.
 WIDE_COLUMNS = 140
-STYLES = {"go": "green", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
+STYLES = {"go": "green", "risk": "bold yellow", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
 
 
 def print_report(console: Console, report: PreflightReport) -> None:
@@ -31,13 +31,21 @@ def print_report(console: Console, report: PreflightReport) -> None:
     for row in report.rows:
         table.add_row(row.name, verdict(row), escape(row.figure), escape(row.how))
     console.print(table)
-    blocking = [row.name for row in report.rows if row.blocks]
-    unknowns = sum(row.verdict == "unknown" for row in report.rows)
-    rest = f"; {unknowns} of {len(report.rows)} rows unknown here" if unknowns else ""
-    rest += f"; forced: {', '.join(report.forced)}" if report.forced else ""
-    conclusion = f"NO-GO: {', '.join(blocking)}" if blocking else "GO"
-    style = "bold red" if blocking else "bold green"
-    console.print(f"{conclusion}{rest}; {report.elapsed_s:.0f} s", style=style, markup=False)
+    conclusion, style = _conclusion(report)
+    console.print(conclusion, style=style, markup=False)
+
+
+def _conclusion(report: PreflightReport) -> tuple[str, str]:
+    """(one line: go or no-go because of which rows, the rows at risk, what is unknown or forced; its style)."""
+    parts = [f"NO-GO: {', '.join(report.blocking)}" if report.blocking else "GO"]
+    if report.risks:
+        parts.append(f"risk: {', '.join(report.risks)}{' (refused by --strict)' if report.strict else ''}")
+    if unknowns := report.counts["unknown"]:
+        parts.append(f"{unknowns} of {len(report.rows)} rows unknown here")
+    if report.forced:
+        parts.append(f"forced: {', '.join(report.forced)}")
+    style = "bold red" if report.blocking else "bold yellow" if report.risks else "bold green"
+    return f"{'; '.join(parts)}; {report.elapsed_s:.0f} s", style
 
 
 def verdict(row: Row) -> str:

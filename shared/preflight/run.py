@@ -16,7 +16,7 @@ from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench, Question
-from shared.preflight.row import ROWS, Row, no_go
+from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
 from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
@@ -47,21 +47,37 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """All rows, with what was asked of which device."""
+    """All rows, with what was asked of which device. `strict` makes a risk forbid the run."""
 
     bench: Bench
     rows: tuple[Row, ...]
     elapsed_s: float
+    strict: bool = False
 
     @property
     def go(self) -> bool:
         """Whether nothing forbids the run."""
-        return not any(row.blocks for row in self.rows)
+        return not self.blocking
+
+    @property
+    def blocking(self) -> list[str]:
+        """Rows that forbid the run."""
+        return [row.name for row in self.rows if row.blocks(self.strict)]
+
+    @property
+    def risks(self) -> list[str]:
+        """Rows that say risk and were not overridden, whether or not they forbid the run."""
+        return [row.name for row in self.rows if row.verdict == "risk" and not row.forced]
 
     @property
     def forced(self) -> list[str]:
-        """Rows that said no-go and were overridden."""
+        """Rows that said no-go or risk and were overridden."""
         return [row.name for row in self.rows if row.forced]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows say what, by verdict."""
+        return {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
 
     def to_document(self) -> dict[str, Any]:
         """The report as JSON."""
@@ -75,16 +91,20 @@ class PreflightReport:
             "device": facts.names[0],
             "framework": facts.framework,
             "go": self.go,
+            "strict": self.strict,
+            "risks": self.risks,
             "forced": self.forced,
+            "counts": self.counts,
             "rows": [row.to_document() for row in self.rows],
             "elapsed_s": round(self.elapsed_s, 3),
         }
 
 
 def run_preflight(
-    question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None
+    question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None, strict: bool = False
 ) -> PreflightReport:
-    """Answer every row. `force` names rows whose no-go counts as go; `announce` hears what is being done.
+    """Answer every row. `force` names rows whose no-go or risk counts as go; `strict` makes other risks forbid the
+    run; `announce` hears what is being done.
 
     Raises UserError for an unknown row to force, or a batch that the ranks cannot share.
     """
@@ -98,7 +118,7 @@ def run_preflight(
         announce(name)
         row = _asked(name, ask, bench)
         rows.append(row.force() if name in forced else row)
-    return PreflightReport(bench, tuple(rows), time.monotonic() - started)
+    return PreflightReport(bench, tuple(rows), time.monotonic() - started, strict)
 
 
 def prepare(question: Question) -> Bench:

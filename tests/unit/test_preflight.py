@@ -30,7 +30,7 @@ from shared.preflight import run as preflight_run
 from shared.preflight.measure import measure_here
 from shared.preflight.memory import training_state_bytes
 from shared.preflight.question import Bench
-from shared.preflight.row import go
+from shared.preflight.row import VERDICTS, go
 from shared.spec import Spec, load_spec
 from tests.museum.attention_leaks import smear_across_documents
 from tests.museum.leaks import megabyte_own_patch
@@ -39,6 +39,7 @@ GIB = 1 << 30
 DOCUMENTS = [
     f"document {index} of a text that is long enough to be cut into windows\n".encode() for index in range(600)
 ]
+TOY = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "data.heldout=toy"]
 every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
 
 
@@ -79,17 +80,21 @@ def preflight(
     capsys: pytest.CaptureFixture[str], *words: object, engine: str = "torch"
 ) -> tuple[int, dict[str, Any], dict[str, dict[str, Any]]]:
     """(status, document, rows by name) of a command line."""
-    data = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "data.heldout=toy"]
-    status = main(["preflight", "tiny", "--json", "--engine", engine, *data, *map(str, words)])
+    status = main(["preflight", "tiny", "--json", "--engine", engine, *TOY, *map(str, words)])
     document = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == list(ROWS)
     assert document["go"] == (status == 0)
+    assert document["counts"] == {verdict: len(said(rows, verdict)) for verdict in VERDICTS}
     return status, document, rows
 
 
+def said(rows: Mapping[str, Mapping[str, Any]], verdict: str) -> list[str]:
+    return [name for name, row in rows.items() if row["verdict"] == verdict]
+
+
 def refused(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [name for name, row in rows.items() if row["verdict"] == "no-go"]
+    return said(rows, "no-go")
 
 
 def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +132,30 @@ def test_one_percent_over_budget(
     total = predict_artifact_bytes(tiny(*data, f"budget.total_bytes={limit}")).expected_bytes + code_bytes()
     assert rows["artifact_bytes"]["values"]["total_bytes"] == total
     assert "over the limit: " in rows["artifact_bytes"]["how"] or not expected
+
+
+def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(
+    only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told and forbids nothing; --strict refuses it, --force lets it pass again."""
+    only("artifact_bytes")
+    prediction = predict_artifact_bytes(tiny("data.train=toy", "data.heldout=toy"))
+    between = (prediction.expected_bytes + prediction.high_bytes) // 2 + code_bytes()
+    words = ("--set", f"budget.total_bytes={between}")
+    for more, status, ending in (
+        ((), 0, "GO; risk: artifact_bytes; "),
+        (("--strict",), 1, "NO-GO: artifact_bytes; risk: artifact_bytes (refused by --strict); "),
+        (("--strict", "--force", "artifact_bytes"), 0, "GO; forced: artifact_bytes; "),
+    ):
+        assert preflight(capsys, *words, *more)[0] == status
+        main(["preflight", "tiny", "--engine", "torch", *TOY, *words, *more])
+        table = capsys.readouterr().err
+        assert f"\n{ending}" in table
+    status, document, rows = preflight(capsys, *words)
+    assert status == 0 and said(rows, "risk") == document["risks"] == ["artifact_bytes"]
+    assert "over the limit: high estimate by" in rows["artifact_bytes"]["how"]
+    fits = prediction.high_bytes + code_bytes() + 100
+    assert said(preflight(capsys, "--strict", "--set", f"budget.total_bytes={fits}")[2], "risk") == []
 
 
 def test_code_alone_over_budget(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
