@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set and what else is asked; --help lists the rows."""
     add_spec_arguments(parser)
     add_engine_argument(parser)
-    parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all found, or 1")
+    parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all of every node, or 1")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines like this one; default %(default)s")
     parser.add_argument("--price", type=_dollars, metavar="DOLLARS", help="price of one GPU-hour, for the row cost")
     parser.add_argument(
         "--fit", type=Path, metavar="FILE", help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols"
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     if engine not in available_engines():
         installed = ", ".join(available_engines()) or "none"
         raise UserError(f"engine {engine!r} needs a package that is not installed; installed: {installed}")
-    ranks = _all_gpus(engine) if args.ranks is None else args.ranks
-    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick)
+    ranks = args.nodes * _all_gpus(engine) if args.ranks is None else args.ranks
+    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes)
     out = console()
     with out.status("preflight") as status:
         report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _all_gpus(engine: str) -> int:
-    """As many ranks as there are GPUs, 1 on a CPU."""
+    """As many ranks as there are GPUs in this machine, 1 on a CPU."""
     facts = device_facts(engine)
     return len(facts.names) if facts.kind == "gpu" else 1
 

@@ -17,7 +17,7 @@ from shared.errors import DataError
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
-from shared.scoring.stream import open_split
+from shared.training.sources import open_sources, open_training_text
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
 HASH_LIMIT_S = 20.0
@@ -50,9 +50,8 @@ def shards_row(bench: Bench) -> Row:
         checked = _check_files(files, 0.0 if bench.question.quick else HASH_LIMIT_S)
         problems = [outcome.problem for outcome in checked if outcome.problem]
         if not problems:
-            # Headers and document starts, as training will read them.
-            open_split(data.train, "train", bench.spec.vocabulary)
-            open_split(data.heldout, "heldout", bench.spec.vocabulary)
+            # Headers, document starts and lengths, as the run will read them.
+            open_sources(bench.spec)
     except DataError as error:
         return no_go("shards", "not usable", str(error), problems=[str(error)])
     hashed = sum(outcome.hashed for outcome in checked)
@@ -70,9 +69,9 @@ def shards_row(bench: Bench) -> Row:
 
 
 def enough_data_row(bench: Bench) -> Row:
-    """Symbols of the training split against the symbols that the run will see."""
+    """Symbols of the text that the run trains on against the symbols that it will see."""
     try:
-        stream = open_split(bench.spec.data.train, "train", bench.spec.vocabulary)
+        stream = open_training_text(bench.spec)
     except DataError as error:
         return unknown("enough_data", f"the training text cannot be opened, see row shards: {error}")
     plan, available = plan_run(bench), stream.num_symbols

@@ -20,9 +20,8 @@ def print_report(console: Console, report: PreflightReport) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
     question, facts = report.bench.question, report.bench.facts
-    ranks = "1 rank" if question.ranks == 1 else f"{question.ranks} ranks"
-    header = f"preflight of {question.spec.name} on {question.engine}, {ranks}: {facts.names[0]}, {facts.framework}"
-    console.print(header, markup=False)
+    where = f"{question.engine}, {question.trainers}: {facts.names[0]}, {facts.framework}"
+    console.print(f"preflight of {question.spec.name} on {where}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("row", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.device_facts import device_facts
+from shared.device_facts import DeviceFacts, device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
 from shared.preflight.data_rows import enough_data_row, shards_row
@@ -20,6 +20,7 @@ from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
 from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
+from shared.ranks import MAX_RANKS
 from shared.spec import spec_id, spec_to_dict
 
 ASKED: dict[str, Callable[[Bench], Row]] = {
@@ -88,6 +89,7 @@ class PreflightReport:
             "spec": spec_to_dict(question.spec),
             "engine": question.engine,
             "ranks": question.ranks,
+            "nodes": question.nodes,
             "device": facts.names[0],
             "framework": facts.framework,
             "go": self.go,
@@ -125,12 +127,20 @@ def prepare(question: Question) -> Bench:
     """Facts, estimate and, where there is hope, one measured step. Raises UserError."""
     spec = question.spec
     windows = spec.training.batch_symbols // spec.model.seq_len
+    if question.nodes < 1:
+        raise UserError(f"--nodes {question.nodes}: must be 1 or more")
+    if question.ranks > MAX_RANKS:
+        raise UserError(f"--ranks {question.ranks}: at most {MAX_RANKS} are allowed")
     if question.ranks < 1 or windows % question.ranks:
         raise UserError(
             f"--ranks {question.ranks}: must be a divisor of the {windows} windows in a batch "
             f"(training.batch_symbols / model.seq_len)"
         )
-    facts = device_facts(question.engine)
+    if question.ranks % question.nodes:
+        raise UserError(
+            f"--nodes {question.nodes}: must be a divisor of the {question.ranks} ranks, of which each node has as many"
+        )
+    facts = _facts_for_a_rank(question)
     run_here = measured_spec(spec, facts)
     _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
     memory = estimate_memory(run_here, question.engine, group_rows)
@@ -143,6 +153,12 @@ def prepare(question: Question) -> Bench:
     if max(memory.least_bytes, smallest.least_bytes) <= facts.free_bytes:
         step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
     return Bench(question, facts, workload, memory, step)
+
+
+def _facts_for_a_rank(question: Question) -> DeviceFacts:
+    """The facts of the device; of a CPU, which all ranks of its node share, with one rank's part of the free memory."""
+    facts = device_facts(question.engine)
+    return facts if facts.kind == "gpu" else replace(facts, free_bytes=facts.free_bytes // question.ranks_per_node)
 
 
 def preferred_engine() -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
-from shared.preflight.memory import training_state_bytes
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
+from shared.training.checkpoints import checkpoint_bytes
 
 # Beside the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2
@@ -55,7 +55,7 @@ def code_row(bench: Bench) -> Row:
 def disk_row(bench: Bench) -> Row:
     """Free space where the run will be against all that it writes."""
     training = bench.spec.training
-    checkpoint = training_state_bytes(bench.spec)
+    checkpoint = checkpoint_bytes(bench.spec)
     count = training.keep_checkpoints + MORE_CHECKPOINTS
     needed = count * checkpoint + bench.spec.budget.total_bytes + REPORT_BYTES
     folder = _existing(bench.question.runs_dir)

@@ -46,13 +46,18 @@ def plan_run(bench: Bench) -> Plan:
 
 def known_step_s(bench: Bench) -> float | None:
     """Seconds of a step of the real run, if this machine can tell."""
-    return bench.step.step_s if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+    return shared_step_s(bench, bench.step) if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+
+
+def shared_step_s(bench: Bench, step: StepMeasurement) -> float:
+    """Seconds of a step where the ranks that share the device work at the same time."""
+    return step.step_s * bench.sharing
 
 
 def memory_row(bench: Bench) -> Row:
     """Peak of one step against free memory; without a step if the estimate leaves no hope."""
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
-    device = bench.facts.names[0]
+    device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
         f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
         f"windows; free on {device}: {gigabytes(free)}"
@@ -99,10 +104,11 @@ def step_time_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
-    symbols_per_s = bench.rank_symbols * bench.question.ranks / step.step_s
-    values = {"step_s": step.step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
+    step_s = shared_step_s(bench, step)
+    symbols_per_s = bench.rank_symbols * bench.question.ranks / step_s
+    values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
-    figure, how = f"{_duration(step.step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
+    figure, how = f"{_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
     if bench.needs_gpu:
         return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
     plan = plan_run(bench)
@@ -193,7 +199,8 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
             f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
         )
     if ranks > 1:
-        how += f", the share of one of {ranks} ranks, whose exchange of gradients is not included"
+        how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
+        how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""
     return how
 
 

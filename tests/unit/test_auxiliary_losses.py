@@ -30,10 +30,9 @@ from shared.model.code_entropy import code_entropy_values
 from shared.model.embedding import embed_patches
 from shared.model.forward import trunk_outputs
 from shared.ops import NumpyOps
-from shared.optim import step_hyperparameters
+from shared.optim import state_bytes, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
 from shared.parity.reduce import reduced_spec
-from shared.preflight.memory import training_state_bytes
 from shared.preflight.workload import resized
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import Spec, load_spec, spec_from_dict, spec_id, spec_to_dict
@@ -364,7 +363,7 @@ def test_the_model_is_as_without():
     assert f"{only:,} more in training only" in spec_text(spec) and " more in" not in spec_text(plain)
     matrices = 5 * 32 * 32 + 2 * (16 * 32 + 8 * 16)
     # Weights and their average; a Muon matrix has one number more in the optimizer, a head two.
-    assert training_state_bytes(spec) - training_state_bytes(plain) == 4 * (3 * matrices + 4 * 2 * 1024 * 32)
+    assert state_bytes(spec) - state_bytes(plain) == 4 * (3 * matrices + 4 * 2 * 1024 * 32)
     per_patch = 2 * 1024 * 32 + 5 * 32 * 32 + 2 * (16 * 32 + 8 * 16) / 3
     assert training_flops(spec).matrices - training_flops(plain).matrices == pytest.approx(6 * per_patch / 4)
     assert newton_schulz_flops(spec) > newton_schulz_flops(plain)

@@ -24,14 +24,15 @@ from shared.device_facts import device_facts, peak_resident_bytes
 from shared.engine import ENGINE_PACKAGES, create_engine
 from shared.model import parameter_counts
 from shared.ops import Array, Ops
+from shared.optim import state_bytes
 from shared.preflight import ROWS, Row
 from shared.preflight import function_rows as functions
 from shared.preflight import run as preflight_run
 from shared.preflight.measure import measure_here
-from shared.preflight.memory import training_state_bytes
 from shared.preflight.question import Bench
 from shared.preflight.row import VERDICTS, go
 from shared.spec import Spec, load_spec
+from shared.training.sources import open_sources
 from tests.museum.attention_leaks import smear_across_documents
 from tests.museum.leaks import megabyte_own_patch
 
@@ -115,7 +116,7 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixt
     assert rows["projected_score"]["values"]["bpb"] == pytest.approx(1.0 + 3.0 * seen**-0.1)
     assert rows["parameters"]["values"]["total"] == parameter_counts(tiny())["total"]
     assert 0 < rows["mfu"]["values"]["mfu"] < 1
-    assert rows["memory"]["values"]["peak_bytes"] > training_state_bytes(tiny())
+    assert rows["memory"]["values"]["peak_bytes"] > state_bytes(tiny())
     assert rows["shards"]["values"]["files"] == rows["shards"]["values"]["hashed"] >= 4
     assert document["forced"] == [] and document["spec"]["name"] == "tiny"
 
@@ -319,6 +320,38 @@ def test_force_overrides_only_what_says_no(only: Callable[..., None], capsys: py
     assert status == 0 and document["forced"] == [] and not rows["clock"]["forced"]
 
 
+def test_text_that_is_kept_out_of_training_is_not_counted(
+    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the text is reserved, and the run sees more than the other half."""
+    only("enough_data")
+    words = ("--set", "data.selection_frac=0.5", "--set", "training.steps=45")
+    status, _, rows = preflight(capsys, *words)
+    assert status == 1 and refused(rows) == ["enough_data"]
+    values = rows["enough_data"]["values"]
+    sources = open_sources(tiny("data.train=toy", "data.heldout=toy", "data.selection_frac=0.5"))
+    assert values["available_symbols"] == sources.train.num_symbols < 45 * 512
+    assert values["epochs"] == 45 * 512 / sources.train.num_symbols
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.selection_frac=0.0001"], "no document begins in its last 0.01%"),
+        (["model.seq_len=65536", "training.batch_symbols=65536", "evaluation.batch_symbols=65536"], "65536"),
+    ],
+    ids=["nothing reserved", "too short"],
+)
+def test_text_that_the_run_would_refuse(
+    words: list[str], message: str, only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row opens the text as the run does, so what ends the run is a no-go."""
+    only("shards")
+    status, _, rows = preflight(capsys, *(part for word in words for part in ("--set", word)))
+    assert status == 1 and refused(rows) == ["shards"]
+    assert message in rows["shards"]["how"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -326,6 +359,9 @@ def test_force_overrides_only_what_says_no(only: Callable[..., None], capsys: py
         (["--ranks", "3"], "--ranks 3: must be a divisor of the 8 windows"),
         (["--ranks", "-1"], "--ranks -1: must be a divisor"),
         (["--ranks", "0"], "--ranks 0: must be a divisor"),
+        (["--ranks", "128"], "--ranks 128: at most 64"),
+        (["--ranks", "4", "--nodes", "3"], "--nodes 3: must be a divisor of the 4 ranks"),
+        (["--nodes", "0", "--ranks", "4"], "--nodes 0: must be 1 or more"),
         (["--fit", "absent.json"], "--fit absent.json: cannot be read"),
         (["--record", "absent/file.json"], "the folder absent does not exist"),
         (["--set", "model.depth=3"], "unknown key model.depth"),

@@ -19,8 +19,7 @@ from shared.device_facts import DeviceFacts, device_facts, device_module, host_m
 from shared.engine import ENGINE_PACKAGES
 from shared.flops import TRAINING_OVER_FORWARD, training_flops
 from shared.microbatch import micro_batches
-from shared.model import initial_weights, parameter_counts
-from shared.optim import initial_state
+from shared.model import parameter_counts
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
 from shared.preflight.data_rows import enough_data_row
@@ -28,9 +27,10 @@ from shared.preflight.function_rows import audit_seq_len, shrunken_spec
 from shared.preflight.hardware import PEAKS, find_peak
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
-from shared.preflight.memory import estimate_memory, training_state_bytes
+from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench
 from shared.preflight.row import gigabytes
+from shared.preflight.run import prepare
 from shared.preflight.speed_rows import (
     GPU_RESERVE_BYTES,
     cost_row,
@@ -219,6 +219,39 @@ def test_gpus_must_be_alike_and_enough() -> None:
     assert row.verdict == "no-go" and "differ" in row.how
 
 
+def test_ranks_of_several_nodes() -> None:
+    """Each node has its part of the ranks; memory, time and cost are those of as many ranks anywhere."""
+    two = make_bench(h100(), ranks=16, nodes=2, price=2.5)
+    one = make_bench(h100(), ranks=16, price=2.5)
+    assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
+    assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
+    assert driver_row(make_bench(h100(), ranks=32, nodes=2)).verdict == "no-go"
+    for ask in (memory_row, step_time_row, cost_row):
+        assert ask(two).verdict == "go" and ask(two).values == ask(one).values
+    assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
+    assert two.workload.rank_rows == h100().training.batch_symbols // 2048 // 16
+
+
+def test_ranks_on_a_cpu_share_it() -> None:
+    """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
+    spec = tiny("training.steps=30")
+    for facts, expected in ((CPU, 2), (H100, 1)):
+        row, plan = (ask(make_bench(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        assert row.values["step_s"] == expected * STEP.step_s
+        assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
+        assert ("2 of them share this CPU" in row.how) == (facts is CPU)
+    assert step_time_row(make_bench(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+
+
+def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.preflight.run.device_facts", lambda engine: CPU)
+    monkeypatch.setattr("shared.preflight.run.measure_step", lambda *words: replace(STEP, full=True))
+    benches = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    assert {ranks: bench.facts.free_bytes for ranks, bench in benches.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
+    assert [memory_row(bench).verdict for bench in benches.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in memory_row(benches[8]).how
+
+
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make_bench(tiny(), facts=CPU)
     assert clock_row(bench).verdict == "go"
@@ -340,17 +373,6 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_state_bytes_are_those_of_a_checkpoint(decay: float) -> None:
-    spec = tiny(f"training.ema_decay={decay}")
-    weights = initial_weights(spec)
-    tensors = [*weights.values(), *initial_state(spec, weights).values()]
-    assert training_state_bytes(spec) == sum(value.nbytes for value in tensors)
-    estimate = estimate_memory(spec, "mlx", 4)
-    assert estimate.state_bytes == training_state_bytes(spec) + sum(value.nbytes for value in weights.values())
-    assert estimate.state_bytes < estimate.least_bytes < estimate.most_bytes
 
 
 @pytest.mark.parametrize(
