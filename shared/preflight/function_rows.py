@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.engine import create_engine
 from shared.errors import SpecError
-from shared.flops import TRAINING_OVER_FORWARD, training_flops
+from shared.flops import scoring_flops
 from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
 from shared.parity.inputs import made_up_loader, made_up_start
@@ -131,7 +131,7 @@ def audit_seq_len(spec: Spec, max_flops: float) -> int:
     model = spec.model
     groups = -(-(FIXED_POSITIONS + model.patch_size) // AUDIT_ROWS)
     symbols = AUDIT_ROWS * (AUDIT_PASSES + PASSES_PER_GROUP * groups)
-    flops_per_symbol = training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
+    flops_per_symbol = scoring_flops(spec)
     seq_len = model.seq_len
     while seq_len % (2 * model.patch_size) == 0 and seq_len > 4 * model.patch_size:
         if seq_len * symbols * flops_per_symbol <= max_flops:

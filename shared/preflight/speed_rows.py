@@ -141,8 +141,8 @@ def mfu_row(bench: Bench) -> Row:
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"
     how = (
-        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (6 x weights x positions, and attention) x {per_s:,.0f} "
-        f"symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
+        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (products and attention, forward and backward) x "
+        f"{per_s:,.0f} symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
     )
     values = {
         "mfu": mfu,

@@ -7,20 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from cuda_train.engine import TrainingEngine
-from shared.model import random_weights
+from shared.flops import training_flops
+from shared.model import random_weights, training_loss
+from shared.ops import ShapeOps
 from shared.optim import initial_state, state_bytes, state_shapes
+from shared.parity.inputs import comparison_weights, made_up_engine
 from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
+from shared.stages import SYMBOL_WEIGHTS
 from shared.training.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
-from tests.parity.test_random_specs import specs
+from tests.parity.test_random_specs import ROWS, specs
+from tests.unit.test_flops import CountingOps
 
 random_figures = settings(
-    max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -69,3 +76,31 @@ def test_the_state_of_a_preset_with_snapshots_and_row_moments() -> None:
 
 def info(spec: Spec) -> CheckpointInfo:
     return CheckpointInfo(1, 0.0, "torch", "", spec_to_dict(spec), {})
+
+
+@random_figures
+@given(spec=specs())
+def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
+    """Every product of a training loss, counted where it is made."""
+    ops, shapes = CountingOps(), ShapeOps()
+    weights = {name: ops.asarray(value) for name, value in comparison_weights(spec, 0).items()}
+    weights[SYMBOL_WEIGHTS] = np.ones((spec.vocabulary.size, 1))
+    x = ops.asarray(np.zeros((ROWS, spec.model.seq_len), np.int32))
+    training_loss(ops, spec, weights, x)
+    params = {name: shapes.array(weight.shape) for name, weight in weights.items()}
+    training_loss(shapes, spec, params, shapes.array(x.shape))
+    assert (shapes.forward["matrices"], shapes.forward["activations"]) == (ops.matrices, ops.attended)
+
+
+@settings(random_figures, max_examples=8)
+@given(spec=specs())
+def test_operations_by_weights_are_those_of_torch(spec: Spec) -> None:
+    """Forward and backward, as torch counts the calls of its matrix product; with what is frozen."""
+    engine = made_up_engine("torch", spec)
+    engine.initialise(random_weights(spec, 0))
+    x = np.zeros((spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len), np.int32)
+    with FlopCounterMode(display=False) as counter:
+        engine.gradients(x)
+    counts = counter.get_flop_counts()["Global"]
+    by_weights = sum(count for product, count in counts.items() if product in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert training_flops(spec).matrices * x.size == pytest.approx(by_weights, rel=1e-12)

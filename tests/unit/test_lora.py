@@ -9,7 +9,7 @@ from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine import ENGINE_PACKAGES, Engine, Oracle, create_engine
 from shared.errors import RunError, SpecError
-from shared.flops import newton_schulz_flops, training_flops
+from shared.flops import newton_schulz_flops, scoring_flops, training_flops
 from shared.model import forward, initial_weights, parameter_counts, parameter_manifest, random_weights, with_adapters
 from shared.ops import NumpyOps
 from shared.optim import state_bytes, step_hyperparameters
@@ -109,7 +109,10 @@ def test_what_is_counted_and_stored() -> None:
     assert "adapter" not in parameter_counts(plain) and spec.model.decoder.dim + vocab_size > dim
     ops, x = CountingOps(), batch()
     forward(ops, spec, {name: ops.asarray(value) for name, value in random_weights(spec, 0).items()}, x)
-    assert training_flops(spec).matrices * x.size == pytest.approx(3 * ops.matrices, rel=1e-12)
+    assert scoring_flops(spec, len(x)) * x.size == pytest.approx(ops.matrices + ops.attended, rel=1e-12)
+    # Of frozen matrices without an adapter no gradient is made, only of what they are applied to.
+    frozen = training_flops(tiny(*EVERYWHERE, *looped, "training.freeze=base")).matrices
+    assert scoring_flops(spec) < frozen < training_flops(spec).matrices
     assert newton_schulz_flops(spec) == newton_schulz_flops(plain) > 0
     assert newton_schulz_flops(tiny(*EVERYWHERE, "training.freeze=base")) == 0
     assert predict_artifact_bytes(plain).expected_bytes < predict_artifact_bytes(spec).expected_bytes

@@ -17,7 +17,7 @@ from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
 from shared.engine import ENGINE_PACKAGES
-from shared.flops import TRAINING_OVER_FORWARD, training_flops
+from shared.flops import scoring_flops, training_flops
 from shared.microbatch import micro_batches
 from shared.model import parameter_counts
 from shared.preflight import Question
@@ -338,7 +338,7 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     assert seq % chosen == 0 and chosen % patch == 0
     groups = -(-(functions.FIXED_POSITIONS + patch) // functions.AUDIT_ROWS)
     passes = functions.AUDIT_PASSES + functions.PASSES_PER_GROUP * groups
-    work = functions.AUDIT_ROWS * passes * training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
+    work = functions.AUDIT_ROWS * passes * scoring_flops(spec)
     assert chosen == seq or 2 * chosen * work > flops
     assert chosen * work <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
 
