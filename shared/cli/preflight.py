@@ -46,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="refuse risks too: status 1 if a row says risk")
     parser.add_argument("--quick", action="store_true", help="check shards by size alone, without hashing")
+    parser.add_argument(
+        "--as-trained", action="store_true", help="check causality in the spec's dtype and compiled on a CPU too"
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="also write the JSON document to this file")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -65,7 +68,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         installed = ", ".join(available_engines()) or "none"
         raise UserError(f"engine {engine!r} needs a package that is not installed; installed: {installed}")
     ranks = args.nodes * _all_gpus(engine) if args.ranks is None else args.ranks
-    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes)
+    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes, args.as_trained)
     out = console()
     with out.status("preflight") as status:
         report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)

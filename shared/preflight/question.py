@@ -16,7 +16,8 @@ from shared.spec import Spec
 @dataclass(frozen=True)
 class Question:
     """One preflight. `ranks` processes train, on `nodes` machines like this one with equally many each; `price` is
-    dollars per GPU-hour; `quick` checks shards by size alone."""
+    dollars per GPU-hour; `quick` checks shards by size alone; `as_trained` checks causality in the spec's dtype and
+    compiled on a CPU as well."""
 
     spec: Spec
     engine: str
@@ -26,6 +27,7 @@ class Question:
     runs_dir: Path = Path("runs")
     quick: bool = False
     nodes: int = 1
+    as_trained: bool = False
 
     @property
     def ranks_per_node(self) -> int:
