@@ -43,7 +43,8 @@ class StepMeasurement:
     """One step of one rank. Seconds: `step_s` of the whole share of the batch, measured if `full`, else
     `fixed_s` (the optimizer) plus one `group_s` for each pass over the measured rows. Bytes: `start_bytes` with
     weights and optimizer state in place, `backward_bytes` at the peak of a backward pass, `peak_bytes` at the
-    peak of all. `first_s` is what the first step took, compilation included."""
+    peak of a step, `scored_bytes` at the peak of that and of a validation's pass, which only a GPU makes here.
+    `first_s` is what the first step took, compilation included."""
 
     device: str
     full: bool
@@ -54,6 +55,7 @@ class StepMeasurement:
     start_bytes: int
     backward_bytes: int
     peak_bytes: int
+    scored_bytes: int
     nats: float
     product_flops_per_s: float
 
@@ -108,6 +110,9 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     step_s = one_s if full else fixed_s + passes * group_s
     if full and passes > 1:
         step_s = _timed_steps(engine, made_up_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
+    if on_gpu:
+        # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
+        engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
     products = "bfloat16" if spec.training.dtype == "bfloat16" else "float32"
     return StepMeasurement(
         device=engine.device_name(),
@@ -119,6 +124,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         start_bytes=start_bytes,
         backward_bytes=backward_bytes,
         peak_bytes=peak_bytes,
+        scored_bytes=peak() if on_gpu else peak_bytes,
         nats=nats,
         product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
     )

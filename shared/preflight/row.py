@@ -18,7 +18,7 @@ ROWS: dict[str, str] = {
     "parameters": "how many weights are there?",
     "artifact_bytes": "do the predicted artifact and the code fit budget.total_bytes?",
     "code_bytes": "how large is the counted code?",
-    "memory": "does a training step fit the device's free memory?",
+    "memory": "do a training step and a validation fit the device's free memory?",
     "step_time": "how long is a step, and how many symbols pass in the time limit?",
     "mfu": "which share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",

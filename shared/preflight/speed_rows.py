@@ -55,7 +55,8 @@ def shared_step_s(bench: Bench, step: StepMeasurement) -> float:
 
 
 def memory_row(bench: Bench) -> Row:
-    """Peak of one step against free memory; without a step if the estimate leaves no hope."""
+    """Peak of one step, and on a GPU of a validation, against free memory; without a step if the estimate leaves no
+    hope."""
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
     device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
@@ -79,7 +80,9 @@ def memory_row(bench: Bench) -> Row:
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
     reserve = GPU_RESERVE_BYTES if bench.on_gpu else 0
     peak = projected_peak_bytes(bench, step) + reserve
-    how = f"peak of one step on {rows.measured}"
+    scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
+    how = f"peak of {'a validation' if scored else 'one step'} on "
+    how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
     how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
@@ -89,10 +92,11 @@ def memory_row(bench: Bench) -> Row:
 
 
 def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
-    """The peak with all windows in memory: what grew in the measured backward pass grows with the windows."""
+    """The peak of a validation, or of a step with all windows in memory, where that is more: what grew in the measured
+    backward pass grows with the windows."""
     growth = max(0, step.backward_bytes - step.start_bytes)
     scaled = step.start_bytes + int(growth * bench.workload.left_out)
-    return max(step.peak_bytes, scaled)
+    return max(step.scored_bytes, scaled)
 
 
 def step_time_row(bench: Bench) -> Row:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuda_train.engine import TrainingEngine
 from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
@@ -47,7 +48,7 @@ from shared.spec import Spec, load_spec
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
 CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+cpu")
-STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 5.5, 6e14)
+STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
 
 every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
 
@@ -197,6 +198,22 @@ def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
     free = STEP.peak_bytes + GPU_RESERVE_BYTES
     assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
     assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
+
+
+def test_memory_of_a_validation_counts() -> None:
+    large = replace(STEP, scored_bytes=9 * 10**9)
+    for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
+        row = memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
+        assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+
+
+def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU under the name of a GPU, which counts by resident memory: windows enough to show."""
+    monkeypatch.setattr("shared.preflight.measure.device_facts", lambda engine: replace(H100, kind="gpu"))
+    scored: list[tuple[int, ...]] = []
+    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
+    step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
+    assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
 
 
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
