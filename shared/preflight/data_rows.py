@@ -17,7 +17,7 @@ from shared.errors import DataError
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
-from shared.training.sources import open_sources, open_training_text
+from shared.training.sources import open_sources, open_training_text, training_loader
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
 HASH_LIMIT_S = 20.0
@@ -69,12 +69,13 @@ def shards_row(bench: Bench) -> Row:
 
 
 def enough_data_row(bench: Bench) -> Row:
-    """Symbols of the text that the run trains on against the symbols that it will see."""
+    """Symbols of a pass over the text that the run trains on, in whole windows, against those that it will see."""
     try:
         stream = open_training_text(bench.spec)
+        loader = training_loader(bench.spec, stream)
     except DataError as error:
         return unknown("enough_data", f"the training text cannot be opened, see row shards: {error}")
-    plan, available = plan_run(bench), stream.num_symbols
+    plan, available = plan_run(bench), loader.windows_per_epoch * bench.spec.model.seq_len
     values = {"available_symbols": available, "seen_symbols": plan.symbols, "most_symbols": plan.most_symbols}
     text = f"{stream.name} holds {stream.num_bytes:,} bytes"
     if plan.symbols is None:
@@ -83,7 +84,7 @@ def enough_data_row(bench: Bench) -> Row:
             return judged(True, "enough_data", f"{available:,} symbols", how, **values)
         return unknown("enough_data", f"needs a GPU to know the step time; {how}", f"{available:,} symbols", **values)
     epochs = plan.symbols / available
-    figure = f"{available:,} symbols, {plan.symbols:,} seen: {epochs:.3g} passes"
+    figure = f"{available:,} symbols in whole windows, {plan.symbols:,} seen: {epochs:.3g} passes"
     how = f"{text}; steps x batch" + (" in the time limit" if bench.spec.schedule.driver == "time" else "")
     return judged(epochs <= 1.0, "enough_data", figure, how, **values, epochs=epochs)
 
