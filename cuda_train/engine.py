@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
+from cuda_train.compiling import compiled
 from cuda_train.ops import make_ops
 from shared.engine import StepResult, Weights
 from shared.engine_state import EngineState
@@ -37,10 +38,12 @@ class TrainingEngine(EngineState):
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
-        self._losses = self._compile(self._ranked_loss)
-        self._update = self._compile(self._update_in_place)
-        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
-        self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
+        self._losses = self._compile(self._ranked_loss, "the training loss")
+        self._update = self._compile(self._update_in_place, "the optimizer step")
+        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score")
+        self._log_probs = self._compile(
+            lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
+        )
 
     def warm_up(self, x: np.ndarray) -> None:
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
@@ -150,8 +153,8 @@ class TrainingEngine(EngineState):
         devices = [self._device] if device.on_gpu() else None
         return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
 
-    def _compile(self, function: Callable) -> Callable:
-        return torch.compile(function) if self.spec.training.compile else function
+    def _compile(self, function: Callable, what: str) -> Callable:
+        return compiled(function, what) if self.spec.training.compile else function
 
 
 class _Loss(torch.nn.Module):

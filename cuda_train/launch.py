@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.errors import UserError
-from shared.ranks import MAX_RANKS
+from shared.ranks import MAX_RANKS, killer_in_words
 
 ALL_GPUS = "gpus"
 HOST = "127.0.0.1"
@@ -119,9 +119,7 @@ def _status_of(failures: Mapping[int, ProcessFailure]) -> int:
     if failure.exitcode >= 0:
         return failure.exitcode
     number = -failure.exitcode
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    reason = " (the system does this when memory runs out)" if number == signal.SIGKILL else ""
-    print(f"bytetwin: rank {rank} was killed by {name}{reason}", file=sys.stderr, flush=True)
+    print(f"bytetwin: rank {rank} was killed by {killer_in_words(number)}", file=sys.stderr, flush=True)
     return 128 + number
 
 

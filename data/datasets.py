@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from data import builtin
 from data.builtin_tokens import build_builtin_tokens
+from data.compressed import measure_heldout
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing, vocabulary_of, wrong_file
@@ -95,6 +96,7 @@ def build_builtin(
         for text in corpus.heldout:
             writer.add("heldout", [text.encode()])
         writer.finish(corpus.description)
+    measure_heldout(BUILTIN)
     return read_manifest(folder)
 
 

@@ -52,6 +52,21 @@ CAUSALITY_ABS = 1e-5
 # repeat; windows that were taken from the scored text occur there without exception.
 SELECTION_OVERLAP_FRAC = 0.1
 
+# Share of the held-out text, by documents or by bytes, that may be in documents which were trained on. Honest splits of
+# OpenWebText, Wikipedia, digital.gov and the built-in text have no document twice, white space and case aside, and
+# 0 to 0.25 % that differ in a few words alone. FineWeb, whose crawls repeat each other, is expected to have 0.1 to
+# 0.2 %: five copies of a page on average (arXiv 2406.17557), of which a training set holds 0.03 %. 1 % fails for sure.
+OVERLAP_DOCUMENTS_FRAC = 0.005
+
+# Share of a document's windows that makes it a copy. One changed word costs 64 windows. Pages from one template, such
+# as Wikipedia's articles on villages, share much: of 1,270 articles 15 share half or more with others, 5 this much.
+OVERLAP_NEAR_FRAC = 0.8
+
+# Share of the held-out windows that may occur in the training text. Boilerplate and quotations make 0 to 0.1 % in
+# OpenWebText and the built-in text, 1.1 to 2.5 % in Wikipedia, 2.1 to 5.1 % on digital.gov. A text that was cut into
+# other documents, which hides the documents, shows here.
+OVERLAP_WINDOWS_FRAC = 0.1
+
 # |sum of probabilities - 1| of one float32 distribution over a few hundred symbols.
 NORMALISATION_ABS = 1e-4
 
@@ -118,6 +133,10 @@ POLYNOMIAL_REL = 5e-7
 # How far the estimated memory of a micro-batch may lie above MLX's measured peak (it may never lie below):
 # 1.1 to 3.1 over 21 shapes, compiled or not.
 MEMORY_ESTIMATE_FACTOR = 3.5
+
+# Share of its earlier value that an average of the weights may keep in the first step, where it should keep nothing.
+# The rounding of float32 weights up to some hundred stays below it, any decay in use lies far above.
+AVERAGE_START_FRAC = 1e-3
 
 # Largest absolute difference, in nats, between the 50-step loss curves of runs with different numbers of ranks.
 # They differ in the order of summation alone; 1, 2 and 4 ranks were measured to agree to 3e-6.

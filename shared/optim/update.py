@@ -129,5 +129,5 @@ def optimizer_step(
             decay_factor,
         )
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
-    new_state |= update_averages(spec.training, new_params, state, hyper["snapshot"])
+    new_state |= update_averages(spec.training, new_params, state, hyper["average_rate"], hyper["snapshot"])
     return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}

@@ -49,6 +49,7 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
         "training.dtype": "float32",
         "training.compile": False,
         "training.time_limit_s": 0.0,
+        "training.reserve_s": 0.0,
         "training.memory_limit_bytes": 0,
         "schedule.driver": "steps",
         "optimizer.ns_dtype": "float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from shared.errors import DataError
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
+from shared.scoring.stream import open_split
+from shared.training.run_data import overlap_with_training
 from shared.training.sources import open_sources, open_training_text, training_loader
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
@@ -87,6 +90,20 @@ def enough_data_row(bench: Bench) -> Row:
     figure = f"{available:,} symbols in whole windows, {plan.symbols:,} seen: {epochs:.3g} passes"
     how = f"{text}; steps x batch" + (" in the time limit" if bench.spec.schedule.driver == "time" else "")
     return judged(epochs <= 1.0, "enough_data", figure, how, **values, epochs=epochs)
+
+
+def overlap_row(bench: Bench) -> Row:
+    """Whether the held-out text occurs in the training text, by the sketches that the datasets keep of both."""
+    spec = bench.spec
+    try:
+        heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
+    except DataError as error:
+        return unknown("overlap", f"the held-out text cannot be opened, see row shards: {error}")
+    check = overlap_with_training(spec, heldout)
+    if math.isnan(check.measured):
+        return unknown("overlap", check.detail)
+    figure = f"{check.measured:.2%}, at most {check.limit:.1%}"
+    return judged(check.passed, "overlap", figure, check.detail, measured=check.measured, limit=check.limit)
 
 
 def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:

@@ -10,7 +10,7 @@ from typing import Any
 from shared.device_facts import DeviceFacts, device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
-from shared.preflight.data_rows import enough_data_row, shards_row
+from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
@@ -18,7 +18,7 @@ from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench, Question
 from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
-from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
+from shared.preflight.speed_rows import average_row, cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
 from shared.ranks import MAX_RANKS
 from shared.spec import spec_id, spec_to_dict
@@ -32,10 +32,12 @@ ASKED: dict[str, Callable[[Bench], Row]] = {
     "code_bytes": code_row,
     "memory": memory_row,
     "step_time": step_time_row,
+    "average": average_row,
     "mfu": mfu_row,
     "cost": cost_row,
     "shards": shards_row,
     "enough_data": enough_data_row,
+    "overlap": overlap_row,
     "disk": disk_row,
     "clock": clock_row,
     "driver": driver_row,

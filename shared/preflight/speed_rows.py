@@ -22,7 +22,8 @@ GPU_RESERVE_BYTES = 2_000_000_000
 @dataclass(frozen=True)
 class Plan:
     """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
-    `most_symbols`. `train_s` is its time, with `at_most` where only the limit is known; None if nothing is."""
+    `most_symbols`. `train_s` is its time and what is reserved beside it, with `at_most` where only the limit is known;
+    None if nothing is."""
 
     steps: int | None
     symbols: int | None
@@ -34,14 +35,14 @@ class Plan:
 def plan_run(bench: Bench) -> Plan:
     """Steps, symbols and seconds of the run, from the measured step where the clock decides."""
     training = bench.spec.training
-    limit_s = training.time_limit_s
     most = training.steps * training.batch_symbols
     step_s = known_step_s(bench)
     timed = bench.spec.schedule.driver == "time"
     if step_s is None:
-        return Plan(None if timed else training.steps, None if timed else most, most, limit_s or None, at_most=True)
-    steps = min(training.steps, int(limit_s / step_s)) if timed else training.steps
-    return Plan(steps, steps * training.batch_symbols, most, steps * step_s)
+        limit_s = training.time_limit_s or None
+        return Plan(None if timed else training.steps, None if timed else most, most, limit_s, at_most=True)
+    steps = min(training.steps, int(training.steps_limit_s / step_s)) if timed else training.steps
+    return Plan(steps, steps * training.batch_symbols, most, steps * step_s + training.reserve_s)
 
 
 def known_step_s(bench: Bench) -> float | None:
@@ -118,6 +119,7 @@ def step_time_row(bench: Bench) -> Row:
     plan = plan_run(bench)
     assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
     limited = f" in the limit of {training.time_limit_s:g} s" if bench.spec.schedule.driver == "time" else ""
+    limited += f", {training.reserve_s:g} s of which are reserved" if training.reserve_s else ""
     figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {_duration(plan.train_s)} of training"
     enough = plan.steps >= min(MIN_STEPS, training.steps)
     if not enough:
@@ -125,6 +127,26 @@ def step_time_row(bench: Bench) -> Row:
     return judged(
         enough, "step_time", figure, how, **values, steps=plan.steps, symbols=plan.symbols, train_s=plan.train_s
     )
+
+
+def average_row(bench: Bench) -> Row:
+    """Steps of the run against the memory of the weights' average: of an EMA 1 / (1 - decay) steps."""
+    training, plan = bench.spec.training, plan_run(bench)
+    if training.ema_decay == 0.0:
+        return go("average", "no EMA", "training.ema_decay is 0", memory_steps=0.0)
+    memory_steps = round(1.0 / (1.0 - training.ema_decay), 6)
+    at_most = "" if plan.steps is not None else "at most "
+    steps = training.steps if plan.steps is None else plan.steps
+    figure = f"memory of {memory_steps:,.0f} steps, {at_most}{steps:,} in the run"
+    how = f"1 / (1 - training.ema_decay), {training.ema_decay:g}"
+    values = {"memory_steps": memory_steps, "steps": plan.steps}
+    if steps < memory_steps:
+        longest = max(0.0, 1.0 - 1.0 / steps) if steps else 0.0
+        advice = f"what is scored would still be made of the first weights; at most {longest:.4g} fits {steps:,} steps"
+        return no_go("average", figure, f"{how}: {advice}", **values)
+    if plan.steps is None:
+        return unknown("average", f"needs a GPU to know the number of steps; {how}", figure, **values)
+    return go("average", figure, how, **values)
 
 
 def mfu_row(bench: Bench) -> Row:

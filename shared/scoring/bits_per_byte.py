@@ -19,9 +19,6 @@ from shared.scoring.documents import DocumentScores
 from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
 
-# With fewer documents than this the windows are taken as the independent units instead.
-MIN_DOCUMENTS = 10
-
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
 
@@ -96,7 +93,7 @@ def score_stream(
     windows = plan(stream.num_symbols, seq_len, stride)
     num_batches = -(-len(windows) // batch_rows)
     rows = -(-len(windows) // num_batches)
-    tally = _Tally(stream, seq_len)
+    tally = _Tally(stream)
     for first in range(0, len(windows), rows):
         chosen = windows[first : first + rows]
         nats = scorer.score(_read_windows(stream, chosen, rows, seq_len))
@@ -128,15 +125,14 @@ def _read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, se
 
 
 class _Tally:
-    """Running sums in float64, overall, by document and by block of seq_len symbols."""
+    """Running sums of nats and bytes in float64, by document."""
 
-    def __init__(self, stream: SymbolStream, seq_len: int) -> None:
-        self.stream, self.seq_len = stream, seq_len
+    def __init__(self, stream: SymbolStream) -> None:
+        self.stream = stream
         self.windows: list[Window] = []
         self.symbols = 0
         self.documents_seen = np.zeros(stream.num_documents, bool)
         self.by_document = np.zeros((2, stream.num_documents))
-        self.by_block = np.zeros((2, -(-stream.num_symbols // seq_len)))
 
     def add(self, window: Window, nats: np.ndarray) -> None:
         """Count the nats [count] of a window's own symbols."""
@@ -149,21 +145,19 @@ class _Tally:
             )
         sizes = self.stream.byte_counts(start, count).astype(np.float64)
         documents = self.stream.document_ids(start, count)
-        blocks = np.arange(start, start + count) // self.seq_len
         self.documents_seen[documents] = True
-        for sums, units in ((self.by_document, documents), (self.by_block, blocks)):
-            np.add.at(sums[0], units, values)
-            np.add.at(sums[1], units, sizes)
+        np.add.at(self.by_document[0], documents, values)
+        np.add.at(self.by_document[1], documents, sizes)
         self.windows.append(window)
         self.symbols += count
 
     @property
     def nats(self) -> float:
-        return float(self.by_block[0].sum())
+        return float(self.by_document[0].sum())
 
     @property
     def num_bytes(self) -> int:
-        return int(self.by_block[1].sum())
+        return int(self.by_document[1].sum())
 
     @property
     def documents(self) -> int:
@@ -176,8 +170,5 @@ class _Tally:
         return DocumentScores(nats, sizes.astype(np.int64))
 
     def interval(self, level: float) -> Confidence:
-        if self.documents >= MIN_DOCUMENTS:
-            nats, sizes = self.by_document[:, self.documents_seen]
-            return ratio_interval(nats, sizes, level, "documents")
-        nats, sizes = self.by_block
-        return ratio_interval(nats, sizes, level, "windows")
+        nats, sizes = self.by_document[:, self.documents_seen]
+        return ratio_interval(nats, sizes, level)

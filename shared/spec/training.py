@@ -28,7 +28,16 @@ class TrainingSpec(Section):
 
     seed: Count = 1337
     steps: Positive
-    time_limit_s: Rate = Field(0.0, description="training time after which a `time` schedule ends; 0 is none")
+    time_limit_s: Rate = Field(
+        0.0,
+        description="training time within which a run by the clock ends; no step begins that is expected to end "
+        "later; 0 is none",
+    )
+    reserve_s: Rate = Field(
+        0.0,
+        description="seconds of time_limit_s kept for what must follow training within it, as calibration on "
+        "training text; the last step ends before them",
+    )
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
     memory_limit_bytes: Count = Field(
@@ -55,6 +64,11 @@ class TrainingSpec(Section):
     val_every_steps: Count = Field(0, description="validation on the subset; 0 is only at the end")
     checkpoint_every_steps: Count = Field(0, description="0 is only at the end and on interruption")
     keep_checkpoints: Positive = 2
+
+    @property
+    def steps_limit_s(self) -> float:
+        """Seconds within which the steps of a run by the clock must end; 0 is no limit."""
+        return self.time_limit_s - self.reserve_s
 
     @model_validator(mode="before")
     @classmethod

@@ -34,7 +34,8 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone.
+    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; by `step_s` and
+    `slowest_step_s`, the mean and the most of a recent step, a run by the clock knows whether another one fits.
 
     The two validations are the metrics records of the last one and of the best one so far.
     """
@@ -47,6 +48,8 @@ class CheckpointInfo:
     loader: dict[str, Any]
     last_validation: dict[str, Any] | None = None
     best_validation: dict[str, Any] | None = None
+    step_s: float = 0.0
+    slowest_step_s: float = 0.0
     format_version: int = FORMAT_VERSION
     state_bytes: int = 0
     state_sha256: str = ""

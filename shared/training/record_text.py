@@ -82,8 +82,9 @@ def _protocol(results: Sequence[SeedResult]) -> list[str]:
         f"sha256 {score.dataset.scored_sha256}",
         f"Protocol: {score.symbols:,} symbols, each once, windows of {score.window_symbols} by {score.stride_symbols}, "
         f"adaptation {score.adaptation}, the packed weights read back from artifact.btw",
-        f"The same text with general compressors, bits per byte: {others}",
     ]
+    if others:
+        facts.append(f"The same text with general compressors, bits per byte: {others}")
     for result in results:
         checks = ", ".join(
             f"{check.name}{' (warning)' if check.warning else ''}" for check in result.score.audit.checks

@@ -143,12 +143,17 @@ def _dead(
     return Exhibit(planted, ("gradients",), failing)
 
 
-def _forgotten_snapshots() -> list[str]:
-    spec = _spec("training.swa_every_steps=2", "training.swa_start_frac=0.0")
-    engine = _trained(spec, random_weights(spec, 0))
-    assert check_average(engine).passed and isinstance(engine, EngineState)
-    averaging.forget_snapshots(engine)
-    return [check.name for check in [check_average(engine)] if not check.passed]
+def _average(planted: Callable[[EngineState], None], *overrides: str) -> Exhibit:
+    """An engine whose average is not what it is said to be."""
+
+    def failing() -> list[str]:
+        spec = _spec(*overrides)
+        engine = _trained(spec, random_weights(spec, 0))
+        assert check_average(engine, _batch(spec)).passed and isinstance(engine, EngineState)
+        planted(engine)
+        return [check.name for check in [check_average(engine, _batch(spec))] if not check.passed]
+
+    return Exhibit(planted, ("average",), failing)
 
 
 def _chosen_by_validation() -> list[str]:
@@ -205,7 +210,8 @@ EXHIBITS = (
     _table(token_tables.SpaceInPieceAndBefore),
     _table(token_tables.FallbackBytesAsThree),
     _table(token_tables.SpecialsAsText),
-    Exhibit(averaging.forget_snapshots, ("average",), _forgotten_snapshots),
+    _average(averaging.forget_snapshots, "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
+    _average(averaging.start_at_the_initial_weights, "training.ema_decay=0.9"),
     Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
 )
 """In the order of README.md."""

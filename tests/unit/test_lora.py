@@ -90,7 +90,7 @@ def test_a_frozen_base_keeps_its_values_and_has_no_state(name: str) -> None:
         after = engine.export_weights(kind)
         assert list(after) == list(weights)
         assert [key for key in after if (after[key] != weights[key]).any()] == adapters, kind
-    assert check_average(engine).passed
+    assert check_average(engine, batch(0)).passed
     state = engine.save_state()
     assert {key.split("/", 1)[1] for key in state if not key.startswith("weight/")} == set(adapters)
     assert sum(value.nbytes for value in state.values()) == state_bytes(spec)

@@ -127,7 +127,7 @@ def test_preflight_alone(environment: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_chain_with_two_ranks_on_the_cpu(environment: Path, tmp_path: Path) -> None:
     """From the spec to the record folder, then once more: a finished run is left alone."""
-    small = "--set training.compile=false --set training.steps=4 --set evaluation.batch_symbols=16384"
+    small = "--set training.compile=false --set training.steps=10 --set evaluation.batch_symbols=16384"
     places = [f"VENV={environment}", f"RUNS={tmp_path}/runs", f"RECORDS={tmp_path}/records"]
     words = ["h100", "SPEC=tiny", "RANKS=2", "RUN=chain", f"ARGS={small}", *places]
     result = make(*words)

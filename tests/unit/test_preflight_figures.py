@@ -34,6 +34,7 @@ from shared.preflight.row import gigabytes
 from shared.preflight.run import prepare
 from shared.preflight.speed_rows import (
     GPU_RESERVE_BYTES,
+    average_row,
     cost_row,
     memory_row,
     mfu_row,
@@ -192,6 +193,34 @@ def test_a_time_limit_for_no_steps() -> None:
     assert step_time_row(bench).verdict == "no-go" and "fewer than" in step_time_row(bench).how
     none = make_bench(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
     assert projected_score_row(none).verdict == "unknown"
+
+
+def test_a_reserve_is_no_time_for_steps() -> None:
+    reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
+    plan = plan_run(make_bench(reserved, ranks=8))
+    assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
+    assert "60 s of which are reserved" in step_time_row(make_bench(reserved, ranks=8)).figure
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "verdict"),
+    [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],
+)
+def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
+    spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
+    row = average_row(make_bench(spec, CPU, step=replace(STEP, step_s=10.0)))
+    assert row.verdict == verdict
+    assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
+    if verdict == "no-go":
+        assert f"at most {1 - 1 / steps:.4g} fits {steps} steps" in row.how
+
+
+def test_an_average_in_a_run_by_the_clock() -> None:
+    """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
+    assert average_row(make_bench(h100(), ranks=8)).verdict == "go"
+    assert average_row(make_bench(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert average_row(make_bench(h100(), CPU)).verdict == "unknown"
+    assert average_row(make_bench(h100("training.steps=300"), CPU)).verdict == "no-go"
 
 
 def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:

@@ -170,6 +170,22 @@ def test_scores_on_different_text_are_not_averaged(
     assert "were scored on different text" in refused(capsys, trained, other, "--out", tmp_path / "out")
 
 
+def test_runs_on_different_training_text_are_no_record(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text counts, its name does not."""
+    other = another(trained, tmp_path / "other", "training.seed=2")
+    edit_json(other / "environment.json", lambda values: values["data"]["train"].update(sha256="0" * 64))
+    old = json.loads((trained / "environment.json").read_text())["data"]["train"]["sha256"][:16]
+    message = refused(capsys, trained, other, "--out", tmp_path / "out")
+    assert f"{trained} was trained on builtin with sha256 {old}, {other} on builtin with {'0' * 16}" in message
+    assert not (tmp_path / "out").exists()
+    renamed = another(trained, tmp_path / "renamed", "training.seed=2", "data.train=copy")
+    assert call(capsys, trained, renamed, "--out", tmp_path / "out")[0] == 0
+    edit_json(renamed / "environment.json", lambda values: values.pop("data"))
+    assert "no data.train.sha256" in refused(capsys, trained, renamed, "--out", tmp_path / "other-out")
+
+
 def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (trained / "metrics.jsonl").read_text().splitlines(keepends=True)
     unscored = another(trained, tmp_path / "unscored")

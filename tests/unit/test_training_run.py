@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from data.compressed import measure_heldout
+from data.datasets import make_missing
 from shared.artifact import read_artifact
 from shared.cli.main import main
 from shared.errors import RunError
@@ -37,6 +40,8 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One complete run and its document."""
     runs = tmp_path_factory.mktemp("runs")
+    make_missing("builtin")
+    measure_heldout("builtin")
     observer = RecordingObserver()
     spec = tiny_spec(*SHORT)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="done")
@@ -70,9 +75,10 @@ def test_the_score_is_that_of_the_artifact_on_all_heldout_text(finished: tuple[P
     score = read_score(runs / "done" / "score.json")
     assert score.weights == "packed" and score.dataset.complete and score.audit.passed
     assert score.artifact_bytes == (runs / "done" / "artifact.btw").stat().st_size
+    assert score.artifact_sha256 == hashlib.sha256((runs / "done" / "artifact.btw").read_bytes()).hexdigest()
     assert set(score.compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert seen["progress"][-1] == (score.symbols, score.symbols)
-    assert seen["stages"] == ["validation", "packing", "validation of the artifact", "scoring", "audit and compressors"]
+    assert seen["stages"] == ["validation", "packing", "validation of the artifact", "scoring", "audit", "report"]
 
 
 def test_what_packing_costs_is_measured_on_the_same_text(finished: tuple[Path, dict[str, Any]]) -> None:
