@@ -24,6 +24,7 @@ from shared.errors import UserError
 from shared.optim import step_hyperparameters
 from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.stages import stage_numbers
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     x = made_up_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
     backward_bytes = peak()
-    _, one_s = _timed(lambda: engine.train_step(x, step_hyperparameters(spec, 0, 0.0))())
+    _, one_s = _timed(lambda: engine.train_step(x, _numbers(spec))())
     peak_bytes = peak()
     first_s = group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
@@ -132,7 +133,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
 
 def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     """Seconds of one step: the best single one, or the mean of several queued behind each other if they are short."""
-    hyper = step_hyperparameters(engine.spec, 0, 0.0)
+    hyper = _numbers(engine.spec)
     engine.synchronise()
     _, one_s = _timed(lambda: engine.train_step(x, hyper)())
     count = min(MAX_TIMED_STEPS, int(TIMED_S / one_s))
@@ -148,6 +149,11 @@ def _timed_steps(engine: Engine, x: np.ndarray) -> float:
         result()
 
     return min(one_s, _timed(steps)[1] / count)
+
+
+def _numbers(spec: Spec) -> dict[str, float]:
+    """The numbers of a first step, but of the function that the run ends with, the largest."""
+    return step_hyperparameters(spec, 0, 0.0) | stage_numbers(spec, spec.training.steps - 1, 1.0)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

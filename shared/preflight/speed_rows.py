@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.flops import training_flops
+from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+from shared.stages import training_stages
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0
@@ -41,12 +43,12 @@ def plan_run(bench: Bench) -> Plan:
     if step_s is None:
         limit_s = training.time_limit_s or None
         return Plan(None if timed else training.steps, None if timed else most, most, limit_s, at_most=True)
-    steps = min(training.steps, int(training.steps_limit_s / step_s)) if timed else training.steps
-    return Plan(steps, steps * training.batch_symbols, most, steps * step_s + training.reserve_s)
+    steps, seconds = steps_and_seconds(bench.spec, step_s)
+    return Plan(steps, steps * training.batch_symbols, most, seconds + training.reserve_s)
 
 
 def known_step_s(bench: Bench) -> float | None:
-    """Seconds of a step of the real run, if this machine can tell."""
+    """Seconds of a step of the real run in its last stage, if this machine can tell."""
     return shared_step_s(bench, bench.step) if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
 
 
@@ -224,6 +226,8 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
             f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
             f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
         )
+    if len(training_stages(bench.spec)) > 1:
+        how += ", in the last stage; earlier ones by their operations"
     if ranks > 1:
         how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
         how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""

@@ -17,7 +17,7 @@ from cuda_train.engine import TrainingEngine
 from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
-from shared.engine import ENGINE_PACKAGES
+from shared.engine import ENGINE_PACKAGES, Engine, create_engine
 from shared.flops import scoring_flops, training_flops
 from shared.microbatch import micro_batches
 from shared.model import parameter_counts
@@ -45,6 +45,7 @@ from shared.preflight.speed_rows import (
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
+from shared.stages import STAGE
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
@@ -148,6 +149,42 @@ def test_a_run_against_the_clock() -> None:
     assert projected_score_row(bench).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
     assert step_time_row(bench).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
     assert plan_run(make_bench(h100("training.steps=100"), ranks=8)).steps == 100
+
+
+LATER_LOOP = (
+    "model.num_layers=2",
+    "model.loop.extra_loops=2",
+    "model.loop.last_layer=1",
+    "schedule.loop.start_frac=0.5",
+)
+
+
+def test_a_run_whose_loop_starts_later() -> None:
+    """Half of its time or of its steps go to the short function, by its share of the operations."""
+    steps = tiny(*LATER_LOOP, "training.steps=1000")
+    plain = tiny(*LATER_LOOP[:1])
+    share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
+    assert 0.3 < share < 0.6
+    plan = plan_run(make_bench(steps, step=replace(STEP, step_s=0.1)))
+    assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
+    clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
+    plan = plan_run(make_bench(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
+    assert plan.train_s is not None and 99 < plan.train_s <= 100
+
+
+@every_engine
+def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: set[float] = set()
+    real = create_engine(engine, tiny()).__class__.train_step
+
+    def seen(self: Engine, x: np.ndarray, hyper: dict[str, float]) -> Any:
+        stages.add(hyper[STAGE])
+        return real(self, x, hyper)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
+    measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
+    assert stages == {1.0}
 
 
 def test_share_of_peak_is_operations_over_peak() -> None:
