@@ -140,7 +140,7 @@ def prepare(question: Question) -> Bench:
         )
     if question.ranks % question.nodes:
         raise UserError(
-            f"--nodes {question.nodes}: must be a divisor of the {question.ranks} ranks, of which each node has as many"
+            f"--nodes {question.nodes}: must be a divisor of the {question.ranks} ranks, because each node has as many"
         )
     facts = _facts_for_a_rank(question)
     run_here = measured_spec(spec, facts)
