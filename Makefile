@@ -21,7 +21,8 @@ endif
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 10 --retries 0)
 
 # make h100: GPUS=all or a number; RANKS=2 trains with two processes on the CPU instead. FORCE names rows of
-# preflight that may say no, PRICE is dollars per GPU-hour, SEED replaces the spec's seed, RECORD is for the record.
+# preflight that may say no, STRICT=1 refuses what is a risk, PRICE is dollars per GPU-hour, SEED replaces the spec's
+# seed, RECORD is for the record.
 GPUS ?= all
 RANKS ?= $(if $(filter all,$(GPUS)),gpus,$(GPUS))
 SHARDS ?= 80
@@ -30,7 +31,7 @@ RUN_DIR := $(RUNS)/$(RUN)
 RECORDS ?= records
 SPEC_WORDS = $(SPEC) $(if $(SEED),--set training.seed=$(SEED)) $(ARGS)
 PREFLIGHT_WORDS = --engine torch --runs-dir $(RUNS) $(if $(filter gpus,$(RANKS)),,--ranks $(RANKS)) $(if $(PRICE),--price $(PRICE)) \
-	$(foreach row,$(FORCE),--force $(row))
+	$(if $(STRICT),--strict) $(foreach row,$(FORCE),--force $(row))
 
 # Before anything is installed or downloaded.
 ifeq ($(RANKS) $(filter h100,$(MAKECMDGOALS)),gpus h100)

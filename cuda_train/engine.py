@@ -47,11 +47,13 @@ class TrainingEngine(EngineState):
         )
 
     def warm_up(self, x: np.ndarray) -> None:
-        before = [value.detach().clone() for value in self._tensors()]
+        # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
+        before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
             self.train_step(x, hyper)
         with torch.no_grad():
-            torch._foreach_copy_(self._tensors(), before)
+            for value, kept in zip(self._tensors(), before, strict=True):
+                value.copy_(kept)
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         with distributed.contact(self.ranks.rank):

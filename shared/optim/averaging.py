@@ -36,15 +36,20 @@ def takes_snapshot(training: TrainingSpec, step: int, progress: float) -> bool:
     return every > 0 and (step + 1) % every == 0 and progress >= training.swa_start_frac
 
 
+def average_shapes(training: TrainingSpec, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Kinds of average that are kept of a parameter, with the shapes of their state."""
+    kinds = {"average": shape} if training.ema_decay > 0 else {}
+    if training.swa_every_steps > 0:
+        kinds |= {"snapshot_mean": shape, "snapshot_count": (1,)}
+    return kinds
+
+
 def initial_averages(training: TrainingSpec, name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """State of one parameter before the first step: averages at the weights, no snapshots."""
-    state: dict[str, np.ndarray] = {}
-    if training.ema_decay > 0:
-        state[f"average/{name}"] = weight.astype(np.float32)
-    if training.swa_every_steps > 0:
-        state[f"snapshot_mean/{name}"] = weight.astype(np.float32)
-        state[f"snapshot_count/{name}"] = np.zeros(1, np.float32)
-    return state
+    return {
+        f"{kind}/{name}": np.zeros(shape, np.float32) if kind == "snapshot_count" else weight.astype(np.float32)
+        for kind, shape in average_shapes(training, weight.shape).items()
+    }
 
 
 def update_averages(

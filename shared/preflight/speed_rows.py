@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.flops import training_flops
+from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+from shared.stages import training_stages
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0
@@ -41,19 +43,25 @@ def plan_run(bench: Bench) -> Plan:
     if step_s is None:
         limit_s = training.time_limit_s or None
         return Plan(None if timed else training.steps, None if timed else most, most, limit_s, at_most=True)
-    steps = min(training.steps, int(training.steps_limit_s / step_s)) if timed else training.steps
-    return Plan(steps, steps * training.batch_symbols, most, steps * step_s + training.reserve_s)
+    steps, seconds = steps_and_seconds(bench.spec, step_s)
+    return Plan(steps, steps * training.batch_symbols, most, seconds + training.reserve_s)
 
 
 def known_step_s(bench: Bench) -> float | None:
-    """Seconds of a step of the real run, if this machine can tell."""
-    return bench.step.step_s if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+    """Seconds of a step of the real run in its last stage, if this machine can tell."""
+    return shared_step_s(bench, bench.step) if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+
+
+def shared_step_s(bench: Bench, step: StepMeasurement) -> float:
+    """Seconds of a step where the ranks that share the device work at the same time."""
+    return step.step_s * bench.sharing
 
 
 def memory_row(bench: Bench) -> Row:
-    """Peak of one step against free memory; without a step if the estimate leaves no hope."""
+    """Peak of one step, and on a GPU of a validation, against free memory; without a step if the estimate leaves no
+    hope."""
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
-    device = bench.facts.names[0]
+    device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
         f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
         f"windows; free on {device}: {gigabytes(free)}"
@@ -75,7 +83,9 @@ def memory_row(bench: Bench) -> Row:
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
     reserve = GPU_RESERVE_BYTES if bench.on_gpu and bench.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(bench, step) + reserve
-    how = f"peak of one step on {rows.measured}"
+    scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
+    how = f"peak of {'a validation' if scored else 'one step'} on "
+    how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
     how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
@@ -85,10 +95,11 @@ def memory_row(bench: Bench) -> Row:
 
 
 def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
-    """The peak with all windows in memory: what grew in the measured backward pass grows with the windows."""
+    """The peak of a validation, or of a step with all windows in memory, where that is more: what grew in the measured
+    backward pass grows with the windows."""
     growth = max(0, step.backward_bytes - step.start_bytes)
     scaled = step.start_bytes + int(growth * bench.workload.left_out)
-    return max(step.peak_bytes, scaled)
+    return max(step.scored_bytes, scaled)
 
 
 def step_time_row(bench: Bench) -> Row:
@@ -100,10 +111,11 @@ def step_time_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
-    symbols_per_s = bench.rank_symbols * bench.question.ranks / step.step_s
-    values = {"step_s": step.step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
+    step_s = shared_step_s(bench, step)
+    symbols_per_s = bench.rank_symbols * bench.question.ranks / step_s
+    values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
-    figure, how = f"{_duration(step.step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
+    figure, how = f"{_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
     if bench.needs_gpu:
         return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
     plan = plan_run(bench)
@@ -157,8 +169,8 @@ def mfu_row(bench: Bench) -> Row:
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"
     how = (
-        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (6 x weights x positions, and attention) x {per_s:,.0f} "
-        f"symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
+        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (products and attention, forward and backward) x "
+        f"{per_s:,.0f} symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
     )
     values = {
         "mfu": mfu,
@@ -214,8 +226,11 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
             f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
             f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
         )
+    if len(training_stages(bench.spec)) > 1:
+        how += ", in the last stage; earlier ones by their operations"
     if ranks > 1:
-        how += f", the share of one of {ranks} ranks, whose exchange of gradients is not included"
+        how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
+        how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""
     return how
 
 

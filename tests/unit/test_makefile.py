@@ -82,13 +82,24 @@ def test_the_steps_of_h100_on_all_gpus(environment: Path, two_gpus: Path) -> Non
 
 
 def test_variables_reach_every_step_that_they_concern(environment: Path, two_gpus: Path) -> None:
-    variables = ["GPUS=1", "SEED=7", "SHARDS=2", "PRICE=2.5", "FORCE=disk shards", "ARGS=--set training.steps=9"]
+    variables = [
+        "GPUS=1",
+        "SEED=7",
+        "SHARDS=2",
+        "PRICE=2.5",
+        "FORCE=disk shards",
+        "STRICT=1",
+        "ARGS=--set training.steps=9",
+    ]
     result = make("-n", "h100", f"VENV={environment}", *variables, "RECORD=--author A", gpus=two_gpus)
     prepare, preflight, train, record = (shlex.join(words) for words in commands(result))
     spec = "h100 --set training.seed=7 --set training.steps=9"
     assert prepare == f"prepare {spec} --shards 2"
     assert preflight.startswith(f"preflight {spec} ")
-    assert "--ranks 1 --price 2.5 --force disk --force shards --record runs/h100-seed7/preflight.json" in preflight
+    assert (
+        "--ranks 1 --price 2.5 --strict --force disk --force shards --record runs/h100-seed7/preflight.json"
+        in preflight
+    )
     assert train.startswith(f"train {spec} ") and "--ranks 1 " in train and "--run h100-seed7" in train
     assert record == "record runs/h100-seed7 --out records/h100-seed7 --replace --author A"
 

@@ -127,7 +127,7 @@ def test_several_seeds_give_mean_and_deviation(
         another(trained, tmp_path / f"run{seed}", f"training.seed={seed}", bpb=bpb)
         for seed, bpb in ((314, 6.25), (42, 6.5), (999, 6.0))
     ]
-    (runs[1] / "preflight.json").write_text('{"go": true, "forced": ["disk"]}')
+    (runs[1] / "preflight.json").write_text('{"go": true, "forced": ["disk"], "risks": ["artifact_bytes"]}')
     assert call(capsys, *runs, "--out", tmp_path / "out")[0] == 0
     submission = json.loads((tmp_path / "out/submission.json").read_text())
     assert submission["seeds"] == [42, 314, 999] and list(submission["seed_results"]) == ["42", "314", "999"]
@@ -138,7 +138,7 @@ def test_several_seeds_give_mean_and_deviation(
     half = student_quantile(0.995, 2) * 0.25 / math.sqrt(3)
     assert "(mean of 3 seeds, standard deviation 0.2500, " in text
     assert f"99% interval of the mean {6.25 - half:.4f} to {6.25 + half:.4f})" in text
-    assert "overridden by hand: disk" in text
+    assert "preflight said go (preflight.json), at risk: artifact_bytes, overridden by hand: disk" in text
     assert (tmp_path / "out/seed42/preflight.json").exists() and not (tmp_path / "out/seed314/preflight.json").exists()
 
 
