@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.errors import RunError
@@ -371,6 +371,7 @@ def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
+@example(1.0, 400_001.0, 2)
 def test_ticks_are_few_and_in_range(low: float, span: float, most: int) -> None:
     found = linear_ticks(low, low + span, most)
     assert 1 <= len(found) <= most + 1 and found == sorted(set(found))
