@@ -19,7 +19,8 @@ SHORTEST_PATCHES = 3
 def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     """Start a document at x[t] and replace the patches before the one of t: from the next patch on no score changes.
 
-    A decoder that reads its last K symbols directly is held to the places whose K symbols are not replaced.
+    A decoder that reads its last K symbols directly is held to the patches whose first symbol has its K symbols not
+    replaced: the later ones of a patch read the earlier ones.
     """
     model, start = scorer.spec.model, scorer.spec.vocabulary.document_start
     rows, time = probe.x.shape
@@ -33,7 +34,7 @@ def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     place = np.arange(time)
     other = np.where(place < first[:, None], probe.other, x)
     reach = max(patch_size, model.decoder.context if model.decoder.kind == "autoregressive" else 1)
-    apart = place >= first[:, None] + reach
+    apart = place // patch_size * patch_size >= first[:, None] + reach
     change = np.where(apart, np.abs(scorer.score(other) - scorer.score(x)), 0.0)
     worst = float(change.max())
     detail = f"scores of a document moved by {worst:.1e} nats when the one before it changed"
