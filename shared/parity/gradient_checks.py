@@ -97,7 +97,8 @@ def straight_through(spec: Spec, weights: Tensors, x: np.ndarray) -> dict[str, n
 
 def without_qat(spec: Spec) -> Spec:
     """The spec without quantisation in training."""
-    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": QatSpec()})})
+    off = QatSpec(bits=spec.training.qat.bits)
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": off})})
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:
