@@ -52,7 +52,7 @@ class TrainingSpec(Section):
         "none", description="base: of the model only the adapters of model.lora are trained, all else keeps its value"
     )
     loss: LossSpec = LossSpec()
-    qat: QatSpec = QatSpec()
+    qat: QatSpec
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay of the running weight average (EMA) that is scored and packed; 0 turns it off"
     )
