@@ -23,7 +23,7 @@ from shared.sketch import Sketch, sketch_documents
 
 # What makes sketches of one text differ from format to format: folding, windows, hashes, levels.
 FORMAT = "1"
-_ARRAYS = {"documents": np.uint64, "num_bytes": np.uint32, "counts": np.uint32, "windows": np.uint64}
+_ARRAYS = ("counts", "documents", "num_bytes", "windows")
 
 
 def sketch_path(folder: Path, split: str) -> Path:
@@ -34,7 +34,7 @@ def sketch_path(folder: Path, split: str) -> Path:
 def write_sketch(path: Path, sketch: Sketch, sha256: str) -> None:
     """Keep the sketch of the split with this hash. Raises OSError."""
     arrays = {name: getattr(sketch, name) for name in _ARRAYS}
-    write_atomically(path, save(arrays, _metadata(sketch.level, sha256, arrays)))
+    write_atomically(path, save(arrays, _metadata(str(sketch.level), sha256, arrays)))
 
 
 def read_sketch(path: Path, sha256: str) -> Sketch | None:
@@ -45,10 +45,9 @@ def read_sketch(path: Path, sha256: str) -> Sketch | None:
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
     except (OSError, SafetensorError):
         return None
-    level = found.get("level", "")
-    if not level.isdecimal() or found != _metadata(int(level), sha256, arrays):
+    if found != _metadata(found.get("level", ""), sha256, arrays):
         return None
-    return Sketch(int(level), **arrays)
+    return Sketch(int(found["level"]), **arrays)
 
 
 def stored_sketch(path: Path, entry: SplitEntry, documents: Iterable[bytes]) -> Sketch:
@@ -62,10 +61,10 @@ def stored_sketch(path: Path, entry: SplitEntry, documents: Iterable[bytes]) -> 
     return sketch
 
 
-def _metadata(level: int, sha256: str, arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, str]:
+def _metadata(level: str, sha256: str, arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, str]:
     """What a sketch says of itself; the hash covers all of it."""
     digest = hashlib.sha256(f"{level} {sha256}\n".encode())
-    for name, array in sorted(arrays.items()):
+    for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
-    return {"format": FORMAT, "level": str(level), "split_sha256": sha256, "sha256": digest.hexdigest()}
+    return {"format": FORMAT, "level": level, "split_sha256": sha256, "sha256": digest.hexdigest()}
