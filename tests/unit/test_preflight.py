@@ -217,13 +217,8 @@ def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: p
     """On a GPU in the spec's dtype and compiled, on a CPU in float32, unless it is asked for."""
     import torch
 
-    from cuda_train.engine import TrainingEngine
-
     # Traced as for a GPU, and run as it stands: the kernels of a CPU take a minute to make.
-    def as_traced(self: TrainingEngine, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, backend="eager") if self.spec.training.compile else function
-
-    monkeypatch.setattr(TrainingEngine, "_compile", as_traced)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     spec = load_spec("tiny", ["training.dtype=bfloat16", "model.num_layers=1", "model.decoder.kind=linear"])
     honest = functions.causality_row(causality_bench(spec, "gpu"))
     assert honest.verdict == "go" and honest.values["future"] == honest.values["target"] == 0.0
