@@ -21,6 +21,9 @@ from shared.ranks import OneRank
 from shared.tolerances import RANKS_LOSS_ABS
 from tests.processes import WAIT_S, children, wait_until
 
+# Every test here starts processes or trains several runs.
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["tiny", "--set", "training.compile=false", "--set", f"training.steps={STEPS}"]
@@ -60,7 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_the_number_of_ranks_does_not_change_the_loss_curve(folder: Path):
     result = train(4, "four", folder)
     assert result.returncode == 0, result.stderr
@@ -76,7 +78,6 @@ def test_the_number_of_ranks_does_not_change_the_loss_curve(folder: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["four", "one", "two"]
 
 
-@pytest.mark.slow
 def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
     command = torchrun(2, [*TINY, *OFTEN, "--run", "killed", "--no-finish"], folder)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -91,7 +92,6 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
     assert np.array_equal(losses(folder, "killed"), losses(folder, "two"))
 
 
-@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_curve(folder: Path):
     command = torchrun(2, [*TINY, *OFTEN, "--run", "fewer", "--no-finish"], folder)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -163,7 +163,6 @@ def test_mixed_gpus_are_refused_on_every_rank(rank: int, monkeypatch: pytest.Mon
     distributed.check_alike(Others())
 
 
-@pytest.mark.slow
 def test_two_mlx_processes_train_as_one(folder: Path):
     launch = Path(sys.executable).with_name("mlx.launch")
     command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(free_port()), "--", sys.executable]

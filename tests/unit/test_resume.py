@@ -26,6 +26,9 @@ from shared.training.run import RunResult, train_run
 from tests.fake_training import RecordingObserver, tiny_spec
 from tests.processes import WAIT_S, wait_until
 
+# Every test here starts processes or trains several runs.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 12
 # Between two looks at a run whose steps take 5 ms.
