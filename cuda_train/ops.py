@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
+from shared.ops.code_scale import SUBNORMAL_STEP
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -163,12 +164,13 @@ class TorchOps:
 
     def rounding_error(self, x: torch.Tensor, limit: int) -> torch.Tensor:
         rows = x.detach()
-        scale = through_float16(rows.abs().amax(dim=-1, keepdim=True) / limit)
-        codes = torch.round(rows / torch.where(scale > 0, scale, 1.0)).clamp(-limit, limit)
-        return codes * scale - rows
+        scale = self.row_scale(rows, limit)
+        return torch.round(rows / scale).clamp(-limit, limit) * scale - rows
 
     def row_scale(self, x: torch.Tensor, limit: int) -> torch.Tensor:
-        scale = through_float16(x.detach().abs().amax(dim=-1, keepdim=True) / limit)
+        largest = x.detach().abs().amax(dim=-1, keepdim=True)
+        scale = through_float16(largest / limit)
+        scale = torch.where(largest > scale * (limit + 0.5), scale + SUBNORMAL_STEP, scale)
         return torch.where(scale > 0, scale, 1.0)
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:

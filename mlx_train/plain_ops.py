@@ -8,6 +8,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from mlx_train.table_gradient import read_rows
+from shared.ops.code_scale import SUBNORMAL_STEP
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
@@ -35,7 +37,7 @@ class MLXOps:
         return x @ weight.astype(x.dtype).T
 
     def embedding(self, weight: mx.array, index: mx.array, dtype: str) -> mx.array:
-        return weight[index].astype(DTYPES[dtype])
+        return read_rows(weight, index).astype(DTYPES[dtype])
 
     def rms_norm(self, x: mx.array, eps: float) -> mx.array:
         return mx.fast.rms_norm(x, None, eps)
@@ -131,13 +133,13 @@ class MLXOps:
 
     def rounding_error(self, x: mx.array, limit: int) -> mx.array:
         rows = mx.stop_gradient(x)
-        scale = (mx.max(mx.abs(rows), axis=-1, keepdims=True) / limit).astype(mx.float16).astype(mx.float32)
-        codes = mx.clip(mx.round(rows / mx.where(scale > 0, scale, 1.0)), -limit, limit)
-        return codes * scale - rows
+        scale = self.row_scale(rows, limit)
+        return mx.clip(mx.round(rows / scale), -limit, limit) * scale - rows
 
     def row_scale(self, x: mx.array, limit: int) -> mx.array:
         largest = mx.max(mx.abs(mx.stop_gradient(x)), axis=-1, keepdims=True)
         scale = (largest / limit).astype(mx.float16).astype(mx.float32)
+        scale = mx.where(largest > scale * (limit + 0.5), scale + SUBNORMAL_STEP, scale)
         return mx.where(scale > 0, scale, 1.0)
 
     def stop_gradient(self, x: mx.array) -> mx.array:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.model.manifest import QuantisationClass
+from shared.ops.code_scale import code_scale
 from shared.spec import ArtifactSpec
 
 RAW_BITS = 32
@@ -72,17 +73,8 @@ def dequantise(tensors: Mapping[str, QuantisedTensor]) -> dict[str, NDArray[np.f
 
 
 def row_scales(rows_RC: NDArray[np.float32], bits: int) -> NDArray[np.float16]:
-    """Scale of each row of float32 [R, C]: max |w| / qmax in float16, shape [R]; infinite if that overflows.
-
-    A zero row has scale 0. Where float16 has too few digits left (subnormals) the scale is rounded up, so
-    that the largest weight of a row is never more than half a step beyond the last code.
-    """
-    qmax = code_limit(bits)
-    largest = np.abs(rows_RC).max(axis=1, initial=0.0)
-    with np.errstate(over="ignore"):
-        scales = (largest / np.float32(qmax)).astype(np.float16)
-    short = largest > scales.astype(np.float32) * np.float32(qmax + 0.5)
-    return np.where(short, np.nextafter(scales, np.float16(np.inf)), scales)
+    """Scale of each row of float32 [R, C]: shared.ops.code_scale of max |w|, shape [R]."""
+    return code_scale(np.abs(rows_RC).max(axis=1, initial=0.0), code_limit(bits))
 
 
 def _quantise_tensor(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shared.ops.code_scale import code_scale
 from shared.ops.noise import mixed
 
 
@@ -138,13 +139,13 @@ class NumpyOps:
     def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
         # In float32, though the oracle is in float64: on the border of two codes rounding must fall to the same one.
         rows = x.astype(np.float32)
-        scale = _float16_scale(rows, limit)
-        codes = np.clip(np.rint(rows / np.where(scale > 0, scale, np.float32(1))), -limit, limit)
+        scale = self.row_scale(rows, limit).astype(np.float32)
+        codes = np.clip(np.rint(rows / scale), -limit, limit)
         return (codes * scale - rows).astype(np.float64)
 
     def row_scale(self, x: np.ndarray, limit: int) -> np.ndarray:
-        scale = _float16_scale(x.astype(np.float32), limit)
-        return np.where(scale > 0, scale, np.float32(1)).astype(np.float64)
+        scale = code_scale(np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True), limit)
+        return np.where(scale > 0, scale, np.float16(1)).astype(np.float64)
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return x
@@ -153,12 +154,6 @@ class NumpyOps:
         index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
         bits = mixed(index, np.asarray(counter).astype(np.uint32), salt)
         return ((bits >> 8) / 2.0**24 - 0.5) * np.abs(x).max(axis=-1, keepdims=True)
-
-
-def _float16_scale(rows: np.ndarray, limit: int) -> np.ndarray:
-    largest = np.abs(rows).max(axis=-1, keepdims=True)
-    scale: np.ndarray = (largest / np.float32(limit)).astype(np.float16).astype(np.float32)
-    return scale
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

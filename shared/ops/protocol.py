@@ -169,15 +169,15 @@ class Ops(Protocol):
     def rounding_error(self, x: Array, limit: int) -> Array:
         """What rounding to codes -limit ... limit adds to x [..., C], float32; a constant to derivatives.
 
-        code * scale - x, where a row's scale is max |x| / limit rounded to float16, and its codes are x / scale
-        rounded half to even, all in float32 whatever the implementation, so that it is the same one's codes.
+        code * scale - x, with `row_scale` for the scale and codes x / scale rounded half to even, all in float32
+        whatever the implementation: its codes are the artifact's.
         """
         ...
 
     def row_scale(self, x: Array, limit: int) -> Array:
-        """max |x| / limit of each row of x [..., C] float32, rounded to float16, 1 where that is 0: [..., 1].
+        """shared.ops.code_scale of max |x| over each row of x [..., C] float32, 1 where that is 0: float32 [..., 1].
 
-        The scale of `rounding_error`; a constant to derivatives.
+        The scale of a row in the artifact; a constant to derivatives. limit is at most 127.
         """
         ...
 

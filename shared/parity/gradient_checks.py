@@ -13,6 +13,7 @@ from shared.model.qat import quantised_matrices, training_weights
 from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
 from shared.parity.held_constants import HeldConstants
+from shared.parity.held_kinks import HeldKinks
 from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
@@ -22,8 +23,7 @@ from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL,
 
 Tensors = Mapping[str, np.ndarray]
 
-# Relative to the parameter. Small, so that few units of a relu cross zero between the two ends; float64
-# still gives the difference six digits.
+# Relative to the parameter; float64 still gives the difference six digits.
 STEP = 1e-6
 
 
@@ -35,14 +35,17 @@ def loss_rows(losses: Mapping[str, float]) -> list[Row]:
     ]
 
 
-def gradient_rows(spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients") -> list[Row]:
-    """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst."""
+def gradient_rows(
+    spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients", kinks: HeldKinks | None = None
+) -> list[Row]:
+    """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst. `kinks`, where the
+    engines were held by them, adds rows about the sides that the engines took."""
     limit = GRADIENT_SHARP_REL if is_sharp(spec) else GRADIENT_REL
     rows = []
     for left, right in combinations(gradients, 2):
         measured, worst = worst_relative_l2(gradients[left], gradients[right], SMALL_GRADIENT_FRAC)
         rows.append(Row(check, f"{left} - {right}", measured, limit, "relative L2", worst))
-    return rows
+    return rows + (kinks.rows(check) if kinks is not None else [])
 
 
 def directional_rows(
@@ -94,7 +97,8 @@ def straight_through(spec: Spec, weights: Tensors, x: np.ndarray) -> dict[str, n
 
 def without_qat(spec: Spec) -> Spec:
     """The spec without quantisation in training."""
-    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": QatSpec()})})
+    off = QatSpec(bits=spec.training.qat.bits)
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": off})})
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:

@@ -10,7 +10,8 @@ from shared.ops import NumpyOps
 
 
 class HeldConstants(NumpyOps):
-    """NumpyOps that remembers the results of the operations that have no derivative, in the order of their calls.
+    """NumpyOps that remembers the results of the operations that have no derivative, and the slopes of relu, in the
+    order of their calls.
 
     The first evaluation of a function records them; after `replay` the next one gets the same, at other weights too.
     """
@@ -34,6 +35,10 @@ class HeldConstants(NumpyOps):
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return self._held(lambda: x)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        # Its slope: a unit that crosses zero between the two ends of a difference has none there.
+        return x * self._held(lambda: (x > 0).astype(x.dtype))
 
     def _held(self, compute: Callable[[], np.ndarray]) -> np.ndarray:
         if self._next is None:

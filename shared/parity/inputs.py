@@ -9,7 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from shared.engine import Engine, create_engine
-from shared.model import initial_weights, random_weights, reads_text, symbol_weights, training_parameters
+from shared.model import (
+    Forward,
+    forward,
+    initial_weights,
+    random_weights,
+    reads_text,
+    symbol_weights,
+    training_parameters,
+)
 from shared.model.initialise import named_generator
 from shared.spec import Spec
 from shared.stages import SYMBOL_WEIGHTS
@@ -54,9 +62,9 @@ def made_up_tables(spec: Spec) -> dict[str, np.ndarray]:
     return {SYMBOL_WEIGHTS: symbol_weights(symbol_bytes, MEAN_SYMBOL_BYTES)}
 
 
-def made_up_engine(name: str, spec: Spec) -> Engine:
+def made_up_engine(name: str, spec: Spec, model: Forward = forward) -> Engine:
     """The named engine, ready but for weights, for a comparison without a tokenizer."""
-    engine = create_engine(name, spec)
+    engine = create_engine(name, spec, model)
     for weights in made_up_tables(spec).values():
         engine.use_symbol_weights(weights)
     return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from shared.parity.batch_checks import batch_rows
 from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
+from shared.parity.held_kinks import HeldKinks
 from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader, made_up_start
 from shared.parity.reduce import reduced_spec, with_dtype
 from shared.parity.result import ParityReport, Row
@@ -30,6 +31,7 @@ from shared.parity.training_checks import (
     training_rows,
 )
 from shared.spec import Spec
+from shared.tolerances import KINK_REL, KINK_TRAINING_REL
 
 DEFAULT_STEPS = 50
 WEIGHTS_SEED, TEXT_SEED, DIRECTION_SEED = 1, 2, 3
@@ -135,15 +137,15 @@ def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
 
 
 def _gradients(bench: Bench) -> list[Row]:
-    x = bench.batches[0]
+    x, kinks = bench.batches[0], HeldKinks(bench.spec, KINK_REL)
     losses = {"numpy": oracle_loss(bench.spec, bench.weights, x)}
     gradients: dict[str, Tensors] = {}
-    for name, engine in bench.engines.items():
+    for name, engine in kinks.engines(bench.engines).items():
         engine.initialise(bench.weights)
         losses[name], gradients[name] = engine.gradients(x)
     return [
         *loss_rows(losses),
-        *gradient_rows(bench.spec, gradients),
+        *gradient_rows(bench.spec, gradients, kinks=kinks),
         *directional_rows(bench.spec, bench.weights, x, gradients, seed=DIRECTION_SEED),
     ]
 
@@ -158,24 +160,31 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
     x = made_up_loader(long, TEXT_SEED).rows(0, 0, 1)
     one = Bench(long, engines, bench.weights, [x])
     rows = _compare_logits(one, one.weights, f"logits, {seq_len} symbols")
-    gradients = {name: engine.gradients(x)[1] for name, engine in engines.items()}
-    return rows + gradient_rows(bench.spec, gradients, f"gradients, {seq_len} symbols")
+    kinks, gradients = HeldKinks(long, KINK_REL), {}
+    for name, engine in kinks.engines(engines).items():
+        engine.initialise(one.weights)
+        gradients[name] = engine.gradients(x)[1]
+    return rows + gradient_rows(long, gradients, f"gradients, {seq_len} symbols", kinks)
 
 
 def _training(bench: Bench) -> list[Row]:
     weights = made_up_start(bench.spec)
     if len(bench.engines) == 1:
         return oracle_training_rows(next(iter(bench.engines.values())), weights, bench.batches)
-    records = {name: train_record(engine, weights, bench.batches) for name, engine in bench.engines.items()}
+    kinks = HeldKinks(bench.spec, KINK_TRAINING_REL)
+    engines, begin = kinks.engines(bench.engines), kinks.begin
+    records = {name: train_record(engine, weights, bench.batches, begin) for name, engine in engines.items()}
+    note = kinks.note
 
     def locate(left: str, right: str) -> str:
-        return first_deviation(bench.spec, (bench.engines[left], bench.engines[right]), weights, bench.batches)
+        return first_deviation(bench.spec, (engines[left], engines[right]), weights, bench.batches, begin)
 
     def step_by_step(left: str, right: str) -> Row:
-        return step_by_step_row(bench.spec, (bench.engines[left], bench.engines[right]), weights, bench.batches)
+        return step_by_step_row(bench.spec, (engines[left], engines[right]), weights, bench.batches, begin)
 
     rounds = rounds_in_training(bench.spec)
-    return training_rows(bench.spec, records, locate, step_by_step if rounds else None)
+    rows = training_rows(bench.spec, records, locate, step_by_step if rounds else None)
+    return [replace(row, worst=f"{row.worst}; {note}") if note else row for row in rows]
 
 
 def _artifact(bench: Bench) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -21,6 +21,12 @@ from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 UPDATE_STEPS = 10
 
 Locate = Callable[[str, str], str]
+# Told which weights come next, by a name: shared.parity.held_kinks.HeldKinks.begin.
+Begin = Callable[[Hashable], None]
+
+
+def hold_nothing(moment: Hashable) -> None:
+    """The `Begin` of engines that nothing is held for."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,15 @@ class TrainingRecord:
     broken: str | None = None
 
 
-def train_record(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]) -> TrainingRecord:
+def train_record(
+    engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
+) -> TrainingRecord:
     """Train from `weights` on every batch in turn with the spec's own schedule."""
     engine.initialise(weights)
     losses = np.full(len(batches), math.inf)
     params: dict[str, np.ndarray] = {}
     for step, x in enumerate(batches):
+        begin(step)
         try:
             losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))()
         except NonFiniteError as error:
@@ -83,11 +92,18 @@ def training_rows(
     return parameters + curves
 
 
-def first_deviation(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray]) -> str:
+def first_deviation(
+    spec: Spec,
+    pair: tuple[Engine, Engine],
+    weights: Tensors,
+    batches: Sequence[np.ndarray],
+    begin: Begin = hold_nothing,
+) -> str:
     """Train two engines side by side and say, in words, after which step which parameter is out of tolerance."""
     for engine in pair:
         engine.initialise(weights)
     for step, x in enumerate(batches[:UPDATE_STEPS]):
+        begin(step)
         for engine in pair:
             try:
                 engine.train_step(x, _hyper(spec, step))()
@@ -100,13 +116,20 @@ def first_deviation(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, b
     return "the two runs agree when repeated"
 
 
-def step_by_step_row(spec: Spec, pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray]) -> Row:
+def step_by_step_row(
+    spec: Spec,
+    pair: tuple[Engine, Engine],
+    weights: Tensors,
+    batches: Sequence[np.ndarray],
+    begin: Begin = hold_nothing,
+) -> Row:
     """The largest difference of a parameter after any of some steps, each made by both engines from the first one's
     state. They read the same codes, so the tolerance is the ordinary one where `rounds_in_training`."""
     left, right = pair
     left.initialise(weights)
     measured, worst = 0.0, ""
     for step, x in enumerate(batches[:UPDATE_STEPS]):
+        begin(f"step {step} alone")
         right.load_state(left.save_state())
         try:
             for engine in pair:

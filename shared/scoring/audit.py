@@ -7,7 +7,7 @@ model and is asked for with `--full`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +56,11 @@ class AuditReport:
 
     def with_check(self, check: Check) -> AuditReport:
         """The report with one more check."""
-        return AuditReport((*self.checks, check))
+        return self.with_checks([check])
+
+    def with_checks(self, checks: Iterable[Check]) -> AuditReport:
+        """The report with more checks."""
+        return AuditReport((*self.checks, *checks))
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for score.json; a measurement that is not a number becomes None."""

@@ -20,9 +20,6 @@ from shared.scoring.evidence import Evidence, PositionSums, kept_windows
 from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
 
-# With fewer documents than this the windows are taken as the independent units instead.
-MIN_DOCUMENTS = 10
-
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
 
@@ -131,17 +128,16 @@ def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq
 
 
 class _Tally:
-    """Running sums in float64, overall, by document, by block of seq_len symbols and by position in the window."""
+    """Running sums of nats and bytes in float64, by document, and of nats by position in the window."""
 
     def __init__(self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window]) -> None:
-        self.stream, self.seq_len, self.to_keep = stream, seq_len, to_keep
+        self.stream, self.to_keep = stream, to_keep
         self.positions = PositionSums.empty(seq_len)
         self.kept: list[tuple[Window, np.ndarray]] = []
         self.windows: list[Window] = []
         self.symbols = 0
         self.documents_seen = np.zeros(stream.num_documents, bool)
         self.by_document = np.zeros((2, stream.num_documents))
-        self.by_block = np.zeros((2, -(-stream.num_symbols // seq_len)))
 
     def add(self, window: Window, nats: np.ndarray) -> None:
         """Count the nats [count] of a window's own symbols."""
@@ -154,11 +150,9 @@ class _Tally:
             )
         sizes = self.stream.byte_counts(start, count).astype(np.float64)
         documents = self.stream.document_ids(start, count)
-        blocks = np.arange(start, start + count) // self.seq_len
         self.documents_seen[documents] = True
-        for sums, units in ((self.by_document, documents), (self.by_block, blocks)):
-            np.add.at(sums[0], units, values)
-            np.add.at(sums[1], units, sizes)
+        np.add.at(self.by_document[0], documents, values)
+        np.add.at(self.by_document[1], documents, sizes)
         self.positions.add(start - window.start, values)
         if window in self.to_keep:
             self.kept.append((window, values))
@@ -167,11 +161,11 @@ class _Tally:
 
     @property
     def nats(self) -> float:
-        return float(self.by_block[0].sum())
+        return float(self.by_document[0].sum())
 
     @property
     def num_bytes(self) -> int:
-        return int(self.by_block[1].sum())
+        return int(self.by_document[1].sum())
 
     @property
     def documents(self) -> int:
@@ -184,8 +178,5 @@ class _Tally:
         return DocumentScores(nats, sizes.astype(np.int64))
 
     def interval(self, level: float) -> Confidence:
-        if self.documents >= MIN_DOCUMENTS:
-            nats, sizes = self.by_document[:, self.documents_seen]
-            return ratio_interval(nats, sizes, level, "documents")
-        nats, sizes = self.by_block
-        return ratio_interval(nats, sizes, level, "windows")
+        nats, sizes = self.by_document[:, self.documents_seen]
+        return ratio_interval(nats, sizes, level)

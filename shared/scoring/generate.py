@@ -1,8 +1,8 @@
 """Sampling text from a scorer, one symbol after the other.
 
-Each symbol is drawn from `Scorer.log_probs` at the place after the context. The window behind that place
+Each symbol is drawn from `Scorer.log_probs` at the position after the context. The window behind that position
 is padding, which a causal model cannot see; window lengths come from a short list, so that a compiled
-engine compiles a few times and not once per symbol.
+engine compiles a few times and not once per symbol. They are windows that compute the function that is scored.
 """
 
 from __future__ import annotations
@@ -112,7 +112,12 @@ def _next_log_probs(scorer: Scorer, context: list[int]) -> np.ndarray:
 
 
 def _window_symbols(spec: Spec, needed: int) -> int:
-    """The shortest allowed window of at least `needed` symbols: patch_size times a power of two, or seq_len."""
+    """The shortest allowed window of at least `needed` symbols: patch_size times a power of two, or seq_len.
+
+    Only seq_len where the angles of RoPE depend on the length of the window, so that the function is the scored one.
+    """
+    if 0 < spec.model.attention.ntk_positions < spec.model.num_patches:
+        return spec.model.seq_len
     length = spec.model.patch_size
     while length < max(needed, _SHORTEST_WINDOW):
         length *= 2

@@ -20,7 +20,8 @@ SHORTEST_PATCHES = 3
 def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     """Start a document at x[t] and replace the patches before the one of t: from the next patch on no score changes.
 
-    A decoder that reads its last K symbols directly is held to the positions whose K symbols are not replaced.
+    A decoder that reads its last K symbols directly is held to the patches whose first symbol has its K symbols not
+    replaced: the later ones of a patch read the earlier ones.
     """
     model, start = scorer.spec.model, scorer.spec.vocabulary.document_start
     rows, time = probe.x.shape
@@ -34,7 +35,7 @@ def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     position = np.arange(time)
     other = np.where(position < first[:, None], probe.other, x)
     reach = max(patch_size, model.decoder.context if model.decoder.kind == "autoregressive" else 1)
-    apart = position >= first[:, None] + reach
+    apart = position // patch_size * patch_size >= first[:, None] + reach
     before, after = (in_passes(scorer.score, symbols, probe.pass_rows) for symbols in (x, other))
     change = np.where(apart, np.abs(after - before), 0.0)
     worst = float(change.max())

@@ -9,6 +9,7 @@ from shared.spec.load import (
     spec_id,
     spec_to_dict,
     spec_to_toml,
+    stored_spec,
     with_overrides,
 )
 from shared.spec.model import DecoderSpec, ModelSpec
@@ -33,5 +34,6 @@ __all__ = [
     "spec_id",
     "spec_to_dict",
     "spec_to_toml",
+    "stored_spec",
     "with_overrides",
 ]

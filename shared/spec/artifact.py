@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from shared.spec.base import Positive, Section
 
+Bits = Literal[6, 8]
+
 
 class ArtifactSpec(Section):
     """Quantisation and compression of the packed model (FEATURES 3.10, 3.11)."""
 
-    matrix_bits: Literal[6, 8] = 6
-    embed_bits: Literal[6, 8] = 8
-    head_bits: Literal[6, 8] = 8
+    matrix_bits: Bits = 6
+    embed_bits: Bits = 8
+    head_bits: Bits = 8
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = 11
     brotli_window: Annotated[int, Field(ge=10, le=24)] = 24
+
+    @classmethod
+    def matrix_bits_of(cls, values: Any) -> int:
+        """The matrix bits of an artifact section that is not checked yet; the default where they will be refused."""
+        default: int = cls.model_fields["matrix_bits"].default
+        bits = values.get("matrix_bits", default) if isinstance(values, dict) else default
+        return int(bits) if bits in get_args(Bits) else default
 
 
 class EvaluationSpec(Section):

@@ -20,6 +20,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError
+from shared.spec.qat import check_qat_width
 from shared.spec.spec import Spec
 
 # Fields without a constant default that a file may still leave out: they follow from others.
@@ -28,7 +29,8 @@ DERIVED_FIELDS = {
     "ModelSpec": frozenset({"head_dim", "mlp_dim", "tie_embeddings", "decoder", "attention"}),
     "AttentionSpec": frozenset({"rope_dims"}),
     "DecoderSpec": frozenset({"kind"}),
-    "TrainingSpec": frozenset({"micro_batch_symbols"}),
+    "TrainingSpec": frozenset({"micro_batch_symbols", "qat"}),
+    "QatSpec": frozenset({"bits"}),
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
 }
 
@@ -45,7 +47,20 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
     Raises SpecError (one line) for an unknown preset, unreadable file, unknown key or bad value.
     """
-    return _checked(_read(source), overrides, origin=str(source))
+    spec = _checked(_read(source), overrides, origin=str(source))
+    try:
+        check_qat_width(spec.training.qat, spec.artifact.matrix_bits)
+    except ValueError as error:
+        raise SpecError(f"{source}: {error}") from None
+    return spec
+
+
+def stored_spec(path: Path) -> Spec:
+    """The resolved spec that a run left in a TOML file. Raises SpecError if it cannot be read.
+
+    It may be older than a rule about what is worth training.
+    """
+    return spec_from_dict(_read(path), origin=str(path))
 
 
 def with_overrides(spec: Spec, overrides: Iterable[str]) -> Spec:

@@ -13,12 +13,17 @@ class QatSpec(Section):
     """Quantisation-aware training: what the training loss reads in place of the matrices, from some time on.
 
     `straight_through`: the rounded weights, as an artifact of `bits` stores them, while the gradient is taken as if
-    they were the weights themselves. `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every
-    weight and step; qmax = 2^(bits - 1) - 1. Scores and artifacts are of the weights themselves.
+    they were the weights themselves; any other grid than the artifact's would train for what is never packed.
+    `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every weight and step;
+    qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is no grid, so any other size
+    is a choice. Scores and artifacts are of the weights themselves.
     """
 
     form: Literal["off", "straight_through", "noise"] = "off"
-    bits: Annotated[int, Field(ge=4, le=8)] = Field(6, description="width of the codes, 4 to 8; published noise: 8")
+    bits: Annotated[int, Field(ge=4, le=8)] = Field(
+        description="width of the codes; default artifact.matrix_bits, which straight_through must have; noise: "
+        "4 to 8, published 8"
+    )
     start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="progress from which it acts")
     start_step: Count = Field(0, description="step, counted from 0, before which it does not act either")
 
@@ -30,6 +35,12 @@ class QatSpec(Section):
     def is_acting(self, step: int, progress: float) -> bool:
         """Whether it acts in a step that begins with this progress; `step` counts from 0."""
         return self.form != "off" and step >= self.start_step and progress >= self.start_frac
+
+
+def check_qat_width(qat: QatSpec, matrix_bits: int) -> None:
+    """Raise ValueError for codes that the artifact does not have. Runs of before this rule can still be read."""
+    allowed = f"artifact.matrix_bits ({matrix_bits}) with form 'straight_through', which rounds as the artifact does"
+    require(qat.form != "straight_through" or qat.bits == matrix_bits, "training.qat.bits", qat.bits, allowed)
 
 
 def scale_qat(values: dict[str, Any], factor: float, steps: int) -> dict[str, Any]:

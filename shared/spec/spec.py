@@ -50,7 +50,11 @@ class Spec(Section):
             derived["stride_symbols"] = model["seq_len"]
         if "batch_symbols" in training:
             derived["batch_symbols"] = training["batch_symbols"]
-        return {**values, "evaluation": {**derived, **evaluation}}
+        qat = training.get("qat", {})
+        if isinstance(qat, dict):
+            bits = ArtifactSpec.matrix_bits_of(values.get("artifact"))
+            training = {**training, "qat": {"bits": bits, **qat}}
+        return {**values, "training": training, "evaluation": {**derived, **evaluation}}
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Spec:
@@ -100,4 +104,7 @@ class Spec(Section):
             self.training.time_limit_s,
             "above 0 with schedule.driver 'time' and 0 with 'steps'",
         )
+        reserve_s = self.training.reserve_s
+        allowed = f"below training.time_limit_s ({self.training.time_limit_s})" if timed else "0 without a time limit"
+        require(reserve_s == 0 or self.training.steps_limit_s > 0, "training.reserve_s", reserve_s, allowed)
         return self

@@ -24,7 +24,7 @@ from typing import Any
 
 from shared.errors import RunError
 from shared.files import write_atomically
-from shared.spec import Spec, load_spec, spec_to_dict, spec_to_toml
+from shared.spec import Spec, spec_to_dict, spec_to_toml, stored_spec
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -98,11 +98,18 @@ class RunDirectory:
         """The resolved spec of the run. Raises RunError if there is none."""
         if not self.spec_path.is_file():
             raise RunError(f"{self.path}: not a run directory (it has no spec.toml)")
-        return load_spec(self.spec_path)
+        return stored_spec(self.spec_path)
 
     def write_spec(self, spec: Spec) -> None:
         """Store the resolved spec."""
         write_atomically(self.spec_path, spec_to_toml(spec).encode())
+
+    def read_train_text(self) -> str:
+        """SHA-256 of the text that the run was trained on. Raises RunError if environment.json does not tell it."""
+        try:
+            return str(json.loads(self.environment_path.read_text(encoding="utf-8"))["data"]["train"]["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RunError(f"{self.environment_path}: no data.train.sha256, the text that was trained on") from None
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Store what this start of the run was made with; earlier starts are kept under `earlier_starts`."""
@@ -156,21 +163,22 @@ def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, 
 
 def check_same_training(stored: Spec, given: Spec, where: str) -> None:
     """Raise RunError naming the first field in which two specs train something different."""
-    stored_fields, given_fields = _fields(stored), _fields(given)
+    stored_fields, given_fields = (dict(flatten(spec_to_dict(spec))) for spec in (stored, given))
     for key, value in stored_fields.items():
-        if value != given_fields[key]:
+        if value != given_fields[key] and not _is_free(stored, key):
             raise RunError(
                 f"{where} was started with {key} = {value!r}, now it is {given_fields[key]!r}: "
                 "resume with the same spec or start another run"
             )
 
 
-def _fields(spec: Spec) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in flatten(spec_to_dict(spec))
-        if key not in FREE_FIELDS and key.split(".")[0] not in FREE_FIELDS
-    }
+def _is_free(spec: Spec, key: str) -> bool:
+    """Whether a field may differ when a run of this spec is resumed."""
+    if key == "artifact.matrix_bits" and spec.training.loss.code_entropy.weight:
+        return False  # its codes are those of the loss
+    if key == "training.qat.bits" and spec.training.qat.form == "off":
+        return True
+    return key in FREE_FIELDS or key.split(".")[0] in FREE_FIELDS
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from shared.engine import ENGINE_PACKAGES, Oracle, Scorer
 from shared.parity.function_checks import logit_rows, nats_rows
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
+from shared.parity.held_kinks import HeldKinks
 from shared.parity.inputs import comparison_weights, made_up_engine
 from shared.parity.run import make_ops
 from shared.parity.trace import trace_forward
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict
-from shared.tolerances import CAUSALITY_ABS
+from shared.tolerances import CAUSALITY_ABS, KINK_REL
 from tests.parity.attention_strategy import attention_fields, place_that_reaches_the_end, with_document_mask
 from tests.parity.depth_strategy import depth_fields
 from tests.parity.mixer_strategy import with_mixers
@@ -125,15 +126,16 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
         engine.initialise(weights)
     scorers: dict[str, Scorer] = {"numpy": Oracle(spec, weights), **engines}
     outputs = {name: scorer.log_probs(x) for name, scorer in scorers.items()}
-    losses = {"numpy": oracle_loss(spec, weights, x)}
+    losses, kinks = {"numpy": oracle_loss(spec, weights, x)}, HeldKinks(spec, KINK_REL)
     gradients = {}
-    for name, engine in engines.items():
+    for name, engine in kinks.engines(engines).items():
+        engine.initialise(weights)
         losses[name], gradients[name] = engine.gradients(x)
     rows = [
         *logit_rows(spec, outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
         *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}),
         *loss_rows(losses),
-        *gradient_rows(spec, gradients),
+        *gradient_rows(spec, gradients, kinks=kinks),
     ]
     assert [row for row in rows if not row.passed] == []
 

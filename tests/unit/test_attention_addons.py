@@ -239,6 +239,7 @@ def compiled(name: str, function: Callable) -> Callable:
 
 
 # Torch's own compiler warns as it is imported.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlx", "torch"])
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):

@@ -29,7 +29,7 @@ from tests.museum.fake_stream import FakeStream
 
 SPEC = load_spec("tiny", ["model.num_layers=1", "model.seq_len=32", "training.compile=false"])
 TEXT = FakeStream([f"document {index} says nothing much, {index * 7919}.\n".encode() for index in range(14)])
-SCORE = Score(600.0, 100, 100, 100, 1, 32, 32, Confidence(0.95, None, None, "windows", 1), plan_windows(100, 32, 32))
+SCORE = Score(600.0, 100, 100, 100, 1, 32, 32, Confidence(0.95, None, None, 1, 1.0), plan_windows(100, 32, 32))
 
 
 class BrokenScorer:

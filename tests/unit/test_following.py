@@ -16,6 +16,7 @@ from shared.following import LeadingEngine, check_divisible, follow, share_of_ro
 from shared.ranks import OneRank
 from shared.spec import load_spec
 from tests.fake_training import tiny_spec
+from tests.processes import WAIT_S
 
 
 class ThreadRanks:
@@ -32,9 +33,9 @@ class ThreadRanks:
 
     def _exchange(self, value: object) -> list:
         self._slots[self.rank] = value
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=WAIT_S)
         values = list(self._slots)
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=WAIT_S)
         return values
 
 
@@ -91,7 +92,7 @@ def together(world_size: int, lead: Callable[[LeadingEngine], object]) -> tuple[
     result = lead(leader)
     leader.dismiss()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=WAIT_S)
         assert not thread.is_alive()
     return result, engines
 
@@ -157,7 +158,7 @@ def test_ranks_that_part_are_not_saved():
     thread = threading.Thread(target=follower)
     thread.start()
     lead(LeadingEngine(engines[0]))
-    thread.join(timeout=20)
+    thread.join(timeout=WAIT_S)
     assert len(caught) == 1
 
 

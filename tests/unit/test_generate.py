@@ -59,6 +59,42 @@ def test_padding_and_windows_do_not_change_the_distribution() -> None:
         context.append(symbol)
 
 
+class Asked:
+    """A scorer that keeps what it was asked and what it answered."""
+
+    def __init__(self, scorer: Oracle) -> None:
+        self.spec, self.scorer = scorer.spec, scorer
+        self.answers: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def log_probs(self, x: np.ndarray) -> np.ndarray:
+        self.answers.append((x.copy(), self.scorer.log_probs(x)))
+        return self.answers[-1][1]
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        raise AssertionError("sampling needs distributions")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.attention.ntk_positions=4"],
+        ["model.attention.ntk_positions=12", "model.patch_size=4"],
+        ["model.attention.window=3", "model.smear_gate=v1"],
+        ["model.mixers=['mamba2']", "model.state_dim=4"],
+    ],
+)
+def test_log_probabilities_are_those_that_are_scored(overrides: list[str]) -> None:
+    """For every length of context, against one window of seq_len as scoring reads it."""
+    spec = load_spec("tiny", ["model.num_layers=1", *overrides])
+    scorer = oracle(spec)
+    asked, prompt = Asked(scorer), list(b"th")
+    text = prompt + list(sample(asked, prompt, spec.model.seq_len - len(prompt), seed=1))
+    scored = scorer.log_probs(np.array([text], np.int32))[0]
+    for position, (_, answer) in enumerate(asked.answers, start=len(prompt)):
+        np.testing.assert_allclose(answer[0, position], scored[position], rtol=0, atol=1e-9)
+
+
 def test_few_window_lengths_and_the_newest_context() -> None:
     scorer = FixedScorer(SPEC, {65: 0.5, 66: 0.5})
     prompt = list(range(100))

@@ -155,6 +155,7 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
     assert parameter_counts(load_spec(MINIS[preset]))["total"] < BIG_PARAMETERS / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 @pytest.mark.parametrize("mini", MINIS.values())
 def test_a_sibling_learns_and_uses_every_parameter(mini: str, name: str) -> None:
@@ -200,6 +201,7 @@ class Symbols:
         return self.symbols[start : start + count]
 
 
+@pytest.mark.slow
 @every_preset
 def test_a_preset_is_honest(preset: str) -> None:
     """The audit's checks of the model with random weights, and the first loss with its own."""

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import RunError
+from shared.errors import RunError, SpecError
+from shared.spec import load_spec, spec_from_dict, spec_to_dict
 from shared.training.metrics import MetricsLog, read_records
 from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from tests.fake_training import tiny_spec
@@ -87,6 +88,28 @@ def test_resume_allows_what_does_not_change_the_training(tmp_path: Path) -> None
     open_run(tmp_path, "a", tiny_spec(), "mlx", resume=False).unlock()
     open_run(tmp_path, "a", changed, "mlx", resume=True).unlock()
     assert RunDirectory(tmp_path / "a").read_spec() == changed
+
+
+def test_the_width_of_codes_is_free_only_where_no_loss_reads_it() -> None:
+    wider = "artifact.matrix_bits=8"
+    entropy = "training.loss.code_entropy.weight=0.1"
+    with pytest.raises(RunError, match=r"was started with artifact\.matrix_bits = 6, now it is 8"):
+        check_same_training(tiny_spec(entropy), tiny_spec(entropy, wider), "here")
+    rounded = "training.qat.form=straight_through"
+    with pytest.raises(RunError, match=r"was started with training\.qat.bits = 6, now it is 8"):
+        check_same_training(tiny_spec(rounded), tiny_spec(rounded, wider), "here")
+    noise = ("training.qat.form=noise", "training.qat.bits=5")
+    check_same_training(tiny_spec(*noise), tiny_spec(*noise, wider), "here")
+
+
+def test_a_run_of_before_the_rule_about_widths_can_be_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    values = spec_to_dict(tiny_spec("training.qat.form=straight_through"))
+    values["training"]["qat"]["bits"] = 5
+    run.write_spec(spec_from_dict(values))
+    assert run.read_spec().training.qat.bits == 5
+    with pytest.raises(SpecError, match=r"training\.qat\.bits = 5: must be artifact\.matrix_bits \(6\)"):
+        load_spec(run.spec_path)
 
 
 def test_environments_of_earlier_starts_are_kept(tmp_path: Path) -> None:
