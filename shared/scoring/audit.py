@@ -31,8 +31,8 @@ from shared.scoring.probe import MIN_ROWS, make_probe
 from shared.scoring.stream import SymbolStream
 
 _TEXT_SYMBOLS = 1 << 20
-# What `make smoke` may take longer. A GPU is to disturb every position of 2,048 in it; two cores reach most of 1,024
-# with a model of 2.4 M parameters, and some hundred with larger ones.
+# What `make smoke` may take longer. Two free cores disturb 752 of 1,024 positions in it, and some hundred of larger
+# models. A GPU should reach all 2,048.
 DISTURB_SECONDS = 14.0
 # Rows of a pass over disturbed windows: every pass that is always made costs so many.
 MOST_ROWS = 64
