@@ -1,10 +1,13 @@
 # Everything a user types. Each target makes the environment first if it is missing.
 
-PYTHON ?= python3
+# The Python to make the environment with; empty takes the newest that is installed, from 3.11 on.
+PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 SPEC ?= $(if $(filter h100 preflight prepare,$(MAKECMDGOALS)),h100,smoke)
+# Processes that run tests side by side.
+WORKERS ?= 2
 # More arguments for the command behind a target: make smoke ARGS="--set training.steps=50"
 ARGS ?=
 
@@ -18,7 +21,8 @@ endif
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 10 --retries 0)
 
 # make h100: GPUS=all or a number; RANKS=2 trains with two processes on the CPU instead. FORCE names rows of
-# preflight that may say no, PRICE is dollars per GPU-hour, SEED replaces the spec's seed, RECORD is for the record.
+# preflight that may say no, STRICT=1 refuses what is a risk, PRICE is dollars per GPU-hour, SEED replaces the spec's
+# seed, RECORD is for the record.
 GPUS ?= all
 RANKS ?= $(if $(filter all,$(GPUS)),gpus,$(GPUS))
 SHARDS ?= 80
@@ -27,7 +31,7 @@ RUN_DIR := $(RUNS)/$(RUN)
 RECORDS ?= records
 SPEC_WORDS = $(SPEC) $(if $(SEED),--set training.seed=$(SEED)) $(ARGS)
 PREFLIGHT_WORDS = --engine torch --runs-dir $(RUNS) $(if $(filter gpus,$(RANKS)),,--ranks $(RANKS)) $(if $(PRICE),--price $(PRICE)) \
-	$(foreach row,$(FORCE),--force $(row))
+	$(if $(STRICT),--strict) $(foreach row,$(FORCE),--force $(row))
 
 # Before anything is installed or downloaded.
 ifeq ($(RANKS) $(filter h100,$(MAKECMDGOALS)),gpus h100)
@@ -41,11 +45,13 @@ EXTRAS := mlx,cuda,data,dev
 NODE_EXTRAS := cuda,data
 NODE := $(if $(NVIDIA),$(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/installed-node),$(VENV)/installed)
 
-.PHONY: help smoke test lint parity prepare preflight h100 data bench clean
+.PHONY: help smoke test test-fast test-machines lint parity prepare preflight h100 data bench clean
 
 help:
 	@echo "make smoke             train, pack and score a small byte-patch model with MLX on built-in text"
-	@echo "make test              the test suite, parity of both engines included"
+	@echo "make test-fast         what to run while working: the tests that take no longer than a few seconds"
+	@echo "make test              the whole test suite, parity of both engines included, in WORKERS=2 processes"
+	@echo "make test-machines     parity as other processors compute, and MLX on the operations of its GPUs"
 	@echo "make parity SPEC=name  prove that both engines compute the same thing for a spec"
 	@echo "make preflight SPEC=name  go or no-go before money is spent"
 	@echo "make prepare SPEC=name  download the datasets of a spec"
@@ -62,9 +68,7 @@ $(VENV)/installed-node: pyproject.toml
 	$(call install,$(NODE_EXTRAS))
 
 define install
-@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	{ echo "bytetwin needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
-test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@test -x $(BIN)/python || { python=$$(sh .ci/find_python "$(PYTHON)") && "$$python" -m venv $(VENV); }
 $(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) torch==2.13.0
 $(BIN)/python -m pip install --quiet --editable '.[$(1)]'
 touch $@
@@ -73,8 +77,20 @@ endef
 smoke: $(VENV)/installed
 	$(BIN)/bytetwin train smoke --engine mlx --runs-dir $(RUNS) $(ARGS)
 
+# Each worker is one thread. What the tests of a file share is made once, so a file stays with one worker.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST_WORDS := -n $(WORKERS) --dist loadfile
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_WORDS) $(ARGS)
+
+test-fast: $(VENV)/installed
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_WORDS) -m "not slow" $(ARGS)
+
+# Parity as other processors compute, and what concerns MLX with the operations of its GPUs.
+test-machines: $(VENV)/installed
+	$(ONE_THREAD) $(BIN)/python -m tests.instruction_sets $(PYTEST_WORDS) tests/parity
+	$(ONE_THREAD) BYTETWIN_MLX_PLAIN=1 $(BIN)/python -m pytest $(PYTEST_WORDS) -k "(mlx or parity or resume) and not mlx_cpu"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from shared.device_facts import DeviceFacts, host_memory_bytes
+from shared.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
 from shared.errors import UserError
+from shared.spec.base import Float32Products
 
 # Which of this machine's GPUs a rank takes; set by torchrun.
 LOCAL_RANK_VARIABLE = "LOCAL_RANK"
@@ -62,6 +63,17 @@ def on_gpu() -> bool:
     return default_device().type == "cuda"
 
 
+def use_float32_products(products: Float32Products) -> None:
+    """Multiply float32 matrices as a spec says, until the next call. A CPU always multiplies exactly."""
+    torch.set_float32_matmul_precision("high" if products == "fast" and on_gpu() else "highest")
+
+
+def float32_products() -> Multiplied:
+    """How this process multiplies float32 matrices now."""
+    chosen = default_device()
+    return multiplied(lambda a, b: (torch.from_numpy(a).to(chosen) @ torch.from_numpy(b).to(chosen)).cpu().numpy())
+
+
 def device_name() -> str:
     """The device in words."""
     if on_gpu():
@@ -92,7 +104,7 @@ def device_facts() -> DeviceFacts:
         total_bytes=min(total for _, total in memory),
         framework=framework,
         driver=f"NVIDIA driver {_driver_version()}, CUDA {torch.version.cuda}",
-        float32_products="float32" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        float32_products=float32_products(),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
+from cuda_train.compiling import compiled
 from cuda_train.ops import make_ops
 from shared.engine import StepResult, Weights
 from shared.engine_state import EngineState
@@ -34,20 +35,25 @@ class TrainingEngine(EngineState):
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
         self._device = device.default_device()
+        self._set_products()
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
-        self._losses = self._compile(self._ranked_loss)
-        self._update = self._compile(self._update_in_place)
-        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
-        self._log_probs = self._compile(lambda params, x: log_probs(self.ops, spec, params, x, model))
+        self._losses = self._compile(self._ranked_loss, "the training loss")
+        self._update = self._compile(self._update_in_place, "the optimizer step")
+        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score")
+        self._log_probs = self._compile(
+            lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
+        )
 
     def warm_up(self, x: np.ndarray) -> None:
-        before = [value.detach().clone() for value in self._tensors()]
+        # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
+        before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
             self.train_step(x, hyper)
         with torch.no_grad():
-            torch._foreach_copy_(self._tensors(), before)
+            for value, kept in zip(self._tensors(), before, strict=True):
+                value.copy_(kept)
 
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         with distributed.contact(self.ranks.rank):
@@ -94,6 +100,7 @@ class TrainingEngine(EngineState):
 
     def _scored(self) -> Arrays:
         """The weights to score with, all as plain tensors, for which one compiled graph serves."""
+        self._set_products()
         return {name: value.detach() for name, value in self._weights(self.scoring_kind).items()}
 
     def _symbols(self, x: np.ndarray) -> torch.Tensor:
@@ -110,6 +117,7 @@ class TrainingEngine(EngineState):
         x is this rank's share of the batch. One micro-batch after the other; ranks exchange gradients in the backward
         pass of the last one.
         """
+        self._set_products()
         for value in self.params.values():
             value.grad = None
         # The stage as a word: torch.compile takes a word for a constant, and makes one graph for each.
@@ -124,6 +132,10 @@ class TrainingEngine(EngineState):
                 (share * loss).backward()
             total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)
+
+    def _set_products(self) -> None:
+        """Multiply as this spec says: torch has one setting for the process, and other engines may have changed it."""
+        device.use_float32_products(self.spec.training.float32_products)
 
     def _gradients(self) -> Arrays:
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}
@@ -148,8 +160,8 @@ class TrainingEngine(EngineState):
         devices = [self._device] if device.on_gpu() else None
         return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
 
-    def _compile(self, function: Callable) -> Callable:
-        return torch.compile(function) if self.spec.training.compile else function
+    def _compile(self, function: Callable, what: str) -> Callable:
+        return compiled(function, what) if self.spec.training.compile else function
 
 
 class _Loss(torch.nn.Module):

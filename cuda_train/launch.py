@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.errors import UserError
-from shared.ranks import MAX_RANKS
+from shared.ranks import MAX_RANKS, killer_in_words
 
 ALL_GPUS = "gpus"
 HOST = "127.0.0.1"
@@ -90,15 +90,17 @@ def check_port(port: int) -> None:
     """Raise UserError unless a server can be opened at a port of this machine."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: must be from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
-                "name another, or none for one that is free"
-            ) from None
+    # A Mac opens a port on all addresses although a server has it on one, so the one that ranks meet at is tried too.
+    for address in (HOST, ""):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                raise UserError(
+                    f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
+                    "name another, or none for one that is free"
+                ) from None
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
@@ -119,9 +121,7 @@ def _status_of(failures: Mapping[int, ProcessFailure]) -> int:
     if failure.exitcode >= 0:
         return failure.exitcode
     number = -failure.exitcode
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    reason = " (the system does this when memory runs out)" if number == signal.SIGKILL else ""
-    print(f"bytetwin: rank {rank} was killed by {name}{reason}", file=sys.stderr, flush=True)
+    print(f"bytetwin: rank {rank} was killed by {killer_in_words(number)}", file=sys.stderr, flush=True)
     return 128 + number
 
 

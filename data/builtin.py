@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import DataError
+from shared.sketch import run_hashes
 
 NAME = "builtin"
 HELDOUT_FRAC = 0.08
@@ -231,7 +232,7 @@ def _split(documents: list[_Document]) -> tuple[list[_Document], list[_Document]
 
 def _without_shared_text(heldout: list[_Document], train: list[_Document]) -> list[_Document]:
     """The held-out documents without every passage that shares a long window with the training text."""
-    known = np.sort(np.concatenate([_window_hashes(document.text) for document in train]))
+    known = np.sort(np.concatenate([_window_hashes(document) for document in train]))
     cleaned = (_without_known_windows(document, known) for document in heldout)
     return [document for document in cleaned if document.passages and document.num_bytes >= MIN_DOCUMENT_BYTES]
 
@@ -240,7 +241,7 @@ def _without_known_windows(document: _Document, known: np.ndarray) -> _Document:
     """Drop the passages in which a window with a known hash ends; neighbours that meet are checked again."""
     passages = document.passages
     while passages:
-        hashes = _window_hashes(_Document(document.name, passages).text)
+        hashes = _window_hashes(_Document(document.name, passages))
         slots = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         last_bytes = np.flatnonzero(known[slots] == hashes) + SHARED_WINDOW_BYTES - 1
         if last_bytes.size == 0:
@@ -252,11 +253,6 @@ def _without_known_windows(document: _Document, known: np.ndarray) -> _Document:
     return _Document(document.name, passages)
 
 
-def _window_hashes(text: str) -> np.ndarray:
-    """uint64 polynomial hash of every window of SHARED_WINDOW_BYTES bytes, by doubling: 1, 2, 4, ... 64."""
-    hashes = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint64) + np.uint64(1)
-    multiplier, length = 0x9E3779B97F4A7C15, 1
-    while length < SHARED_WINDOW_BYTES and len(hashes) > length:
-        hashes = hashes[:-length] * np.uint64(multiplier) + hashes[length:]
-        multiplier, length = multiplier * multiplier % 2**64, 2 * length
-    return hashes if length == SHARED_WINDOW_BYTES else hashes[:0]
+def _window_hashes(document: _Document) -> np.ndarray:
+    """uint64 hash of every window of SHARED_WINDOW_BYTES bytes of a document's text."""
+    return run_hashes(np.frombuffer(document.text.encode(), np.uint8), SHARED_WINDOW_BYTES)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from data import builtin
 from data.builtin_tokens import build_builtin_tokens
+from data.compressed import measure_heldout
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing, vocabulary_of, wrong_file
+from data.sketches import read_sketch, sketch_path
 from data.token_stream import Stream, TokenStream
 from data.tokenizer import Tokenizer, read_tokenizer
 from data.writer import DatasetWriter
@@ -68,6 +70,9 @@ def verify_dataset(name: str) -> list[str]:
                 _check_text(open_split(name, split, vocabulary_of(manifest)))
             except DataError as error:
                 problems.append(str(error))
+        path = sketch_path(folder, split)
+        if path.exists() and read_sketch(path, entry.sha256) is None:
+            problems.append(f"{path}: damaged, or not the sketch of this text; it is made again when it is next needed")
     return problems
 
 
@@ -95,6 +100,7 @@ def build_builtin(
         for text in corpus.heldout:
             writer.add("heldout", [text.encode()])
         writer.finish(corpus.description)
+    measure_heldout(BUILTIN)
     return read_manifest(folder)
 
 

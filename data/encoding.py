@@ -72,8 +72,8 @@ def encode_dataset(
     ) as writer:
         for split in manifest.splits:
             for documents in _batches(open_existing(source, split, VocabularySpec())):
-                for tokens, num_bytes in _encoded(tokenizer, documents, result):
-                    writer.add_tokens(split, tokens, num_bytes)
+                for tokens, text in _encoded(tokenizer, documents, result):
+                    writer.add_tokens(split, tokens, text)
                 progress(result.source_bytes, total_bytes)
         writer.finish(f"{source} ({manifest.sha256[:12]}) in {tokenizer.vocab_size} tokens")
     result.manifest = read_manifest(folder)
@@ -97,8 +97,8 @@ def _batches(stream: Stream) -> Iterator[list[str]]:
         yield batch
 
 
-def _encoded(tokenizer: Tokenizer, documents: list[str], result: EncodeResult) -> Iterator[tuple[Tokens, int]]:
-    """The tokens of each document that keeps any text, and the bytes of that text, which are added to `result`."""
+def _encoded(tokenizer: Tokenizer, documents: list[str], result: EncodeResult) -> Iterator[tuple[Tokens, bytes]]:
+    """The tokens of each document that keeps any text, and that text, whose bytes are added to `result`."""
     table = tokenizer.table
     encoded = tokenizer.encode(documents)
     decoded = table.decode(encoded)
@@ -121,7 +121,7 @@ def _encoded(tokenizer: Tokenizer, documents: list[str], result: EncodeResult) -
             result.empty_documents += 1
             continue
         result.num_tokens += len(tokens)
-        yield tokens, counted
+        yield tokens, text
     if abs(decoded_bytes - normalised_bytes) > DENOMINATOR_REL * normalised_bytes:
         raise DataError(
             f"documents of {normalised_bytes} bytes, as the tokenizer normalises them, decode to {decoded_bytes}: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import hashlib
 import importlib
 import json
 import lzma
@@ -37,18 +36,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Document:
-    """One document. `chunks()` reads its UTF-8 text in pieces; `sha256` is of that text.
+    """One document. `chunks()` reads its UTF-8 text in pieces; `is_empty`: it has nothing but white space."""
 
-    `is_empty`: it has nothing but white space.
-    """
-
-    sha256: bytes
     is_empty: bool
     chunks: Callable[[], Iterator[bytes]]
-
-    def belongs_to_heldout(self, heldout_frac: float) -> bool:
-        """Whether its text falls into the held-out share: equal texts always fall on the same side."""
-        return int.from_bytes(self.sha256[:8], "big") < heldout_frac * 2.0**64
 
 
 def find_files(paths: list[Path]) -> tuple[list[Path], int]:
@@ -170,16 +161,14 @@ def _text_document(text: object, where: str) -> Document:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: character {error.start + 1} is a lone surrogate, which UTF-8 cannot say") from None
-    return Document(hashlib.sha256(data).digest(), not text.strip(), partial(iter, (data,)))
+    return Document(not text.strip(), partial(iter, (data,)))
 
 
 def _file_document(path: Path, advance: Advance) -> Document:
-    """A whole file as one document, checked and hashed now, read again when it is written."""
+    """A whole file as one document, checked now, read again when it is written."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    digest = hashlib.sha256()
     is_empty, line = True, 1
     for piece in _pieces(path, advance, final=True):
-        digest.update(piece)
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
@@ -187,7 +176,7 @@ def _file_document(path: Path, advance: Advance) -> Document:
             raise DataError(f"{path} line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
         line += piece.count(b"\n")
         is_empty = is_empty and not text.strip()
-    return Document(digest.digest(), is_empty, partial(_pieces, path))
+    return Document(is_empty, partial(_pieces, path))
 
 
 def _lines(path: Path, advance: Advance) -> Iterator[bytes]:

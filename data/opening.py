@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.builtin import NAME as BUILTIN
 from data.folders import dataset_folder, dataset_names, datasets_root
 from data.manifest import FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
 from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard
+from data.sketches import sketch_path, stored_sketch
 from data.stream import ByteText, JoinedShards, SymbolStream
 from data.token_bytes import load_token_bytes
 from data.token_stream import Stream, TokenStream
@@ -52,14 +54,15 @@ def open_existing(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
     version = BYTES_VERSION if manifest.tokenizer is None else TOKENS_VERSION
     shards = [_open_shard(folder, shard, version) for shard in entry.shards]
     if manifest.tokenizer is not None:
-        return _token_stream(folder, manifest, f"{name}/{split}", entry, shards, vocabulary)
+        return _token_stream(folder, manifest, split, entry, shards, vocabulary)
     text = ByteText(shards)
     if text.num_bytes != entry.total_bytes:
         raise DataError(
             f"{folder / FILE_NAME}: {split} shards hold {text.num_bytes} bytes, the manifest says {entry.total_bytes}"
         )
     starts = _open_document_starts(folder, entry, text.num_bytes)
-    return SymbolStream(text, starts, vocabulary, name=f"{name}/{split}", sha256=entry.sha256)
+    sketch = partial(stored_sketch, sketch_path(folder, split), entry)
+    return SymbolStream(text, starts, vocabulary, f"{name}/{split}", entry.sha256, sketch)
 
 
 def vocabulary_of(manifest: Manifest) -> VocabularySpec:
@@ -112,7 +115,7 @@ def _check_vocabulary(manifest: Manifest, vocabulary: VocabularySpec) -> None:
 def _token_stream(
     folder: Path,
     manifest: Manifest,
-    name: str,
+    split: str,
     entry: SplitEntry,
     shards: list[npt.NDArray[Any]],
     vocabulary: VocabularySpec,
@@ -128,9 +131,10 @@ def _token_stream(
         _open_document_starts(folder, entry, tokens.length),
         load_token_bytes(folder / manifest.tokenizer.file),
         vocabulary,
-        name=name,
+        name=f"{manifest.name}/{split}",
         sha256=entry.sha256,
         num_bytes=entry.total_bytes,
+        make_sketch=partial(stored_sketch, sketch_path(folder, split), entry),
     )
 
 

@@ -8,18 +8,21 @@ dataset serves both (FEATURES 3.14). Legend: T symbols of a read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import DataError
+from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
+# Gives the sketch of a split, whose documents it is handed in case that the sketch has to be made.
+MakeSketch = Callable[[Iterable[bytes]], Sketch]
 
 
 class JoinedShards:
@@ -65,7 +68,13 @@ class SymbolStream:
     """
 
     def __init__(
-        self, text: ByteText, document_starts: Int64, vocabulary: VocabularySpec, name: str, sha256: str
+        self,
+        text: ByteText,
+        document_starts: Int64,
+        vocabulary: VocabularySpec,
+        name: str,
+        sha256: str,
+        make_sketch: MakeSketch = sketch_documents,
     ) -> None:
         """`document_starts`: int64 `[num_documents]`, the byte at which each begins; no document is empty."""
         assert len(document_starts) > 0 and document_starts[0] == 0 and document_starts[-1] < text.num_bytes
@@ -75,6 +84,7 @@ class SymbolStream:
         self.num_bytes = text.num_bytes
         self.num_documents = len(document_starts)
         self._text = text
+        self._make_sketch = make_sketch
         self._byte_starts = document_starts
         self._offset = vocabulary.byte_offset
         self._start_symbol = vocabulary.document_start
@@ -122,6 +132,10 @@ class SymbolStream:
     def text_bytes(self) -> bytes:
         """The whole text, the documents one after the other."""
         return self._text.read(0, self.num_bytes).tobytes()
+
+    def sketch(self) -> Sketch:
+        """What it takes to find the text in another one, or another one in it."""
+        return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
         """A subset of at most `max_symbols`: whole documents drawn by `seed`, in stream order, the last drawn one cut.

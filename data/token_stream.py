@@ -12,9 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.stream import Int32, Int64, JoinedShards, SymbolStream, document_ids, draw_documents
+from data.stream import Int32, Int64, JoinedShards, MakeSketch, SymbolStream, document_ids, draw_documents
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
+from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 # Tokens that are decoded at once.
@@ -38,6 +39,7 @@ class TokenStream:
         name: str,
         sha256: str,
         num_bytes: int,
+        make_sketch: MakeSketch = sketch_documents,
     ) -> None:
         """`tokens`: uint16, `document_starts`: int64 `[num_documents]`, the token at which each begins."""
         assert len(document_starts) > 0 and document_starts[0] == 0 and document_starts[-1] < tokens.length
@@ -51,6 +53,7 @@ class TokenStream:
         self._starts = document_starts
         self._table = table
         self._text: bytes | None = None
+        self._make_sketch = make_sketch
 
     def read(self, start: int, count: int) -> Int32:
         """Tokens [start, start + count) as int32 `[T]`. Raises IndexError outside the stream."""
@@ -99,6 +102,10 @@ class TokenStream:
         if self._text is None:
             self._text = b"".join(self.documents())
         return self._text
+
+    def sketch(self) -> Sketch:
+        """What it takes to find the decoded text in another one, or another one in it."""
+        return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> TokenStream:
         """A subset of at most `max_symbols`: whole documents drawn by `seed`, in stream order, the last drawn one cut.

@@ -21,8 +21,10 @@ import numpy.typing as npt
 
 from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, TokenizerEntry, make_manifest
 from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
+from data.sketches import sketch_path, write_sketch
 from shared.errors import DataError
 from shared.files import sync_folder
+from shared.sketch import SketchBuilder
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -88,18 +90,18 @@ class DatasetWriter:
         writer.begin_document()
         for chunk in chunks:
             try:
-                writer.write(chunk, len(chunk))
+                writer.write(chunk, chunk)
             except OSError as error:
                 raise self._data_error(error) from None
         writer.end_document()
 
-    def add_tokens(self, split: SplitName, tokens: npt.NDArray[np.uint16], num_bytes: int) -> None:
-        """Append one document as tokens `[T]`, its start among them, that decode to `num_bytes` of text, above 0."""
-        assert self._tokenizer is not None and num_bytes > 0, "a dataset of bytes, or a document without text"
+    def add_tokens(self, split: SplitName, tokens: npt.NDArray[np.uint16], text: bytes) -> None:
+        """Append one document as tokens `[T]`, its start among them, that decode to `text`, not empty."""
+        assert self._tokenizer is not None and text, "a dataset of bytes, or a document without text"
         writer = self._split(split)
         writer.begin_document()
         try:
-            writer.write(tokens.astype("<u2").tobytes(), num_bytes)
+            writer.write(tokens.astype("<u2").tobytes(), text)
         except OSError as error:
             raise self._data_error(error) from None
         writer.end_document()
@@ -216,12 +218,13 @@ class _SplitWriter:
         self._num_documents = 0
         self._num_symbols = 0
         self._total_bytes = 0
+        self._sketch = SketchBuilder()
 
     def begin_document(self) -> None:
         self._document_start = self._num_symbols
 
-    def write(self, chunk: bytes, text_bytes: int) -> None:
-        """Append symbols, given as they are stored, that stand for so many bytes of text."""
+    def write(self, chunk: bytes, text: bytes) -> None:
+        """Append symbols, given as they are stored, that stand for a piece of text."""
         view = memoryview(chunk)
         while view:
             shard = self._open_shard()
@@ -229,25 +232,29 @@ class _SplitWriter:
             shard.write(piece)
             self._num_symbols += len(piece) // self._symbol_bytes
             view = view[len(piece) :]
-        self._total_bytes += text_bytes
+        self._total_bytes += len(text)
+        self._sketch.write(text)
 
     def end_document(self) -> None:
         assert self._num_symbols > self._document_start, "an empty document has no place in a stream"
         self._starts.write(np.array(self._document_start, dtype="<i8").tobytes())
         self._num_documents += 1
+        self._sketch.end_document()
 
     def finish(self) -> SplitEntry:
-        """Close every file; returns their manifest entry."""
+        """Close every file and keep the text's sketch beside them; returns their manifest entry."""
         if self._shard is not None:
             self._shard.close()
             self._shard = None
         sync_and_close(self._starts)
-        return SplitEntry(
+        entry = SplitEntry(
             shards=[_file_entry(path) for path in self._shard_paths],
             num_documents=self._num_documents,
             total_bytes=self._total_bytes,
             document_starts=_file_entry(self._starts_path),
         )
+        write_sketch(sketch_path(self._folder, self._split), self._sketch.finish(), entry.sha256)
+        return entry
 
     def abandon(self) -> None:
         """Close what is open; the files are about to be deleted, so a full disk no longer matters."""

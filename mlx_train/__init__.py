@@ -4,11 +4,16 @@ Importing it prepares the process for MLX, which has to happen before `mlx.core`
 """
 
 import os
+import sys
 
 from mlx_train.blas import load_openblas
+from mlx_train.float32_products import start_exact
 
 # MLX orders a graph breadth first up to this width, then depth first. Depth first, a CPU would finish the
-# work of one stream before it starts that of the next; wide enough, all streams run side by side.
-os.environ.setdefault("MLX_BFS_MAX_WIDTH", "10000")
+# work of one stream before it starts that of the next; wide enough, all streams run side by side. A Mac's GPU has
+# one stream, and breadth costs it memory.
+if sys.platform != "darwin":
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "10000")
 
+start_exact()
 load_openblas()

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_train.cpu_attention import can_chunk, causal_attention
 from mlx_train.cpu_math import LOG2E, exp2, tanh
-from mlx_train.plain_ops import MLXOps, masks_nothing, rotation_tables
+from mlx_train.plain_ops import DTYPES, MLXOps, masks_nothing, rotation_tables
 
 # Above it exp(logit) without subtracting a maximum could overflow float32.
 UNSHIFTED_SOFTCAP = 60.0
@@ -21,6 +21,10 @@ UNSHIFTED_SOFTCAP = 60.0
 
 class MLXCPUOps(MLXOps):
     """MLXOps for float32 on a CPU."""
+
+    def embedding(self, weight: mx.array, index: mx.array, dtype: str) -> mx.array:
+        # Its gradient adds rows one after the other here, so it needs no other.
+        return weight[index].astype(DTYPES[dtype])
 
     def rms_norm(self, x: mx.array, eps: float) -> mx.array:
         if x.dtype != mx.float32:

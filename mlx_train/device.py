@@ -12,16 +12,19 @@ import time
 from functools import lru_cache
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_train.blas import set_blas_threads
-from shared.device_facts import DeviceFacts, host_memory_bytes
+from mlx_train.float32_products import choose, settle
+from shared.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.spec.base import Float32Products
 
 # mallopt parameters of glibc.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
 def on_gpu() -> bool:
-    """Whether MLX runs on a GPU (Metal) here."""
+    """Whether MLX runs on a GPU here, through Metal or CUDA."""
     return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
@@ -45,12 +48,28 @@ def compute_streams() -> tuple[mx.Stream, ...]:
     return tuple(mx.new_stream(mx.cpu) for _ in range(cores))
 
 
+def float32_products() -> Multiplied:
+    """How this process multiplies float32 matrices from now on."""
+    settle()
+    return multiplied(lambda a, b: np.array(mx.array(a) @ mx.array(b)))
+
+
 def device_name() -> str:
     """The device in words."""
     if on_gpu():
-        return f"{mx.device_info().get('device_name', 'GPU')} (Metal)"
+        return f"{mx.device_info().get('device_name', 'GPU')} ({gpu_backend()})"
     compiled = "" if can_compile() else ", no g++: MLX runs uncompiled and slower"
     return f"CPU, {len(compute_streams())} threads, {platform.machine()}{compiled}"
+
+
+def gpu_backend() -> str:
+    """What MLX reaches its GPU through."""
+    return "Metal" if mx.metal.is_available() else "CUDA"
+
+
+def use_float32_products(products: Float32Products) -> None:
+    """Multiply float32 matrices as a spec says, for the rest of the process. Raises RunError where it is too late."""
+    choose(products, on_gpu())
 
 
 def peak_memory_bytes() -> int:
@@ -62,14 +81,15 @@ def peak_memory_bytes() -> int:
 
 
 def device_facts() -> DeviceFacts:
-    """This Mac's GPU, or the CPU."""
+    """The GPU, or the CPU."""
     framework = f"mlx {mx.__version__}"
     if not on_gpu():
         available, total = host_memory_bytes()
         return DeviceFacts("cpu", (device_name(),), available, total, framework, workers=len(compute_streams()))
-    info = mx.device_info()
-    total = int(info["max_recommended_working_set_size"])
-    return DeviceFacts("gpu", (device_name(),), total - int(mx.get_active_memory()), total, framework, "Metal")
+    free, total = _gpu_memory_bytes()
+    return DeviceFacts(
+        "gpu", (device_name(),), free, total, framework, gpu_backend(), float32_products=float32_products()
+    )
 
 
 def matrix_product_flops_per_s(dtype: str) -> float:
@@ -83,6 +103,15 @@ def matrix_product_flops_per_s(dtype: str) -> float:
         mx.eval([mx.matmul(a, b, stream=stream) for stream in streams])
         best_s = min(best_s, time.perf_counter() - started)
     return len(streams) * 2 * size**3 / best_s
+
+
+def _gpu_memory_bytes() -> tuple[int, int]:
+    """(free, total). A Mac's GPU has a share of main memory; what other programs hold of it is not known."""
+    info = mx.device_info()
+    if gpu_backend() == "CUDA":
+        return int(info["free_memory"]), int(info["total_memory"])
+    total = int(info["max_recommended_working_set_size"])
+    return total - int(mx.get_active_memory()), total
 
 
 def _keep_freed_memory() -> None:

@@ -34,6 +34,7 @@ class TrainingEngine(EngineState):
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
+        device.use_float32_products(spec.training.float32_products)
         self.streams = device.compute_streams()
         self._partition = partition_parameters(spec, len(self.streams))
         # One function for each stage of the run: (gradients of a first micro-batch, of a later one).

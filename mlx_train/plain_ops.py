@@ -8,6 +8,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from mlx_train.table_gradient import read_rows
 from shared.ops.code_scale import SUBNORMAL_STEP
 from shared.ops.noise import mixed
 
@@ -36,7 +37,7 @@ class MLXOps:
         return x @ weight.astype(x.dtype).T
 
     def embedding(self, weight: mx.array, index: mx.array, dtype: str) -> mx.array:
-        return weight[index].astype(DTYPES[dtype])
+        return read_rows(weight, index).astype(DTYPES[dtype])
 
     def rms_norm(self, x: mx.array, eps: float) -> mx.array:
         return mx.fast.rms_norm(x, None, eps)

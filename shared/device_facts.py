@@ -6,21 +6,30 @@ import importlib
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+import numpy as np
+
 from shared.engine import ENGINE_PACKAGES
 
 CGROUP = Path("/sys/fs/cgroup")
+
+Multiplied = Literal["float32", "tf32"]
+# float32 holds this exactly; TF32, with 10 bits after the point, does not.
+FINE = 1.0 + 2.0**-12
+# Matrices of this size go to the kernels of large products.
+PROBE_SIZE = 512
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
     """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
-    has least. `workers` share a batch at the same time. `float32_products` says how the device multiplies
-    float32 matrices. `driver` is empty where there is none.
+    has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
+    matrices there, as the engine's `device.float32_products()` says. `driver` is empty where there is none.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -30,7 +39,7 @@ class DeviceFacts:
     framework: str
     driver: str = ""
     workers: int = 1
-    float32_products: Literal["float32", "tf32"] = "float32"
+    float32_products: Multiplied = "float32"
 
     @property
     def alike(self) -> bool:
@@ -47,6 +56,12 @@ def device_facts(engine: str) -> DeviceFacts:
 def device_module(engine: str) -> ModuleType:
     """The engine's `device` module, found by name as shared imports no engine."""
     return importlib.import_module(f"{ENGINE_PACKAGES[engine]}.device")
+
+
+def multiplied(product: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Multiplied:
+    """How a device computes the product of two float32 matrices, by one that TF32 rounds."""
+    fine = np.full((PROBE_SIZE, PROBE_SIZE), FINE, np.float32)
+    return "float32" if np.array_equal(product(fine, np.eye(PROBE_SIZE, dtype=np.float32)), fine) else "tf32"
 
 
 def host_memory_bytes() -> tuple[int, int]:

@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from shared.errors import RunError, UserError
-from shared.model import Forward, forward, log_probs, symbol_nats, training_parameters
+from shared.model import Forward, forward, log_probs, symbol_nats
 from shared.ops import NumpyOps
-from shared.optim import initial_state
+from shared.optim import WEIGHTS, state_shapes
 from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
 
@@ -143,18 +143,15 @@ def split_state(spec: Spec, state: Weights) -> tuple[dict[str, np.ndarray], dict
 
     Raises RunError naming the first tensor that is missing, unknown or of another shape.
     """
-    zeros = {parameter.name: np.zeros(parameter.shape, np.float32) for parameter in training_parameters(spec)}
-    expected = {f"weight/{name}": value for name, value in zeros.items()} | initial_state(spec, zeros)
+    expected = state_shapes(spec)
     for name in sorted(expected.keys() ^ state.keys()):
         problem = "missing from" if name in expected else "unknown in"
         raise RunError(f"tensor {name} is {problem} the checkpoint: it belongs to another spec")
-    for name, value in expected.items():
-        if state[name].shape != value.shape:
-            raise RunError(
-                f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec wants {value.shape}"
-            )
-    weights = {name: state[f"weight/{name}"] for name in zeros}
-    return weights, {name: state[name] for name in expected if not name.startswith("weight/")}
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            raise RunError(f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec wants {shape}")
+    weights = {name.removeprefix(WEIGHTS): state[name] for name in expected if name.startswith(WEIGHTS)}
+    return weights, {name: state[name] for name in expected if not name.startswith(WEIGHTS)}
 
 
 def available_engines() -> list[str]:

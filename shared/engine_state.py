@@ -9,7 +9,7 @@ import numpy as np
 from shared.engine import NonFiniteError, Weights, WeightsKind, split_state
 from shared.model import Forward, trained_parameters, training_parameters, with_auxiliary
 from shared.ops import Array, Ops
-from shared.optim import averaged_weights, initial_state
+from shared.optim import WEIGHTS, averaged_weights, initial_state
 from shared.ranks import Ranks
 from shared.spec import Spec
 from shared.stages import SYMBOL_WEIGHTS
@@ -47,7 +47,7 @@ class EngineState:
         return self._to_host(self._weights(kind))
 
     def save_state(self) -> dict[str, np.ndarray]:
-        return self._to_host({**{f"weight/{name}": value for name, value in self.params.items()}, **self.state})
+        return self._to_host({**{f"{WEIGHTS}{name}": value for name, value in self.params.items()}, **self.state})
 
     def load_state(self, state: Weights) -> None:
         weights, rest = split_state(self.spec, state)

@@ -55,7 +55,10 @@ class LeadingEngine:
         return score_together(self.engine, x)
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
-        return self.engine.log_probs(x)
+        """Distributions from this rank alone, in passes of as many rows as `score` gives to one rank: in bfloat16 the
+        audit could not compare them with a score from a pass of another shape."""
+        shares = [rows_to_score(x, rank, self.ranks) for rank in range(self.ranks.world_size)]
+        return np.concatenate([self.engine.log_probs(x[share]) for share in shares])[: len(x)]
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         self._tell("use_symbol_weights", {"weights": weights})
@@ -145,10 +148,13 @@ def share_of_rows(x: np.ndarray, ranks: Ranks) -> np.ndarray:
 def score_together(engine: Engine, x: np.ndarray) -> np.ndarray:
     """`engine.score` of any number of rows x [B, T], each rank scoring some: [B, T] float32, on every rank."""
     ranks = engine.ranks
+    return np.concatenate(ranks.gather(engine.score(x[rows_to_score(x, ranks.rank, ranks)])))[: len(x)]
+
+
+def rows_to_score(x: np.ndarray, rank: int, ranks: Ranks) -> np.ndarray:
+    """Which rows of x [B, T] a rank scores, equally many for each; one without a row of its own repeats the last."""
     rows = -(-len(x) // ranks.world_size)
-    # Ranks without a row of their own repeat the last one: all must send equally much.
-    index = np.minimum(np.arange(rows * ranks.rank, rows * (ranks.rank + 1)), len(x) - 1)
-    return np.concatenate(ranks.gather(engine.score(x[index])))[: len(x)]
+    return np.minimum(np.arange(rows * rank, rows * (rank + 1)), len(x) - 1)
 
 
 def compare(engine: Engine) -> None:

@@ -8,6 +8,7 @@ above the engine knows how many ranks there are: only rank 0 reads data, decides
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Protocol
 
@@ -56,6 +57,12 @@ def own_rank() -> int:
 def is_launched() -> bool:
     """Whether torchrun or mlx.launch started this process."""
     return TORCH_RANK in os.environ or MLX_RANK in os.environ
+
+
+def killer_in_words(number: int) -> str:
+    """Name the signal that killed another process, and why that may be."""
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    return name + (" (the system does this when memory runs out)" if number == signal.SIGKILL else "")
 
 
 def let_rank_0_speak() -> None:

@@ -32,6 +32,8 @@ def scored_run(name: str, seed: int, bpb: float, **changes: Any) -> ScoredRun:
         "path": Path(f"runs/{name}-seed{seed}"),
         "spec_name": name,
         "fields": fields,
+        "train_name": "toy",
+        "train_text": "ef" * 32,
         "seed": seed,
         "engine": "mlx",
         "device": "a device",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Harness:
     validation_fails: bool = False
     store: CheckpointStore | None = None
     score: Callable[[int], float] | None = None
+    loader: FakeLoader = field(default_factory=FakeLoader)
 
     def validate(self, step: int, progress: Progress) -> ValidationReport:
         if self.validation_fails:
@@ -57,13 +58,13 @@ class Harness:
             self.engine.load_state(checkpoint.state)
             self.engine.steps = info.step
             last, best = (ValidationReport(**v) if v else None for v in (info.last_validation, info.best_validation))
-            position = Position(info.step, info.elapsed_s, last, best)
+            position = Position(info.step, info.elapsed_s, last, best, info.step_s, info.slowest_step_s)
             position.saved = position.stamp
         with MetricsLog(self.folder / "metrics.jsonl", position.step) as metrics:
             loop = TrainingLoop(
                 self.spec,
                 self.engine,
-                FakeLoader(),
+                self.loader,
                 self.validate,
                 store,
                 metrics,

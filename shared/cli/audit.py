@@ -20,6 +20,7 @@ from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
 from shared.scoring.stream import open_split
 from shared.spec import spec_id
 from shared.training.gradient_check import check_spec_gradients
+from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
 from shared.training.target import Target, load_audited
 
@@ -95,7 +96,7 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
         score = score_by_spec(scorer, stream, progress=progress)
     with out.status("looking for leaks"):
-        report = audit_scorer(scorer, stream, score)
+        report = audit_scorer(scorer, stream, score).with_checks(check_target_data(target, text))
         if target.weights_name == "random":
             fresh = initial_weights(spec, starting_text(spec))
             report = report.with_check(check_initial_loss(create_scorer(engine, spec, fresh)))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
     add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
     side = add.add_mutually_exclusive_group()
-    side.add_argument(
-        "--heldout-frac", type=float, metavar="F", help="share of the documents held out, by hash of their text"
-    )
+    side.add_argument("--heldout-frac", type=float, metavar="F", help="share of the documents held out, by content")
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
     add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
@@ -118,11 +118,14 @@ def _import(args: argparse.Namespace) -> CommandResult:
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             **options,
         )
+    compressors = measure_heldout(args.name)
     document = {
         **describe_dataset(result.manifest),
+        "compressors": compressors,
         "files": result.num_files,
         "empty_documents": result.empty_documents,
         "other_files": result.other_files,
+        "near_copies": result.near_copies,
     }
     out = console()
     out.print(datasets_table([describe_dataset(result.manifest)]))
@@ -130,6 +133,8 @@ def _import(args: argparse.Namespace) -> CommandResult:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.other_files:
         out.print(f"{result.other_files} files of other types left out")
+    if result.near_copies:
+        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
     return CommandResult(document)
 
 
@@ -150,6 +155,7 @@ def _download(args: argparse.Namespace) -> CommandResult:
         except KeyboardInterrupt:
             out.print("interrupted; the same command goes on where this one stopped")
             return CommandResult({"interrupted": True}, status=130)
+    compressors = measure_heldout(result.manifest.name)
     out.print(datasets_table([describe_dataset(result.manifest)]))
     if result.empty_documents:
         out.print(f"{result.empty_documents} empty documents left out")
@@ -158,6 +164,7 @@ def _download(args: argparse.Namespace) -> CommandResult:
     return CommandResult(
         {
             **describe_dataset(result.manifest),
+            "compressors": compressors,
             "origin": result.manifest.origin.model_dump(),
             "files": result.num_files,
             "downloaded_bytes": result.downloaded_bytes,
@@ -186,6 +193,27 @@ def _verify(args: argparse.Namespace) -> CommandResult:
             out.print(f"{name}: every byte as its manifest says", style="green", markup=False, soft_wrap=True)
     damaged = any(problems.values())
     return CommandResult({"passed": not damaged, "problems": problems}, status=1 if damaged else 0)
+
+
+def measure_heldout(name: str) -> dict[str, Any]:
+    """Measure what general compressors make of the held-out text of a dataset, where that is not known yet, so that
+    no score waits for it; print and return the figures. Empty for a dataset without such text."""
+    out, begin_s = console(), time.monotonic()
+    results: dict[str, Any] = {}
+    with transfer_bar(DownloadColumn()) as bar:
+        task = bar.add_task(f"compressing the held-out text of {name} with xz, zstd and brotli", total=None)
+        try:
+            results = importlib.import_module("data.compressed").measure_heldout(
+                name, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        except KeyboardInterrupt:
+            out.print("the dataset is whole; its first score will measure the compressors", style="yellow")
+            raise
+    if results:
+        shown = ", ".join(f"{compressor} {result.bpb:.4f}" for compressor, result in results.items())
+        seconds = time.monotonic() - begin_s
+        out.print(f"held-out text of {name}, bits per byte: {shown} ({seconds:.1f} s)", markup=False, soft_wrap=True)
+    return {compressor: asdict(result) for compressor, result in results.items()}
 
 
 def describe_dataset(manifest: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`bytetwin COMMAND`: finds the command, runs it, turns errors into one line and an exit status.
 
-Exit status 0: done. 1: a check said no. 2: bad input, told in one line on stderr.
+Exit status 0: done. 1: a check said no. 2: bad input, told in one line on stderr. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", status=130)
     except RanksError as error:
         return _fail(str(error), status=1)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`bytetwin pack`: quantises the weights of a run's last checkpoint and writes the artifact."""
+"""`bytetwin pack`: quantises the weights of a checkpoint of a run and writes the artifact."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rich.table import Table
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
 from shared.cli.command import CommandResult, console
-from shared.errors import UserError
-from shared.spec import with_overrides
-from shared.training.target import load_trained
+from shared.errors import RunError, UserError
+from shared.optim import keeps_average
+from shared.scoring.report import read_score
+from shared.spec import Spec, with_overrides
+from shared.training.run_directory import RunDirectory
+from shared.training.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 
 NAME = "pack"
 HELP = "quantise and compress the weights of a run into its artifact"
@@ -23,29 +26,44 @@ HELP = "quantise and compress the weights of a run into its artifact"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN, --output, --weights and --set."""
     parser.add_argument("target", metavar="RUN", help="a run's name or folder")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: artifact.btw of the run")
-    parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: artifact.btw of the run, for its own settings and averaged weights only: a score belongs to it",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["averaged", "trained", "best"],
+        default="averaged",
+        help="averaged or trained weights of the last checkpoint, or of the one that was best on held-out text, which "
+        "makes its score optimistic; default %(default)s",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="artifact.key=value",
-        help="pack with other settings of the artifact section",
+        help="pack with other settings of the artifact section; needs --output",
     )
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Pack and report the bytes; status 1 if code and artifact are over the budget."""
-    target = load_trained(args.target, args.weights)
     for override in args.overrides:
         if not override.strip().startswith("artifact."):
             raise UserError(f"--set {override!r}: packing can change keys of the artifact section only")
-    spec = with_overrides(target.spec, args.overrides)
+    target = load_trained(args.target, args.weights)
     if target.run is None:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
+    spec = with_overrides(target.spec, args.overrides)
     path = args.output or target.run.artifact_path
-    info = write_artifact(path, spec, target.weights)
+    other = _not_the_runs(args, target, spec)
+    if other or path.resolve() != target.run.artifact_path.resolve():
+        refuse_run_artifact(path, other or f"packing {args.target}")
+    extra = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else None
+    info = write_artifact(path, spec, target.weights, extra)
     budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
     entropy = _entropy_by_class(path)
     out = console()
@@ -56,8 +74,14 @@ def run(args: argparse.Namespace) -> CommandResult:
         f"of {budget.limit_bytes:,}: {verdict}",
         style=None if budget.fits else "red",
     )
+    if target.chosen is not None:
+        out.print(f"packed: {target.chosen}", markup=False, soft_wrap=True)
+    if path.resolve() == target.run.artifact_path.resolve():
+        _say_if_unscored(out, target.run, info)
     document = {
         "artifact": str(path),
+        "weights": target.weights_name,
+        "chosen": target.chosen.model_dump() if target.chosen is not None else None,
         "artifact_bytes": budget.artifact_bytes,
         "code_bytes": budget.code_bytes,
         "limit_bytes": budget.limit_bytes,
@@ -69,6 +93,28 @@ def run(args: argparse.Namespace) -> CommandResult:
         "sha256": info.sha256,
     }
     return CommandResult(document, 0 if budget.fits else 1)
+
+
+def _not_the_runs(args: argparse.Namespace, target: Target, spec: Spec) -> str:
+    """What makes this another artifact than the one the run's own settings give; empty if nothing does."""
+    if spec != target.spec:
+        return "packing with other settings than the run's (" + ", ".join(args.overrides) + ")"
+    if args.weights == "best" or (args.weights == "trained" and keeps_average(spec.training)):
+        return f"packing --weights {args.weights}"
+    return ""
+
+
+def _say_if_unscored(out: Console, run: RunDirectory, info: ArtifactInfo) -> None:
+    """A line if the run has a score, but of another artifact than this."""
+    if not run.score_path.exists():
+        return
+    try:
+        scored = read_score(run.score_path).is_of(info)
+    except RunError:
+        scored = False
+    if not scored:
+        line = f"{run.score_path} is of another artifact: `bytetwin score {run.path}` scores this one"
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def _entropy_by_class(path: Path) -> dict[str, float]:

@@ -31,15 +31,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set and what else is asked; --help lists the rows."""
     add_spec_arguments(parser)
     add_engine_argument(parser)
-    parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all found, or 1")
+    parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all of every node, or 1")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines like this one; default %(default)s")
     parser.add_argument("--price", type=_dollars, metavar="DOLLARS", help="price of one GPU-hour, for the row cost")
     parser.add_argument(
         "--fit", type=Path, metavar="FILE", help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols"
     )
     parser.add_argument(
-        "--force", action="append", default=[], metavar="ROW", help="count a no-go of this row as go; may be repeated"
+        "--force",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="count this row's no-go or risk as go; may be repeated",
     )
+    parser.add_argument("--strict", action="store_true", help="refuse risks too: status 1 if a row says risk")
     parser.add_argument("--quick", action="store_true", help="check shards by size alone, without hashing")
+    parser.add_argument(
+        "--as-trained", action="store_true", help="check causality in the spec's dtype and compiled on a CPU too"
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="also write the JSON document to this file")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -48,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Ask every row; status 1 if one says no-go and is not forced."""
+    """Ask every row; status 1 if one says no-go, or with --strict risk, and is not forced."""
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_curve(args.fit) if args.fit else None
@@ -58,11 +67,11 @@ def run(args: argparse.Namespace) -> CommandResult:
     if engine not in available_engines():
         installed = ", ".join(available_engines()) or "none"
         raise UserError(f"engine {engine!r} needs a package that is not installed; installed: {installed}")
-    ranks = _all_gpus(engine) if args.ranks is None else args.ranks
-    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick)
+    ranks = args.nodes * _all_gpus(engine) if args.ranks is None else args.ranks
+    question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes, args.as_trained)
     out = console()
     with out.status("preflight") as status:
-        report = run_preflight(question, args.force, announce=lambda what: status.update(f"preflight: {what}"))
+        report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
     print_report(out, report)
     document = report.to_document()
     if args.record:
@@ -71,7 +80,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _all_gpus(engine: str) -> int:
-    """As many ranks as there are GPUs, 1 on a CPU."""
+    """As many ranks as there are GPUs in this machine, 1 on a CPU."""
     facts = device_facts(engine)
     return len(facts.names) if facts.kind == "gpu" else 1
 

@@ -1,6 +1,7 @@
 """`bytetwin prepare`: puts the datasets of a spec on disk, as far as they are not there.
 
-A dataset of the hub is downloaded; `fineweb-sp1024` and its like are then encoded from it with its tokenizer.
+A dataset of the hub is downloaded; `fineweb-sp1024` and its like are then encoded from it with its tokenizer. What
+general compressors make of the held-out text is measured too, so that no GPU waits for it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> CommandResult:
                 _run(tokenizer, ["encode", name, source, "--tokenizer", name])
                 found[name] = "encoded"
         datasets.load_manifest(name)
+        if name == spec.data.heldout:
+            data.measure_heldout(name)
         console().print(f"dataset {name}: {found[name]}", markup=False, soft_wrap=True)
     return CommandResult({"datasets": found})
 

@@ -1,22 +1,33 @@
-"""`bytetwin score`: bits per byte of a run or an artifact on held-out text, with all that qualifies it."""
+"""`bytetwin score`: bits per byte of a run or an artifact on held-out text, with all that qualifies it.
+
+The score of a run's artifact as the run itself would have made it replaces that of the run, which mends a run whose
+artifact was packed again. Any other score is kept only where --output says.
+"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from shared.cli.command import CommandResult, add_engine_argument, console
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
-from shared.engine import create_scorer
-from shared.scoring.evaluate import evaluate
-from shared.scoring.report import ScoreDocument
+from shared.engine import available_engines, create_scorer
+from shared.scoring.bits_per_byte import Score
+from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.report import ScoreDocument, write_score
 from shared.scoring.stream import open_split
-from shared.training.target import load_trained
+from shared.training.own_score import replace_score, training_engine, why_not_own
+from shared.training.run_data import check_target_data
+from shared.training.target import Target, load_trained
 
 NAME = "score"
-HELP = "bits per byte of a run or artifact on held-out text, under a stated protocol"
+HELP = (
+    "bits per byte of a run or artifact on held-out text, under a stated protocol. The score of a finished run's "
+    "artifact on all its text, with its stride and engine, replaces score.json of the run; --output keeps any other"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,18 +38,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
     parser.add_argument(
         "--weights",
-        choices=["packed", "averaged", "trained"],
-        help="of a run: its artifact (default), or the averaged or trained weights of its last checkpoint",
+        choices=["packed", "averaged", "trained", "best"],
+        help="of a run: its artifact (default), the averaged or trained weights of its last checkpoint, or the weights "
+        "of the one that was best on held-out text, which makes the score optimistic",
     )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the score document here, not into the run")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
     target = load_trained(args.target, args.weights)
-    engine = args.engine or default_engine()
+    engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
     scorer = create_scorer(engine, target.spec, target.weights)
     out = console()
+    scores: list[Score] = []
     with progress_bar(out, f"scoring {target.source} on {stream.name}", "symbols") as progress:
         document = evaluate(
             scorer,
@@ -46,12 +60,47 @@ def run(args: argparse.Namespace) -> CommandResult:
             engine=engine,
             weights=target.weights_name,
             artifact_bytes=target.artifact_bytes,
+            artifact_sha256=target.artifact_sha256,
+            chosen=target.chosen,
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress,
+            on_score=scores.append,
+            data_checks=check_target_data(target, stream),
         )
     print_score(out, document)
+    path = _save(args, target, document, scores[0], out)
+    if not document.compressors:
+        with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
+            document = with_compressors(document, stream, args.max_symbols, progress)
+        for name, result in document.compressors.items():
+            out.print(f"{name}: {result.bpb:.4f} bits per byte, {result.compressed_bytes:,} bytes")
+        if path is not None:
+            write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
+
+
+def _default_engine(target: Target) -> str:
+    """The engine that trained the run, where it is installed, as its score is to be of the same function."""
+    trained = training_engine(target.run) if target.run is not None else None
+    return trained if trained in available_engines() else default_engine()
+
+
+def _save(args: argparse.Namespace, target: Target, document: ScoreDocument, score: Score, out: Console) -> Path | None:
+    """Where the document was written: --output, score.json of the run if it is the run's own, or nowhere."""
+    path: Path | None = args.output
+    if path is not None:
+        write_score(path, document)
+    elif target.run is not None:
+        other = why_not_own(target.run, target.spec, document)
+        if other:
+            out.print(f"not written to {target.run.score_path}: {other}; --output FILE keeps it", soft_wrap=True)
+            return None
+        path = target.run.score_path
+        replace_score(target.run, document, score)
+    if path is not None:
+        out.print(f"score {path}", markup=False, soft_wrap=True)
+    return path
 
 
 def print_score(out: Console, document: ScoreDocument) -> None:
@@ -73,19 +122,16 @@ def print_score(out: Console, document: ScoreDocument) -> None:
 
 def score_lines(document: ScoreDocument) -> list[str]:
     """What a reader must know beside the figure, one fact a line."""
-    interval, dataset = document.confidence, document.dataset
-    within = (
-        f"too little text for an interval ({interval.num_units} {interval.units})"
-        if interval.low_bpb is None or interval.high_bpb is None
-        else f"{interval.low_bpb:.4f} to {interval.high_bpb:.4f} ({interval.num_units} {interval.units})"
-    )
+    dataset = document.dataset
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [
-        f"{interval.level:.0%} confidence: {within}",
+        document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
         f"protocol: {document.symbols:,} symbols, each once, windows of {document.window_symbols} by "
         f"{document.stride_symbols}, adaptation {document.adaptation}, engine {document.engine}",
     ]
+    if document.chosen is not None:
+        lines.append(f"weights: {document.chosen}")
     if document.artifact_bytes is not None:
         total, limit = document.artifact_bytes + document.code_bytes, document.limit_bytes
         lines.append(f"size: {total:,} bytes of {limit:,}{'' if total <= limit else ': OVER the budget'}")

@@ -14,12 +14,14 @@ from shared.cli.command import CommandResult, add_engine_argument, console
 from shared.cli.score import print_score
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
 from shared.engine import create_scorer
+from shared.scoring.checks import Check
 from shared.scoring.evaluate import evaluate
 from shared.scoring.overlap import check_selection
 from shared.scoring.report import write_score
-from shared.scoring.stream import open_split
+from shared.scoring.stream import SymbolStream, open_split
+from shared.training.run_data import check_target_data
 from shared.training.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
-from shared.training.target import Target, load_trained
+from shared.training.target import Target, load_trained, refuse_run_artifact
 
 NAME = "soup"
 HELP = "mix the weights of several runs of one spec into an artifact and score it"
@@ -43,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check says no."""
+    refuse_run_artifact(args.output, "a soup")
     members = [load_trained(source, args.weights) for source in args.runs]
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), console()
@@ -62,8 +65,10 @@ def run(args: argparse.Namespace) -> CommandResult:
             engine=engine,
             weights="packed",
             artifact_bytes=info.artifact_bytes,
+            artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
+            data_checks=_data_checks(members, stream),
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)
@@ -76,6 +81,12 @@ def run(args: argparse.Namespace) -> CommandResult:
         document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
+
+
+def _data_checks(members: list[Target], heldout: SymbolStream) -> list[Check]:
+    """What the members' training texts say of the text that is scored, each thing once."""
+    checks = [check for member in members for check in check_target_data(member, heldout)]
+    return list(dict.fromkeys(checks))
 
 
 def _soup_document(

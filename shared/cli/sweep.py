@@ -21,6 +21,7 @@ from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.scored_run import read_scored_run
 from shared.study.sweep import Swept, sweep
 from shared.training.console import make_observer
+from shared.training.observer import Observer
 from shared.training.run_directory import NAME_PATTERN
 
 NAME = "sweep"
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     """Train what is not done, compare what is; status 1 if a run failed or a score does not count, 128 + signal
     number if it was stopped."""
     if is_launched():
-        raise UserError("sweep runs in one process: start it without torchrun or mlx.launch")
+        raise UserError("sweep starts its own processes, one run at a time: start it without torchrun or mlx.launch")
     check_record(args)
     plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)
     if args.name is not None and not NAME_PATTERN.fullmatch(args.name):
@@ -81,8 +82,13 @@ def run(args: argparse.Namespace) -> CommandResult:
         what = "finished before" if before else "training"
         out.print(f"run {number} of {len(plan)}: {planned.name}: {what}", style="bold", markup=False, soft_wrap=True)
 
-    swept = sweep(plan, args.engine or default_training_engine(), folder, lambda: make_observer(out), announce)
+    swept = sweep(plan, args.engine or default_training_engine(), folder, _observer, announce)
     return _end(args, folder, swept, out)
+
+
+def _observer() -> Observer:
+    """Make the view of a run. Called in the run's process."""
+    return make_observer(console())
 
 
 def _end(args: argparse.Namespace, folder: Path, swept: Swept, out: Console) -> CommandResult:

@@ -14,7 +14,7 @@ from rich.progress import DownloadColumn
 from rich.table import Table
 
 from shared.cli.command import CommandResult, console
-from shared.cli.data import add_action, datasets_table, describe_dataset, transfer_bar
+from shared.cli.data import add_action, datasets_table, describe_dataset, measure_heldout, transfer_bar
 from shared.cli.scoring import positive
 
 NAME = "tokenizer"
@@ -100,9 +100,11 @@ def _encode(args: argparse.Namespace) -> CommandResult:
         )
     if result.empty_documents:
         out.print(f"{result.empty_documents} documents without text left out")
+    compressors = measure_heldout(args.name)
     return CommandResult(
         {
             **describe_dataset(result.manifest),
+            "compressors": compressors,
             "tokens": result.num_tokens,
             "text_bytes": result.text_bytes,
             "source_bytes": result.source_bytes,

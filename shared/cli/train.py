@@ -27,6 +27,7 @@ from shared.training.console import make_observer
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
 from shared.training.record import SeedResult, finished_with
+from shared.training.report.stages import stages_text
 from shared.training.run import RunResult, follow_run, train_run
 from shared.training.run_directory import RunDirectory
 
@@ -126,6 +127,7 @@ def _document(result: RunResult) -> dict[str, Any]:
         "packing": finished.packing.to_document() if finished else None,
         "problems": finished.problems if finished else [],
         "score": finished.score.to_dict() if finished else None,
+        "stage_s": dict(result.stage_s),
     }
 
 
@@ -162,6 +164,8 @@ def _print_end(out: Console, args: argparse.Namespace, result: RunResult) -> Non
         out.print(f"resume with: {_resume_command(args, result)}", markup=False, soft_wrap=True)
     if result.finished is not None:
         _print_finished(out, result, result.finished)
+    if result.stage_s:
+        out.print(f"time: {stages_text(result.stage_s)}", markup=False, soft_wrap=True)
 
 
 def _print_finished(out: Console, result: RunResult, finished: Finished) -> None:

@@ -9,10 +9,20 @@ from shared.optim.schedule import (
     progress_frac,
     step_hyperparameters,
 )
-from shared.optim.update import global_norm, initial_state, optimizer_step, partition_parameters, squared_norms
+from shared.optim.update import (
+    WEIGHTS,
+    global_norm,
+    initial_state,
+    optimizer_step,
+    partition_parameters,
+    squared_norms,
+    state_bytes,
+    state_shapes,
+)
 
 __all__ = [
     "HYPERPARAMETERS",
+    "WEIGHTS",
     "Orthogonalise",
     "averaged_weights",
     "global_norm",
@@ -25,5 +35,7 @@ __all__ = [
     "partition_parameters",
     "progress_frac",
     "squared_norms",
+    "state_bytes",
+    "state_shapes",
     "step_hyperparameters",
 ]

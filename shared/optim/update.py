@@ -8,33 +8,54 @@ averages of `shared.optim.averaging`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from shared.model.adapters import trained_parameters
+from shared.model.auxiliary import training_parameters
 from shared.ops import Array, Ops
 from shared.optim.adam import adam_update
-from shared.optim.averaging import initial_averages, update_averages
+from shared.optim.averaging import average_shapes, initial_averages, update_averages
 from shared.optim.muon import muon_state_shapes, muon_update
 from shared.optim.newton_schulz import Orthogonalise, orthogonalise
 from shared.optim.schedule import changes_decay
 from shared.spec import Spec
 
 CLIP_EPS = 1e-6
+# What the names of weights begin with in a checkpoint, beside the kinds of state.
+WEIGHTS = "weight/"
 
 
-def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; of what is
-    frozen nothing."""
-    state: dict[str, np.ndarray] = {}
+def state_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that a run holds between two steps and a checkpoint stores, all of it float32: the
+    weights as `weight/NAME`, those of training only included, then as `KIND/NAME` optimizer state and averages of what
+    is trained."""
+    shapes = {f"{WEIGHTS}{parameter.name}": parameter.shape for parameter in training_parameters(spec)}
     for parameter in trained_parameters(spec):
         if parameter.group == "matrix":
             kinds = muon_state_shapes(spec.optimizer, parameter.shape)
         else:
             kinds = dict.fromkeys(("first", "second"), parameter.shape)
-        state |= {f"{kind}/{parameter.name}": np.zeros(shape, np.float32) for kind, shape in kinds.items()}
+        kinds |= average_shapes(spec.training, parameter.shape)
+        shapes |= {f"{kind}/{parameter.name}": shape for kind, shape in kinds.items()}
+    return shapes
+
+
+def state_bytes(spec: Spec) -> int:
+    """Bytes of all that `state_shapes` names."""
+    return np.dtype(np.float32).itemsize * sum(map(math.prod, state_shapes(spec).values()))
+
+
+def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; of what is
+    frozen nothing."""
+    shapes = {name: shape for name, shape in state_shapes(spec).items() if not name.startswith(WEIGHTS)}
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for parameter in trained_parameters(spec):
         state |= initial_averages(spec.training, parameter.name, weights[parameter.name])
+    assert state.keys() == shapes.keys()
     return state
 
 
@@ -108,5 +129,5 @@ def optimizer_step(
             decay_factor,
         )
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
-    new_state |= update_averages(spec.training, new_params, state, hyper["snapshot"])
+    new_state |= update_averages(spec.training, new_params, state, hyper["average_rate"], hyper["snapshot"])
     return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}

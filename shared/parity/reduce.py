@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from shared.errors import SpecError
 from shared.spec import Spec, spec_from_dict, spec_to_dict
@@ -47,8 +48,10 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
         "training.micro_batch_symbols": MICRO_BATCH_ROWS * seq_len,
         "training.steps": steps,
         "training.dtype": "float32",
+        "training.float32_products": "exact",
         "training.compile": False,
         "training.time_limit_s": 0.0,
+        "training.reserve_s": 0.0,
         "training.memory_limit_bytes": 0,
         "schedule.driver": "steps",
         "optimizer.ns_dtype": "float32",
@@ -83,6 +86,11 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:
     """The spec with another compute dtype."""
+    return with_training(spec, dtype=dtype)
+
+
+def with_training(spec: Spec, **fields: Any) -> Spec:
+    """The spec with other fields of its training section."""
     values = spec_to_dict(spec)
-    values["training"]["dtype"] = dtype
+    values["training"] |= fields
     return spec_from_dict(values, origin=spec.name)

@@ -1,4 +1,4 @@
-"""The gate before money is spent: one table of go, no-go and unknown."""
+"""The gate before money is spent: one table of go, risk, no-go and unknown."""
 
 from shared.preflight.question import Question
 from shared.preflight.report import print_report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
 from shared.scoring.stream import open_split
+from shared.training.run_data import overlap_with_training
+from shared.training.sources import open_sources, open_training_text, training_loader
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
 HASH_LIMIT_S = 20.0
@@ -50,9 +53,8 @@ def shards_row(bench: Bench) -> Row:
         checked = _check_files(files, 0.0 if bench.question.quick else HASH_LIMIT_S)
         problems = [outcome.problem for outcome in checked if outcome.problem]
         if not problems:
-            # Headers and document starts, as training will read them.
-            open_split(data.train, "train", bench.spec.vocabulary)
-            open_split(data.heldout, "heldout", bench.spec.vocabulary)
+            # Headers, document starts and lengths, as the run will read them.
+            open_sources(bench.spec)
     except DataError as error:
         return no_go("shards", "not usable", str(error), problems=[str(error)])
     hashed = sum(outcome.hashed for outcome in checked)
@@ -70,12 +72,13 @@ def shards_row(bench: Bench) -> Row:
 
 
 def enough_data_row(bench: Bench) -> Row:
-    """Symbols of the training split against the symbols that the run will see."""
+    """Symbols of a pass over the text that the run trains on, in whole windows, against those that it will see."""
     try:
-        stream = open_split(bench.spec.data.train, "train", bench.spec.vocabulary)
+        stream = open_training_text(bench.spec)
+        loader = training_loader(bench.spec, stream)
     except DataError as error:
         return unknown("enough_data", f"the training text cannot be opened, see row shards: {error}")
-    plan, available = plan_run(bench), stream.num_symbols
+    plan, available = plan_run(bench), loader.windows_per_epoch * bench.spec.model.seq_len
     values = {"available_symbols": available, "seen_symbols": plan.symbols, "most_symbols": plan.most_symbols}
     text = f"{stream.name} holds {stream.num_bytes:,} bytes"
     if plan.symbols is None:
@@ -84,9 +87,23 @@ def enough_data_row(bench: Bench) -> Row:
             return judged(True, "enough_data", f"{available:,} symbols", how, **values)
         return unknown("enough_data", f"needs a GPU to know the step time; {how}", f"{available:,} symbols", **values)
     epochs = plan.symbols / available
-    figure = f"{available:,} symbols, {plan.symbols:,} seen: {epochs:.3g} passes"
+    figure = f"{available:,} symbols in whole windows, {plan.symbols:,} seen: {epochs:.3g} passes"
     how = f"{text}; steps x batch" + (" in the time limit" if bench.spec.schedule.driver == "time" else "")
     return judged(epochs <= 1.0, "enough_data", figure, how, **values, epochs=epochs)
+
+
+def overlap_row(bench: Bench) -> Row:
+    """Whether the held-out text occurs in the training text, by the sketches that the datasets keep of both."""
+    spec = bench.spec
+    try:
+        heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
+    except DataError as error:
+        return unknown("overlap", f"the held-out text cannot be opened, see row shards: {error}")
+    check = overlap_with_training(spec, heldout)
+    if math.isnan(check.measured):
+        return unknown("overlap", check.detail)
+    figure = f"{check.measured:.2%}, at most {check.limit:.1%}"
+    return judged(check.passed, "overlap", figure, check.detail, measured=check.measured, limit=check.limit)
 
 
 def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:

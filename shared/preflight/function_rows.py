@@ -6,16 +6,19 @@ from typing import Any
 
 from shared.engine import create_engine
 from shared.errors import SpecError
-from shared.flops import TRAINING_OVER_FORWARD, training_flops
+from shared.flops import scoring_flops
 from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
 from shared.parity.inputs import made_up_loader, made_up_start
+from shared.parity.reduce import with_training
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, go, judged, unknown
-from shared.preflight.workload import resized
+from shared.preflight.workload import measured_spec, resized
 from shared.scoring.audit import check_initial_loss
-from shared.scoring.checks import check_future, check_normalisation, check_target, make_probe
 from shared.scoring.isolation import check_isolation
+from shared.scoring.leaks import check_leaks
+from shared.scoring.order import check_order
+from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.training.gradient_check import GRADIENT_STEPS, check_spec_gradients
 
@@ -29,10 +32,8 @@ PARITY_BYTES_PER_WEIGHT = 120
 
 AUDIT_FLOPS = {"cpu": 1e11, "gpu": 1e14}
 AUDIT_ROWS, AUDIT_SEED = 4, 0
-# Scoring passes over the probe: some that are always made, and three for each group of disturbed positions.
-AUDIT_PASSES, PASSES_PER_GROUP = 6, 3
-# Ends and starts of the sequence, of one patch, four random places, and one at each offset in a patch.
-FIXED_POSITIONS = 11
+# Passes over the probe that are always made, beside one for each group of disturbed positions.
+AUDIT_PASSES = 8
 TEXT_SEED = 2
 
 
@@ -55,21 +56,25 @@ def parity_row(bench: Bench) -> Row:
 
 
 def causality_row(bench: Bench) -> Row:
-    """The audit's leak checks through the engine on random weights, and the loss of fresh ones."""
+    """The audit's leak checks through the engine on random weights, and the loss of fresh ones.
+
+    On a GPU they are of the function that is paid for, in its dtype and compiled.
+
+    Limits are those of float32 in bfloat16 too. The passes that are compared are of one shape, so the same kernels make
+    the same bits of every position that has read the same; and what scores differ by is made in float32 in any case.
+    """
     if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
         return unknown("causality", "not run: the model does not fit this machine's memory, see row memory")
     seq_len = audit_seq_len(bench.spec, AUDIT_FLOPS[bench.facts.kind])
-    spec = resized(
-        bench.spec,
-        seq_len,
-        AUDIT_ROWS,
-        {"training.dtype": "float32", "training.compile": False, "training.memory_limit_bytes": 0},
-    )
+    function = bench.spec if bench.question.as_trained else measured_spec(bench.spec, bench.facts)
+    # Exact, because the row parity multiplied so, and MLX cannot change it within a process.
+    changes = {"training.memory_limit_bytes": 0, "training.float32_products": "exact"}
+    spec = resized(function, seq_len, AUDIT_ROWS, changes)
     text = made_up_loader(spec, TEXT_SEED).batch(0).reshape(-1)
     probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
     engine = create_engine(bench.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
-    checks = [check_future(engine, probe), check_target(engine, probe), check_normalisation(engine, probe)]
+    checks = [*check_leaks(engine, probe), check_order(engine, probe)]
     if spec.model.attention.document_mask:
         checks.append(check_isolation(engine, probe, AUDIT_SEED))
     engine.initialise(made_up_start(spec))
@@ -83,10 +88,17 @@ def causality_row(bench: Bench) -> Row:
     of = "" if seq_len == bench.spec.model.seq_len else f" of the spec's {bench.spec.model.seq_len}"
     how = (
         f"{', '.join(check.name for check in checks)} checks of `bytetwin audit` on {bench.question.engine}, "
-        f"random weights, windows of {seq_len} symbols{of}, float32"
+        f"random weights, windows of {seq_len} symbols{of}, {_computed(spec)}"
     )
+    if _computed(spec) != _computed(bench.spec):
+        how += f"; on a GPU, or with --as-trained, {_computed(bench.spec)} as in training"
     measured = {check.name: check.measured for check in checks}
     return judged(not failed, "causality", figure, how, failed=[check.name for check in failed], **measured)
+
+
+def _computed(spec: Spec) -> str:
+    """How an engine computes a spec's function, in words."""
+    return f"{spec.training.dtype}, {'compiled' if spec.training.compile else 'uncompiled'}"
 
 
 def gradients_row(bench: Bench) -> Row:
@@ -94,7 +106,8 @@ def gradients_row(bench: Bench) -> Row:
     if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
         return unknown("gradients", "not run: the model does not fit this machine's memory, see row memory")
     spec, changes = shrunken_spec(bench.spec, PARITY_WEIGHTS[bench.facts.kind], PARITY_SEQ_SYMBOLS[bench.facts.kind])
-    check = check_spec_gradients(spec, bench.question.engine)
+    # As the other rows of this process do: MLX multiplies in one way for all of them.
+    check = check_spec_gradients(with_training(spec, float32_products="exact"), bench.question.engine)
     size = f"smaller model ({', '.join(changes)})" if changes else "full width and depth"
     how = f"initial weights and {GRADIENT_STEPS} steps on {bench.question.engine}, {size}"
     return judged(check.passed, "gradients", check.detail, how, without=int(check.measured))
@@ -129,15 +142,18 @@ def shrunken_spec(spec: Spec, max_weights: int, max_seq_symbols: int) -> tuple[S
 def audit_seq_len(spec: Spec, max_flops: float) -> int:
     """The longest window, halved from the spec's while divisible, for which the checks stay within `max_flops`."""
     model = spec.model
-    groups = -(-(FIXED_POSITIONS + model.patch_size) // AUDIT_ROWS)
-    symbols = AUDIT_ROWS * (AUDIT_PASSES + PASSES_PER_GROUP * groups)
-    flops_per_symbol = training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
+    flops_per_symbol = scoring_flops(spec)
     seq_len = model.seq_len
     while seq_len % (2 * model.patch_size) == 0 and seq_len > 4 * model.patch_size:
-        if seq_len * symbols * flops_per_symbol <= max_flops:
+        if AUDIT_ROWS * seq_len * audit_passes(seq_len, model.patch_size) * flops_per_symbol <= max_flops:
             break
         seq_len //= 2
     return seq_len
+
+
+def audit_passes(seq_len: int, patch_size: int) -> int:
+    """Passes over the probe's rows that the checks of the row causality make at most."""
+    return AUDIT_PASSES - (-len(required_positions(seq_len, patch_size)) // AUDIT_ROWS)
 
 
 def _fits(bench: Bench, bytes_per_weight: int) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, go, judged, unknown
@@ -34,9 +35,14 @@ def clock_row(bench: Bench) -> Row:
 
 
 def driver_row(bench: Bench) -> Row:
-    """Framework and driver; on GPUs that they are alike and as many as the ranks."""
-    facts, ranks = bench.facts, bench.question.ranks
-    values = {"framework": facts.framework, "driver": facts.driver, "devices": list(facts.names), "ranks": ranks}
+    """Framework and driver; on GPUs that they are alike and as many as the ranks of a node.
+
+    Of several nodes only this one is seen; their ranks compare their devices when they meet.
+    """
+    facts, question = bench.facts, bench.question
+    ranks, nodes = question.ranks_per_node, question.nodes
+    values: dict[str, Any] = {"framework": facts.framework, "driver": facts.driver, "devices": list(facts.names)}
+    values |= {"ranks": question.ranks, "nodes": nodes}
     if facts.kind == "cpu":
         return unknown(
             "driver", f"needs a GPU; {bench.question.engine} runs on {facts.names[0]}", facts.framework, **values
@@ -48,6 +54,9 @@ def driver_row(bench: Bench) -> Row:
             False, "driver", figure, "the GPUs differ: ranks must compute the same on the same kind", **values
         )
     if ranks > len(facts.names):
-        how = f"{ranks} ranks need {ranks} GPUs, {len(facts.names)} found"
+        how = f"{question.trainers} need {ranks} GPUs{' each' if nodes > 1 else ''}, {len(facts.names)} found"
+        if nodes == 1:
+            how += "; --nodes N divides them over N machines"
         return judged(False, "driver", figure, how, **values)
-    return go("driver", figure, f"{ranks} of {len(facts.names)} GPUs used, all alike", **values)
+    rest = f"; the same is wanted of the other {nodes - 1}, which were not looked at" if nodes > 1 else ""
+    return go("driver", figure, f"{ranks} of {len(facts.names)} GPUs used, all alike{rest}", **values)

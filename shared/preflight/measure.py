@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.device_facts import device_facts, device_module, peak_resident_bytes
+from shared.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
 from shared.engine import Engine, NonFiniteError
 from shared.errors import UserError
 from shared.optim import step_hyperparameters
 from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.stages import stage_numbers
 
 T = TypeVar("T")
 
@@ -43,7 +44,9 @@ class StepMeasurement:
     """One step of one rank. Seconds: `step_s` of the whole share of the batch, measured if `full`, else
     `fixed_s` (the optimizer) plus one `group_s` for each pass over the measured rows. Bytes: `start_bytes` with
     weights and optimizer state in place, `backward_bytes` at the peak of a backward pass, `peak_bytes` at the
-    peak of all. `first_s` is what the first step took, compilation included."""
+    peak of a step, `scored_bytes` at the peak of that and of a validation's pass, which only a GPU makes here.
+    `first_s` is what the first step took, compilation included. `float32_products` is how float32 matrices were
+    multiplied."""
 
     device: str
     full: bool
@@ -54,8 +57,10 @@ class StepMeasurement:
     start_bytes: int
     backward_bytes: int
     peak_bytes: int
+    scored_bytes: int
     nats: float
     product_flops_per_s: float
+    float32_products: Multiplied = "float32"
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     x = made_up_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
     backward_bytes = peak()
-    _, one_s = _timed(lambda: engine.train_step(x, step_hyperparameters(spec, 0, 0.0))())
+    _, one_s = _timed(lambda: engine.train_step(x, _numbers(spec))())
     peak_bytes = peak()
     first_s = group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
@@ -108,6 +113,9 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     step_s = one_s if full else fixed_s + passes * group_s
     if full and passes > 1:
         step_s = _timed_steps(engine, made_up_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
+    if on_gpu:
+        # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
+        engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
     products = "bfloat16" if spec.training.dtype == "bfloat16" else "float32"
     return StepMeasurement(
         device=engine.device_name(),
@@ -119,14 +127,16 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         start_bytes=start_bytes,
         backward_bytes=backward_bytes,
         peak_bytes=peak_bytes,
+        scored_bytes=peak() if on_gpu else peak_bytes,
         nats=nats,
         product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
+        float32_products=device_module(engine_name).float32_products(),
     )
 
 
 def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     """Seconds of one step: the best single one, or the mean of several queued behind each other if they are short."""
-    hyper = step_hyperparameters(engine.spec, 0, 0.0)
+    hyper = _numbers(engine.spec)
     engine.synchronise()
     _, one_s = _timed(lambda: engine.train_step(x, hyper)())
     count = min(MAX_TIMED_STEPS, int(TIMED_S / one_s))
@@ -142,6 +152,11 @@ def _timed_steps(engine: Engine, x: np.ndarray) -> float:
         result()
 
     return min(one_s, _timed(steps)[1] / count)
+
+
+def _numbers(spec: Spec) -> dict[str, float]:
+    """The numbers of a first step, but of the function that the run ends with, the largest."""
+    return step_hyperparameters(spec, 0, 0.0) | stage_numbers(spec, spec.training.steps - 1, 1.0)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

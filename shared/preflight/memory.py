@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.microbatch import activation_bytes_per_row
-from shared.model import trained_parameters, training_parameters
+from shared.model import trained_parameters
 from shared.model.code_entropy import code_entropy_values
+from shared.optim import state_bytes
 from shared.spec import Spec
 
 # How far below the estimate of shared.microbatch an engine's real activations may lie: the largest ratio seen
@@ -34,20 +35,11 @@ class MemoryEstimate:
 
 def estimate_memory(spec: Spec, engine: str, group_rows: int) -> MemoryEstimate:
     """The estimate for `group_rows` windows in memory at the same time."""
-    state = training_state_bytes(spec) + _gradient_bytes(spec)
+    state = state_bytes(spec) + gradient_bytes(spec)
     activations = group_rows * activation_bytes_per_row(spec) + 4 * ENTROPY_COPIES * code_entropy_values(spec)
     return MemoryEstimate(state, activations, state + int(activations / ACTIVATIONS_OVERSTATED[engine]))
 
 
-def training_state_bytes(spec: Spec) -> int:
-    """Float32 weights and optimizer state: what a checkpoint holds (shared.optim.initial_state)."""
-    average = 1 if spec.training.ema_decay > 0 else 0
-    weights = sum(4 * parameter.count for parameter in training_parameters(spec))
-    return weights + sum(
-        4 * parameter.count * ((1 if parameter.group == "matrix" else 2) + average)
-        for parameter in trained_parameters(spec)
-    )
-
-
-def _gradient_bytes(spec: Spec) -> int:
+def gradient_bytes(spec: Spec) -> int:
+    """Float32 gradients of what is trained."""
     return sum(4 * parameter.count for parameter in trained_parameters(spec))

@@ -15,7 +15,9 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class Question:
-    """One preflight. `price` is dollars per GPU-hour; `quick` checks shards by size alone."""
+    """One preflight. `ranks` processes train, on `nodes` machines like this one with equally many each; `price` is
+    dollars per GPU-hour; `quick` checks shards by size alone; `as_trained` checks causality in the spec's dtype and
+    compiled on a CPU as well."""
 
     spec: Spec
     engine: str
@@ -24,6 +26,19 @@ class Question:
     fit: ScalingCurve | None = None
     runs_dir: Path = Path("runs")
     quick: bool = False
+    nodes: int = 1
+    as_trained: bool = False
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks on this machine."""
+        return self.ranks // self.nodes
+
+    @property
+    def trainers(self) -> str:
+        """The ranks in words."""
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return f"{ranks} on {self.nodes} nodes" if self.nodes > 1 else ranks
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,11 @@ class Bench:
     def rank_symbols(self) -> int:
         """Symbols of one rank's share of the batch."""
         return self.workload.rank_symbols
+
+    @property
+    def sharing(self) -> int:
+        """How many ranks share the measured device: a GPU has one, a CPU all those of its node."""
+        return 1 if self.on_gpu else self.question.ranks_per_node
 
     @property
     def host_free_bytes(self) -> int:

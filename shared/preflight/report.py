@@ -12,7 +12,7 @@ from shared.preflight.run import PreflightReport
 
 # A file or pipe gets this width.
 WIDE_COLUMNS = 140
-STYLES = {"go": "green", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
+STYLES = {"go": "green", "risk": "bold yellow", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
 
 
 def print_report(console: Console, report: PreflightReport) -> None:
@@ -20,9 +20,8 @@ def print_report(console: Console, report: PreflightReport) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
     question, facts = report.bench.question, report.bench.facts
-    ranks = "1 rank" if question.ranks == 1 else f"{question.ranks} ranks"
-    header = f"preflight of {question.spec.name} on {question.engine}, {ranks}: {facts.names[0]}, {facts.framework}"
-    console.print(header, markup=False)
+    where = f"{question.engine}, {question.trainers}: {facts.names[0]}, {facts.framework}"
+    console.print(f"preflight of {question.spec.name} on {where}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("row", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -31,13 +30,21 @@ def print_report(console: Console, report: PreflightReport) -> None:
     for row in report.rows:
         table.add_row(row.name, verdict(row), escape(row.figure), escape(row.how))
     console.print(table)
-    blocking = [row.name for row in report.rows if row.blocks]
-    unknowns = sum(row.verdict == "unknown" for row in report.rows)
-    rest = f"; {unknowns} of {len(report.rows)} rows unknown here" if unknowns else ""
-    rest += f"; forced: {', '.join(report.forced)}" if report.forced else ""
-    conclusion = f"NO-GO: {', '.join(blocking)}" if blocking else "GO"
-    style = "bold red" if blocking else "bold green"
-    console.print(f"{conclusion}{rest}; {report.elapsed_s:.0f} s", style=style, markup=False)
+    conclusion, style = _conclusion(report)
+    console.print(conclusion, style=style, markup=False)
+
+
+def _conclusion(report: PreflightReport) -> tuple[str, str]:
+    """(one line: go or no-go because of which rows, the rows at risk, what is unknown or forced; its style)."""
+    parts = [f"NO-GO: {', '.join(report.blocking)}" if report.blocking else "GO"]
+    if report.risks:
+        parts.append(f"risk: {', '.join(report.risks)}{' (refused by --strict)' if report.strict else ''}")
+    if unknowns := report.counts["unknown"]:
+        parts.append(f"{unknowns} of {len(report.rows)} rows unknown here")
+    if report.forced:
+        parts.append(f"forced: {', '.join(report.forced)}")
+    style = "bold red" if report.blocking else "bold yellow" if report.risks else "bold green"
+    return f"{'; '.join(parts)}; {report.elapsed_s:.0f} s", style
 
 
 def verdict(row: Row) -> str:

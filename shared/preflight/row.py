@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Verdict = Literal["go", "no-go", "unknown"]
+Verdict = Literal["go", "risk", "no-go", "unknown"]
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 # Every row with what it asks, in the order of the table. The names are what --force takes.
 ROWS: dict[str, str] = {
@@ -16,12 +18,14 @@ ROWS: dict[str, str] = {
     "parameters": "how many weights are there?",
     "artifact_bytes": "do the predicted artifact and the code fit budget.total_bytes?",
     "code_bytes": "how large is the counted code?",
-    "memory": "does a training step fit the device's free memory?",
+    "memory": "do a training step and a validation fit the device's free memory?",
     "step_time": "how long is a step, and how many symbols pass in the time limit?",
+    "average": "can the run fill the memory of the average of the weights?",
     "mfu": "which share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",
     "shards": "are all shards of the datasets there and intact?",
     "enough_data": "does the training text last without repeating?",
+    "overlap": "is held-out text in the training text, which would make its score worthless?",
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
     "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",
@@ -32,7 +36,8 @@ ROWS: dict[str, str] = {
 @dataclass(frozen=True)
 class Row:
     """One answer. `figure` is the number with its unit, `how` says how it was obtained or what is missing,
-    `values` are the same numbers for a program. A forced no-go counts as go."""
+    `values` are the same numbers for a program. A risk is told and forbids nothing, unless the report is strict.
+    A forced no-go or risk counts as go."""
 
     name: str
     verdict: Verdict
@@ -41,14 +46,13 @@ class Row:
     values: dict[str, Any] = field(default_factory=dict)
     forced: bool = False
 
-    @property
-    def blocks(self) -> bool:
-        """Whether this row forbids the run."""
-        return self.verdict == "no-go" and not self.forced
+    def blocks(self, strict: bool = False) -> bool:
+        """Whether this row forbids the run; with `strict` a risk does too."""
+        return not self.forced and (self.verdict == "no-go" or (strict and self.verdict == "risk"))
 
     def force(self) -> Row:
-        """The row overridden by the user; only a no-go can be."""
-        return replace(self, forced=True) if self.verdict == "no-go" else self
+        """The row overridden by the user; only what can forbid the run can be."""
+        return replace(self, forced=True) if self.verdict in ("no-go", "risk") else self
 
     def to_document(self) -> dict[str, Any]:
         """The row as JSON; a number that is not finite becomes null."""
@@ -66,6 +70,11 @@ class Row:
 def go(name: str, figure: str, how: str, /, **values: Any) -> Row:
     """A row that says go."""
     return Row(name, "go", figure, how, values)
+
+
+def risk(name: str, figure: str, how: str, /, **values: Any) -> Row:
+    """A row whose own numbers allow that the run fails, though it is expected not to."""
+    return Row(name, "risk", figure, how, values)
 
 
 def no_go(name: str, figure: str, how: str, /, **values: Any) -> Row:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.device_facts import device_facts
+from shared.device_facts import DeviceFacts, device_facts
 from shared.engine import available_engines
 from shared.errors import UserError
-from shared.preflight.data_rows import enough_data_row, shards_row
+from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench, Question
-from shared.preflight.row import ROWS, Row, no_go
+from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
-from shared.preflight.speed_rows import cost_row, memory_row, mfu_row, projected_score_row, step_time_row
+from shared.preflight.speed_rows import average_row, cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
+from shared.ranks import MAX_RANKS
 from shared.spec import spec_id, spec_to_dict
 
 ASKED: dict[str, Callable[[Bench], Row]] = {
@@ -31,10 +32,12 @@ ASKED: dict[str, Callable[[Bench], Row]] = {
     "code_bytes": code_row,
     "memory": memory_row,
     "step_time": step_time_row,
+    "average": average_row,
     "mfu": mfu_row,
     "cost": cost_row,
     "shards": shards_row,
     "enough_data": enough_data_row,
+    "overlap": overlap_row,
     "disk": disk_row,
     "clock": clock_row,
     "driver": driver_row,
@@ -47,21 +50,37 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """All rows, with what was asked of which device."""
+    """All rows, with what was asked of which device. `strict` makes a risk forbid the run."""
 
     bench: Bench
     rows: tuple[Row, ...]
     elapsed_s: float
+    strict: bool = False
 
     @property
     def go(self) -> bool:
         """Whether nothing forbids the run."""
-        return not any(row.blocks for row in self.rows)
+        return not self.blocking
+
+    @property
+    def blocking(self) -> list[str]:
+        """Rows that forbid the run."""
+        return [row.name for row in self.rows if row.blocks(self.strict)]
+
+    @property
+    def risks(self) -> list[str]:
+        """Rows that say risk and were not overridden, whether or not they forbid the run."""
+        return [row.name for row in self.rows if row.verdict == "risk" and not row.forced]
 
     @property
     def forced(self) -> list[str]:
-        """Rows that said no-go and were overridden."""
+        """Rows that said no-go or risk and were overridden."""
         return [row.name for row in self.rows if row.forced]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows say what, by verdict."""
+        return {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
 
     def to_document(self) -> dict[str, Any]:
         """The report as JSON."""
@@ -72,19 +91,24 @@ class PreflightReport:
             "spec": spec_to_dict(question.spec),
             "engine": question.engine,
             "ranks": question.ranks,
+            "nodes": question.nodes,
             "device": facts.names[0],
             "framework": facts.framework,
             "go": self.go,
+            "strict": self.strict,
+            "risks": self.risks,
             "forced": self.forced,
+            "counts": self.counts,
             "rows": [row.to_document() for row in self.rows],
             "elapsed_s": round(self.elapsed_s, 3),
         }
 
 
 def run_preflight(
-    question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None
+    question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None, strict: bool = False
 ) -> PreflightReport:
-    """Answer every row. `force` names rows whose no-go counts as go; `announce` hears what is being done.
+    """Answer every row. `force` names rows whose no-go or risk counts as go; `strict` makes other risks forbid the
+    run; `announce` hears what is being done.
 
     Raises UserError for an unknown row to force, or a batch that the ranks cannot share.
     """
@@ -98,19 +122,27 @@ def run_preflight(
         announce(name)
         row = _asked(name, ask, bench)
         rows.append(row.force() if name in forced else row)
-    return PreflightReport(bench, tuple(rows), time.monotonic() - started)
+    return PreflightReport(bench, tuple(rows), time.monotonic() - started, strict)
 
 
 def prepare(question: Question) -> Bench:
     """Facts, estimate and, where there is hope, one measured step. Raises UserError."""
     spec = question.spec
     windows = spec.training.batch_symbols // spec.model.seq_len
+    if question.nodes < 1:
+        raise UserError(f"--nodes {question.nodes}: must be 1 or more")
+    if question.ranks > MAX_RANKS:
+        raise UserError(f"--ranks {question.ranks}: at most {MAX_RANKS} are allowed")
     if question.ranks < 1 or windows % question.ranks:
         raise UserError(
             f"--ranks {question.ranks}: must be a divisor of the {windows} windows in a batch "
             f"(training.batch_symbols / model.seq_len)"
         )
-    facts = device_facts(question.engine)
+    if question.ranks % question.nodes:
+        raise UserError(
+            f"--nodes {question.nodes}: must be a divisor of the {question.ranks} ranks, because each node has as many"
+        )
+    facts = _facts_for_a_rank(question)
     run_here = measured_spec(spec, facts)
     _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
     memory = estimate_memory(run_here, question.engine, group_rows)
@@ -123,6 +155,12 @@ def prepare(question: Question) -> Bench:
     if max(memory.least_bytes, smallest.least_bytes) <= facts.free_bytes:
         step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
     return Bench(question, facts, workload, memory, step)
+
+
+def _facts_for_a_rank(question: Question) -> DeviceFacts:
+    """The facts of the device; of a CPU, which all ranks of its node share, with one rank's part of the free memory."""
+    facts = device_facts(question.engine)
+    return facts if facts.kind == "gpu" else replace(facts, free_bytes=facts.free_bytes // question.ranks_per_node)
 
 
 def preferred_engine() -> str:

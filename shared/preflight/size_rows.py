@@ -7,10 +7,10 @@ from pathlib import Path
 
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
-from shared.preflight.memory import training_state_bytes
 from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, judged
+from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
+from shared.training.checkpoints import checkpoint_bytes
 
 # Beside the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2
@@ -19,18 +19,18 @@ REPORT_BYTES = 20_000_000
 
 
 def artifact_row(bench: Bench) -> Row:
-    """Predicted artifact plus code against the limit; the worst case is told, but does not forbid the run."""
+    """Predicted artifact plus code against the limit: no-go if the expected size is over it, a risk if only the high
+    estimate is. The worst case is told."""
     limit, code = bench.spec.budget.total_bytes, code_bytes()
     # The planned steps, where the clock ends the run before training.steps and the step time is known.
     prediction = predict_artifact_bytes(bench.spec, plan_run(bench).steps or None)
     total = prediction.expected_bytes + code
-    fits = total <= limit
+    answer = no_go if total > limit else go if prediction.high_bytes + code <= limit else risk
     figure = (
         f"{prediction.expected_bytes:,} ({prediction.low_bytes:,} to {prediction.high_bytes:,}, "
         f"worst case {prediction.worst_case_bytes:,}); with code {total:,} of {limit:,} ({total / limit:.1%})"
     )
-    return judged(
-        fits,
+    return answer(
         "artifact_bytes",
         figure,
         f"{prediction.how}; {_verdict(prediction, code, limit)}",
@@ -55,7 +55,7 @@ def code_row(bench: Bench) -> Row:
 def disk_row(bench: Bench) -> Row:
     """Free space where the run will be against all that it writes."""
     training = bench.spec.training
-    checkpoint = training_state_bytes(bench.spec)
+    checkpoint = checkpoint_bytes(bench.spec)
     count = training.keep_checkpoints + MORE_CHECKPOINTS
     needed = count * checkpoint + bench.spec.budget.total_bytes + REPORT_BYTES
     folder = _existing(bench.question.runs_dir)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.flops import training_flops
+from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+from shared.stages import training_stages
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0
@@ -22,7 +24,8 @@ GPU_RESERVE_BYTES = 2_000_000_000
 @dataclass(frozen=True)
 class Plan:
     """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
-    `most_symbols`. `train_s` is its time, with `at_most` where only the limit is known; None if nothing is."""
+    `most_symbols`. `train_s` is its time and what is reserved beside it, with `at_most` where only the limit is known;
+    None if nothing is."""
 
     steps: int | None
     symbols: int | None
@@ -34,25 +37,31 @@ class Plan:
 def plan_run(bench: Bench) -> Plan:
     """Steps, symbols and seconds of the run, from the measured step where the clock decides."""
     training = bench.spec.training
-    limit_s = training.time_limit_s
     most = training.steps * training.batch_symbols
     step_s = known_step_s(bench)
     timed = bench.spec.schedule.driver == "time"
     if step_s is None:
-        return Plan(None if timed else training.steps, None if timed else most, most, limit_s or None, at_most=True)
-    steps = min(training.steps, int(limit_s / step_s)) if timed else training.steps
-    return Plan(steps, steps * training.batch_symbols, most, steps * step_s)
+        limit_s = training.time_limit_s or None
+        return Plan(None if timed else training.steps, None if timed else most, most, limit_s, at_most=True)
+    steps, seconds = steps_and_seconds(bench.spec, step_s)
+    return Plan(steps, steps * training.batch_symbols, most, seconds + training.reserve_s)
 
 
 def known_step_s(bench: Bench) -> float | None:
-    """Seconds of a step of the real run, if this machine can tell."""
-    return bench.step.step_s if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+    """Seconds of a step of the real run in its last stage, if this machine can tell."""
+    return shared_step_s(bench, bench.step) if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+
+
+def shared_step_s(bench: Bench, step: StepMeasurement) -> float:
+    """Seconds of a step where the ranks that share the device work at the same time."""
+    return step.step_s * bench.sharing
 
 
 def memory_row(bench: Bench) -> Row:
-    """Peak of one step against free memory; without a step if the estimate leaves no hope."""
+    """Peak of one step, and on a GPU of a validation, against free memory; without a step if the estimate leaves no
+    hope."""
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
-    device = bench.facts.names[0]
+    device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
         f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
         f"windows; free on {device}: {gigabytes(free)}"
@@ -72,9 +81,11 @@ def memory_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
-    reserve = GPU_RESERVE_BYTES if bench.on_gpu else 0
+    reserve = GPU_RESERVE_BYTES if bench.on_gpu and bench.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(bench, step) + reserve
-    how = f"peak of one step on {rows.measured}"
+    scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
+    how = f"peak of {'a validation' if scored else 'one step'} on "
+    how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
     how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
@@ -84,10 +95,11 @@ def memory_row(bench: Bench) -> Row:
 
 
 def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
-    """The peak with all windows in memory: what grew in the measured backward pass grows with the windows."""
+    """The peak of a validation, or of a step with all windows in memory, where that is more: what grew in the measured
+    backward pass grows with the windows."""
     growth = max(0, step.backward_bytes - step.start_bytes)
     scaled = step.start_bytes + int(growth * bench.workload.left_out)
-    return max(step.peak_bytes, scaled)
+    return max(step.scored_bytes, scaled)
 
 
 def step_time_row(bench: Bench) -> Row:
@@ -99,15 +111,17 @@ def step_time_row(bench: Bench) -> Row:
         if step.out_of_memory:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
-    symbols_per_s = bench.rank_symbols * bench.question.ranks / step.step_s
-    values = {"step_s": step.step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
+    step_s = shared_step_s(bench, step)
+    symbols_per_s = bench.rank_symbols * bench.question.ranks / step_s
+    values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
-    figure, how = f"{_duration(step.step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
+    figure, how = f"{_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
     if bench.needs_gpu:
         return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
     plan = plan_run(bench)
     assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
     limited = f" in the limit of {training.time_limit_s:g} s" if bench.spec.schedule.driver == "time" else ""
+    limited += f", {training.reserve_s:g} s of which are reserved" if training.reserve_s else ""
     figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {_duration(plan.train_s)} of training"
     enough = plan.steps >= min(MIN_STEPS, training.steps)
     if not enough:
@@ -117,6 +131,26 @@ def step_time_row(bench: Bench) -> Row:
     )
 
 
+def average_row(bench: Bench) -> Row:
+    """Steps of the run against the memory of the weights' average: of an EMA 1 / (1 - decay) steps."""
+    training, plan = bench.spec.training, plan_run(bench)
+    if training.ema_decay == 0.0:
+        return go("average", "no EMA", "training.ema_decay is 0", memory_steps=0.0)
+    memory_steps = round(1.0 / (1.0 - training.ema_decay), 6)
+    at_most = "" if plan.steps is not None else "at most "
+    steps = training.steps if plan.steps is None else plan.steps
+    figure = f"memory of {memory_steps:,.0f} steps, {at_most}{steps:,} in the run"
+    how = f"1 / (1 - training.ema_decay), {training.ema_decay:g}"
+    values = {"memory_steps": memory_steps, "steps": plan.steps}
+    if steps < memory_steps:
+        longest = max(0.0, 1.0 - 1.0 / steps) if steps else 0.0
+        advice = f"what is scored would still be made of the first weights; at most {longest:.4g} fits {steps:,} steps"
+        return no_go("average", figure, f"{how}: {advice}", **values)
+    if plan.steps is None:
+        return unknown("average", f"needs a GPU to know the number of steps; {how}", figure, **values)
+    return go("average", figure, how, **values)
+
+
 def mfu_row(bench: Bench) -> Row:
     """Share of hardware peak: training operations per symbol (shared.flops) x symbols per second of one rank /
     the device's peak for dense products of the compute dtype."""
@@ -124,7 +158,7 @@ def mfu_row(bench: Bench) -> Row:
     if not isinstance(step, StepMeasurement):
         return unknown("mfu", "no step was measured, see rows memory and step_time")
     flops = training_flops(bench.spec)
-    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else bench.facts.float32_products
+    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else step.float32_products
     known = find_peak(bench.facts.names[0]) if bench.on_gpu else None
     if known:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"
@@ -135,8 +169,8 @@ def mfu_row(bench: Bench) -> Row:
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"
     how = (
-        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (6 x weights x positions, and attention) x {per_s:,.0f} "
-        f"symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
+        f"{flops.per_symbol / 1e6:.1f} MFLOP per symbol (products and attention, forward and backward) x "
+        f"{per_s:,.0f} symbols/s / {peak / TERA:,.2f} TFLOP/s ({source}); with Newton-Schulz {with_optimizer:.1%}"
     )
     values = {
         "mfu": mfu,
@@ -192,8 +226,11 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
             f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
             f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
         )
+    if len(training_stages(bench.spec)) > 1:
+        how += ", in the last stage; earlier ones by their operations"
     if ranks > 1:
-        how += f", the share of one of {ranks} ranks, whose exchange of gradients is not included"
+        how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
+        how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""
     return how
 
 

@@ -16,11 +16,9 @@ from shared.engine import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import DocumentScores
+from shared.scoring.evidence import Evidence, PositionSums, kept_windows
 from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
-
-# With fewer documents than this the windows are taken as the independent units instead.
-MIN_DOCUMENTS = 10
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
@@ -32,7 +30,7 @@ class Score:
 
     `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the
     joined text; `windows` is the journal of what was counted, in order; `by_document` splits nats and bytes
-    by document.
+    by document; `evidence` is what the audit needs of how it came about.
     """
 
     nats: float
@@ -45,6 +43,7 @@ class Score:
     confidence: Confidence
     windows: tuple[Window, ...]
     by_document: DocumentScores = field(default_factory=DocumentScores.none, compare=False, repr=False)
+    evidence: Evidence = field(default_factory=Evidence.none, compare=False, repr=False)
 
     @property
     def bpb(self) -> float:
@@ -96,10 +95,10 @@ def score_stream(
     windows = plan(stream.num_symbols, seq_len, stride)
     num_batches = -(-len(windows) // batch_rows)
     rows = -(-len(windows) // num_batches)
-    tally = _Tally(stream, seq_len)
+    tally = _Tally(stream, seq_len, kept_windows(windows, rows))
     for first in range(0, len(windows), rows):
         chosen = windows[first : first + rows]
-        nats = scorer.score(_read_windows(stream, chosen, rows, seq_len))
+        nats = scorer.score(read_windows(stream, chosen, rows, seq_len))
         for window, row in zip(chosen, nats, strict=False):
             tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
         if progress is not None:
@@ -115,10 +114,11 @@ def score_stream(
         confidence=tally.interval(confidence),
         windows=tuple(tally.windows),
         by_document=tally.document_scores(),
+        evidence=Evidence(tally.positions, tuple(tally.kept), rows),
     )
 
 
-def _read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq_len: int) -> np.ndarray:
+def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq_len: int) -> np.ndarray:
     """The windows' symbols, [rows, seq_len] int32, padded with zeros on the right and below."""
     x = np.zeros((rows, seq_len), np.int32)
     for row, window in enumerate(windows):
@@ -128,15 +128,16 @@ def _read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, se
 
 
 class _Tally:
-    """Running sums in float64, overall, by document and by block of seq_len symbols."""
+    """Running sums of nats and bytes in float64, by document, and of nats by position in the window."""
 
-    def __init__(self, stream: SymbolStream, seq_len: int) -> None:
-        self.stream, self.seq_len = stream, seq_len
+    def __init__(self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window]) -> None:
+        self.stream, self.to_keep = stream, to_keep
+        self.positions = PositionSums.empty(seq_len)
+        self.kept: list[tuple[Window, np.ndarray]] = []
         self.windows: list[Window] = []
         self.symbols = 0
         self.documents_seen = np.zeros(stream.num_documents, bool)
         self.by_document = np.zeros((2, stream.num_documents))
-        self.by_block = np.zeros((2, -(-stream.num_symbols // seq_len)))
 
     def add(self, window: Window, nats: np.ndarray) -> None:
         """Count the nats [count] of a window's own symbols."""
@@ -149,21 +150,22 @@ class _Tally:
             )
         sizes = self.stream.byte_counts(start, count).astype(np.float64)
         documents = self.stream.document_ids(start, count)
-        blocks = np.arange(start, start + count) // self.seq_len
         self.documents_seen[documents] = True
-        for sums, units in ((self.by_document, documents), (self.by_block, blocks)):
-            np.add.at(sums[0], units, values)
-            np.add.at(sums[1], units, sizes)
+        np.add.at(self.by_document[0], documents, values)
+        np.add.at(self.by_document[1], documents, sizes)
+        self.positions.add(start - window.start, values)
+        if window in self.to_keep:
+            self.kept.append((window, values))
         self.windows.append(window)
         self.symbols += count
 
     @property
     def nats(self) -> float:
-        return float(self.by_block[0].sum())
+        return float(self.by_document[0].sum())
 
     @property
     def num_bytes(self) -> int:
-        return int(self.by_block[1].sum())
+        return int(self.by_document[1].sum())
 
     @property
     def documents(self) -> int:
@@ -176,8 +178,5 @@ class _Tally:
         return DocumentScores(nats, sizes.astype(np.int64))
 
     def interval(self, level: float) -> Confidence:
-        if self.documents >= MIN_DOCUMENTS:
-            nats, sizes = self.by_document[:, self.documents_seen]
-            return ratio_interval(nats, sizes, level, "documents")
-        nats, sizes = self.by_block
-        return ratio_interval(nats, sizes, level, "windows")
+        nats, sizes = self.by_document[:, self.documents_seen]
+        return ratio_interval(nats, sizes, level)

@@ -1,15 +1,28 @@
-"""What general compressors make of a text: the figures that stand beside a score."""
+"""What general compressors make of a text: the figures that stand beside a score.
+
+They depend on the text alone and take minutes for a large one, so each text is compressed once: `data.compressed`
+keeps the figures beside the dataset, where `kept_results` finds them.
+"""
 
 from __future__ import annotations
 
+import importlib
 import lzma
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import brotli
 import zstandard
 
 from shared.errors import DataError
+
+# What is given to a compressor at once. It holds up a stop for half a second at most.
+CHUNK_BYTES = 1 << 18
+POLL_S = 0.1
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -19,23 +32,79 @@ class CompressorResult:
     compressed_bytes: int
     bpb: float
 
-
-_COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "xz -9": lambda text: lzma.compress(text, preset=9),
-    "zstd -19": lambda text: zstandard.ZstdCompressor(level=19).compress(text),
-    "brotli -11": lambda text: brotli.compress(text, quality=11, lgwin=24),
-}
+    @classmethod
+    def of(cls, compressed_bytes: int, text_bytes: int) -> CompressorResult:
+        """The result for a text of `text_bytes` bytes."""
+        return cls(compressed_bytes, 8 * compressed_bytes / text_bytes)
 
 
-def compressor_results(text: bytes) -> dict[str, CompressorResult]:
+# Two functions of one stream: take the next part of the text, end the stream. Both return compressed bytes.
+_Stream = tuple[Callable[[bytes], bytes], Callable[[], bytes]]
+
+
+def _xz(text_bytes: int) -> _Stream:
+    stream = lzma.LZMACompressor(preset=9)
+    return stream.compress, stream.flush
+
+
+def _zstd(text_bytes: int) -> _Stream:
+    stream = zstandard.ZstdCompressor(level=19).compressobj(size=text_bytes)
+    return stream.compress, stream.flush
+
+
+def _brotli(text_bytes: int) -> _Stream:
+    stream = brotli.Compressor(quality=11, lgwin=24)
+    return stream.process, stream.finish
+
+
+_COMPRESSORS: dict[str, Callable[[int], _Stream]] = {"xz -9": _xz, "zstd -19": _zstd, "brotli -11": _brotli}
+NAMES = tuple(_COMPRESSORS)
+
+
+def compressor_results(text: bytes, progress: Progress = lambda _done, _total: None) -> dict[str, CompressorResult]:
     """`xz -9`, `zstd -19` and `brotli -11` on one text, with the settings of the command-line tools.
 
-    Raises DataError for an empty text.
+    They work side by side, as the libraries release the interpreter. `progress(done_bytes, total_bytes)` follows the
+    slowest; what it raises (a stop) ends all of them soon. Raises DataError for an empty text.
     """
     if not text:
         raise DataError("cannot compress an empty text: there must be at least one byte")
-    results = {}
-    for name, compress in _COMPRESSORS.items():
-        size = len(compress(text))
-        results[name] = CompressorResult(size, 8 * size / len(text))
-    return results
+    done = dict.fromkeys(_COMPRESSORS, 0)
+    stop = threading.Event()
+
+    def compressed_bytes(name: str) -> int:
+        feed, end = _COMPRESSORS[name](len(text))
+        size = 0
+        for start in range(0, len(text), CHUNK_BYTES):
+            if stop.is_set():
+                return 0
+            chunk = text[start : start + CHUNK_BYTES]
+            size += len(feed(chunk))
+            done[name] += len(chunk)
+        return size + len(end())
+
+    with ThreadPoolExecutor(len(_COMPRESSORS)) as pool:
+        working: dict[str, Future[int]] = {name: pool.submit(compressed_bytes, name) for name in _COMPRESSORS}
+        try:
+            progress(0, len(text))
+            while wait(working.values(), POLL_S).not_done:
+                progress(min(done.values()), len(text))
+        except BaseException:
+            stop.set()
+            raise
+    return {name: CompressorResult.of(size.result(), len(text)) for name, size in working.items()}
+
+
+def kept_results(text_sha256: str) -> dict[str, CompressorResult]:
+    """The figures of a text that was compressed before; empty where there are none."""
+    found: dict[str, CompressorResult] = importlib.import_module("data.compressed").find_results(text_sha256)
+    return found
+
+
+def measured_results(
+    dataset: str, text: bytes, progress: Progress = lambda _done, _total: None
+) -> dict[str, CompressorResult]:
+    """The figures of a text, which is compressed now unless it was before; kept with the dataset of that name, if
+    there is one. Raises DataError for an empty text."""
+    found: dict[str, CompressorResult] = importlib.import_module("data.compressed").measure(dataset, text, progress)
+    return found

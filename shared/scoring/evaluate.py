@@ -1,16 +1,18 @@
-"""From a scorer and a text to a complete score document: score, audit, compressors, sizes."""
+"""From a scorer and a text to a score document: score, audit, sizes, and what is known of general compressors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shared.artifact import code_bytes
 from shared.engine import Scorer
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
-from shared.scoring.compressors import compressor_results
-from shared.scoring.report import ScoreDocument, WeightsName, score_document
+from shared.scoring.checks import Check
+from shared.scoring.compressors import Progress as BytesProgress
+from shared.scoring.compressors import kept_results, measured_results
+from shared.scoring.report import ChosenPart, ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
 
 # One fixed choice of documents, so that scores on a part of a text compare.
@@ -24,24 +26,29 @@ def evaluate(
     engine: str,
     weights: WeightsName,
     artifact_bytes: int | None,
+    artifact_sha256: str | None = None,
+    chosen: ChosenPart | None = None,
     stride: int | None = None,
     max_symbols: int | None = None,
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
+    data_checks: Sequence[Check] = (),
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
-    is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` belongs to packed
-    weights. `on_score` is given the score itself, of which the document holds only a part. Raises DataError for
-    an empty text and RunError for a score that is not a number.
+    is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` and `artifact_sha256` belong to
+    packed weights, `chosen` to those that held-out text chose. `on_score` is given the score itself, of which the
+    document holds only a part. `data_checks` are what the audit says of the text itself, such as that it was trained
+    on. General compressors are in it only if they were measured before: `with_compressors` adds them. Raises DataError
+    for an empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
     score = score_by_spec(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
-    text = scored.text_bytes()
+    text_sha256 = hashlib.sha256(scored.text_bytes()).hexdigest()
     return score_document(
         spec=spec,
         score=score,
@@ -49,16 +56,29 @@ def evaluate(
             "name": stream.name,
             "sha256": stream.sha256,
             "scored_sha256": scored.sha256,
-            "text_sha256": hashlib.sha256(text).hexdigest(),
+            "text_sha256": text_sha256,
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score),
-        compressors=compressor_results(text),
+        audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
+        compressors=kept_results(text_sha256),
         engine=engine,
         weights=weights,
         artifact_bytes=artifact_bytes,
+        artifact_sha256=artifact_sha256,
         code_bytes=code_bytes(),
+        chosen=chosen,
     )
+
+
+def with_compressors(
+    document: ScoreDocument, stream: SymbolStream, max_symbols: int | None, progress: BytesProgress
+) -> ScoreDocument:
+    """A document of `evaluate` on these symbols of `stream` with the figures of general compressors, which are kept
+    with the dataset. `progress(done_bytes, total_bytes)` follows the work, which takes minutes for a large text."""
+    if document.compressors:
+        return document
+    text = sampled(stream, max_symbols).text_bytes()
+    return document.with_compressors(measured_results(stream.name.split("/")[0], text, progress))
 
 
 def sampled(stream: SymbolStream, max_symbols: int | None) -> SymbolStream:

@@ -10,7 +10,8 @@ import numpy as np
 
 from shared import tolerances
 from shared.engine import Scorer
-from shared.scoring.checks import Check, Probe
+from shared.scoring.checks import Check
+from shared.scoring.probe import Probe, in_passes
 
 
 def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
@@ -31,10 +32,11 @@ def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     first = rng.integers(1, patches - behind, rows) * patch_size
     x = probe.x.copy()
     x[np.arange(rows), first + rng.integers(0, patch_size, rows)] = start
-    place = np.arange(time)
-    other = np.where(place < first[:, None], probe.other, x)
-    apart = place >= first[:, None] + behind * patch_size
-    change = np.where(apart, np.abs(scorer.score(other) - scorer.score(x)), 0.0)
+    position = np.arange(time)
+    other = np.where(position < first[:, None], probe.other, x)
+    apart = position >= first[:, None] + behind * patch_size
+    before, after = (in_passes(scorer.score, symbols, probe.pass_rows) for symbols in (x, other))
+    change = np.where(apart, np.abs(after - before), 0.0)
     worst = float(change.max())
     detail = f"scores of a document moved by {worst:.1e} nats when the one before it changed"
     return Check("isolation", worst <= tolerances.CAUSALITY_ABS, worst, tolerances.CAUSALITY_ABS, detail)

@@ -1,35 +1,102 @@
-"""Does one text occur in another? By hashes of runs of 64 symbols (FEATURES 1.3, test 7)."""
+"""Does one text occur in another? Held-out text in the training text, text that was chosen by in scored text.
+
+Held-out text is compared by sketches (`shared.sketch`): whole documents, white space and case folded, and windows of
+64 bytes. Chosen windows are compared symbol by symbol (FEATURES 1.3, test 7).
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
-import numpy.typing as npt
 
 from shared import tolerances
+from shared.errors import DataError
 from shared.scoring.checks import Check
 from shared.scoring.stream import SymbolStream
+from shared.sketch import WINDOW_BYTES, Sketch, known, run_hashes
 
+NAME = "overlap"
 RUN_SYMBOLS = 64
 CHUNK_SYMBOLS = 1 << 20
-# Odd, so that no power of it loses bits modulo 2^64.
-MULTIPLIER = 0x9E3779B97F4A7C15
-
-UInt64 = npt.NDArray[np.uint64]
+# A document of which fewer windows are sampled is found as a whole only.
+NEAR_WINDOWS = 8
 
 
-def run_hashes(symbols: np.ndarray, length: int) -> UInt64:
-    """A hash of symbols[i : i + length] for every i: uint64 [T - length + 1] of int32 [T], `length` a power of two.
+class SketchedText(Protocol):
+    """A text that can be compared."""
 
-    The polynomial sum of (symbol + 1) * M^(length - 1 - k) modulo 2^64, by doubling the length.
+    @property
+    def name(self) -> str: ...
+    def sketch(self) -> Sketch:
+        """See `shared.sketch`. Raises DataError if the text cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of a text occurs in another. `copied` of its `documents` are there, `whole` of them as they are and the
+    others but for a few words; shares are of 1. `windows` were compared."""
+
+    documents: int
+    whole: int
+    copied: int
+    copied_frac: float
+    windows: int
+    windows_frac: float
+
+    @property
+    def missed(self) -> float:
+        """The probability that none of the sampled windows lies in a certain 1 % of the text."""
+        return 0.99**self.windows
+
+
+def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
+    """What of a text occurs in another one.
+
+    A document is copied if it occurs whole, or if nearly all of its windows do, where enough of them are sampled.
+    `copied_frac` is the larger of two shares: of documents of a window's length, and of bytes. Of the documents that
+    do not occur whole it takes those with enough windows for all.
     """
-    assert length > 0 and length & (length - 1) == 0
-    hashes = (symbols.astype(np.uint64) + np.uint64(1)) * np.array([MULTIPLIER], np.uint64)
-    size = 1
-    while size < length:
-        power = np.array([pow(MULTIPLIER, size, 1 << 64)], np.uint64)
-        hashes = hashes[: len(hashes) - size] * power + hashes[size:] if len(hashes) > size else hashes[:0]
-        size *= 2
-    return hashes
+    level = max(text.level, other.level)
+    text, other = text.at_level(level), other.at_level(level)
+    whole = known(text.documents, other.documents)
+    windows = np.unique(text.windows)
+    there = windows[known(windows, other.windows)]
+    found = np.bincount(text.owners[np.isin(text.windows, there)], minlength=len(whole))
+    judged = text.counts >= NEAR_WINDOWS
+    near = judged & ~whole & (found >= tolerances.OVERLAP_NEAR_FRAC * text.counts)
+    weights = (text.num_bytes >= WINDOW_BYTES), text.num_bytes.astype(np.float64)
+    shares = [_share(whole * weight, weight) + _share(near * weight, judged * weight) for weight in weights]
+    num_whole, num_near = int(whole.sum()), int(near.sum())
+    windows_frac = _share(len(there), len(windows))
+    return Overlap(len(whole), num_whole, num_whole + num_near, min(1.0, max(shares)), len(windows), windows_frac)
+
+
+def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
+    """Held-out text may not be in the text that was trained on. All of it is compared, also where a sample is scored:
+    a contaminated text is not cleaner in a sample, only harder to see through."""
+    try:
+        overlap = measure_overlap(heldout.sketch(), training.sketch())
+    except DataError as error:
+        return overlap_unknown(str(error))
+    documents, windows = tolerances.OVERLAP_DOCUMENTS_FRAC, tolerances.OVERLAP_WINDOWS_FRAC
+    detail = (
+        f"{overlap.copied} of {overlap.documents} documents of {heldout.name} occur in {training.name} "
+        f"({overlap.whole} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
+        f"{overlap.windows_frac:.2%} of {overlap.windows} windows; if 1 % were copied, no window would show it with "
+        f"probability {max(overlap.missed, 1e-30):.0e}"
+    )
+    by_windows = overlap.windows_frac / windows > overlap.copied_frac / documents
+    measured, limit = (overlap.windows_frac, windows) if by_windows else (overlap.copied_frac, documents)
+    return Check(NAME, measured <= limit, measured, limit, detail, warning=overlap.copied > 0)
+
+
+def overlap_unknown(reason: str) -> Check:
+    """The text that was trained on cannot be compared with what is scored: no failure, and no proof either."""
+    return Check(NAME, True, math.nan, tolerances.OVERLAP_DOCUMENTS_FRAC, f"not measured: {reason}", warning=True)
 
 
 def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
@@ -45,3 +112,9 @@ def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
     share, limit = float(found.mean()), tolerances.SELECTION_OVERLAP_FRAC
     detail = f"{int(found.sum())} of the {len(found)} windows that were chosen by occur in {scored.name}"
     return Check("selection", share <= limit, share, limit, detail, warning=share > 0)
+
+
+def _share(part: np.ndarray | int, whole: np.ndarray | int) -> float:
+    """The sum of a part in the sum of the whole; 0 of nothing."""
+    total = float(np.sum(whole))
+    return float(np.sum(part)) / total if total else 0.0

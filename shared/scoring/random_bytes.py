@@ -80,6 +80,7 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
     values["training"] |= {
         "steps": steps,
         "time_limit_s": 0.0,
+        "reserve_s": 0.0,
         "batch_symbols": batch_symbols,
         "micro_batch_symbols": batch_symbols,
         "memory_limit_bytes": 0,

@@ -14,14 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from shared.errors import UserError
-from shared.scoring.confidence import Confidence, ratio_interval, student_quantile, student_tail
+from shared.scoring.confidence import Confidence, check_level, ratio_interval, student_quantile, student_tail
 from shared.scoring.documents import DocumentScores
 
 # Below this many seeds no verdict is given: with two, Student's t at 99 % is 64 standard errors.
 FEWEST_SEEDS = 3
-# With fewer documents than this they are no sample to infer from.
-MIN_DOCUMENTS = 10
 
 
 @dataclass(frozen=True)
@@ -101,21 +98,15 @@ def document_interval(new: Sequence[DocumentScores], old: Sequence[DocumentScore
     """Interval of new minus old in bits per byte, with the documents of one text as the sample.
 
     The nats of each document are averaged over the runs of each side (one run for each seed), then their
-    differences go where `ratio_interval` has the nats. None for a side without runs or fewer than MIN_DOCUMENTS.
+    differences go where `ratio_interval` has the nats. None for a side without runs.
     """
     check_level(level)
-    if not new or not old or len(new[0].bytes) < MIN_DOCUMENTS:
+    if not new or not old:
         return None
     sizes = new[0].bytes
     assert all(np.array_equal(side.bytes, sizes) for side in (*new, *old)), "scores of different text"
     nats = np.mean([side.nats for side in new], axis=0) - np.mean([side.nats for side in old], axis=0)
-    return ratio_interval(nats, sizes, level, "documents")
-
-
-def check_level(level: float) -> None:
-    """Raise UserError unless it is a confidence level."""
-    if not 0.0 < level < 1.0:
-        raise UserError(f"confidence {level}: must lie between 0 and 1")
+    return ratio_interval(nats, sizes, level)
 
 
 def _with_test(

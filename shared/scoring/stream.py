@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shared.sketch import Sketch
 from shared.spec import Spec, VocabularySpec
 
 
@@ -51,6 +52,10 @@ class SymbolStream(Protocol):
 
     def text_bytes(self) -> bytes:
         """The text itself, all documents joined."""
+        ...
+
+    def sketch(self) -> Sketch:
+        """What it takes to find the text in another one."""
         ...
 
     def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:

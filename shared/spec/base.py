@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 DType = Literal["float32", "bfloat16"]
+Float32Products = Literal["exact", "fast"]
 
 
 class Section(BaseModel):

@@ -66,8 +66,9 @@ class OptimizerSpec(Section):
 class ScheduleSpec(Section):
     """The learning-rate factor as a function of the progress fraction in [0, 1] (FEATURES 3.6).
 
-    `steps`: progress is step / training.steps, reproducible. `time`: the larger of that and
-    elapsed training time / training.time_limit_s, for a competition against the clock.
+    `steps`: progress is step / training.steps, reproducible. `time`: the larger of that and elapsed training time
+    over the time at which the last step that fits in training.time_limit_s will end, for a competition against the
+    clock. The rate of a step in the warm-up is that of its end, in the warm-down that of its start.
     """
 
     driver: Literal["steps", "time"] = "steps"

@@ -104,4 +104,7 @@ class Spec(Section):
             self.training.time_limit_s,
             "above 0 with schedule.driver 'time' and 0 with 'steps'",
         )
+        reserve_s = self.training.reserve_s
+        allowed = f"below training.time_limit_s ({self.training.time_limit_s})" if timed else "0 without a time limit"
+        require(reserve_s == 0 or self.training.steps_limit_s > 0, "training.reserve_s", reserve_s, allowed)
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+from shared.spec.base import Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
 
@@ -28,13 +28,25 @@ class TrainingSpec(Section):
 
     seed: Count = 1337
     steps: Positive
-    time_limit_s: Rate = Field(0.0, description="training time after which a `time` schedule ends; 0 is none")
+    time_limit_s: Rate = Field(
+        0.0,
+        description="training time within which a run by the clock ends; no step begins that is expected to end "
+        "later; 0 is none",
+    )
+    reserve_s: Rate = Field(
+        0.0,
+        description="seconds of time_limit_s kept for what must follow training within it, as calibration on "
+        "training text; the last step ends before them",
+    )
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
     memory_limit_bytes: Count = Field(
         0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
     )
     dtype: DType = "float32"
+    float32_products: Float32Products = Field(
+        "exact", description="fast: float32 matrices are multiplied in TF32 (10 bits after the point) where a GPU can"
+    )
     compile: bool = True
     freeze: Literal["none", "base"] = Field(
         "none", description="base: of the model only the adapters of model.lora are trained, all else keeps its value"
@@ -55,6 +67,11 @@ class TrainingSpec(Section):
     val_every_steps: Count = Field(0, description="validation on the subset; 0 is only at the end")
     checkpoint_every_steps: Count = Field(0, description="0 is only at the end and on interruption")
     keep_checkpoints: Positive = 2
+
+    @property
+    def steps_limit_s(self) -> float:
+        """Seconds within which the steps of a run by the clock must end; 0 is no limit."""
+        return self.time_limit_s - self.reserve_s
 
     @model_validator(mode="before")
     @classmethod

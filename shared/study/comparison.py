@@ -32,10 +32,15 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 @dataclass(frozen=True)
 class Row:
     """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
-    where a run kept no scores by document or there are too few documents."""
+    where a run kept no scores by document.
+
+    `summary` is of the seeds that were compared, those that both groups have if there are any such, and
+    `baseline_summary` that of the baseline over the seeds it was compared with: their means differ by `difference`.
+    """
 
     group: Group
     summary: Summary
+    baseline_summary: Summary
     difference: Difference | None
     over_documents: Confidence | None
     verdict: Verdict
@@ -88,9 +93,8 @@ def compare_groups(
     old = groups[0] if baseline is None else groups[labels.index(baseline)]
     run = old.runs[0]
     margin_bpb = margin_nats / math.log(2.0) * run.symbols / run.bytes
-    first = Row(old, summarise(list(old.bpb.values()), level), None, None, _counts(old) or "baseline")
     others = [_row(group, old, level, margin_bpb) for group in groups if group is not old]
-    return Comparison((first, *others), level, margin_bpb)
+    return Comparison((_baseline_row(old, others, level), *others), level, margin_bpb)
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -108,8 +112,44 @@ def notes(comparison: Comparison) -> list[str]:
     if any(found.method == "welch" for found in compared):
         lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
     if any(row.difference is not None and row.over_documents is None for row in rows):
-        lines.append("no interval over documents where a run kept no scores by document or there are too few documents")
-    return [*lines, *_window_notes(rows), *_load_notes(rows), *_device_notes(rows)]
+        lines.append("no interval over documents where a run kept no scores by document")
+    reasons = {row.over_documents.reason for row in rows if row.over_documents is not None}
+    lines += [f"no interval over documents, so nothing is decided: {reason}" for reason in reasons if reason]
+    return [
+        *lines,
+        *_seed_notes(rows),
+        *_text_notes(rows),
+        *_window_notes(rows),
+        *_load_notes(rows),
+        *_device_notes(rows),
+    ]
+
+
+def _seed_notes(rows: Sequence[Row]) -> list[str]:
+    """Means are over the seeds that were compared, so that a mean and a difference never contradict each other."""
+    lines = []
+    if any(row.summary.n < len(row.group.runs) for row in rows):
+        lines.append("means and deviations are over the seeds that were compared")
+    baseline = rows[0]
+    lines += [
+        f"{row.group.label} is compared with {row.baseline_summary.n} seeds of {baseline.group.label}, whose mean is "
+        f"{row.baseline_summary.mean:.4f}"
+        for row in rows[1:]
+        if row.baseline_summary != baseline.summary
+    ]
+    return lines
+
+
+def _text_notes(rows: Sequence[Row]) -> list[str]:
+    """Another training text is another experiment, also under the same name."""
+    runs = [row.group.runs[0] for row in rows]
+    if len({run.train_text for run in runs}) == 1:
+        return []
+    texts = (
+        f"{row.group.label} on {run.train_name} (sha256 {run.train_text[:16]})"
+        for row, run in zip(rows, runs, strict=True)
+    )
+    return [f"the training texts differ: {', '.join(texts)}"]
 
 
 def _window_notes(rows: Sequence[Row]) -> list[str]:
@@ -141,6 +181,14 @@ def _device_notes(rows: Sequence[Row]) -> list[str]:
     return [f"the runs were made on different devices: {'; '.join(devices)}"] if len(devices) > 1 else []
 
 
+def _baseline_row(old: Group, others: Sequence[Row], level: float) -> Row:
+    """Summarise the baseline over the seeds that every other was compared with, or over its own if these differ."""
+    compared = [row.baseline_summary for row in others]
+    alike = bool(compared) and all(summary == compared[0] for summary in compared)
+    summary = compared[0] if alike else summarise(list(old.bpb.values()), level)
+    return Row(old, summary, summary, None, None, _counts(old) or "baseline")
+
+
 def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
     found = difference(group.bpb, old.bpb, level, margin_bpb)
     shared = sorted(group.bpb.keys() & old.bpb.keys())
@@ -148,7 +196,9 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
     new_seeds, old_seeds = (shared, shared) if paired else (list(group.bpb), list(old.bpb))
     over_documents = document_interval(group.documents(new_seeds), old.documents(old_seeds), level)
     verdict = _counts(group) or _counts(old) or _verdict(found, over_documents)
-    return Row(group, summarise(list(group.bpb.values()), level), found, over_documents, verdict)
+    summary = summarise([group.bpb[seed] for seed in new_seeds], level)
+    baseline_summary = summarise([old.bpb[seed] for seed in old_seeds], level)
+    return Row(group, summary, baseline_summary, found, over_documents, verdict)
 
 
 def _counts(group: Group) -> Verdict | None:
@@ -157,11 +207,14 @@ def _counts(group: Group) -> Verdict | None:
 
 
 def _verdict(found: Difference, over_documents: Confidence | None) -> Verdict:
-    """Better or worse only if every interval there is lies on that side of zero."""
+    """Better or worse only if the interval over seeds and the one over documents lie on that side of zero; runs that
+    kept no scores by document are judged by their seeds alone."""
     if found.n < FEWEST_SEEDS or found.interval is None:
         return "too few seeds"
     intervals = [found.interval]
-    if over_documents is not None and over_documents.low_bpb is not None and over_documents.high_bpb is not None:
+    if over_documents is not None:
+        if over_documents.low_bpb is None or over_documents.high_bpb is None:
+            return "undecided"
         intervals.append(Interval(over_documents.low_bpb, over_documents.high_bpb))
     if all(interval.high < 0.0 for interval in intervals):
         return "better"
@@ -176,6 +229,7 @@ def _row_document(row: Row) -> dict[str, Any]:
         "label": row.group.label,
         "verdict": row.verdict,
         "bpb": asdict(row.summary),
+        "baseline_bpb": asdict(row.baseline_summary),
         "difference_bpb": asdict(row.difference) if row.difference is not None else None,
         "over_documents": asdict(row.over_documents) if row.over_documents is not None else None,
         "steps_per_s": {"slowest": slow, "fastest": fast},

@@ -13,6 +13,8 @@ from shared.scoring.documents import DocumentScores
 from shared.study.scored_run import ScoredRun
 
 ENGINE_KEY = "engine"
+# The text and not its name, under which there may be another text tomorrow.
+TRAIN_TEXT_KEY = "training text"
 # A symbol is the same thing where these are.
 VOCABULARY_KEYS = ("vocabulary.kind", "vocabulary.tokenizer")
 SAME_TEXT = ("text_sha256", "adaptation", "weights")
@@ -92,7 +94,7 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def _traits(run: ScoredRun) -> Mapping[str, Any]:
-    return {**run.fields, ENGINE_KEY: run.engine}
+    return {**run.fields, TRAIN_TEXT_KEY: run.train_text, ENGINE_KEY: run.engine}
 
 
 def _labels(groups: Sequence[Sequence[ScoredRun]]) -> list[str]:

@@ -18,6 +18,7 @@ from shared.scaling_curve import ScalingCurve
 from shared.spec import Spec, spec_to_dict
 from shared.study.scored_run import FREE_KEYS
 from shared.training.metrics import Record, read_records
+from shared.training.record import TRAIN_KEY
 from shared.training.run_directory import RunDirectory, flatten
 
 FEWEST_POINTS = 5
@@ -145,7 +146,14 @@ def run_points(run: RunDirectory) -> list[Point]:
 
 def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
     """Raise UserError unless the runs train one spec that may differ in seed and length."""
-    free = FREE_KEYS | {"training.steps", "training.time_limit_s", "schedule.driver", "schedule.warmdown_frac"}
+    free = FREE_KEYS | {
+        TRAIN_KEY,
+        "training.steps",
+        "training.time_limit_s",
+        "training.reserve_s",
+        "schedule.driver",
+        "schedule.warmdown_frac",
+    }
     first_run, first = runs[0]
     expected = dict(flatten(spec_to_dict(first)))
     for run, spec in runs[1:]:
@@ -155,6 +163,11 @@ def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
                     f"{first_run.path} has {key} = {expected.get(key)!r}, {run.path} has {value!r}: "
                     "one curve belongs to one spec, apart from seed and length"
                 )
+        if run.read_train_text() != first_run.read_train_text():
+            raise UserError(
+                f"{first_run.path} was trained on {first.data.train} with sha256 {first_run.read_train_text()[:16]}, "
+                f"{run.path} on {spec.data.train} with {run.read_train_text()[:16]}: one curve belongs to one text"
+            )
 
 
 def _at_full_rate(steps: Sequence[Record], step: int) -> bool:

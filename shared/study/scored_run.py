@@ -11,7 +11,7 @@ from shared.errors import UserError
 from shared.scoring.documents import DocumentScores, read_document_scores
 from shared.scoring.report import ScoreDocument
 from shared.spec import spec_to_dict
-from shared.training.record import SEED_KEY, read_result
+from shared.training.record import SEED_KEY, TRAIN_KEY, read_result
 from shared.training.run_directory import RunDirectory, flatten
 from shared.training.target import RUNS, find_run
 
@@ -44,11 +44,14 @@ class TextProtocol:
 @dataclass(frozen=True)
 class ScoredRun:
     """`fields` is the spec as `section.key` and value, without what runs of one experiment may differ in.
-    `documents` is None where the run kept no scores by document; `timed` says that the clock ended the training."""
+    `train_name` is that of the training text, `train_text` its SHA-256. `documents` is None where the run kept no
+    scores by document; `timed` says that the clock ended the training."""
 
     path: Path
     spec_name: str
     fields: Mapping[str, Any]
+    train_name: str
+    train_text: str
     seed: int
     engine: str
     device: str
@@ -103,7 +106,7 @@ def read_scored_run(run: RunDirectory) -> ScoredRun:
     """Read a finished run back. Raises RunError if it is not finished or its files contradict each other."""
     result = read_result(run)
     spec, score = result.spec, result.score
-    fields = {key: value for key, value in flatten(spec_to_dict(spec)) if key not in FREE_KEYS}
+    fields = {key: value for key, value in flatten(spec_to_dict(spec)) if key not in FREE_KEYS | {TRAIN_KEY}}
     documents = read_document_scores(
         run.documents_path, documents=score.documents, num_bytes=score.bytes, nats=score.nats
     )
@@ -111,6 +114,8 @@ def read_scored_run(run: RunDirectory) -> ScoredRun:
         path=run.path,
         spec_name=spec.name,
         fields=fields,
+        train_name=spec.data.train,
+        train_text=result.train_text,
         seed=spec.training.seed,
         engine=score.engine,
         device=result.hardware,

@@ -1,17 +1,18 @@
-"""Runs the runs of a plan one after the other, each in a folder of its own, and goes on where it was stopped."""
+"""Runs the runs of a plan one after the other, each in a folder and a process of its own; resumes where it stopped."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shared.scoring.stream import bind_tokenizer
+from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
+from shared.training.interruption import GRACE_S, Interruption
 from shared.training.observer import Observer
 from shared.training.record import finished_with
-from shared.training.run import train_run
 from shared.training.run_directory import RunDirectory
 
 Status = Literal["finished", "finished before", "failed", "interrupted", "not started"]
@@ -48,27 +49,38 @@ def sweep(
     make_observer: Callable[[], Observer],
     announce: Callable[[int, PlannedRun, bool], None],
 ) -> Swept:
-    """Train, pack and score what is not done yet. A run whose training breaks down does not stop the others.
+    """Train, pack and score what is not done yet, each run in a process of its own. A run whose training breaks down
+    does not stop the others.
 
-    `announce` is called before each run with its number from 1, and whether it was finished before. Raises
-    UserError as `train_run` does.
+    `make_observer` is a function of a module, because it is called in those processes. `announce` is called before
+    each run with its number from 1, and whether it was finished before. Raises UserError as `train_run` does, and for
+    a finished run of a text that has changed since.
     """
     ended: list[SweptRun] = []
-    for number, planned in enumerate(plan, start=1):
-        run = RunDirectory(folder / planned.name)
-        before = finished_with(run, planned.spec) is not None
-        announce(number, planned, before)
-        if before:
-            ended.append(SweptRun(planned, run, "finished before"))
-            continue
-        with make_observer() as observer:
-            result = train_run(planned.spec, engine_name, observer, runs_dir=folder, run_name=planned.name, resume=True)
-        status: Status = result.outcome.status
-        ended.append(SweptRun(planned, run, status, result.outcome.message))
-        if status == "interrupted":
-            rest = [SweptRun(later, RunDirectory(folder / later.name), "not started") for later in plan[number:]]
-            return Swept((*ended, *rest), result.exit_status)
-        # The next engine needs the memory that this one had.
-        del result
-        gc.collect()
+    # The run's process has GRACE_S to save and ends first; this one then tells what there is.
+    with Interruption(grace_s=GRACE_S + 5.0) as interruption:
+        specs = [bind_tokenizer(planned.spec) for planned in plan]
+        # All of them first, so that a text that has changed is told before anything is trained.
+        finished = [
+            finished_with(RunDirectory(folder / planned.name), spec) is not None
+            for planned, spec in zip(plan, specs, strict=True)
+        ]
+        for number, (planned, spec, before) in enumerate(zip(plan, specs, finished, strict=True), start=1):
+            run = RunDirectory(folder / planned.name)
+            if interruption.signal_number is not None:
+                return _stopped(ended, plan, folder, interruption.exit_status)
+            announce(number, planned, before)
+            if before:
+                ended.append(SweptRun(planned, run, "finished before"))
+                continue
+            ending = train_apart(Order(spec, engine_name, folder, planned.name, make_observer), interruption)
+            ended.append(SweptRun(planned, run, ending.status, ending.message))
+            if ending.status == "interrupted":
+                return _stopped(ended, plan, folder, ending.exit_status)
     return Swept(tuple(ended), 1 if any(not run.done for run in ended) else 0)
+
+
+def _stopped(ended: Sequence[SweptRun], plan: Sequence[PlannedRun], folder: Path, exit_status: int) -> Swept:
+    """Describe a sweep that a signal ended: what is left of the plan was not started."""
+    rest = [SweptRun(later, RunDirectory(folder / later.name), "not started") for later in plan[len(ended) :]]
+    return Swept((*ended, *rest), exit_status)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shared.scoring.statistics import Interval
 from shared.study.comparison import Comparison, Row, notes
-from shared.study.groups import differences
+from shared.study.groups import TRAIN_TEXT_KEY, differences
 
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
 # The columns of `_headings` in two tables, so that each fits a terminal of 80 columns.
@@ -58,8 +58,9 @@ def markdown(comparison: Comparison, title: str, command: str) -> str:
 
 
 def difference_lines(comparison: Comparison) -> list[str]:
-    """One line for each field that the specs differ in, values in the order of the rows."""
+    """One line for each field that the specs differ in, values in the order of the rows. Training texts have a note."""
     found = differences([row.group for row in comparison.rows])
+    found.pop(TRAIN_TEXT_KEY, None)
     lines = [f"{key}: {', '.join(_value(value) for value in values)}" for key, values in found.items()]
     more = len(lines) - MOST_FIELDS
     return lines if more <= 0 else [*lines[:MOST_FIELDS], f"and {more} more fields, see --json"]
@@ -103,7 +104,7 @@ def _cells(row: Row) -> list[str]:
         row.group.label,
         f"{row.summary.mean:.4f}",
         "" if row.summary.std is None else f"{row.summary.std:.4f}",
-        str(row.summary.n),
+        str(row.summary.n) if row.summary.n == len(row.group.runs) else f"{row.summary.n} of {len(row.group.runs)}",
         "" if found is None else f"{found.mean:+.4f}",
         "" if found is None else _interval(found.interval),
         _interval(within),

@@ -26,13 +26,16 @@ from safetensors.numpy import save_file as write_tensors
 
 from shared.errors import RunError
 from shared.files import remove_temporaries, replacing, write_atomically
+from shared.optim import state_shapes
+from shared.spec import Spec
 
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone.
+    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; by `step_s` and
+    `slowest_step_s`, the mean and the most of a recent step, a run by the clock knows whether another one fits.
 
     The two validations are the metrics records of the last one and of the best one so far.
     """
@@ -45,6 +48,8 @@ class CheckpointInfo:
     loader: dict[str, Any]
     last_validation: dict[str, Any] | None = None
     best_validation: dict[str, Any] | None = None
+    step_s: float = 0.0
+    slowest_step_s: float = 0.0
     format_version: int = FORMAT_VERSION
     state_bytes: int = 0
     state_sha256: str = ""
@@ -58,6 +63,18 @@ class Checkpoint:
     state: dict[str, np.ndarray]
     path: Path
     warnings: list[str] = field(default_factory=list)
+
+
+def checkpoint_bytes(spec: Spec) -> int:
+    """Size of the tensors' file of every checkpoint of a spec: its state, and in front of it eight bytes and the header
+    of safetensors, which is JSON padded to a multiple of eight bytes with the tensors in the order of their names."""
+    tensors: dict[str, Any] = {}
+    end = 0
+    for name, shape in sorted(state_shapes(spec).items()):
+        start, end = end, end + np.dtype(np.float32).itemsize * math.prod(shape)
+        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(tensors, separators=(",", ":"))
+    return 8 + -(-len(header) // 8) * 8 + end
 
 
 class CheckpointStore:

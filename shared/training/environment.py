@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shared.device_facts import device_module
 from shared.engine import Engine
 
 PACKAGES = (
@@ -36,6 +37,7 @@ def describe_environment(engine: Engine) -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "engine": engine.name,
         "device": engine.device_name(),
+        "float32_products": device_module(engine.name).float32_products(),
         "ranks": engine.ranks.world_size,
         "python": platform.python_version(),
         "platform": platform.platform(),

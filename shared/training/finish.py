@@ -2,18 +2,22 @@
 
 The packed weights are read back from the artifact, so the score is that of the file. What packing costs is
 measured on the validation sample, where the unpacked weights were scored at the end of training.
+
+GPUs wait for all of this, so it is in the order of worth: score.json is on disk before anything optional begins.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shared.artifact import read_artifact, write_artifact
 from shared.engine import Engine
+from shared.optim import keeps_average
 from shared.scoring.checks import Check
 from shared.scoring.documents import write_document_scores
-from shared.scoring.evaluate import evaluate
+from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.overlap import check_overlap
 from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
@@ -52,7 +56,8 @@ class Packing:
 
 @dataclass(frozen=True)
 class Finished:
-    """The score of the artifact on all held-out text, what packing cost, and with SWA whether it was applied."""
+    """The score of the artifact on all held-out text, what packing cost, and whether an average of the
+    weights is what it should be."""
 
     score: ScoreDocument
     packing: Packing
@@ -62,11 +67,7 @@ class Finished:
     @property
     def problems(self) -> list[str]:
         """What a check said no to, one line each; empty when all is well."""
-        score = self.score
-        found = [f"audit: {check.name}: {check.detail}" for check in score.audit.checks if not check.passed]
-        total_bytes = (score.artifact_bytes or 0) + score.code_bytes
-        if total_bytes > score.limit_bytes:
-            found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
+        found = score_problems(self.score)
         if self.average is not None and not self.average.passed:
             found.append(f"average: {self.average.detail}")
         if self.qat is not None and not self.qat.passed:
@@ -75,6 +76,15 @@ class Finished:
             cost = self.packing.difference_bpb
             found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
         return found
+
+
+def score_problems(score: ScoreDocument) -> list[str]:
+    """What the score itself is refused for, one line each that begins with `audit: ` or `budget: `."""
+    found = [f"audit: {check.name}: {check.detail}" for check in score.audit.checks if not check.passed]
+    total_bytes = (score.artifact_bytes or 0) + score.code_bytes
+    if total_bytes > score.limit_bytes:
+        found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
+    return found
 
 
 def finish_run(
@@ -100,9 +110,9 @@ def finish_run(
     def scoring_progress(done: int, total: int) -> None:
         progress(done, total)
         if done == total:
-            observer.on_stage("audit and compressors")
+            observer.on_stage("audit")
 
-    average = check_average(engine) if spec.training.swa_every_steps > 0 else None
+    average = check_average(engine, sources.loader.batch(0)) if keeps_average(spec.training) else None
     qat = check_qat_acts(engine, sources.loader.batch(0)) if spec.training.qat.form != "off" else None
     observer.on_stage("packing")
     info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
@@ -118,8 +128,10 @@ def finish_run(
         engine=engine.name,
         weights="packed",
         artifact_bytes=info.artifact_bytes,
+        artifact_sha256=info.sha256,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
+        data_checks=[check_overlap(sources.heldout, sources.train)],
     )
     interruption.check()
     write_score(run.score_path, document)
@@ -127,5 +139,28 @@ def finish_run(
     metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )
+    observer.on_stage("report")
     write_report(run)
     return finished
+
+
+def add_compressors(
+    finished: Finished, sources: Sources, run: RunDirectory, observer: Observer, interruption: Interruption
+) -> Finished:
+    """Complete score.json by what general compressors make of the text, if that was not known when it was written.
+
+    Needed for a dataset made by an older version or elsewhere; it takes minutes for a large text. Raises StopRequested
+    after a signal: the score stands without them.
+    """
+    if finished.score.compressors:
+        return finished
+
+    def progress(done: int, total: int) -> None:
+        interruption.check()
+        # Views count symbols.
+        observer.on_progress(done * finished.score.symbols // total, finished.score.symbols)
+
+    observer.on_stage("compressors")
+    document = with_compressors(finished.score, sources.heldout, None, progress)
+    write_score(run.score_path, document)
+    return replace(finished, score=document)

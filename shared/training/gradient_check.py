@@ -14,7 +14,7 @@ from shared.engine import Engine, NonFiniteError, Weights
 from shared.model import trained_parameters
 from shared.optim import step_hyperparameters
 from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
-from shared.parity.reduce import reduced_spec
+from shared.parity.reduce import reduced_spec, with_training
 from shared.scoring.checks import Check
 from shared.spec import Spec
 
@@ -53,6 +53,8 @@ def check_gradients(engine: Engine, weights: Weights, batches: Sequence[np.ndarr
 def check_spec_gradients(spec: Spec, engine_name: str) -> Check:
     """The check of a spec's initial weights, at full width and depth on short windows of made-up text."""
     small, _ = reduced_spec(spec, GRADIENT_STEPS)
+    # The process may have an engine of the spec already, and MLX multiplies in one way for all of them.
+    small = with_training(small, float32_products=spec.training.float32_products)
     loader = made_up_loader(small, TEXT_SEED)
     batches = [loader.batch(step) for step in range(GRADIENT_STEPS)]
     return check_gradients(made_up_engine(engine_name, small), made_up_start(small), batches)

@@ -43,6 +43,8 @@ class Interruption:
         self._previous_wakeup = self._writer = -1
         self._watcher: threading.Thread | None = None
         self._deadline: threading.Timer | None = None
+        # Taken by whoever comes first: a signal, a request of another process, or the end.
+        self._first = threading.Lock()
 
     @property
     def exit_status(self) -> int:
@@ -54,6 +56,18 @@ class Interruption:
         """Raise StopRequested if a stop was asked for."""
         if self.signal_number is not None:
             raise StopRequested
+
+    def request(self, number: int) -> None:
+        """Ask for a stop as a first signal with this number does. Changes nothing after a signal or another request,
+        and a signal that follows is still the first. May be called in any thread."""
+        if not self._first.acquire(blocking=False):
+            return
+        self._remember(number, None)
+        if number == signal.SIGTERM:
+            self._deadline = threading.Timer(self.grace_s, self._give_up)
+            self._deadline.daemon = True
+            self._deadline.start()
+        self.notify()
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
@@ -91,6 +105,7 @@ class Interruption:
             signal.set_wakeup_fd(self._previous_wakeup)
             os.close(self._writer)
             self._watcher.join()
+        self._first.acquire(blocking=False)
         if self._deadline is not None:
             self._deadline.cancel()
 
@@ -107,12 +122,7 @@ class Interruption:
             seen += 1
             if seen > 1:
                 os._exit(128 + received[0])
-            self._remember(received[0], None)
-            if received[0] == signal.SIGTERM:
-                self._deadline = threading.Timer(self.grace_s, self._give_up)
-                self._deadline.daemon = True
-                self._deadline.start()
-            self.notify()
+            self.request(received[0])
         os.close(reader)
 
     def _give_up(self) -> None:

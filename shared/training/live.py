@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.training.observer import RunStart, StepReport, ValidationReport
-from shared.training.plain import STOP_NOTICE, bits, notify, start_lines, validation_text
+from shared.training.plain import STOP_NOTICE, notify, score_text, start_lines
 from shared.training.plot import History, braille_lines, column_values
 from shared.training.units import in_bytes, in_count, in_step_time, in_time
 
@@ -26,7 +26,7 @@ END_STAGES = ("finished", "interrupted", "failed")
 SHOW_CURSOR = "\x1b[?25h"
 LABEL = "grey62"
 # Rows of the view that are not the plot, and the plot's own limits.
-OTHER_ROWS, LEAST_PLOT_ROWS, MOST_PLOT_ROWS = 11, 2, 7
+OTHER_ROWS, LEAST_PLOT_ROWS, MOST_PLOT_ROWS = 12, 2, 7
 
 
 class LiveObserver:
@@ -63,7 +63,7 @@ class LiveObserver:
 
     def on_step(self, report: StepReport) -> None:
         self.stage, self.stage_done, self.report = "training", None, report
-        self.history.add(report.progress_frac, report.nats)
+        self.history.add(report.progress_frac, report.bpb)
 
     def on_stage(self, stage: str) -> None:
         self.stage, self.stage_done, self.stage_start_s = stage, None, time.monotonic()
@@ -155,12 +155,13 @@ class LiveObserver:
         """Two columns of labelled figures."""
         report, validation = self.report, self.validation
         none = "-"
-        loss = f"{report.nats:.4f} nats, {bits(report.nats):.3f} bits/symbol" if report else none
+        loss = f"{report.bpb:.4f} bpb, {report.nats:.4f} nats/symbol" if report else none
         rate = f"x{report.lr_factor:.3f}" if report else none
         speed = f"{in_bytes(report.bytes_per_s)}/s, {in_step_time(report.step_s)}/step" if report else none
         seen = in_count(report.symbols) if report else none
         memory = in_bytes(report.peak_memory_bytes) if report else none
-        score = f"{validation_text(validation)}, step {validation.step}" if validation else none
+        score = score_text(validation) if validation else none
+        scored = f"{validation.weights} weights after step {validation.step}" if validation else none
         saved = f"step {self.checkpoint_step}" if self.checkpoint_step is not None else none
         table = Table.grid(padding=(0, 1), expand=True)
         for style, ratio in ((LABEL, None), ("", 3), (LABEL, None), ("", 1)):
@@ -168,5 +169,6 @@ class LiveObserver:
         table.add_row("loss", loss, "learning rate", rate)
         table.add_row("speed", speed, "symbols seen", seen)
         table.add_row("validation", Text(score, style="green" if validation else ""), "peak memory", memory)
-        table.add_row("train time", in_time(report.elapsed_s) if report else none, "checkpoint", saved)
+        table.add_row("validated", scored, "checkpoint", saved)
+        table.add_row("train time", in_time(report.elapsed_s) if report else none)
         return table

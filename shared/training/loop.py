@@ -4,6 +4,8 @@ Each turn looks at where the run stands and does what is due: validate, save, st
 nothing else is remembered between turns, a run continues from any checkpoint exactly as if it had never
 stopped. What the engine computes is a function of (spec, step, state); time enters only with a `time` schedule.
 
+A run by the clock begins no step that is expected to end after its limit (shared.training.deadline).
+
 A step's result is read after the next step is queued, and checkpoints are written in the background. Before anything
 that needs the truth (a validation, a checkpoint, an end) all results are read; before the end everything is on disk.
 """
@@ -19,18 +21,20 @@ import numpy as np
 
 from shared.engine import Engine, NonFiniteError
 from shared.errors import RunError
-from shared.optim import lr_factor, progress_frac, step_hyperparameters
 from shared.spec import Spec, spec_id, spec_to_dict
+from shared.stages import training_stages
 from shared.tolerances import FIRST_LOSS_REL
 from shared.training.checkpoint_writer import CheckpointWriter
 from shared.training.checkpoints import CheckpointInfo, CheckpointStore
+from shared.training.deadline import Deadline
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.metrics import MetricsLog
-from shared.training.observer import Observer, StepReport, ValidationReport
+from shared.training.observer import Observer, ValidationReport
 from shared.training.pace import Pace
 from shared.training.position import Failure, Outcome, Position
 from shared.training.sources import BatchLoader
-from shared.training.step_queue import Clock, DoneStep, StepQueue
+from shared.training.step_log import StepLog
+from shared.training.step_queue import Clock, StepQueue
 from shared.training.validation import NonFiniteScoreError, Validate
 
 
@@ -54,11 +58,12 @@ class TrainingLoop:
     ) -> None:
         self.spec, self.engine, self.loader, self.validate = spec, engine, loader, validate
         self.store, self.metrics, self.observer, self.interruption = store, metrics, observer, interruption
-        self.position, self.bytes_per_symbol = position, bytes_per_symbol
+        self.position, self.clock = position, clock
         self.queue = StepQueue(engine, clock, position.elapsed_s)
         self.writer = CheckpointWriter(store, metrics.flush)
-        self.pace = Pace()
-        self.nats: float | None = None
+        self.pace = Pace(position.step_s, position.slowest_step_s)
+        self.deadline = Deadline(spec, self.pace)
+        self.log = StepLog(spec, engine, self.deadline, metrics, observer, bytes_per_symbol)
         # A step that broke off leaves an engine whose state is not to be saved.
         self.in_step = False
 
@@ -71,9 +76,12 @@ class TrainingLoop:
                 self._announce_checkpoint()
                 validation_due = self._due(self.spec.training.val_every_steps)
                 checkpoint_due = self._due(self.spec.training.checkpoint_every_steps)
-                if validation_due or checkpoint_due or self._progress() >= 1.0:
+                self._settle_near_the_end()
+                if validation_due or checkpoint_due or not self._more():
                     self._settle_all()
-                finished = not len(self.queue) and self._progress() >= 1.0
+                finished = not self._more()
+                if finished:
+                    self.log.finish()
                 if (finished or validation_due) and not self._validated():
                     self._run_validation()
                 if (finished or checkpoint_due) and not self._saved():
@@ -81,8 +89,7 @@ class TrainingLoop:
                 if finished:
                     self._announce_checkpoint(wait=True)
                     return self._end("finished")
-                if self._progress() < 1.0:
-                    self._train_one_step()
+                self._train_one_step()
         except StopRequested:
             return self._interrupted()
         except Failure as failure:
@@ -92,18 +99,41 @@ class TrainingLoop:
 
     def _warm_up(self) -> None:
         """Compile before the clock starts; a finished run has nothing to compile for."""
-        if self.spec.training.compile and self._progress() < 1.0:
+        if not self._more():
+            return
+        x = self.loader.batch(self.position.step)
+        if self.spec.training.compile:
             self.observer.on_stage("compiling")
             with self.interruption.expected():
-                self.engine.warm_up(self.loader.batch(self.position.step))
+                self.engine.warm_up(x)
+        if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
+            with self.interruption.expected():
+                self.deadline.first_step_s = self._timed_warm_up(x)
+
+    def _timed_warm_up(self, x: np.ndarray) -> float:
+        """Seconds of a step before the first: by the clock the first learning rate depends on them."""
+        self.engine.synchronise()
+        begin = self.clock()
+        self.engine.warm_up(x)
+        self.engine.synchronise()
+        return (self.clock() - begin) / len(training_stages(self.spec))
 
     def _steps(self) -> int:
         """Steps done or in flight."""
         return self.position.step + len(self.queue)
 
-    def _progress(self) -> float:
-        """The progress fraction that the next step begins with."""
-        return progress_frac(self.spec, self._steps(), self.queue.expected_s)
+    def _begin_s(self) -> float:
+        """Training time at which the next step begins: a step begins when the one before it ends."""
+        return self.queue.expected_s if len(self.queue) else self.position.elapsed_s
+
+    def _more(self) -> bool:
+        """Whether there is another step to train."""
+        return self.deadline.fits(self._steps(), self._begin_s())
+
+    def _settle_near_the_end(self) -> None:
+        """Read what is in flight where the estimate of when it ends is not good enough for the deadline."""
+        while len(self.queue) and self.deadline.is_near(self._begin_s()):
+            self._settle()
 
     def _due(self, every_steps: int) -> bool:
         """Whether something of this cadence belongs after the steps so far; 0 is never."""
@@ -119,11 +149,12 @@ class TrainingLoop:
     def _train_one_step(self) -> None:
         """Queue the next step, then read the result of the one before it."""
         self.queue.start()
-        step, progress = self._steps(), self._progress()
+        step = self._steps()
+        hyper, factor = self.deadline.hyperparameters(step, self._begin_s())
         x = self.loader.batch(step)
         try:
             with self.interruption.expected():
-                self.queue.push(x, step_hyperparameters(self.spec, step, progress), progress)
+                self.queue.push(x, hyper, factor)
         except StopRequested:
             self.in_step = True
             raise
@@ -149,11 +180,9 @@ class TrainingLoop:
         if number == 1:
             self._check_first_loss(done.nats)
         position.step, position.elapsed_s = number, done.elapsed_s
-        self.nats = done.nats
-        progress = progress_frac(self.spec, number, done.elapsed_s)
-        before = progress_frac(self.spec, number - 1, done.elapsed_s - done.step_s)
-        self.pace.add(done.step_s, progress - before)
-        self._report(done, progress)
+        self.pace.add(done.step_s)
+        position.step_s, position.slowest_step_s = self.pace.step_s, self.pace.slowest_s
+        self.log.add(number, done, is_last=not len(self.queue) and not self._more())
 
     def _settle_all(self) -> None:
         """Read all results and stop the clock: what comes next is no training time."""
@@ -162,30 +191,6 @@ class TrainingLoop:
         with self.interruption.expected():
             self.queue.stop()
         self.position.elapsed_s = self.queue.elapsed_s
-
-    def _report(self, done: DoneStep, progress: float) -> None:
-        position, training = self.position, self.spec.training
-        last = progress >= 1.0 and not len(self.queue)
-        report = StepReport(
-            step=position.step,
-            nats=done.nats,
-            grad_norm=done.grad_norm,
-            lr_factor=lr_factor(self.spec.schedule, done.progress_frac),
-            progress_frac=progress,
-            elapsed_s=done.elapsed_s,
-            symbols=position.step * training.batch_symbols,
-            bytes_per_s=training.batch_symbols * self.bytes_per_symbol / max(self.pace.step_s, 1e-9),
-            step_s=done.step_s,
-            left_s=self.pace.left_s(1.0 - progress),
-            peak_memory_bytes=self.engine.peak_memory_bytes(),
-            logged=position.step == 1 or position.step % training.log_every_steps == 0 or last,
-        )
-        if report.logged:
-            values = asdict(report)
-            for name in ("step", "left_s", "logged"):
-                del values[name]
-            self.metrics.append("step", report.step, **values)
-        self.observer.on_step(report)
 
     def _check_first_loss(self, nats: float) -> None:
         """A fresh model knows nothing, so its loss is near ln V (FEATURES 1.3, test 8). Below that something
@@ -251,6 +256,8 @@ class TrainingLoop:
             loader=self.loader.state(position.step),
             last_validation=_plain(position.last_validation),
             best_validation=_plain(position.best_validation),
+            step_s=position.step_s,
+            slowest_step_s=position.slowest_step_s,
         )
 
     def _interrupted(self) -> Outcome:
@@ -285,7 +292,7 @@ class TrainingLoop:
             status=status,
             step=position.step,
             elapsed_s=position.elapsed_s,
-            nats=self.nats,
+            nats=self.log.last.nats if self.log.last else None,
             validation=position.last_validation,
             best_validation=position.best_validation,
             checkpoint=self.store.latest_path(),

@@ -1,13 +1,14 @@
 """metrics.jsonl: one JSON object per logged event, appended whole and at once.
 
 Every record has `event` and `step`, the number of optimizer steps done. Events: `start`, `resume`,
-`step`, `validation`, `checkpoint`, `interrupted`, `failed`, `finished`.
+`step`, `validation`, `checkpoint`, `interrupted`, `failed`, `finished`, and at any end `stages`, the seconds of each.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,12 @@ def read_records(path: Path) -> list[Record]:
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
+
+
+def last_ending(records: Sequence[Record]) -> Record | None:
+    """The `finished` record of a run; None if it did not finish, or was trained further since."""
+    found = [record for record in records if record["event"] in ("step", "finished")]
+    return found[-1] if found and found[-1]["event"] == "finished" else None
 
 
 class MetricsLog:

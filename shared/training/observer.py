@@ -14,7 +14,7 @@ from shared.spec import Spec
 @dataclass(frozen=True)
 class RunStart:
     """A run that is about to train from `step` on. `data` is `Sources.describe()`; `history` holds
-    (progress fraction, nats per symbol) of the steps already logged."""
+    (progress fraction, bits per byte) of the steps already logged."""
 
     run_path: Path
     spec: Spec
@@ -30,11 +30,13 @@ class RunStart:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. `step` counts steps done, this one included; `nats` is the mean per symbol of the
-    batch before the update; `left_s` is the time to the end of training, None while it is unknown."""
+    """One optimizer step. `step` counts steps done, this one included; `nats` is the mean per symbol of the batch
+    before the update, `bpb` the same in bits per byte, the unit of a validation; `left_s` is the time to the end of
+    training, None while it is unknown."""
 
     step: int
     nats: float
+    bpb: float
     grad_norm: float
     lr_factor: float
     progress_frac: float
@@ -49,7 +51,8 @@ class StepReport:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """A score on the validation sample after `step` steps; the interval is None for too few documents."""
+    """A score on the validation sample after `step` steps, of the `weights` named; the interval is None for too few
+    documents."""
 
     step: int
     bpb: float

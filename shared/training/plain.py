@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import time
 from pathlib import Path
@@ -46,7 +45,7 @@ class PlainObserver:
         if report.logged:
             left = f"  {in_time(report.left_s)} left" if report.left_s is not None else ""
             self._print(
-                f"step {report.step:>{len(str(self._steps))}}/{self._steps}  loss {report.nats:.4f} nats/symbol  "
+                f"step {report.step:>{len(str(self._steps))}}/{self._steps}  loss {report.bpb:.4f} bpb  "
                 f"grad {report.grad_norm:.3g}  lr x{report.lr_factor:.3f}  {in_bytes(report.bytes_per_s)}/s  "
                 f"memory {in_bytes(report.peak_memory_bytes)}{left}"
             )
@@ -63,7 +62,8 @@ class PlainObserver:
             self._print(f"{self._stage}: {in_count(done)} of {in_count(total)} symbols  {in_time(left_s)} left")
 
     def on_validation(self, report: ValidationReport) -> None:
-        self._print(f"validation at step {report.step}: {validation_text(report)}  ({in_time(report.seconds)})")
+        whose = f"of the {report.weights} weights"
+        self._print(f"validation at step {report.step}: {score_text(report)} {whose}  ({in_time(report.seconds)})")
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         self._print(f"checkpoint {path}")
@@ -99,15 +99,10 @@ def start_lines(start: RunStart) -> list[str]:
     return lines
 
 
-def validation_text(report: ValidationReport) -> str:
+def score_text(report: ValidationReport) -> str:
     """`2.753 bpb [2.711, 2.795]`."""
     interval = f" [{report.low_bpb:.3f}, {report.high_bpb:.3f}]" if report.low_bpb and report.high_bpb else ""
     return f"{report.bpb:.3f} bpb{interval}"
-
-
-def bits(nats: float) -> float:
-    """Nats in bits."""
-    return nats / math.log(2.0)
 
 
 def notify(console: Console, text: str) -> None:

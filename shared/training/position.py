@@ -13,12 +13,15 @@ from shared.training.observer import ValidationReport
 class Position:
     """Where a run stands: optimizer steps done, seconds of training alone, what was last scored.
 
-    A step is done when its result was read. `saved` is the stamp of the newest checkpoint, on disk or on its way."""
+    A step is done when its result was read. `step_s` and `slowest_step_s` are the mean and the most that a recent step
+    took. `saved` is the stamp of the newest checkpoint, on disk or on its way."""
 
     step: int = 0
     elapsed_s: float = 0.0
     last_validation: ValidationReport | None = None
     best_validation: ValidationReport | None = None
+    step_s: float = 0.0
+    slowest_step_s: float = 0.0
     saved: tuple[int, int] | None = None
 
     @property

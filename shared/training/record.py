@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from shared.artifact import read_artifact
-from shared.errors import ArtifactError, RunError
+from shared.errors import ArtifactError, DataError, RunError
 from shared.files import sync_folder
 from shared.scoring.report import ScoreDocument, read_score
 from shared.spec import Spec, spec_id, spec_to_dict, spec_to_toml
-from shared.training.metrics import Record, read_records
+from shared.training.metrics import Record, last_ending, read_records
 from shared.training.run_directory import RunDirectory, flatten
+from shared.training.sources import open_training_text
 
 PREFLIGHT_FILE = "preflight.json"
 SUBMISSION_FILE = "submission.json"
@@ -40,6 +41,8 @@ KEPT_FILES = (
     PREFLIGHT_FILE,
 )
 SEED_KEY = "training.seed"
+# The name of the training text. What counts is the hash of the text itself.
+TRAIN_KEY = "data.train"
 # What the public records promise (FEATURES 1.1).
 LIMIT_BYTES, LIMIT_S, FEWEST_SEEDS = 16_000_000, 600.0, 3
 
@@ -77,6 +80,11 @@ class SeedResult:
         return self.score.nats / self.score.symbols
 
     @property
+    def train_text(self) -> str:
+        """SHA-256 of the text that was trained on. Raises RunError if environment.json does not tell it."""
+        return self.run.read_train_text()
+
+    @property
     def hardware(self) -> str:
         """The device in words, and how many of them."""
         return str(self.environment.get("device", "unknown device"))
@@ -102,34 +110,51 @@ def read_result(run: RunDirectory) -> SeedResult:
     """
     spec = run.read_spec()
     records = read_records(run.metrics_path)
-    steps = [index for index, record in enumerate(records) if record["event"] == "step"]
-    ends = [index for index, record in enumerate(records) if record["event"] == "finished"]
-    if not steps or not ends or ends[-1] < steps[-1] or not run.score_path.exists():
+    steps = [record for record in records if record["event"] == "step"]
+    ending = last_ending(records)
+    if not steps or ending is None or not run.score_path.exists():
         raise RunError(f"{run.path}: not finished, so it is no record yet; continue it with --run {run.name} --resume")
     info = read_artifact(run.artifact_path).info
     score = read_score(run.score_path)
-    if info.spec_id != spec_id(spec) or info.artifact_bytes != score.artifact_bytes:
-        raise RunError(f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again")
+    if info.spec_id != spec_id(spec) or not score.is_of(info):
+        raise RunError(
+            f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again; mend it "
+            f"with `bytetwin pack {run.path}` and, if that says so, `bytetwin score {run.path}`"
+        )
     preflight = run.path / PREFLIGHT_FILE
     return SeedResult(
         run,
         spec,
         score,
         _read_json(run.environment_path),
-        records[steps[-1]],
-        records[ends[-1]],
+        steps[-1],
+        ending,
         _read_json(preflight) if preflight.exists() else None,
     )
 
 
 def finished_with(run: RunDirectory, spec: Spec) -> SeedResult | None:
-    """The result of a run that has been trained, packed and scored with exactly this spec, None for any other."""
+    """The result of a run that has been trained, packed and scored with exactly this spec, None for any other.
+
+    Raises RunError if the text that the spec names has changed since.
+    """
     if not run.spec_path.is_file() or not run.score_path.exists() or run.read_spec() != spec:
         return None
     try:
-        return read_result(run)
+        result = read_result(run)
     except (RunError, ArtifactError):
         return None
+    try:
+        now = open_training_text(spec).sha256
+    except DataError:
+        # Without the text no run can be trained on anything else under this name.
+        return result
+    if now != result.train_text:
+        raise RunError(
+            f"{run.path} was trained on {spec.data.train} when its sha256 was {result.train_text[:16]}, now it is "
+            f"{now[:16]}: train under another name, or remove {run.path} to train it again"
+        )
+    return result
 
 
 def check_one_experiment(results: Sequence[SeedResult]) -> None:
@@ -139,11 +164,17 @@ def check_one_experiment(results: Sequence[SeedResult]) -> None:
     seeds: dict[int, SeedResult] = {}
     for result in results:
         for key, value in flatten(spec_to_dict(result.spec)):
-            if key != SEED_KEY and expected.get(key) != value:
+            if key not in (SEED_KEY, TRAIN_KEY) and expected.get(key) != value:
                 raise RunError(
                     f"{first.run.path} has {key} = {expected.get(key)!r}, {result.run.path} has {value!r}: "
                     f"the runs of a record differ in {SEED_KEY} only"
                 )
+        if result.train_text != first.train_text:
+            raise RunError(
+                f"{first.run.path} was trained on {first.spec.data.train} with sha256 {first.train_text[:16]}, "
+                f"{result.run.path} on {result.spec.data.train} with {result.train_text[:16]}: "
+                f"the runs of a record differ in {SEED_KEY} only"
+            )
         if result.seed in seeds:
             raise RunError(f"{seeds[result.seed].run.path} and {result.run.path} have the same seed {result.seed}")
         if result.score.dataset.scored_sha256 != first.score.dataset.scored_sha256:

@@ -6,7 +6,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from shared.model import parameter_counts
 from shared.scoring.confidence import student_quantile
@@ -82,8 +82,9 @@ def _protocol(results: Sequence[SeedResult]) -> list[str]:
         f"sha256 {score.dataset.scored_sha256}",
         f"Protocol: {score.symbols:,} symbols, each once, windows of {score.window_symbols} by {score.stride_symbols}, "
         f"adaptation {score.adaptation}, the packed weights read back from artifact.btw",
-        f"The same text with general compressors, bits per byte: {others}",
     ]
+    if others:
+        facts.append(f"The same text with general compressors, bits per byte: {others}")
     for result in results:
         checks = ", ".join(
             f"{check.name}{' (warning)' if check.warning else ''}" for check in result.score.audit.checks
@@ -137,18 +138,19 @@ def _machine(results: Sequence[SeedResult]) -> list[str]:
             f"Python {environment.get('python')}, source {commit}, started {environment.get('started')}{resumed}"
         )
         if result.preflight is not None:
-            forced = _forced(result.preflight)
+            forced, risks = _rows(result.preflight, "forced"), _rows(result.preflight, "risks")
             verdict = "go" if result.preflight.get("go") else "no-go"
             facts.append(
                 f"Seed {result.seed}: preflight said {verdict} ({PREFLIGHT_FILE})"
+                + (f", at risk: {', '.join(risks)}" if risks else "")
                 + (f", overridden by hand: {', '.join(forced)}" if forced else "")
             )
     return facts
 
 
-def _forced(preflight: Mapping[str, Any]) -> list[str]:
-    """Rows of a preflight document that said no and were overridden."""
-    return [str(name) for name in preflight.get("forced", [])]
+def _rows(preflight: Mapping[str, Any], key: Literal["forced", "risks"]) -> list[str]:
+    """Rows of a preflight document that said no and were overridden, or that said risk."""
+    return [str(name) for name in preflight.get(key, [])]
 
 
 def _bullets(facts: Sequence[str]) -> list[str]:

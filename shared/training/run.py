@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shared.engine import Engine, create_engine
 from shared.errors import RunError
@@ -17,26 +18,30 @@ from shared.scoring.stream import bind_tokenizer, token_bytes
 from shared.spec import Spec, spec_from_dict, spec_id
 from shared.training.checkpoints import Checkpoint, CheckpointStore
 from shared.training.environment import describe_environment
-from shared.training.finish import Finished, finish_run
+from shared.training.finish import Finished, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
 from shared.training.metrics import MetricsLog, Record
 from shared.training.observer import Observer, RunStart, ValidationReport
 from shared.training.profiling import ProfileRequest, profiled
+from shared.training.report import write_report
 from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from shared.training.sources import Sources, open_sources, starting_text
+from shared.training.stage_clock import StageClock
+from shared.training.units import bits_per_byte
 from shared.training.validation import make_validate
 
 
 @dataclass(frozen=True)
 class RunResult:
     """How a run ended. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
-    failed or a check said no) or 128 + signal number."""
+    failed or a check said no) or 128 + signal number; `stage_s` has the seconds of every stage."""
 
     run: RunDirectory
     outcome: Outcome
     finished: Finished | None
     exit_status: int
+    stage_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_run(
@@ -50,19 +55,23 @@ def train_run(
     finish: bool = True,
     profile: ProfileRequest | None = None,
     ranks: Ranks | None = None,
+    entered: Interruption | None = None,
 ) -> RunResult:
     """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
-    this is what rank 0 does; the others call `follow_run`.
+    this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
+    already; by default signals count from here to the end.
     """
+    clock = StageClock(observer)
     spec = bind_tokenizer(spec)
-    with Interruption(observer.on_stop_requested) as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
+    signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
+    with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         try:
             with profiled(engine, profile, run.trace_path) as watched:
-                result = _train_in(run, spec, watched, sources, observer, interruption, finish)
+                result = _train_in(run, spec, watched, sources, clock, interruption, finish)
             observer.on_end(result.outcome.status)
             return result
         finally:
@@ -86,10 +95,12 @@ def _train_in(
     spec: Spec,
     engine: Engine,
     sources: Sources,
-    observer: Observer,
+    clock: StageClock,
     interruption: Interruption,
     finish: bool,
 ) -> RunResult:
+    """Train from the last checkpoint on, if there is one, then finish; what each stage took is noted at any end."""
+    observer = cast(Observer, clock)
     store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
     store.tidy()
     checkpoint = store.load_latest()
@@ -116,20 +127,42 @@ def _train_in(
             bytes_per_symbol=sources.bytes_per_symbol,
         )
         outcome = loop.run()
-        if outcome.status == "failed":
-            return RunResult(run, outcome, None, 1)
-        if outcome.status == "interrupted":
-            return RunResult(run, outcome, None, interruption.exit_status)
-        if not finish:
-            return RunResult(run, outcome, None, 0)
-        assert outcome.validation is not None
-        try:
-            with interruption.expected():
-                finished = finish_run(spec, engine, sources, run, outcome.validation, metrics, observer, interruption)
-        except StopRequested:
-            stopped = replace(outcome, status="interrupted", message="training is done, the artifact is not scored yet")
-            return RunResult(run, stopped, None, interruption.exit_status)
-        return RunResult(run, outcome, finished, 1 if finished.problems else 0)
+        if outcome.status == "finished" and finish:
+            result = _finish_in(run, spec, engine, sources, outcome, metrics, observer, interruption)
+        else:
+            status = interruption.exit_status if outcome.status == "interrupted" else int(outcome.status == "failed")
+            result = RunResult(run, outcome, None, status)
+        clock.stop()
+        metrics.append("stages", outcome.step, seconds=clock.seconds())
+        if result.finished is not None:
+            write_report(run)
+        return replace(result, stage_s=clock.seconds())
+
+
+def _finish_in(
+    run: RunDirectory,
+    spec: Spec,
+    engine: Engine,
+    sources: Sources,
+    outcome: Outcome,
+    metrics: MetricsLog,
+    observer: Observer,
+    interruption: Interruption,
+) -> RunResult:
+    """Pack, score and report what was trained; after a signal as much of it as there is."""
+    assert outcome.validation is not None
+    finished = None
+    try:
+        with interruption.expected():
+            finished = finish_run(spec, engine, sources, run, outcome.validation, metrics, observer, interruption)
+            finished = add_compressors(finished, sources, run, observer, interruption)
+    except StopRequested:
+        missing = "training is done, the artifact is not scored yet"
+        if finished is not None:
+            missing = "the run is finished, its score lacks the general compressors"
+        stopped = replace(outcome, status="interrupted", message=missing)
+        return RunResult(run, stopped, finished, interruption.exit_status)
+    return RunResult(run, outcome, finished, 1 if finished.problems else 0)
 
 
 def _start_or_resume(
@@ -151,6 +184,8 @@ def _start_or_resume(
         elapsed_s=info.elapsed_s,
         last_validation=_validation(info.last_validation),
         best_validation=_validation(info.best_validation),
+        step_s=info.step_s,
+        slowest_step_s=info.slowest_step_s,
     )
     position.saved = position.stamp
     return position
@@ -163,7 +198,8 @@ def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
 def _run_start(
     run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, records: Sequence[Record]
 ) -> RunStart:
-    history = [(record["progress_frac"], record["nats"]) for record in records if record["event"] == "step"]
+    steps = [record for record in records if record["event"] == "step"]
+    history = [(step["progress_frac"], bits_per_byte(step["nats"], sources.bytes_per_symbol)) for step in steps]
     return RunStart(
         run_path=run.path,
         spec=spec,

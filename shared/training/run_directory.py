@@ -104,6 +104,13 @@ class RunDirectory:
         """Store the resolved spec."""
         write_atomically(self.spec_path, spec_to_toml(spec).encode())
 
+    def read_train_text(self) -> str:
+        """SHA-256 of the text that the run was trained on. Raises RunError if environment.json does not tell it."""
+        try:
+            return str(json.loads(self.environment_path.read_text(encoding="utf-8"))["data"]["train"]["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RunError(f"{self.environment_path}: no data.train.sha256, the text that was trained on") from None
+
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Store what this start of the run was made with; earlier starts are kept under `earlier_starts`."""
         earlier: list[Any] = []

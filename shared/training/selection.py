@@ -14,6 +14,7 @@ import numpy as np
 
 from shared.errors import DataError
 from shared.scoring.stream import SymbolStream
+from shared.sketch import Sketch
 from shared.spec import Spec, VocabularySpec
 
 CHUNK_SYMBOLS = 1 << 20
@@ -35,6 +36,10 @@ class TrainingText(Protocol):
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Symbols [start, start + count): [count] int32."""
+        ...
+
+    def sketch(self) -> Sketch:
+        """What it takes to find other text in it."""
         ...
 
 
@@ -59,6 +64,10 @@ class TextPart:
         if not 0 <= start <= start + count <= self.num_symbols:
             raise IndexError(f"symbols [{start}, {start + count}) of {self.name}, which has {self.num_symbols}")
         return self.stream.read(self.first + start, count)
+
+    def sketch(self) -> Sketch:
+        first_document = int(self.stream.document_ids(self.first, 1)[0])
+        return self.stream.sketch().part(first_document, self.num_documents)
 
 
 def training_part(stream: SymbolStream, vocabulary: VocabularySpec, selection_frac: float) -> TrainingText:

@@ -68,13 +68,13 @@ def check_members(members: Sequence[Target], recipe: Recipe) -> None:
     if recipe == "uniform":
         return
     for member in members:
-        data, expected_data = member.spec.data, first.spec.data
-        if data.selection_frac == 0.0:
+        if member.spec.data.selection_frac == 0.0:
             raise UserError(
-                f"{member.source} was trained on all of {data.train}: to choose weights, train with "
+                f"{member.source} was trained on all of {member.spec.data.train}: to choose weights, train with "
                 "data.selection_frac above 0, or use the uniform recipe"
             )
-        if (data.train, data.selection_frac) != (expected_data.train, expected_data.selection_frac):
+        assert member.run is not None and first.run is not None
+        if member.run.read_train_text() != first.run.read_train_text():
             raise UserError(
                 f"{member.source} and {first.source} keep different text to choose by: what one kept, the other may "
                 "have been trained on"

@@ -19,7 +19,9 @@ VALIDATION_SEED = 0
 
 
 class BatchLoader(Protocol):
-    """Training batches as a pure function of (seed, step)."""
+    """Training batches as a pure function of (seed, step). A pass over the text has `windows_per_epoch` windows."""
+
+    windows_per_epoch: int
 
     def batch(self, step: int) -> np.ndarray:
         """Symbols [B, T] int32 of one step, counted from 0."""
@@ -75,11 +77,18 @@ def open_sources(spec: Spec) -> Sources:
     """The data a spec names. Raises DataError if it is missing, damaged or too small."""
     train = open_training_text(spec)
     heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
-    batch_rows = spec.training.batch_symbols // spec.model.seq_len
-    # `data` depends on shared and not the other way, so its loader is found by name.
-    loader = importlib.import_module("data.loader").Loader(train, spec.model.seq_len, batch_rows, spec.training.seed)
+    loader = training_loader(spec, train)
     sample = heldout.sample_documents(spec.evaluation.val_symbols, VALIDATION_SEED)
     return Sources(train=train, heldout=heldout, validation=sample, loader=loader)
+
+
+def training_loader(spec: Spec, train: TrainingText) -> BatchLoader:
+    """The batches of a run over its training text. Raises DataError if that is shorter than a window."""
+    batch_rows = spec.training.batch_symbols // spec.model.seq_len
+    # `data` depends on shared and not the other way, so its loader is found by name.
+    loaders = importlib.import_module("data.loader")
+    loader: BatchLoader = loaders.Loader(train, spec.model.seq_len, batch_rows, spec.training.seed)
+    return loader
 
 
 def _describe(stream: TrainingText) -> dict[str, Any]:

@@ -19,12 +19,12 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class DoneStep:
-    """A step whose result was read: mean nats per symbol, gradient norm, the progress fraction it began with,
-    its own duration, and the training time of the whole run at its end."""
+    """A step whose result was read: mean nats per symbol, gradient norm, the factor on its learning rates, its own
+    duration, and the training time of the whole run at its end."""
 
     nats: float
     grad_norm: float
-    progress_frac: float
+    lr_factor: float
     step_s: float
     elapsed_s: float
 
@@ -32,7 +32,7 @@ class DoneStep:
 @dataclass(frozen=True)
 class _Queued:
     result: StepResult
-    progress_frac: float
+    lr_factor: float
     queueing_s: float
     queued_at: float
 
@@ -69,12 +69,12 @@ class StepQueue:
         if self._started_at is None:
             self._started_at = self._last_end = self._clock()
 
-    def push(self, x: np.ndarray, hyper: Mapping[str, float], progress_frac: float) -> None:
+    def push(self, x: np.ndarray, hyper: Mapping[str, float], lr_factor: float) -> None:
         """Queue a step on the batch x [B, T]. Raises what the engine raises; the queue is then as it was."""
         begin = self._clock()
         result = self._engine.train_step(x, hyper)
         end = self._clock()
-        self._steps.append(_Queued(result, progress_frac, end - begin, end))
+        self._steps.append(_Queued(result, lr_factor, end - begin, end))
 
     def read(self) -> DoneStep:
         """Wait for the oldest step. Raises NonFiniteError, or what else the engine raises; then nothing is in flight
@@ -93,7 +93,7 @@ class StepQueue:
         seconds, self._last_end = end - self._last_end, end
         # The first step may be slow for reasons that do not come again, so the shorter of two counts.
         self._coming_s, self._last_s = min(seconds, self._last_s) if waited else 0.0, seconds
-        return DoneStep(nats, grad_norm, step.progress_frac, seconds, self._until(end))
+        return DoneStep(nats, grad_norm, step.lr_factor, seconds, self._until(end))
 
     def stop(self) -> None:
         """Wait for the device; training time stands still until the next `start`. All results have been read."""

@@ -7,27 +7,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from shared.artifact import read_artifact
+from shared.artifact import Artifact, read_artifact
 from shared.engine import split_state
-from shared.errors import RunError, UserError
+from shared.errors import ArtifactError, RunError, UserError
 from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.report import WeightsName
+from shared.scoring.report import ChosenPart, WeightsName
 from shared.scoring.stream import bind_tokenizer
 from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
-from shared.training.checkpoints import CheckpointStore
+from shared.training.checkpoints import Checkpoint, CheckpointStore
 from shared.training.run_directory import RunDirectory
 
 RUNS = Path("runs")
+# Where an artifact says that held-out text chose its weights: in the free part of its header.
+CHOSEN_KEY = "chosen"
 
 
 @dataclass(frozen=True)
 class Target:
     """Float32 weights with their spec. `weights_name` says what they are: out of an artifact, out of a
-    checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` is
-    the size of the artifact where it is one; `run` is the run directory where the word named one."""
+    checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` and
+    `artifact_sha256` are of the artifact where it is one; `run` is the run directory where the word named one.
+    `chosen` says so if held-out text chose the weights."""
 
     source: str
     spec: Spec
@@ -35,13 +39,16 @@ class Target:
     weights_name: WeightsName
     artifact_bytes: int | None
     run: RunDirectory | None = None
+    artifact_sha256: str | None = None
+    chosen: ChosenPart | None = None
 
 
 def load_trained(source: str, weights_name: WeightsName | None = None) -> Target:
     """A run (by name in `runs/` or by path) or an artifact file.
 
-    `weights_name` None means the artifact, or for a run without one the average in its last checkpoint.
-    Raises UserError where there is nothing such, RunError or ArtifactError where it is damaged.
+    `weights_name` None means the artifact, or for a run without one the average in its last checkpoint; `best` means
+    the average in the checkpoint that was best on held-out text. Raises UserError where there is nothing such, RunError
+    or ArtifactError where it is damaged.
     """
     run = find_run(source)
     if run is not None:
@@ -74,6 +81,13 @@ def find_run(source: str) -> RunDirectory | None:
     return None
 
 
+def refuse_run_artifact(path: Path, what: str) -> None:
+    """Raise UserError if `path` is the artifact of a run: its score, and then records and comparisons, are of that."""
+    run = RunDirectory(path.resolve().parent)
+    if path.resolve() == run.artifact_path and run.spec_path.is_file():
+        raise UserError(f"{path} is the artifact of run {path.parent}: {what} needs --output with another file")
+
+
 def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) -> Target:
     spec = run.read_spec()
     if weights_name == "packed" or (weights_name is None and run.artifact_path.exists()):
@@ -81,19 +95,53 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
         if spec_id(target.spec) != spec_id(spec):
             raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
         return replace(target, run=run)
-    checkpoint = None
-    if run.checkpoints_path.is_dir():
-        checkpoint = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints).load_latest()
-    if checkpoint is None:
-        raise RunError(f"{run.path}: it has neither {run.artifact_path.name} nor a checkpoint yet")
+    checkpoint = _checkpoint(run, spec, best=weights_name == "best")
     stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
+    if spec_id(stored) != spec_id(spec):
+        raise RunError(f"{checkpoint.path}: made for spec {spec_id(stored)}, the run is {spec_id(spec)}")
     trained, state = split_state(stored, checkpoint.state)
     if weights_name == "trained":
-        return Target(source, stored, model_weights(stored, trained), "trained", None, run)
-    average = averaged_weights(NumpyOps(), stored.training, trained, state)
-    return Target(source, stored, model_weights(stored, average), "averaged", None, run)
+        return Target(source, spec, model_weights(stored, trained), "trained", None, run)
+    average = model_weights(stored, averaged_weights(NumpyOps(), stored.training, trained, state))
+    if weights_name != "best":
+        return Target(source, spec, average, "averaged", None, run)
+    validation = checkpoint.info.last_validation
+    assert validation is not None
+    chosen = ChosenPart(step=checkpoint.info.step, bpb=validation["bpb"], dataset=spec.data.heldout)
+    return Target(source, spec, average, "best", None, run, chosen=chosen)
+
+
+def _checkpoint(run: RunDirectory, spec: Spec, *, best: bool) -> Checkpoint:
+    """The last checkpoint, or the one that was best on held-out text. Raises RunError where there is none."""
+    checkpoint = None
+    if run.checkpoints_path.is_dir():
+        store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
+        checkpoint = store.load_best() if best else store.load_latest()
+        if checkpoint is None and store.steps():
+            raise RunError(f"{run.path}: none of its checkpoints was validated, so none is known to be the best")
+    if checkpoint is None:
+        raise RunError(f"{run.path}: it has neither {run.artifact_path.name} nor a checkpoint yet")
+    return checkpoint
 
 
 def _load_artifact(source: str, path: Path) -> Target:
     artifact = read_artifact(path)
-    return Target(source, artifact.spec, dict(artifact.weights), "packed", artifact.info.artifact_bytes)
+    info = artifact.info
+    return Target(
+        source,
+        artifact.spec,
+        dict(artifact.weights),
+        "packed",
+        info.artifact_bytes,
+        artifact_sha256=info.sha256,
+        chosen=_chosen(artifact, path),
+    )
+
+
+def _chosen(artifact: Artifact, path: Path) -> ChosenPart | None:
+    """How `bytetwin pack --weights best` chose the weights; None for other artifacts."""
+    values = artifact.header["extra"].get(CHOSEN_KEY)
+    try:
+        return None if values is None else ChosenPart.model_validate(values)
+    except ValidationError:
+        raise ArtifactError(f"{path}: header: extra.{CHOSEN_KEY} must be a step, its bpb and a dataset") from None

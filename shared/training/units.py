@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+
+def bits_per_byte(nats: float, bytes_per_symbol: float) -> float:
+    """Mean nats per symbol in bits per byte: the unit of scores, comparable between bytes and tokens."""
+    return nats / math.log(2.0) / bytes_per_symbol
+
 
 def in_bytes(count: float) -> str:
     """Bytes with a decimal unit: `812 MB`, `45.1 kB`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from shared.engine import Engine
 from shared.errors import RunError
 from shared.optim import keeps_average
@@ -27,7 +29,6 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
     With an average of the weights it is the average that is scored, as it is what will be packed. The engine
     is back at its trained weights afterwards. Raises NonFiniteScoreError.
     """
-    weights = "averaged" if keeps_average(spec.training) else "trained"
 
     def validate(step: int, progress: Progress) -> ValidationReport:
         begin = time.perf_counter()
@@ -47,8 +48,20 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
             symbols=score.symbols,
             bytes=score.bytes,
             documents=score.documents,
-            weights=weights,
+            weights=_scored_weights(spec, engine),
             seconds=time.perf_counter() - begin,
         )
 
     return validate
+
+
+def _scored_weights(spec: Spec, engine: Engine) -> str:
+    """What the averaged weights of the engine are now: `averaged`, or `trained` where nothing was averaged yet."""
+    if not keeps_average(spec.training) or (spec.training.ema_decay == 0.0 and not _has_snapshot(engine)):
+        return "trained"
+    return "averaged"
+
+
+def _has_snapshot(engine: Engine) -> bool:
+    averaged, trained = (engine.export_weights(kind) for kind in ("averaged", "trained"))
+    return any(not np.array_equal(averaged[name], trained[name]) for name in trained)

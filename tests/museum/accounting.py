@@ -61,6 +61,32 @@ class OtherRowsBias(WrappedScorer):
         return normalised(log_probs + 0.5 * others)
 
 
+class EarlierRows(WrappedScorer):
+    """Rows of a batch learn from the rows above them, which is earlier text only where windows are scored in order."""
+
+    def adjust(self, log_probs: np.ndarray, x: np.ndarray) -> np.ndarray:
+        counts = (x[..., None] == np.arange(self.spec.vocabulary.size)).sum(axis=1, keepdims=True)
+        above = np.cumsum(counts, axis=0) - counts
+        return normalised(log_probs + 0.5 * np.log1p(above))
+
+
+class ScoredBefore(WrappedScorer):
+    """A cache of the text scored so far, by which the same text scores better the second time."""
+
+    def __init__(self, inner: Scorer) -> None:
+        super().__init__(inner)
+        self.followers = np.zeros((self.spec.vocabulary.size, self.spec.vocabulary.size))
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        nats = super().score(x)
+        np.add.at(self.followers, (x[:, :-1], x[:, 1:]), 1.0)
+        return nats
+
+    def adjust(self, log_probs: np.ndarray, x: np.ndarray) -> np.ndarray:
+        known = np.log1p(self.followers[x[:, :-1]])
+        return normalised(log_probs + 0.5 * np.pad(known, ((0, 0), (1, 0), (0, 0))))
+
+
 class RoundedDown(WrappedScorer):
     """Honest distributions, but a score that is a tenth below what they say."""
 

@@ -23,6 +23,13 @@ def forget_snapshots(engine: EngineState) -> None:
     engine._weights = weights  # type: ignore[method-assign]
 
 
+def start_at_the_initial_weights(engine: EngineState) -> None:
+    """An EMA with the same rate 1 - d from the first step on: after t steps d^t of it are the initial weights."""
+    train_step = engine.train_step  # type: ignore[attr-defined]
+    decay = engine.spec.training.ema_decay
+    engine.train_step = lambda x, hyper: train_step(x, {**hyper, "average_rate": 1.0 - decay})  # type: ignore[attr-defined]
+
+
 def choose_by_validation(spec: Spec, heldout: SymbolStream) -> Selection:
     """Members of a soup weighed by their score on the text that the soup is scored on."""
     return Selection(heldout.name, heldout.sha256, selection_windows(spec, heldout))

@@ -6,7 +6,7 @@ Each entry runs its exhibit in the smallest setting that shows the bug and retur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +19,24 @@ from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
-from shared.scoring.overlap import check_selection
+from shared.scoring.overlap import check_overlap, check_selection
 from shared.scoring.stream import open_split
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
 from shared.training.average_check import check_average
 from shared.training.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.training.qat_check import check_qat_acts
-from tests.museum import accounting, adapters, attention_leaks, averaging, dead_switch, leaks, ngrams, token_tables
+from tests.museum import (
+    accounting,
+    adapters,
+    attention_leaks,
+    averaging,
+    contamination,
+    dead_switch,
+    leaks,
+    ngrams,
+    token_tables,
+)
 from tests.museum.fake_stream import FakeStream
 from tests.token_text import documents, small_tokenizer, token_spec, token_stream
 
@@ -36,6 +46,8 @@ SMALL = (
 )
 NGRAMS = ("model.ngram.rows=97", "model.ngram.dim=8")
 DOCUMENTS = ("vocabulary.kind=byte260", "model.attention.document_mask=true")
+# Windows in which every 128th position is one.
+LONG = ("model.seq_len=144", "training.batch_symbols=2304", "evaluation.batch_symbols=2304")
 PLAIN = ("model.patch_size=1", "model.decoder.kind=linear")
 
 Weights = dict[str, np.ndarray]
@@ -143,12 +155,17 @@ def _dead(
     return Exhibit(planted, ("gradients",), failing)
 
 
-def _forgotten_snapshots() -> list[str]:
-    spec = _spec("training.swa_every_steps=2", "training.swa_start_frac=0.0")
-    engine = _trained(spec, random_weights(spec, 0))
-    assert check_average(engine).passed and isinstance(engine, EngineState)
-    averaging.forget_snapshots(engine)
-    return [check.name for check in [check_average(engine)] if not check.passed]
+def _average(planted: Callable[[EngineState], None], *overrides: str) -> Exhibit:
+    """An engine whose average is not what it is said to be."""
+
+    def failing() -> list[str]:
+        spec = _spec(*overrides)
+        engine = _trained(spec, random_weights(spec, 0))
+        assert check_average(engine, _batch(spec)).passed and isinstance(engine, EngineState)
+        planted(engine)
+        return [check.name for check in [check_average(engine, _batch(spec))] if not check.passed]
+
+    return Exhibit(planted, ("average",), failing)
 
 
 def _chosen_by_validation() -> list[str]:
@@ -156,6 +173,19 @@ def _chosen_by_validation() -> list[str]:
     heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
     check = check_selection(averaging.choose_by_validation(spec, heldout).windows, heldout)
     return [] if check.passed else [check.name]
+
+
+def _contaminated(planted: Callable[[Sequence[bytes], Sequence[bytes]], list[bytes]]) -> Exhibit:
+    """A training text that has held-out text in it."""
+
+    def failing() -> list[str]:
+        rng = np.random.default_rng(0)
+        documents = [rng.bytes(180).hex(" ", 3).encode() for _ in range(80)]
+        training, heldout = documents[:40], documents[40:]
+        check = check_overlap(FakeStream(heldout), FakeStream(planted(training, heldout)))
+        return [] if check.passed else [check.name]
+
+    return Exhibit(planted, ("overlap",), failing)
 
 
 def _folded_switch() -> list[str]:
@@ -176,6 +206,11 @@ def _folded_switch() -> list[str]:
 EXHIBITS = (
     _model(leaks.itchy_byte_shift, ("future", "target"), "model.decoder.kind=mlp"),
     _model(leaks.megabyte_own_patch, ("future", "target")),
+    _model(leaks.target_every_16th, ("target",), *LONG),
+    _model(leaks.target_every_32nd, ("target",), *LONG),
+    _model(leaks.target_every_64th, ("target",), *LONG),
+    _model(leaks.target_every_128th, ("target",), *LONG),
+    _model(leaks.target_at_one_position, ("target",), *LONG),
     _model(attention_leaks.smear_across_documents, ("isolation",), "model.smear_gate=v1", *DOCUMENTS, *PLAIN),
     _model(attention_leaks.smear_gate_of_the_target, ("target",), "model.smear_gate=v2", *PLAIN),
     _model(
@@ -194,7 +229,9 @@ EXHIBITS = (
     _scorer(accounting.RoundedDown, "target", "normalisation"),
     _scorer(accounting.TargetGate, "target"),
     _scorer(accounting.WholeWindowBias, "future", "target"),
-    _scorer(accounting.OtherRowsBias, "future"),
+    _scorer(accounting.OtherRowsBias, "future", "order"),
+    _scorer(accounting.EarlierRows, "order"),
+    _scorer(accounting.ScoredBefore, "order"),
     Exhibit(
         accounting.plan_with_double_tail,
         ("coverage",),
@@ -205,7 +242,11 @@ EXHIBITS = (
     _table(token_tables.SpaceInPieceAndBefore),
     _table(token_tables.FallbackBytesAsThree),
     _table(token_tables.SpecialsAsText),
-    Exhibit(averaging.forget_snapshots, ("average",), _forgotten_snapshots),
+    _average(averaging.forget_snapshots, "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
+    _average(averaging.start_at_the_initial_weights, "training.ema_decay=0.9"),
     Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
+    _contaminated(contamination.heldout_in_training),
+    _contaminated(contamination.heldout_with_other_white_space),
+    _contaminated(contamination.a_twentieth_of_heldout),
 )
 """In the order of README.md."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 
@@ -40,6 +41,9 @@ class FakeStream:
 
     def text_bytes(self) -> bytes:
         return b"".join(self.documents)
+
+    def sketch(self) -> Sketch:
+        return sketch_documents(self.documents)
 
     def sample_documents(self, max_symbols: int, seed: int) -> FakeStream:
         order = np.random.default_rng(seed).permutation(self.num_documents)

@@ -43,7 +43,7 @@ def failures(report: AuditReport) -> list[str]:
 def test_the_honest_score_passes_every_check() -> None:
     stream = text()
     report = audit_scorer(ORACLE, stream, score(ORACLE, stream, stride=8))
-    expected = ["future", "target", "normalisation", "coverage", "denominator", "plausibility"]
+    expected = ["future", "target", "normalisation", "order", "positions", "coverage", "denominator", "plausibility"]
     assert [check.name for check in report.checks] == expected
     assert report.passed, report.failures
 
@@ -54,7 +54,7 @@ def test_the_honest_score_passes_every_check() -> None:
         (accounting.CacheBonus, ["normalisation"]),
         (accounting.TargetGate, ["target"]),
         (accounting.WholeWindowBias, ["future", "target"]),
-        (accounting.OtherRowsBias, ["future"]),
+        (accounting.OtherRowsBias, ["future", "target", "order"]),
         (accounting.RoundedDown, ["target", "normalisation"]),
     ],
 )

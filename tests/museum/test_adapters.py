@@ -63,6 +63,7 @@ def test_a_base_that_is_frozen_at_zero_lets_no_gradient_through() -> None:
     assert open_again.passed, open_again
 
 
+@pytest.mark.slow
 def test_audit_and_preflight_say_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ROWS.keys() - {"gradients"}:
         monkeypatch.setitem(preflight_run.ASKED, name, functools.partial(left_out, name))

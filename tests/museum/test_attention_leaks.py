@@ -50,7 +50,7 @@ def failures(report: AuditReport) -> list[str]:
 def test_smear_across_documents(smear: str, patch: list[str]):
     spec = spec_of(f"model.smear_gate={smear}", "model.tie_embeddings=false", *patch)
     honest = audit(spec, forward)
-    assert [check.name for check in honest.checks] == ["future", "target", "normalisation", "isolation"]
+    assert [check.name for check in honest.checks] == ["future", "target", "normalisation", "isolation", "order"]
     assert honest.passed, honest.failures
     # Earlier text is no leak, so the checks of causality have nothing to say.
     assert failures(audit(spec, smear_across_documents)) == ["isolation"]
@@ -58,7 +58,8 @@ def test_smear_across_documents(smear: str, patch: list[str]):
 
 def test_no_isolation_is_asked_of_a_model_that_claims_none():
     spec = spec_of("model.smear_gate=v1", "model.attention.document_mask=false")
-    assert [check.name for check in audit(spec, smear_across_documents).checks] == ["future", "target", "normalisation"]
+    names = [check.name for check in audit(spec, smear_across_documents).checks]
+    assert names == ["future", "target", "normalisation", "order"]
 
 
 def test_smear_gate_of_the_target():

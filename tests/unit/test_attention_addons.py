@@ -17,8 +17,8 @@ from shared.model.documents import position_documents
 from shared.model.smear import previous_position
 from shared.ops import NumpyOps, Ops
 from shared.optim import HYPERPARAMETERS
-from shared.scoring.checks import Probe, make_probe
 from shared.scoring.isolation import check_isolation
+from shared.scoring.probe import make_probe
 from shared.spec import Spec, load_spec, with_overrides
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
 
@@ -239,6 +239,7 @@ def compiled(name: str, function: Callable) -> Callable:
 
 
 # Torch's own compiler warns as it is imported.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlx", "torch"])
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
@@ -256,16 +257,11 @@ def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
 @pytest.mark.parametrize("context", [1, 3, 4, 7])
 def test_a_decoder_that_reads_beyond_its_patch_is_no_leak(context: int):
     """The later symbols of a patch read its first one, and that one its last `context` symbols."""
-    shape = [
-        "vocabulary.kind=byte260",
-        "model.seq_len=36",
-        "model.patch_size=3",
-        "training.batch_symbols=288",
-        "evaluation.batch_symbols=288",
-    ]
-    spec = load_spec("tiny", [*shape, f"model.decoder.context={context}", "model.attention.document_mask=true"])
+    shape = ["vocabulary.kind=byte260", "model.seq_len=36", "model.patch_size=3", "training.batch_symbols=288"]
+    shape += ["evaluation.batch_symbols=288", f"model.decoder.context={context}"]
+    spec = load_spec("tiny", [*shape, "model.attention.document_mask=true"])
     unmasked = with_overrides(spec, ["model.attention.document_mask=false"])
-    x, other = np.random.default_rng(0).integers(4, 260, (2, 24, 36)).astype(np.int32)
     weights = random_weights(spec, 3)
-    assert check_isolation(Oracle(spec, weights), Probe(x, other, ())).passed
-    assert not check_isolation(Oracle(unmasked, weights), Probe(x, other, ())).passed
+    probe = make_probe(spec, np.random.default_rng(0).integers(4, 260, 400).astype(np.int32), 0)
+    assert check_isolation(Oracle(spec, weights), probe).passed
+    assert not check_isolation(Oracle(unmasked, weights), probe).passed

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shared.artifact import write_artifact
 from shared.cli.command import CommandResult
@@ -19,7 +17,7 @@ from shared.errors import RunError, UserError
 from shared.model import initial_weights, random_weights
 from shared.scoring.audit import audit_scorer, check_initial_loss
 from shared.scoring.bits_per_byte import Score
-from shared.scoring.checks import check_denominator, check_plausibility, make_probe
+from shared.scoring.checks import check_denominator, check_plausibility
 from shared.scoring.confidence import Confidence
 from shared.scoring.random_bytes import check_random_bytes, random_bytes_spec
 from shared.scoring.windows import plan_windows
@@ -31,22 +29,7 @@ from tests.museum.fake_stream import FakeStream
 
 SPEC = load_spec("tiny", ["model.num_layers=1", "model.seq_len=32", "training.compile=false"])
 TEXT = FakeStream([f"document {index} says nothing much, {index * 7919}.\n".encode() for index in range(14)])
-SCORE = Score(600.0, 100, 100, 100, 1, 32, 32, Confidence(0.95, None, None, "windows", 1), plan_windows(100, 32, 32))
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 16), st.integers(1, 8), st.sampled_from(["byte256", "byte260"]), st.integers(0, 1000))
-def test_probes_reach_every_offset_and_both_ends(patch_size: int, patches: int, vocabulary: str, seed: int) -> None:
-    seq_len = patch_size * patches
-    overrides = [f"model.patch_size={patch_size}", f"model.seq_len={seq_len}", f"vocabulary.kind={vocabulary}"]
-    batch = [f"training.batch_symbols={seq_len}", f"evaluation.batch_symbols={seq_len}"]
-    spec = load_spec("tiny", overrides + batch)
-    probe = make_probe(spec, np.arange(5, dtype=np.int32), seed)
-    assert {0, seq_len - 1} <= set(probe.positions)
-    assert {position % patch_size for position in probe.positions} == set(range(patch_size))
-    assert probe.x.shape == probe.other.shape == (4, seq_len) and (probe.x != probe.other).all()
-    assert probe.x.min() >= 0 and max(probe.x.max(), probe.other.max()) < spec.vocabulary.size
-    assert {time for times in probe.disturbances() for time in times.tolist()} == set(probe.positions)
+SCORE = Score(600.0, 100, 100, 100, 1, 32, 32, Confidence(0.95, None, None, 1, 1.0), plan_windows(100, 32, 32))
 
 
 class BrokenScorer:
@@ -63,8 +46,8 @@ class BrokenScorer:
 
 def test_what_is_not_a_number_never_passes() -> None:
     report = audit_scorer(BrokenScorer(), TEXT)
-    assert [check.passed for check in report.checks] == [False, False, False]
-    assert [check["measured"] for check in report.to_document()["checks"]] == [None, None, None]
+    assert [check.passed for check in report.checks] == [False, False, False, False]
+    assert [check["measured"] for check in report.to_document()["checks"]] == [None, None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from shared.errors import SpecError
 from shared.model import random_weights
 from shared.ops import NumpyOps, Ops
 from shared.optim import averaged_weights, keeps_average, step_hyperparameters
-from shared.optim.averaging import initial_averages, takes_snapshot, update_averages
+from shared.optim.averaging import ema_rate, initial_averages, takes_snapshot, update_averages
 from shared.spec import Spec, load_spec
 from shared.spec.training import scale_snapshots
 from shared.tolerances import GRADIENT_REL, UPDATE_REL
 from shared.training.run import train_run
+from shared.training.sources import open_sources
 from shared.training.target import load_trained
+from shared.training.validation import make_validate
 from tests.fake_training import RecordingObserver, tiny_spec
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
@@ -48,14 +51,20 @@ def steps_of(engine: Engine, first: int, count: int) -> list[Tensors]:
     return weights
 
 
+def ema_of(path: Sequence[np.ndarray], decay: float) -> np.ndarray:
+    """sum_i (1 - d) d^(t - i) w_i / (1 - d^t) over the weights w_1 to w_t, in float64."""
+    shares = np.array([(1 - decay) * decay ** (len(path) - 1 - index) for index in range(len(path))])
+    return np.tensordot(shares / (1 - decay ** len(path)), np.array(path, np.float64), 1)
+
+
 @pytest.mark.parametrize("name", list(OPS))
-@settings(max_examples=20, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(
-    ema_decay=st.sampled_from([0.0, 0.5, 0.99]),
+    ema_decay=st.one_of(st.sampled_from([0.0, 0.9999999]), st.floats(0.01, 0.99999)),
     every=st.integers(0, 4),
     start=st.floats(0.0, 0.6),
     share=st.floats(0.1, 0.9),
-    steps=st.integers(1, 12),
+    steps=st.one_of(st.integers(1, 12), st.integers(1, 80)),
 )
 def test_averages_are_plain_means_of_the_past(
     name: str, ema_decay: float, every: int, start: float, share: float, steps: int
@@ -64,15 +73,17 @@ def test_averages_are_plain_means_of_the_past(
     training = tiny().training.model_copy(update=fields)
     ops, rng = OPS[name], np.random.default_rng(steps)
     path = rng.standard_normal((steps + 1, 3, 2)).astype(np.float32)
+    # The initial weights are of another kind: whatever of them is left in an average shows.
+    path[0] *= 100
     state = {key: ops.asarray(value) for key, value in initial_averages(training, "w", path[0]).items()}
-    ema, snapshots = np.float64(path[0]), []
+    snapshots: list[np.ndarray] = []
     for step, weights in enumerate(path[1:]):
         snapshot = takes_snapshot(training, step, step / steps)
-        state = update_averages(training, {"w": ops.asarray(weights)}, state, ops.asarray(np.float64(snapshot)))
-        ema = ema_decay * ema + (1 - ema_decay) * weights
+        rate, taken = (ops.asarray(np.float64(number)) for number in (ema_rate(training, step), snapshot))
+        state = update_averages(training, {"w": ops.asarray(weights)}, state, rate, taken)
         snapshots += [np.float64(weights)] if snapshot else []
     actual = ops.to_numpy(averaged_weights(ops, training, {"w": ops.asarray(path[-1])}, state)["w"])
-    swa = np.mean(snapshots, axis=0) if snapshots else None
+    swa, ema = np.mean(snapshots, axis=0) if snapshots else None, ema_of(path[1:], ema_decay)
     if swa is None:
         expected = ema if ema_decay else np.float64(path[-1])
     else:
@@ -80,6 +91,42 @@ def test_averages_are_plain_means_of_the_past(
     assert relative(actual, expected) <= UPDATE_REL
     if not keeps_average(training):
         assert state == {} and (actual == path[-1]).all()
+
+
+def test_rates_of_an_average():
+    """The first weights are the whole average, the second half of it (all but), in the end each is 1 - d."""
+    training = tiny("training.ema_decay=0.99").training
+    assert ema_rate(training, 0) == 1.0
+    assert ema_rate(training, 1) == pytest.approx(0.01 / 0.0199)
+    assert ema_rate(training, 100_000) == pytest.approx(0.01)
+    assert all(0 < ema_rate(tiny("training.ema_decay=0.9999999").training, step) <= 1 for step in range(100))
+
+
+@pytest.mark.parametrize("averages", [(), SWA, ("training.ema_decay=0",), (*SWA, "training.ema_decay=0")])
+@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+def test_before_the_first_step_the_average_is_the_weights(name: str, averages: tuple[str, ...]):
+    spec = tiny(*averages)
+    engine, start = create_engine(name, spec), random_weights(spec, 0)
+    engine.initialise(start)
+    averaged = engine.export_weights("averaged")
+    assert all(np.array_equal(averaged[key], start[key]) for key in start)
+
+
+def test_a_validation_says_which_weights_it_is_of():
+    """With snapshots alone these are the trained ones until the first is taken, and it is one itself."""
+    for overrides, expected in (
+        ((*SWA, "training.ema_decay=0"), ["trained"] * 4 + ["averaged"]),
+        (("training.ema_decay=0.5",), ["averaged"] * 5),
+        (("training.ema_decay=0",), ["trained"] * 5),
+    ):
+        spec = tiny(*overrides, "evaluation.val_symbols=256")
+        engine, stream = create_engine("mlx", spec), open_sources(spec).validation
+        engine.initialise(random_weights(spec, 0))
+        found = []
+        for step in range(5):
+            steps_of(engine, step, 1)
+            found.append(make_validate(spec, engine, stream)(step, lambda done, total: None).weights)
+        assert found == expected
 
 
 def test_which_steps_are_snapshots():
@@ -102,9 +149,8 @@ def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
     path += steps_of(engine, 2, 4)
     averaged = engine.export_weights("averaged")
     for key in start:
-        swa, ema = (np.float64(path[3][key]) + path[5][key]) / 2, np.float64(start[key])
-        for weights in path:
-            ema = 0.5 * ema + 0.5 * weights[key]
+        swa = (np.float64(path[3][key]) + path[5][key]) / 2
+        ema = ema_of([weights[key] for weights in path], 0.5)
         expected = 0.25 * swa + 0.75 * ema if ema_decay else swa
         assert relative(averaged[key], expected) <= UPDATE_REL, key
         assert not np.array_equal(averaged[key], path[-1][key]), f"{key}: averaged and trained are the same"
@@ -142,6 +188,7 @@ def test_averages_and_second_moments_pass_through_a_checkpoint(name: str, other:
         assert relative(right[key], left[key]) <= 10 * GRADIENT_REL, key
 
 
+@pytest.mark.slow
 def test_a_run_packs_and_loads_the_blend(tmp_path: Path):
     short = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
     spec = tiny_spec(*short, "training.swa_every_steps=2", "training.swa_start_frac=0.3", "model.num_layers=1")

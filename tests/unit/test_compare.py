@@ -48,6 +48,19 @@ def test_the_engine_is_part_of_the_experiment() -> None:
     assert differences(groups) == {"engine": ["mlx", "torch"]}
 
 
+def test_runs_are_grouped_by_their_training_text_not_by_its_name() -> None:
+    old, new = runs_of("a", 2.0, 2.1, 2.2), runs_of("a", 1.9, 1.95, first_seed=3, train_text="cd" * 32)
+    groups = group_runs([*old, *new, *runs_of("a", 2.3, first_seed=5, train_name="copy")])
+    assert [list(group.bpb) for group in groups] == [[0, 1, 2, 5], [3, 4]]
+    assert differences(groups) == {"training text": ["ef" * 32, "cd" * 32]}
+    found = compare_groups(groups)
+    expected = f"the training texts differ: a-seed0 on toy (sha256 {'ef' * 8}), a-seed3 on toy (sha256 {'cd' * 8})"
+    assert expected in notes(found)
+    page = markdown(found, "T", "bytetwin compare x")
+    assert expected in page and page.count("cd" * 8) == 1
+    assert notes(compared(old)) == []
+
+
 def test_a_field_that_one_spec_lacks_is_a_difference() -> None:
     groups = group_runs([*runs_of("a", 2.0, fields={"x": 1}), *runs_of("b", 2.0, fields={"x": 1, "y": 2})])
     assert differences(groups) == {"y": ["absent", 2]}
@@ -134,6 +147,35 @@ def test_other_seeds_are_compared_unpaired() -> None:
     row = comparison.rows[1]
     assert row.difference is not None and row.difference.method == "welch" and row.verdict == "better"
     assert any("Welch" in note for note in comparison.to_document()["notes"])
+
+
+def test_means_are_over_the_seeds_that_were_compared() -> None:
+    """Over all five seeds a is worse than b in the mean, over the three that b has too it is better."""
+    comparison = compared(runs_of("a", 6.74, 6.75, 6.76, 6.86, 6.87), runs_of("b", 6.77, 6.75, 6.79))
+    baseline, row = comparison.rows
+    assert baseline.summary.mean == pytest.approx(6.75) and row.summary.mean == pytest.approx(6.77)
+    assert row.difference is not None and row.difference.mean == pytest.approx(0.02)
+    page = markdown(comparison, "T", "bytetwin compare x")
+    assert "| a | 6.7500 | 0.0100 | 3 of 5 |" in page and "| b | 6.7700 | 0.0200 | 3 | +0.0200 |" in page
+    assert "means and deviations are over the seeds that were compared" in notes(comparison)
+
+
+seeds_of = st.dictionaries(st.integers(0, 5), st.floats(1.0, 3.0), min_size=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(seeds_of, min_size=2, max_size=4))
+def test_a_mean_and_a_difference_never_contradict_each_other(scores: list[dict[int, float]]) -> None:
+    groups = [
+        [scored_run(str(index), seed, bpb) for seed, bpb in by_seed.items()] for index, by_seed in enumerate(scores)
+    ]
+    comparison = compared(*groups)
+    baseline, *others = comparison.rows
+    for row in others:
+        assert row.difference is not None
+        assert row.difference.mean == pytest.approx(row.summary.mean - row.baseline_summary.mean, abs=1e-12)
+        shown = f"{row.baseline_summary.n} seeds of 0, whose mean is {row.baseline_summary.mean:.4f}"
+        assert row.baseline_summary == baseline.summary or any(shown in note for note in notes(comparison))
 
 
 def test_a_leak_or_an_oversized_artifact_never_wins() -> None:

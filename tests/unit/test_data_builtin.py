@@ -50,6 +50,7 @@ def test_text_is_english(corpus: BuiltinCorpus) -> None:
         assert all(len(document.encode()) >= builtin.MIN_DOCUMENT_BYTES for document in side)
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_dataset(corpus: BuiltinCorpus, tmp_path: Path) -> None:
     program = (
         "from data.datasets import open_split, load_manifest; from shared.spec import VocabularySpec\n"

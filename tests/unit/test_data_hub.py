@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +31,7 @@ from shared.cli.main import main
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 from tests.hub_standin import REVISION, HubStandin
+from tests.processes import wait_until
 
 REPO = "willdepueoai/parameter-golf"
 FOLDER = "datasets/datasets/fineweb10B_sp1024"
@@ -266,11 +266,8 @@ def test_a_killed_download_continues(standin: HubStandin, model: bytes, tmp_path
     command = [sys.executable, "-m", "shared.cli.main", "data", "download", "fineweb"]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ.copy()) as process:
         pattern = f"hub/*/blobs/{hashlib.sha256(standin.files[FIRST]).hexdigest()}.incomplete"
-        deadline = time.monotonic() + 30
-        while sum(path.stat().st_size for path in (tmp_path / "hf").glob(pattern)) < 2000:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        fetched = lambda: sum(path.stat().st_size for path in (tmp_path / "hf").glob(pattern))  # noqa: E731
+        wait_until(lambda: fetched() >= 2000, "2000 bytes", process)
         process.send_signal(signal.SIGKILL)
     standin.release.set()
     assert dataset_names() == []

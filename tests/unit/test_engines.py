@@ -88,6 +88,7 @@ def test_compiled_torch_computes_the_same():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "compiled"), [("mlx", False), ("mlx", True), ("torch", False)])
 def test_a_step_is_repeatable_to_the_bit(name: str, compiled: bool):
     results = []

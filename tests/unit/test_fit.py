@@ -92,9 +92,14 @@ def test_too_few_steps_or_no_fall_are_refused() -> None:
         fit_points([Point("r", t, t, 1.5) for t in range(1, 8)])
 
 
-def make_run(folder: Path, *overrides: str, scores: dict[int, float], rates: dict[int, float]) -> Path:
-    """A run with validations `scores` by step and logged learning-rate factors `rates` by step."""
+def make_run(
+    folder: Path, *overrides: str, scores: dict[int, float], rates: dict[int, float], text: str = "ab"
+) -> Path:
+    """A run with validations `scores` by step and logged learning-rate factors `rates` by step.
+
+    `text` are two digits of the hash of its training text."""
     folder.mkdir()
+    (folder / "environment.json").write_text(json.dumps({"data": {"train": {"sha256": text * 32}}}))
     (folder / "spec.toml").write_text(spec_to_toml(tiny_spec(*overrides)))
     records: list[dict[str, Any]] = [{"event": "step", "step": step, "lr_factor": rate} for step, rate in rates.items()]
     records += [{"event": "validation", "step": step, "bpb": bpb} for step, bpb in scores.items()]
@@ -147,6 +152,12 @@ def test_several_runs_share_a_curve_if_they_differ_in_seed_or_length(tmp_path: P
     runs = [(RunDirectory(path), RunDirectory(path).read_spec()) for path in (one, other)]
     with pytest.raises(UserError, match=r"optimizer.matrix_lr = 0.02, .* has 0.5: one curve belongs to one spec"):
         check_one_curve(runs)
+    elsewhere = make_run(tmp_path / "elsewhere", scores=falling(40, 50), rates=rates, text="cd")
+    runs[1] = (RunDirectory(elsewhere), RunDirectory(elsewhere).read_spec())
+    with pytest.raises(UserError, match=f"sha256 {'ab' * 8}, .* with {'cd' * 8}: one curve belongs to one text"):
+        check_one_curve(runs)
+    renamed = make_run(tmp_path / "renamed", "data.train=copy", scores=falling(40, 50), rates=rates)
+    check_one_curve([runs[0], (RunDirectory(renamed), RunDirectory(renamed).read_spec())])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from shared.following import LeadingEngine, check_divisible, follow, share_of_ro
 from shared.ranks import OneRank
 from shared.spec import load_spec
 from tests.fake_training import tiny_spec
+from tests.processes import WAIT_S
 
 
 class ThreadRanks:
@@ -32,9 +33,9 @@ class ThreadRanks:
 
     def _exchange(self, value: object) -> list:
         self._slots[self.rank] = value
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=WAIT_S)
         values = list(self._slots)
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=WAIT_S)
         return values
 
 
@@ -47,6 +48,7 @@ class NotingEngine:
         self.spec, self.ranks = tiny_spec(), ranks
         self.weights: dict[str, np.ndarray] = {}
         self.calls: list[tuple] = []
+        self.shapes: set[tuple[int, ...]] = set()
 
     def initialise(self, weights: Weights) -> None:
         self.weights = {name: value.copy() for name, value in weights.items()}
@@ -68,7 +70,10 @@ class NotingEngine:
         return float(x.mean()), {}
 
     def score(self, x: np.ndarray) -> np.ndarray:
+        self.shapes.add(x.shape)
         return x.astype(np.float32)
+
+    log_probs = score
 
     def export_weights(self, kind: str) -> dict[str, np.ndarray]:
         return self.weights
@@ -87,7 +92,7 @@ def together(world_size: int, lead: Callable[[LeadingEngine], object]) -> tuple[
     result = lead(leader)
     leader.dismiss()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=WAIT_S)
         assert not thread.is_alive()
     return result, engines
 
@@ -96,8 +101,10 @@ def together(world_size: int, lead: Callable[[LeadingEngine], object]) -> tuple[
 @given(world_size=st.integers(1, 5), rows=st.integers(1, 11), seed=st.integers(0, 99))
 def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int, seed: int):
     x = np.random.default_rng(seed).integers(0, 65536, (rows, 6)).astype(np.int32)
-    scores, _ = together(world_size, lambda leader: leader.score(x))
-    assert np.array_equal(scores, x.astype(np.float32))
+    both, engines = together(world_size, lambda leader: (leader.score(x), leader.log_probs(x)))
+    assert all(np.array_equal(values, x.astype(np.float32)) for values in both)
+    # Whole distributions come from passes of the same shape as scores, so that the audit may compare them.
+    assert {shape for engine in engines for shape in engine.shapes} == {(-(-rows // world_size), 6)}
 
 
 @settings(max_examples=25, deadline=None)
@@ -151,7 +158,7 @@ def test_ranks_that_part_are_not_saved():
     thread = threading.Thread(target=follower)
     thread.start()
     lead(LeadingEngine(engines[0]))
-    thread.join(timeout=20)
+    thread.join(timeout=WAIT_S)
     assert len(caught) == 1
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import WAIT_S
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +87,7 @@ class DistributedTokenLoader:
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.bench.gpu", "--device", "cpu", "--quick", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * WAIT_S)
 
 
 @pytest.mark.slow

@@ -138,6 +138,7 @@ def assert_like_oracle(case: Case, found: tuple[np.ndarray, np.ndarray]) -> None
     assert np.linalg.norm(found[1] - grad) <= limit
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -237,6 +238,7 @@ for function, arrays in (
 """
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(("logits", "architecture"), [("*bf16", 90), ("*fp32", 80)])
 def test_the_kernels_compile_for_gpus(logits: str, architecture: int, tmp_path: Path):
@@ -255,6 +257,7 @@ def test_the_engine_trains_the_same_with_the_kernels(interpreter: ProcessPoolExe
         assert np.linalg.norm(fused_grads[name] - value) <= GRADIENT_REL * np.linalg.norm(value), name
 
 
+@pytest.mark.slow
 def test_everything_imports_without_triton():
     code = """
 import sys
@@ -265,6 +268,7 @@ assert cuda_train.ops.TorchOps(torch.device("cuda"))._fused_cross_entropy is Non
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_serve_gpus_only_and_what_they_can_hold():
     code = """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import WAIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 FRAMEWORKS = {"mlx", "torch"}
 ENGINES = {"mlx_train", "cuda_train"}
@@ -56,7 +58,11 @@ def imported(path: Path) -> set[str]:
 
 def test_shared_and_data_import_without_any_framework():
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT_EVERYTHING], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", IMPORT_EVERYTHING],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) >= 30

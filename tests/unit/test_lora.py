@@ -9,11 +9,10 @@ from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine import ENGINE_PACKAGES, Engine, Oracle, create_engine
 from shared.errors import RunError, SpecError
-from shared.flops import newton_schulz_flops, training_flops
+from shared.flops import newton_schulz_flops, scoring_flops, training_flops
 from shared.model import forward, initial_weights, parameter_counts, parameter_manifest, random_weights, with_adapters
 from shared.ops import NumpyOps
-from shared.optim import step_hyperparameters
-from shared.preflight.memory import training_state_bytes
+from shared.optim import state_bytes, step_hyperparameters
 from shared.spec import Spec, load_spec
 from shared.training.average_check import check_average
 from tests.implementations import assert_one_graph
@@ -91,11 +90,10 @@ def test_a_frozen_base_keeps_its_values_and_has_no_state(name: str) -> None:
         after = engine.export_weights(kind)
         assert list(after) == list(weights)
         assert [key for key in after if (after[key] != weights[key]).any()] == adapters, kind
-    assert check_average(engine).passed
+    assert check_average(engine, batch(0)).passed
     state = engine.save_state()
     assert {key.split("/", 1)[1] for key in state if not key.startswith("weight/")} == set(adapters)
-    copies = sum(value.nbytes for key, value in state.items() if not key.startswith("snapshot"))
-    assert copies == training_state_bytes(spec)
+    assert sum(value.nbytes for value in state.values()) == state_bytes(spec)
     other = create_engine(next(each for each in ENGINE_PACKAGES if each != name), spec)
     other.load_state(state)
     assert np.abs(other.score(batch()) - engine.score(batch())).max() < 1e-4
@@ -111,7 +109,10 @@ def test_what_is_counted_and_stored() -> None:
     assert "adapter" not in parameter_counts(plain) and spec.model.decoder.dim + vocab_size > dim
     ops, x = CountingOps(), batch()
     forward(ops, spec, {name: ops.asarray(value) for name, value in random_weights(spec, 0).items()}, x)
-    assert training_flops(spec).matrices * x.size == pytest.approx(3 * ops.matrices, rel=1e-12)
+    assert scoring_flops(spec, len(x)) * x.size == pytest.approx(ops.matrices + ops.attended, rel=1e-12)
+    # Of frozen matrices without an adapter no gradient is made, only of what they are applied to.
+    frozen = training_flops(tiny(*EVERYWHERE, *looped, "training.freeze=base")).matrices
+    assert scoring_flops(spec) < frozen < training_flops(spec).matrices
     assert newton_schulz_flops(spec) == newton_schulz_flops(plain) > 0
     assert newton_schulz_flops(tiny(*EVERYWHERE, "training.freeze=base")) == 0
     assert predict_artifact_bytes(plain).expected_bytes < predict_artifact_bytes(spec).expected_bytes

@@ -165,6 +165,7 @@ FUNCTIONS: dict[str, tuple[Callable, list[np.ndarray]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "transform"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_train import blas, device
 from shared.tolerances import OPERATION_REL
+from tests.processes import WAIT_S
 
 pytestmark = pytest.mark.skipif(device.on_gpu(), reason="MLX runs on a GPU here")
 has_openblas = pytest.mark.skipif(not blas.load_openblas(), reason="no OpenBLAS for MLX on this machine")
@@ -26,7 +27,7 @@ def in_new_process(code: str, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"

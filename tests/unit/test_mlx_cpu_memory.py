@@ -42,6 +42,7 @@ def memory_spec(seq_len: int, patch_size: int, dim: int, layers: int, decoder: d
 AUTOREGRESSIVE = {"kind": "autoregressive", "dim": 64, "num_layers": 2, "num_heads": 2, "mlp_dim": 128}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("seq_len", "patch_size", "dim", "layers", "decoder"),

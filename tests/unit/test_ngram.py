@@ -153,6 +153,7 @@ def test_ngrams_across_documents(patch: list[str]):
     assert failures(tiny(*ROWS, *MASKED, *patch), ngrams_across_documents) == ["isolation"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):

@@ -96,6 +96,18 @@ def test_learning_rate_factor(overrides: list[str], expected: dict[float, float]
         assert lr_factor(schedule, progress) == pytest.approx(factor, abs=1e-12), progress
 
 
+def test_a_warm_up_counts_the_step_itself_and_no_step_has_the_rate_zero():
+    spec = tiny("training.steps=10", "schedule.warmup_frac=0.4", "schedule.warmdown_frac=0.4")
+    rates = [step_hyperparameters(spec, step, step / 10)["scalar_lr"] / 0.02 for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    # Shorter than a step: there is no warm-up, rather than a step without effect.
+    assert step_hyperparameters(tiny("training.steps=10", "schedule.warmup_frac=0.05"), 0, 0.0)["scalar_lr"] == 0.02
+    # By the clock a step may be longer or shorter than one of training.steps.
+    assert step_hyperparameters(spec, 0, 0.0, 0.2)["scalar_lr"] == pytest.approx(0.01)
+    follows = tiny("training.steps=10", "schedule.warmup_frac=0.4", "schedule.decay_follows_lr=true")
+    assert step_hyperparameters(follows, 0, 0.0)["decay_factor"] == pytest.approx(0.25)
+
+
 def test_progress_by_steps_and_by_the_clock():
     by_steps = tiny("training.steps=60")
     assert [progress_frac(by_steps, step, 1e9) for step in (0, 15, 60, 90)] == [0.0, 0.25, 1.0, 1.0]
@@ -103,6 +115,9 @@ def test_progress_by_steps_and_by_the_clock():
     assert progress_frac(by_time, 0, 50.0) == 0.25
     assert progress_frac(by_time, 30, 50.0) == 0.5
     assert progress_frac(by_time, 30, 500.0) == 1.0
+    assert progress_frac(by_time, 0, 50.0, end_s=160.0) == 0.3125
+    reserved = tiny("schedule.driver=time", "training.time_limit_s=200.0", "training.reserve_s=40.0")
+    assert progress_frac(reserved, 0, 50.0) == 0.3125
 
 
 def test_momentum_warm_up():
@@ -123,6 +138,7 @@ def test_hyperparameters_of_a_step():
         "first_correction": 1 - 0.9**2,
         "second_correction": 1 - 0.95**2,
         "decay_factor": 1.0,
+        "average_rate": (1 - 0.9) / (1 - 0.9**2),
         "snapshot": 0.0,
     }
     assert hyper == pytest.approx(expected, rel=1e-12)
@@ -267,7 +283,8 @@ def test_a_whole_step_matches_independent_updates(name: str):
         random_tensors(spec, 2),
         initial_state(spec, random_tensors(spec, 1)),
     )
-    hyper = {**step_hyperparameters(spec, 0, 0.0), "matrix_lr": 0.03, "embedding_lr": 0.05, "scalar_lr": 0.07}
+    rates = {"matrix_lr": 0.03, "embedding_lr": 0.05, "scalar_lr": 0.07, "average_rate": 0.1}
+    hyper = {**step_hyperparameters(spec, 0, 0.0), **rates}
     new_params, new_state = device_step(name, spec, params, grads, state, hyper)
     norm = math.sqrt(sum(float((np.float64(grad) ** 2).sum()) for grad in grads.values()))
     factor = 0.5 / (norm + 1e-6)

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuda_train.engine import TrainingEngine
 from data.folders import dataset_folder
 from data.writer import DatasetWriter
 from shared.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
-from shared.engine import ENGINE_PACKAGES
-from shared.flops import TRAINING_OVER_FORWARD, training_flops
+from shared.engine import ENGINE_PACKAGES, Engine, create_engine
+from shared.flops import scoring_flops, training_flops
 from shared.microbatch import micro_batches
-from shared.model import initial_weights, parameter_counts
-from shared.optim import initial_state
+from shared.model import parameter_counts
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
 from shared.preflight.data_rows import enough_data_row
@@ -28,11 +28,13 @@ from shared.preflight.function_rows import audit_seq_len, shrunken_spec
 from shared.preflight.hardware import PEAKS, find_peak
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
-from shared.preflight.memory import estimate_memory, training_state_bytes
+from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench
 from shared.preflight.row import gigabytes
+from shared.preflight.run import prepare
 from shared.preflight.speed_rows import (
     GPU_RESERVE_BYTES,
+    average_row,
     cost_row,
     memory_row,
     mfu_row,
@@ -43,11 +45,12 @@ from shared.preflight.speed_rows import (
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
+from shared.stages import STAGE
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
 CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+cpu")
-STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 5.5, 6e14)
+STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
 
 every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
 
@@ -148,6 +151,42 @@ def test_a_run_against_the_clock() -> None:
     assert plan_run(make_bench(h100("training.steps=100"), ranks=8)).steps == 100
 
 
+LATER_LOOP = (
+    "model.num_layers=2",
+    "model.loop.extra_loops=2",
+    "model.loop.last_layer=1",
+    "schedule.loop.start_frac=0.5",
+)
+
+
+def test_a_run_whose_loop_starts_later() -> None:
+    """Half of its time or of its steps go to the short function, by its share of the operations."""
+    steps = tiny(*LATER_LOOP, "training.steps=1000")
+    plain = tiny(*LATER_LOOP[:1])
+    share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
+    assert 0.3 < share < 0.6
+    plan = plan_run(make_bench(steps, step=replace(STEP, step_s=0.1)))
+    assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
+    clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
+    plan = plan_run(make_bench(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
+    assert plan.train_s is not None and 99 < plan.train_s <= 100
+
+
+@every_engine
+def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: set[float] = set()
+    real = create_engine(engine, tiny()).__class__.train_step
+
+    def seen(self: Engine, x: np.ndarray, hyper: dict[str, float]) -> Any:
+        stages.add(hyper[STAGE])
+        return real(self, x, hyper)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
+    measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
+    assert stages == {1.0}
+
+
 def test_share_of_peak_is_operations_over_peak() -> None:
     bench = make_bench(h100(), ranks=8)
     symbols_per_s = bench.spec.training.batch_symbols / 8 / 0.05
@@ -193,10 +232,66 @@ def test_a_time_limit_for_no_steps() -> None:
     assert projected_score_row(none).verdict == "unknown"
 
 
+def test_a_reserve_is_no_time_for_steps() -> None:
+    reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
+    plan = plan_run(make_bench(reserved, ranks=8))
+    assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
+    assert "60 s of which are reserved" in step_time_row(make_bench(reserved, ranks=8)).figure
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "verdict"),
+    [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],
+)
+def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
+    spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
+    row = average_row(make_bench(spec, CPU, step=replace(STEP, step_s=10.0)))
+    assert row.verdict == verdict
+    assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
+    if verdict == "no-go":
+        assert f"at most {1 - 1 / steps:.4g} fits {steps} steps" in row.how
+
+
+def test_an_average_in_a_run_by_the_clock() -> None:
+    """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
+    assert average_row(make_bench(h100(), ranks=8)).verdict == "go"
+    assert average_row(make_bench(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert average_row(make_bench(h100(), CPU)).verdict == "unknown"
+    assert average_row(make_bench(h100("training.steps=300"), CPU)).verdict == "no-go"
+
+
 def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
     free = STEP.peak_bytes + GPU_RESERVE_BYTES
     assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
     assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
+
+
+def test_a_mac_keeps_no_memory_for_a_driver() -> None:
+    mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
+    assert memory_row(make_bench(h100(), facts=mac)).verdict == "go"
+
+
+@pytest.mark.parametrize("products", ["float32", "tf32"])
+def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
+    step = replace(STEP, float32_products=products)
+    assert f"data sheet, dense {products})" in mfu_row(make_bench(h100("training.dtype=float32"), step=step)).how
+    assert "data sheet, dense bfloat16)" in mfu_row(make_bench(h100(), step=step)).how
+
+
+def test_memory_of_a_validation_counts() -> None:
+    large = replace(STEP, scored_bytes=9 * 10**9)
+    for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
+        row = memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
+        assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+
+
+def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU under the name of a GPU, which counts by resident memory: windows enough to show."""
+    monkeypatch.setattr("shared.preflight.measure.device_facts", lambda engine: replace(H100, kind="gpu"))
+    scored: list[tuple[int, ...]] = []
+    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
+    step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
+    assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
 
 
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
@@ -217,6 +312,39 @@ def test_gpus_must_be_alike_and_enough() -> None:
     mixed = replace(H100, names=("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"))
     row = driver_row(make_bench(h100(), facts=mixed, ranks=2))
     assert row.verdict == "no-go" and "differ" in row.how
+
+
+def test_ranks_of_several_nodes() -> None:
+    """Each node has its part of the ranks; memory, time and cost are those of as many ranks anywhere."""
+    two = make_bench(h100(), ranks=16, nodes=2, price=2.5)
+    one = make_bench(h100(), ranks=16, price=2.5)
+    assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
+    assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
+    assert driver_row(make_bench(h100(), ranks=32, nodes=2)).verdict == "no-go"
+    for ask in (memory_row, step_time_row, cost_row):
+        assert ask(two).verdict == "go" and ask(two).values == ask(one).values
+    assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
+    assert two.workload.rank_rows == h100().training.batch_symbols // 2048 // 16
+
+
+def test_ranks_on_a_cpu_share_it() -> None:
+    """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
+    spec = tiny("training.steps=30")
+    for facts, expected in ((CPU, 2), (H100, 1)):
+        row, plan = (ask(make_bench(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        assert row.values["step_s"] == expected * STEP.step_s
+        assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
+        assert ("2 of them share this CPU" in row.how) == (facts is CPU)
+    assert step_time_row(make_bench(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+
+
+def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.preflight.run.device_facts", lambda engine: CPU)
+    monkeypatch.setattr("shared.preflight.run.measure_step", lambda *words: replace(STEP, full=True))
+    benches = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    assert {ranks: bench.facts.free_bytes for ranks, bench in benches.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
+    assert [memory_row(bench).verdict for bench in benches.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in memory_row(benches[8]).how
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,11 +431,13 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     )
     chosen = audit_seq_len(spec, flops)
     assert seq % chosen == 0 and chosen % patch == 0
-    groups = -(-(functions.FIXED_POSITIONS + patch) // functions.AUDIT_ROWS)
-    passes = functions.AUDIT_PASSES + functions.PASSES_PER_GROUP * groups
-    work = functions.AUDIT_ROWS * passes * training_flops(spec).per_symbol / TRAINING_OVER_FORWARD
-    assert chosen == seq or 2 * chosen * work > flops
-    assert chosen * work <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
+    per_window = functions.AUDIT_ROWS * scoring_flops(spec)
+
+    def work(window: int) -> float:
+        return window * functions.audit_passes(window, patch) * per_window
+
+    assert chosen == seq or work(2 * chosen) > flops
+    assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -340,17 +470,6 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_state_bytes_are_those_of_a_checkpoint(decay: float) -> None:
-    spec = tiny(f"training.ema_decay={decay}")
-    weights = initial_weights(spec)
-    tensors = [*weights.values(), *initial_state(spec, weights).values()]
-    assert training_state_bytes(spec) == sum(value.nbytes for value in tensors)
-    estimate = estimate_memory(spec, "mlx", 4)
-    assert estimate.state_bytes == training_state_bytes(spec) + sum(value.nbytes for value in weights.values())
-    assert estimate.state_bytes < estimate.least_bytes < estimate.most_bytes
 
 
 @pytest.mark.parametrize(

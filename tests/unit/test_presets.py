@@ -155,6 +155,7 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
     assert parameter_counts(load_spec(MINIS[preset]))["total"] < BIG_PARAMETERS / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
 @pytest.mark.parametrize("mini", MINIS.values())
 def test_a_sibling_learns_and_uses_every_parameter(mini: str, name: str) -> None:
@@ -200,12 +201,13 @@ class Symbols:
         return self.symbols[start : start + count]
 
 
+@pytest.mark.slow
 @every_preset
 def test_a_preset_is_honest(preset: str) -> None:
     """The audit's checks of the model with random weights, and the first loss with its own."""
     spec = narrow(preset)
     report = audit_scorer(Oracle(spec, random_weights(spec, 1)), Symbols(spec.vocabulary.size))  # type: ignore[arg-type]
-    names = ["future", "target", "normalisation"]
-    assert [check.name for check in report.checks] == names + ["isolation"] * spec.model.attention.document_mask
+    isolation = ["isolation"] * spec.model.attention.document_mask
+    assert [check.name for check in report.checks] == ["future", "target", "normalisation", *isolation, "order"]
     assert report.passed, report.failures
     assert check_initial_loss(Oracle(spec, made_up_start(spec))).passed

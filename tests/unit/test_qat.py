@@ -183,6 +183,7 @@ def switch() -> Iterator[type[Switch]]:
     Switch.is_on = False
 
 
+@pytest.mark.slow
 @every_form
 def test_switching_it_on_acts_in_a_compiled_function(form: str):
     """MLX, through the engine; torch's engine in the slow test, its graph in the next one."""
@@ -198,6 +199,7 @@ def test_switching_it_on_acts_in_torch_compiled(form: str):
     assert check_qat_acts(started("torch", tiny(form, "model.num_layers=1", compiled=True)), batch()).passed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_form
 def test_torch_makes_one_graph_for_before_and_after(form: str):

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from shared.engine import connect_ranks
 from shared.errors import RunError, UserError
 from shared.ranks import OneRank
 from shared.tolerances import RANKS_LOSS_ABS
+from tests.processes import WAIT_S, children, wait_until
 
 STEPS = 50
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def train(ranks: int, name: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = torchrun(ranks, [*TINY, *OFTEN, "--run", name, *more], folder)
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=WAIT_S)
 
 
 def losses(folder: Path, name: str) -> np.ndarray:
@@ -69,7 +69,8 @@ def test_the_number_of_ranks_does_not_change_the_loss_curve(folder: Path):
     for name in ("two", "four"):
         assert np.abs(losses(folder, name) - one).max() <= RANKS_LOSS_ABS
     # Four ranks also packed and scored, and only rank 0 wrote and spoke.
-    assert result.stderr.count("run finished") == 1 and "Warning" not in result.stderr
+    # (gloo's own "Warning: unable to resolve hostname" is no Python warning.)
+    assert result.stderr.count("run finished") == 1 and not re.search(r"\w+Warning:", result.stderr)
     score = json.loads((folder / "four" / "score.json").read_text())
     assert score["weights"] == "packed" and all(check["passed"] for check in score["audit"]["checks"])
     assert sorted(path.name for path in folder.iterdir()) == ["four", "one", "two"]
@@ -80,11 +81,10 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
     command = torchrun(2, [*TINY, *OFTEN, "--run", "killed", "--no-finish"], folder)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = folder / "killed" / "metrics.jsonl"
-    wait_for(lambda: log.exists() and '"step": 14' in log.read_text(), process)
+    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
     os.kill(rank_processes(process.pid)[1], signal.SIGKILL)
-    begin = time.monotonic()
-    process.communicate(timeout=30)
-    assert process.returncode != 0 and time.monotonic() - begin < 30
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode != 0
     assert not rank_processes(process.pid)
     result = train(2, "killed", folder, "--no-finish", "--resume")
     assert result.returncode == 0, result.stderr
@@ -96,10 +96,10 @@ def test_another_number_of_ranks_goes_on_with_the_same_curve(folder: Path):
     command = torchrun(2, [*TINY, *OFTEN, "--run", "fewer", "--no-finish"], folder)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = folder / "fewer" / "metrics.jsonl"
-    wait_for(lambda: log.exists() and '"step": 14' in log.read_text(), process)
+    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
     # A spot notice: all ranks get it, rank 0 saves what it has.
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=40)
+    output, _ = process.communicate(timeout=WAIT_S)
     assert "resume with" in output
     saved = max(int(path.stem.split("-")[1]) for path in (folder / "fewer" / "checkpoints").glob("step-*.json"))
     assert saved > 0 and f"stopped by a signal after step {saved}" in output
@@ -118,7 +118,8 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path: Path):
 
 def test_a_port_in_use_is_one_line(tmp_path: Path):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        # On every address: on a Mac a server may open a port on all of them that another has taken on one.
+        taken.bind(("", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -127,7 +128,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path):
             env=environment(**place),
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=WAIT_S,
         )
     told = [line for line in result.stderr.splitlines() if line.startswith("bytetwin:")]
     assert result.returncode == 2 and len(told) == 1 and "Traceback" not in result.stderr
@@ -167,7 +168,7 @@ def test_two_mlx_processes_train_as_one(folder: Path):
     launch = Path(sys.executable).with_name("mlx.launch")
     command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(free_port()), "--", sys.executable]
     command += ["-m", "mlx_train", *TINY, *OFTEN, "--run", "macs", "--no-finish", "--runs-dir", str(folder)]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=WAIT_S)
     assert result.returncode == 0, result.stdout + result.stderr
     assert np.abs(losses(folder, "macs") - losses(folder, "one")).max() <= RANKS_LOSS_ABS
 
@@ -181,28 +182,9 @@ def test_mlx_processes_that_cannot_meet_are_one_line(tmp_path: Path, monkeypatch
         connect_ranks("mlx")
 
 
-def wait_for(condition: object, process: subprocess.Popen[str], limit_s: float = 120.0) -> None:
-    """Until the condition holds; fails if the process ends before."""
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
 def rank_processes(launcher: int) -> list[int]:
-    """The launcher's children that run the engine, in the order of their ranks."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            rank = re.search(rb"\0LOCAL_RANK=(\d+)\0", (path / "environ").read_bytes())
-        except (OSError, ValueError):
-            continue
-        if parent == launcher and b"cuda_train" in words and rank:
-            found[int(rank[1])] = int(path.name)
-    return [found[rank] for rank in sorted(found)]
+    """The launcher's children that run the engine, in the order of their ranks, in which they are started."""
+    return [pid for pid, command in children(launcher) if "cuda_train" in command]
 
 
 def free_port() -> int:

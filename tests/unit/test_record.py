@@ -127,7 +127,7 @@ def test_several_seeds_give_mean_and_deviation(
         another(trained, tmp_path / f"run{seed}", f"training.seed={seed}", bpb=bpb)
         for seed, bpb in ((314, 6.25), (42, 6.5), (999, 6.0))
     ]
-    (runs[1] / "preflight.json").write_text('{"go": true, "forced": ["disk"]}')
+    (runs[1] / "preflight.json").write_text('{"go": true, "forced": ["disk"], "risks": ["artifact_bytes"]}')
     assert call(capsys, *runs, "--out", tmp_path / "out")[0] == 0
     submission = json.loads((tmp_path / "out/submission.json").read_text())
     assert submission["seeds"] == [42, 314, 999] and list(submission["seed_results"]) == ["42", "314", "999"]
@@ -138,7 +138,7 @@ def test_several_seeds_give_mean_and_deviation(
     half = student_quantile(0.995, 2) * 0.25 / math.sqrt(3)
     assert "(mean of 3 seeds, standard deviation 0.2500, " in text
     assert f"99% interval of the mean {6.25 - half:.4f} to {6.25 + half:.4f})" in text
-    assert "overridden by hand: disk" in text
+    assert "preflight said go (preflight.json), at risk: artifact_bytes, overridden by hand: disk" in text
     assert (tmp_path / "out/seed42/preflight.json").exists() and not (tmp_path / "out/seed314/preflight.json").exists()
 
 
@@ -168,6 +168,22 @@ def test_scores_on_different_text_are_not_averaged(
 
     edit_json(other / "score.json", change)
     assert "were scored on different text" in refused(capsys, trained, other, "--out", tmp_path / "out")
+
+
+def test_runs_on_different_training_text_are_no_record(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text counts, its name does not."""
+    other = another(trained, tmp_path / "other", "training.seed=2")
+    edit_json(other / "environment.json", lambda values: values["data"]["train"].update(sha256="0" * 64))
+    old = json.loads((trained / "environment.json").read_text())["data"]["train"]["sha256"][:16]
+    message = refused(capsys, trained, other, "--out", tmp_path / "out")
+    assert f"{trained} was trained on builtin with sha256 {old}, {other} on builtin with {'0' * 16}" in message
+    assert not (tmp_path / "out").exists()
+    renamed = another(trained, tmp_path / "renamed", "training.seed=2", "data.train=copy")
+    assert call(capsys, trained, renamed, "--out", tmp_path / "out")[0] == 0
+    edit_json(renamed / "environment.json", lambda values: values.pop("data"))
+    assert "no data.train.sha256" in refused(capsys, trained, renamed, "--out", tmp_path / "other-out")
 
 
 def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from shared.tolerances import LOSS_CURVE_ABS
 from shared.training.metrics import Record, read_records
 from shared.training.run import RunResult, train_run
 from tests.fake_training import RecordingObserver, tiny_spec
+from tests.processes import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 12
-WAIT_S = 60.0
+# Between two looks at a run whose steps take 5 ms.
+QUICKLY_S = 0.002
 SMALL = (
     "training.compile=false",
     "training.batch_symbols=128",
@@ -63,17 +65,6 @@ def started(words: list[str]) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool], pause_s: float = 0.002) -> None:
-    """Return as soon as the condition holds; fail if the process ends before."""
-    limit = time.monotonic() + WAIT_S
-    while not holds():
-        if process.poll() is not None:
-            assert holds(), f"ended early with status {process.returncode}: {process.stderr and process.stderr.read()}"
-            return
-        assert time.monotonic() < limit, "it does not come to that"
-        time.sleep(pause_s)
 
 
 def steps_of(folder: Path) -> list[Record]:
@@ -118,12 +109,16 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
     assert run_to_end(command(tmp_path, "peace", *overrides)).returncode == 0
     rng = np.random.default_rng(11)
     folder = tmp_path / "killed"
+    log = folder / "metrics.jsonl"
     kills = kills_while_writing = 0
     while kills < KILLS:
-        before = len(read_records(folder / "metrics.jsonl"))
+        before = len(read_records(log))
         with started(command(tmp_path, "killed", *overrides, resume=True)) as process:
             target = before + int(rng.integers(1, 7))
-            wait_until(process, lambda target=target: len(read_records(folder / "metrics.jsonl")) >= target)
+            log = folder / "metrics.jsonl"
+            wait_until(
+                lambda log=log, target=target: len(read_records(log)) >= target, "its records", process, QUICKLY_S
+            )
             if kills % 2:
                 kills_while_writing += kill_while_writing(process, folder / "checkpoints")
             else:
@@ -150,7 +145,7 @@ def test_a_signal_saves_and_the_printed_command_goes_on_exactly(
     assert run_to_end(command(tmp_path, "peace", *overrides)).returncode == 0
     folder = tmp_path / "stopped"
     with started(command(tmp_path, "stopped", *overrides)) as process:
-        wait_until(process, lambda: len(steps_of(folder)) >= 5)
+        wait_until(lambda: len(steps_of(folder)) >= 5, "step 5", process, QUICKLY_S)
         process.send_signal(number)
         errors = process.communicate(timeout=WAIT_S)[1]
     assert process.returncode == status, errors

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shared.artifact import code_bytes
+from shared.artifact import ArtifactInfo, code_bytes
 from shared.engine import Oracle
 from shared.errors import RunError
 from shared.model import parameter_counts, random_weights
-from shared.scoring.evaluate import evaluate
+from shared.scoring.compressors import compressor_results
+from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.report import ScoreDocument, read_score, write_score
 from shared.spec import load_spec, spec_id
 from tests.museum.fake_stream import FakeStream
@@ -27,7 +29,7 @@ TEXT = FakeStream([f"document {index} says nothing much, {index * 7919}.\n".enco
 @pytest.fixture(scope="module")
 def document() -> ScoreDocument:
     oracle = Oracle(SPEC, random_weights(SPEC, 0))
-    return evaluate(oracle, TEXT, engine="numpy", weights="packed", artifact_bytes=12_345)
+    return evaluate(oracle, TEXT, engine="numpy", weights="packed", artifact_bytes=12_345, artifact_sha256="ab" * 32)
 
 
 def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
@@ -40,11 +42,25 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     assert (document.spec_id, document.parameters) == (spec_id(SPEC), parameter_counts(SPEC)["total"])
     assert document.dataset.name == "fake/heldout" and document.dataset.complete
     assert document.dataset.text_sha256 == hashlib.sha256(TEXT.text_bytes()).hexdigest()
-    assert document.audit.passed and len(document.audit.checks) == 6
-    assert set(document.compressors) == {"xz -9", "zstd -19", "brotli -11"}
+    assert document.audit.passed and len(document.audit.checks) == 8
+    assert (document.artifact_sha256, document.chosen) == ("ab" * 32, None)
     interval = document.confidence
     assert interval.low_bpb is not None and interval.high_bpb is not None
     assert interval.low_bpb < document.bpb < interval.high_bpb
+
+
+def test_compressors_come_later_or_never(document: ScoreDocument, tmp_path: Path) -> None:
+    """A score of a text that no dataset has figures of is whole without them, and is completed from the text."""
+    assert document.compressors == {}
+    write_score(tmp_path / "score.json", document)
+    assert read_score(tmp_path / "score.json") == document
+    seen: list[tuple[int, int]] = []
+    complete = with_compressors(document, TEXT, None, lambda done, total: seen.append((done, total)))
+    assert {name: part.compressed_bytes for name, part in complete.compressors.items()} == {
+        name: result.compressed_bytes for name, result in compressor_results(TEXT.text_bytes()).items()
+    }
+    assert complete.model_copy(update={"compressors": {}}) == document
+    assert with_compressors(complete, TEXT, None, lambda done, total: pytest.fail("compressed again")) is complete
 
 
 def test_a_sample_says_that_it_is_one() -> None:
@@ -70,7 +86,11 @@ def written(values: Any, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("field", sorted(ScoreDocument.model_fields))
+# What files of older versions lack; they are read for ever.
+NEWER_FIELDS = {"artifact_sha256", "chosen"}
+
+
+@pytest.mark.parametrize("field", sorted(ScoreDocument.model_fields.keys() - NEWER_FIELDS))
 def test_a_missing_part_is_an_error(document: ScoreDocument, tmp_path: Path, field: str) -> None:
     values = document.to_dict()
     del values[field]
@@ -88,7 +108,12 @@ def test_a_missing_part_is_an_error(document: ScoreDocument, tmp_path: Path, fie
         ({"adaptation": "trained on it"}, "adaptation: input should be 'none'"),
         ({"remark": "trust me"}, "remark: extra inputs are not permitted"),
         ({"audit": {"passed": True, "checks": []}}, "audit.checks: list should have at least 1 item"),
-        ({"compressors": {}}, "compressors: dictionary should have at least 1 item"),
+        ({"artifact_sha256": "short"}, "artifact_sha256: string should match pattern"),
+        ({"weights": "averaged", "artifact_bytes": None}, "artifact_sha256 must be null unless the weights are packed"),
+        (
+            {"weights": "best", "artifact_bytes": None, "artifact_sha256": None},
+            "chosen must be given where the weights are the best",
+        ),
     ],
 )
 def test_an_inconsistent_document_is_an_error(
@@ -96,6 +121,17 @@ def test_an_inconsistent_document_is_an_error(
 ) -> None:
     with pytest.raises(RunError, match=message):
         read_score(written({**document.to_dict(), **change}, tmp_path))
+
+
+def test_a_score_of_an_older_version_is_read(document: ScoreDocument, tmp_path: Path) -> None:
+    values = {name: value for name, value in document.to_dict().items() if name not in NEWER_FIELDS}
+    old = read_score(written(values, tmp_path))
+    assert old == document.model_copy(update={"artifact_sha256": None})
+    info = ArtifactInfo(12_345, 100, 10, {}, document.spec_id, "cd" * 32)
+    assert old.is_of(info) and not document.is_of(info)
+    assert document.is_of(replace(info, sha256="ab" * 32))
+    assert not document.is_of(replace(info, sha256="ab" * 32, artifact_bytes=12_346))
+    assert not old.is_of(replace(info, artifact_bytes=12_346))
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

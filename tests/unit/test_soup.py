@@ -207,15 +207,20 @@ def test_choosing_needs_text_that_every_member_kept(tmp_path: Path):
     from shared.training.soup import check_members
     from shared.training.target import Target
 
-    def member(name: str, frac: float) -> Target:
+    def member(name: str, frac: float, text: str | None = None) -> Target:
         from shared.training.run_directory import RunDirectory
 
         spec = load_spec("tiny", [f"data.selection_frac={frac}"])
-        return Target(name, spec, {}, "averaged", None, RunDirectory(tmp_path))
+        run = RunDirectory(tmp_path / f"{name}-{frac}-{text}")
+        run.path.mkdir(exist_ok=True)
+        run.write_environment({"data": {"train": {"sha256": text or f"all but the last {frac}"}}})
+        return Target(name, spec, {}, "averaged", None, run)
 
     check_members([member("a", 0.0), member("b", 0.1)], "uniform")
     with pytest.raises(UserError, match="a was trained on all of builtin"):
         check_members([member("a", 0.0), member("b", 0.1)], "greedy")
     with pytest.raises(UserError, match="keep different text"):
         check_members([member("a", 0.2), member("b", 0.1)], "inverse")
+    with pytest.raises(UserError, match="keep different text"):
+        check_members([member("a", 0.1), member("b", 0.1, "another text of the same name")], "greedy")
     check_members([member("a", 0.1), member("b", 0.1)], "greedy")

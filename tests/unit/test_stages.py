@@ -174,6 +174,7 @@ def assert_the_switch_shows(losses: list[float], spec: Spec) -> None:
     assert losses == pytest.approx(expected, abs=GRADIENT_REL)
 
 
+@pytest.mark.slow
 def test_mlx_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     import mlx_train.engine as mlx_engine
 
@@ -195,6 +196,7 @@ def test_mlx_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     assert_the_switch_shows(losses, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torch_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     import torch

@@ -141,14 +141,15 @@ def scores(bits: np.ndarray, sizes: np.ndarray) -> DocumentScores:
 
 
 def test_document_interval_by_hand() -> None:
-    """Ten documents of one byte whose differences are -2 and 0 in turn: R = -1, variance 10/9 * 10 / 100 = 1/9."""
+    """Ten documents of one byte whose differences are -2 and 0 in turn: R = -1, residuals from the others' ratio
+    10/9, variance 10 * (10/9)^2 / 100 = (1/3)^2 * 10/9."""
     sizes = np.ones(10, np.int64)
     old = scores(np.full(10, 8.0), sizes)
     new = scores(np.where(np.arange(10) % 2 == 0, 6.0, 8.0), sizes)
     found = document_interval([new], [old], 0.95)
     assert found is not None and found.low_bpb is not None and found.high_bpb is not None
-    assert found.low_bpb == pytest.approx(-1.0 - 2.262157 / 3, abs=1e-5)
-    assert found.high_bpb == pytest.approx(-1.0 + 2.262157 / 3, abs=1e-5)
+    assert found.low_bpb == pytest.approx(-1.0 - 2.262157 / 3 * math.sqrt(10 / 9), abs=1e-5)
+    assert found.high_bpb == pytest.approx(-1.0 + 2.262157 / 3 * math.sqrt(10 / 9), abs=1e-5)
 
 
 def test_document_interval_averages_the_runs_of_each_side() -> None:
@@ -160,8 +161,9 @@ def test_document_interval_averages_the_runs_of_each_side() -> None:
 
 
 def test_few_documents_or_none_give_no_interval() -> None:
-    few = scores(np.ones(9), np.ones(9, np.int64))
-    assert document_interval([few], [few], 0.9) is None
+    few = scores(np.ones(4), np.ones(4, np.int64))
+    found = document_interval([few], [few], 0.9)
+    assert found is not None and found.low_bpb is None and found.reason == "4 documents, at least 5 are needed"
     assert document_interval([], [few], 0.9) is None
 
 

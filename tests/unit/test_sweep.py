@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import shared.study.sweep
 from shared.cli.main import main
-from shared.errors import RunError, SpecError, UserError
-from shared.spec import Spec, spec_to_toml
+from shared.errors import SpecError, UserError
+from shared.spec import spec_to_toml
+from shared.study.own_process import Ending, Order
 from shared.study.plan import parse_seeds, parse_vary, plan_runs
 from shared.study.sweep import sweep
+from shared.training.interruption import Interruption
 from shared.training.record import finished_with
 from tests.fake_study import copy_run
 from tests.fake_training import quiet_observer, tiny_spec
@@ -139,22 +142,20 @@ def test_two_specs_of_different_names_but_equal_content(tmp_path: Path) -> None:
 
 
 class FakeTraining:
-    """Stands in for `train_run`; `endings` are the statuses of the calls, in order."""
+    """Stands in for `train_apart`; `endings` are the statuses of the calls, in order."""
 
     def __init__(self, *endings: str) -> None:
         self.endings, self.names = list(endings), [""] * 0
 
-    def __call__(self, spec: Spec, engine: str, observer: object, *, run_name: str, resume: bool, **_: Any) -> Any:
-        assert resume
-        self.names.append(run_name)
-        status = self.endings[len(self.names) - 1]
+    def __call__(self, order: Order, interruption: Interruption) -> Ending:
+        self.names.append(order.name)
+        status: Any = self.endings[len(self.names) - 1]
         message = "" if status == "finished" else f"it {status}"
-        exit_status = {"finished": 0, "failed": 1, "interrupted": 130}[status]
-        return SimpleNamespace(outcome=SimpleNamespace(status=status, message=message), exit_status=exit_status)
+        return Ending(status, message, {"finished": 0, "failed": 1, "interrupted": 130}[status])
 
 
 def swept(monkeypatch: pytest.MonkeyPatch, folder: Path, training: FakeTraining) -> tuple[int, Sequence[str]]:
-    monkeypatch.setattr(shared.study.sweep, "train_run", training)
+    monkeypatch.setattr(shared.study.sweep, "train_apart", training)
     plan = plan_runs(["tiny"], SHORT, ["model.patch_size=2,4"], [0, 1])
     result = sweep(plan, "mlx", folder, quiet_observer, lambda number, planned, before: None)
     return result.exit_status, [run.status for run in result.runs]
@@ -164,6 +165,16 @@ def test_one_broken_run_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path
     training = FakeTraining("finished", "failed", "finished", "finished")
     assert swept(monkeypatch, tmp_path, training) == (1, ["finished", "failed", "finished", "finished"])
     assert len(training.names) == 4
+
+
+def test_a_signal_between_two_runs_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Signalled(FakeTraining):
+        def __call__(self, order: Order, interruption: Interruption) -> Ending:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(order, interruption)
+
+    training = Signalled("finished")
+    assert swept(monkeypatch, tmp_path, training) == (143, ["finished", *["not started"] * 3])
 
 
 def test_a_signal_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -181,14 +192,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(runs: Path, *more: str) -> list[str]:
     settings = [word for override in SHORT for word in ("--set", override)]
-    return ["sweep", "tiny", *settings, "--engine", "torch", "--runs-dir", str(runs), *more]
+    return ["sweep", "tiny", *settings, "--engine", "mlx", "--runs-dir", str(runs), *more]
 
 
 def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_run(*_: object, **__: object) -> None:
+    def train_apart(order: Order, interruption: Interruption) -> Ending:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(shared.study.sweep, "train_run", train_run)
+    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
 
 
 def test_a_finished_run_is_not_repeated(
@@ -218,13 +229,13 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
     (other / "score.json").unlink()
     resumed = []
 
-    def train_run(spec: Spec, engine: str, observer: object, *, runs_dir: Path, run_name: str, **_: Any) -> Any:
-        resumed.append(run_name)
+    def train_apart(order: Order, interruption: Interruption) -> Ending:
+        resumed.append(order.name)
         (other / "score.json").write_text((folder / "tiny-seed0/score.json").read_text())
         (other / "documents.safetensors").unlink()
-        return SimpleNamespace(outcome=SimpleNamespace(status="finished", message=""), exit_status=0)
+        return Ending("finished", "", 0)
 
-    monkeypatch.setattr(shared.study.sweep, "train_run", train_run)
+    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
     capsys.readouterr()
     assert main(words(once, "--seeds", "2", "--json", "--record", str(once / "r.md"))) == 0
     captured = capsys.readouterr()
@@ -233,6 +244,41 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
     assert [run["status"] for run in document["runs"]] == ["finished before", "finished"]
     assert document["comparison"]["groups"][0]["bpb"]["n"] == 2
     assert "bytetwin sweep tiny --seeds 2 --set training.compile=false" in (once / "r.md").read_text()
+
+
+def test_a_finished_run_of_a_text_that_has_changed_is_refused(
+    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of the dataset is the same, and its text is not."""
+    forbid_training(monkeypatch)
+    old = copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0")
+    environment = json.loads((old / "environment.json").read_text())
+    now = environment["data"]["train"]["sha256"]
+    environment["data"]["train"]["sha256"] = "ab" * 32
+    (old / "environment.json").write_text(json.dumps(environment))
+    capsys.readouterr()
+    for command in (words(tmp_path, "--seeds", "0,"), train_words(old)):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert f"{old} was trained on builtin when its sha256 was {'ab' * 8}, now it is {now[:16]}" in err
+        assert err.count("\n") == 1
+
+
+def train_words(run: Path) -> list[str]:
+    """The command that would finish a run of the sweep by itself."""
+    settings = [word for override in (*SHORT, "training.seed=0") for word in ("--set", override)]
+    return ["train", "tiny", *settings, "--runs-dir", str(run.parent), "--run", run.name, "--resume"]
+
+
+def test_finished_runs_need_no_text(
+    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep whose dataset is gone can still be looked at: nothing can be trained on another text then."""
+    forbid_training(monkeypatch)
+    copied = ("data.train=gone", "data.heldout=gone")
+    copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0", *copied)
+    assert main(words(tmp_path, "--seeds", "0,", *(word for field in copied for word in ("--set", field)))) == 0
+    assert "finished before" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,21 +312,10 @@ def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_nothing_is_compared_without_the_baseline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shared.study.sweep, "train_run", FakeTraining("interrupted"))
+    monkeypatch.setattr(shared.study.sweep, "train_apart", FakeTraining("interrupted"))
     assert main(words(tmp_path, "--json")) == 130
     captured = capsys.readouterr()
     assert json.loads(captured.out)["comparison"] is None
     assert (
         "no run of the baseline tiny is finished" in captured.err and "resume with: bytetwin sweep tiny" in captured.err
     )
-
-
-def test_an_error_of_a_run_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def train_run(*_: object, **__: object) -> None:
-        raise RunError("the disk is full")
-
-    monkeypatch.setattr(shared.study.sweep, "train_run", train_run)
-    assert main(words(tmp_path)) == 2
-    assert "bytetwin: the disk is full" in capsys.readouterr().err

@@ -153,6 +153,7 @@ def test_parity_batches_of_tokens_need_no_tokenizer() -> None:
     assert batches.shape == (8, 8, 32) and batches.min() == 1 and 4 < batches.max() < 50
 
 
+@pytest.mark.slow
 def test_random_tokens_are_worth_log2_of_their_number() -> None:
     engine = available_engines()[0]
     honest = token_spec({"vocab_size": 64})

@@ -111,6 +111,7 @@ def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:
         store.load_best()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     keep=st.integers(1, 3),

@@ -32,6 +32,7 @@ def step_report(step: int, logged: bool = True) -> StepReport:
     return StepReport(
         step=step,
         nats=5.5 * step**-0.25,
+        bpb=2.75 * step**-0.25 / math.log(2),
         grad_norm=0.25,
         lr_factor=0.875,
         progress_frac=step / 60,
@@ -76,11 +77,12 @@ def test_the_live_view_shows_every_figure(width: int) -> None:
         "runs/tiny-mlx-1",
         "step 40/60",
         "0:42 left",
-        "2.1870 nats, 3.155 bits/symbol",
+        "1.5776 bpb, 2.1870 nats/symbol",
         "x0.875",
         "45.1 kB/s, 364 ms/step",
         "20.5 k",
-        "2.753 bpb [2.711, 2.795], step 40",
+        "2.753 bpb [2.711, 2.795]",
+        "averaged weights after step 40",
         "812 MB",
         "checkpoint",
         "5.600 ",
@@ -124,10 +126,8 @@ def test_plain_lines_one_for_each_logged_event() -> None:
         observer.on_end("finished")
     lines = stream.getvalue().splitlines()
     assert sum(line.startswith("step ") for line in lines) == 4
-    assert "step 40/60  loss 2.1870 nats/symbol  grad 0.25  lr x0.875  45.1 kB/s  memory 812 MB  0:42 left" in lines, (
-        lines
-    )
-    assert "validation at step 40: 2.753 bpb [2.711, 2.795]  (0:03)" in lines
+    assert "step 40/60  loss 1.5776 bpb  grad 0.25  lr x0.875  45.1 kB/s  memory 812 MB  0:42 left" in lines, lines
+    assert "validation at step 40: 2.753 bpb [2.711, 2.795] of the averaged weights  (0:03)" in lines
     assert "checkpoint runs/tiny-mlx-1/checkpoints/step-00000040.safetensors" in lines
     assert "train builtin/train: 2.70 MB in 7 documents, sha256 abababababababab" in lines
     assert lines[-2:] == ["warning: careful [1]", "run finished"]
@@ -186,14 +186,23 @@ def test_units() -> None:
 
 def test_pace_leaves_out_the_step_that_compiles() -> None:
     pace = Pace()
-    assert pace.step_s == 0.0 and pace.left_s(1.0) is None
-    pace.add(40.0, 0.01)
-    assert pace.step_s == 40.0 and pace.left_s(0.99) is None
-    for _ in range(5):
-        pace.add(0.5, 0.01)
-    assert math.isclose(pace.step_s, 0.5)
-    left_s = pace.left_s(0.94)
-    assert left_s is not None and math.isclose(left_s, 47.0)
+    assert pace.step_s == pace.slowest_s == 0.0 and not pace.is_known
+    pace.add(40.0)
+    assert pace.step_s == pace.slowest_s == 40.0 and not pace.is_known
+    for seconds in (0.5, 0.6, 0.5, 0.5):
+        pace.add(seconds)
+    assert 0.5 < pace.step_s < 0.55 and pace.slowest_s == 0.6 and pace.is_known
+    for _ in range(2000):
+        pace.add(0.5)
+    assert math.isclose(pace.step_s, 0.5) and pace.slowest_s == 0.5, "the slowest of recent steps"
+
+
+def test_pace_of_an_earlier_start_holds_until_two_steps_are_known() -> None:
+    pace = Pace(0.5, 0.7)
+    pace.add(40.0)
+    assert pace.is_known and (pace.step_s, pace.slowest_s) == (0.5, 0.7)
+    pace.add(0.6)
+    assert (pace.step_s, pace.slowest_s) == (0.6, 0.7)
 
 
 def test_braille_of_a_falling_line() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.training.interruption import GRACE_S, Interruption, StopRequested
+from tests.processes import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +47,7 @@ def test_the_second_signal_ends_the_process_even_in_the_middle_of_a_long_call() 
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == "first\n"
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 143
+            assert process.wait(timeout=WAIT_S) == 143
         finally:
             process.kill()
 
@@ -69,7 +70,7 @@ def run_with_deadline(number: signal.Signals, grace_s: float, quiet: bool = Fals
             begin = time.monotonic()
             process.send_signal(number)
             try:
-                status: int | None = process.wait(timeout=max(10.0, 2 * grace_s) if number == signal.SIGTERM else 1.0)
+                status: int | None = process.wait(timeout=WAIT_S if number == signal.SIGTERM else 1.0)
             except subprocess.TimeoutExpired:
                 status = None
             seconds = time.monotonic() - begin

@@ -67,16 +67,16 @@ HOST, DEVICE = {"queueing_s": 1.0}, {"computing_s": 1.0}
 
 @pytest.mark.parametrize("device", [HOST, DEVICE], ids=["host", "device"])
 def test_a_time_schedule_ends_by_training_time_alone(tmp_path: Path, device: dict[str, float]) -> None:
-    """The ninth second begins before the limit. Each step is reported with its own second on either device."""
+    """A ninth second would end after the limit. Each step is reported with its own second on either device."""
     harness = timed(tmp_path, device, "training.time_limit_s=8.5", "training.log_every_steps=1")
     outcome = harness.start()
-    assert outcome.status == "finished" and outcome.step == 9
-    assert outcome.elapsed_s == 9.0
+    assert outcome.status == "finished" and outcome.step == 8
+    assert outcome.elapsed_s == 8.0
     reports = harness.observer.named("step")
-    assert [report.elapsed_s for report in reports] == list(range(1, 10))
-    assert [report.step_s for report in reports] == [1.0] * 9
-    assert [report.progress_frac for report in reports] == [min(1.0, second / 8.5) for second in range(1, 10)]
-    assert [report.left_s for report in reports[1:]] == pytest.approx([8.5 - second for second in range(2, 9)] + [0.0])
+    assert [report.elapsed_s for report in reports] == list(range(1, 9))
+    assert [report.step_s for report in reports] == [1.0] * 8
+    assert [report.progress_frac for report in reports] == [second / 8 for second in range(1, 9)]
+    assert [report.left_s for report in reports] == [None, *(8.0 - second for second in range(2, 9))]
 
 
 def test_the_device_never_waits_for_the_host(tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_the_device_never_waits_for_the_host(tmp_path: Path) -> None:
 
 
 def test_the_schedule_sees_the_moment_a_step_begins_on_the_device(tmp_path: Path) -> None:
-    """The host is a step ahead, but the learning rate is that of the step's own time once a step's length is known."""
+    """The host is a step ahead, but the learning rate is that of the step's own time."""
     overrides = ("training.time_limit_s=20.0", "training.val_every_steps=0")
     harness = timed(tmp_path, DEVICE, *overrides)
     harness.start()
     factors = [report.lr_factor for report in harness.observer.named("step")]
-    assert factors[6:] == pytest.approx([lr_factor(harness.spec.schedule, k / 20) for k in range(6, 20)])
+    assert factors == pytest.approx([lr_factor(harness.spec.schedule, k / 19) for k in range(19)])
 
 
 def test_training_time_goes_on_where_it_was_saved(tmp_path: Path) -> None:
@@ -110,5 +110,5 @@ def test_training_time_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "checkpoints" / "step-00000005.json").read_text())
     assert stored["elapsed_s"] == 5.0
     second = timed(tmp_path, HOST, *overrides)
-    assert second.start().elapsed_s == 20.0
+    assert second.start().elapsed_s == 19.0
     assert second.observer.named("step")[0].elapsed_s == 6.0

@@ -55,6 +55,7 @@ def test_a_second_start_of_a_finished_run_changes_nothing(tmp_path: Path) -> Non
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     stops=st.lists(st.tuples(st.sampled_from(["step", "validation"]), st.integers(1, 8)), min_size=1, max_size=6),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.errors import RunError
@@ -281,6 +281,12 @@ def test_without_validation_the_loss_stands_alone(tmp_path: Path) -> None:
     assert "Validation is" not in found.text
 
 
+def test_the_caption_says_which_weights_were_validated(tmp_path: Path) -> None:
+    assert "Validation is the score on a fixed sample" in report(tmp_path / "unknown").text
+    records = [{**record, "weights": "averaged"} if record["event"] == "validation" else record for record in RECORDS]
+    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", records).text
+
+
 def test_a_single_step_is_a_dot(tmp_path: Path) -> None:
     found = report(tmp_path / "a", [step_record(1, 5.5), validation_record(1, 4.0), FINISHED])
     assert len(found.named("circle", "first")) == 3 and len(found.named("circle", "second")) == 1
@@ -325,11 +331,12 @@ def test_training_loss_is_converted_with_the_bytes_of_a_symbol(tmp_path: Path) -
 
 def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
     nothing = {"level": 0.95, "low_bpb": None, "high_bpb": None, "units": "documents", "num_units": 1}
+    nothing |= {"effective_units": 1.0, "reason": "1 document, at least 5 are needed"}
     ending = {**FINISHED, "problems": ["budget: too much"]}
     found = report(tmp_path / "a", [*RECORDS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
     assert "budget: too much" in found.text and "Every check" not in found.text
     assert "357,023 bytes over the budget" in found.text and len(found.named("path", "limit")) == 1
-    assert "too little text for a confidence interval (1 documents)" in found.text
+    assert "no confidence interval: 1 document, at least 5 are needed" in found.text
     assert "not run from a git checkout" in found.text and not found.named("path", "whisker")
 
 
@@ -364,6 +371,7 @@ def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
+@example(1.0, 400_001.0, 2)
 def test_ticks_are_few_and_in_range(low: float, span: float, most: int) -> None:
     found = linear_ticks(low, low + span, most)
     assert 1 <= len(found) <= most + 1 and found == sorted(set(found))

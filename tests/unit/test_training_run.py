@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from data.compressed import measure_heldout
+from data.datasets import make_missing
 from shared.artifact import read_artifact
 from shared.cli.main import main
 from shared.errors import RunError
@@ -37,6 +40,8 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One complete run and its document."""
     runs = tmp_path_factory.mktemp("runs")
+    make_missing("builtin")
+    measure_heldout("builtin")
     observer = RecordingObserver()
     spec = tiny_spec(*SHORT)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="done")
@@ -59,6 +64,7 @@ def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]])
     ]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["engine"] == "mlx" and environment["packages"]["mlx"]
+    assert environment["float32_products"] == "float32"
     assert environment["data"]["train"]["name"] == "builtin/train"
     assert len(environment["data"]["heldout"]["sha256"]) == 64
     spec = load_spec(folder / "spec.toml")
@@ -70,9 +76,10 @@ def test_the_score_is_that_of_the_artifact_on_all_heldout_text(finished: tuple[P
     score = read_score(runs / "done" / "score.json")
     assert score.weights == "packed" and score.dataset.complete and score.audit.passed
     assert score.artifact_bytes == (runs / "done" / "artifact.btw").stat().st_size
+    assert score.artifact_sha256 == hashlib.sha256((runs / "done" / "artifact.btw").read_bytes()).hexdigest()
     assert set(score.compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert seen["progress"][-1] == (score.symbols, score.symbols)
-    assert seen["stages"] == ["validation", "packing", "validation of the artifact", "scoring", "audit and compressors"]
+    assert seen["stages"] == ["validation", "packing", "validation of the artifact", "scoring", "audit", "report"]
 
 
 def test_what_packing_costs_is_measured_on_the_same_text(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -98,6 +105,7 @@ def test_problems_name_what_was_refused(finished: tuple[Path, dict[str, Any]]) -
     assert len(leaky.problems) == 1 and leaky.problems[0].startswith("audit: future: ")
 
 
+@pytest.mark.slow
 def test_stdout_carries_one_json_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, err = call(capsys, "--runs-dir", str(tmp_path), "--run", "a", "--json")
     document = json.loads(out)
@@ -116,6 +124,7 @@ def test_no_finish_stops_after_training(capsys: pytest.CaptureFixture[str], tmp_
     assert not (tmp_path / "a" / "artifact.btw").exists()
 
 
+@pytest.mark.slow
 def test_a_run_over_budget_has_status_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, err = call(capsys, "--runs-dir", str(tmp_path), "--set", "budget.total_bytes=1000", "--json")
     (problem,) = json.loads(out)["problems"]
@@ -183,6 +192,7 @@ def test_a_full_disk_is_status_2_with_one_line(
     ]
 
 
+@pytest.mark.slow
 def test_a_signal_while_finishing_is_not_lost(tmp_path: Path) -> None:
     """Stopped in one stage after the other, each time resumed; the training itself is never done again."""
     spec = tiny_spec(*SHORT)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from shared.training.metrics import Record
 from shared.training.report.finished_run import FinishedRun, number
 from shared.training.report.markup import Child, Element, element, facts, section
 from shared.training.report.svg_chart import Format, Point, Series, line_chart
-from shared.training.units import in_bytes, in_count, in_time
+from shared.training.units import bits_per_byte, in_bytes, in_count, in_time
 
 
 def training_section(run: FinishedRun) -> Element:
     """The section: facts, the loss curve, learning rate and speed."""
     steps, validations = run.by_step("step"), run.by_step("validation")
     bytes_per_symbol = run.bytes_per_symbol
-    to_bpb = 1.0 / (math.log(2.0) * bytes_per_symbol)
-    loss = Series("training loss", [Point(x, y * to_bpb) for x, y in _curve(steps, "nats")])
+    losses = [Point(x, bits_per_byte(nats, bytes_per_symbol)) for x, nats in _curve(steps, "nats")]
+    loss = Series("training loss", losses)
     scored = [
         Point(record["step"], value, number(record, "low_bpb"), number(record, "high_bpb"))
         for record in validations
@@ -27,7 +26,9 @@ def training_section(run: FinishedRun) -> Element:
     caption = "Training loss is that of single batches: nats per symbol divided by ln 2"
     caption += "." if bytes_per_symbol == 1.0 else f" and by the {bytes_per_symbol:.4f} bytes of an average symbol."
     if scored:
-        caption += " Validation is the score of a fixed sample of held-out documents, with its interval."
+        weights = " and ".join(sorted({str(record["weights"]) for record in validations if "weights" in record}))
+        whose = f" of the {weights} weights" if weights else ""
+        caption += f" Validation is the score{whose} on a fixed sample of held-out documents, with its interval."
     factor = Series("learning-rate factor", [Point(x, y) for x, y in _curve(steps, "lr_factor")])
     speed = Series("speed", [Point(x, y) for x, y in _curve(steps, "bytes_per_s")])
     return section(

@@ -17,6 +17,7 @@ from shared.spec import Spec
 from shared.training.report.curves import training_section
 from shared.training.report.finished_run import FinishedRun, number, read_finished
 from shared.training.report.markup import Child, Element, element, facts, page, section, table
+from shared.training.report.stages import time_section
 from shared.training.report.style import STYLE
 from shared.training.report.svg_chart import Bar, bar_chart, budget_chart
 from shared.training.run_directory import RunDirectory
@@ -41,6 +42,7 @@ def _document(run: FinishedRun) -> bytes:
         _header(run),
         _score(run.score),
         training_section(run),
+        *filter(None, [time_section(run)]),
         _audit(run.score),
         _size(run),
         _parameters(run.spec),
@@ -83,7 +85,7 @@ def _score(score: ScoreDocument) -> Element:
     return element(
         "section",
         element("p", f"{score.bpb:.4f} ", element("small", "bits per byte, lower is better"), class_="score"),
-        element("p", _interval(score)),
+        element("p", score.confidence.text),
         element("figure", bar_chart(bars, "bits per byte")),
         facts(
             [
@@ -99,16 +101,6 @@ def _score(score: ScoreDocument) -> Element:
                 ),
             ]
         ),
-    )
-
-
-def _interval(score: ScoreDocument) -> str:
-    interval = score.confidence
-    if interval.low_bpb is None or interval.high_bpb is None:
-        return f"too little text for a confidence interval ({interval.num_units} {interval.units})"
-    return (
-        f"{interval.level:.0%} confidence interval: {interval.low_bpb:.4f} to {interval.high_bpb:.4f} "
-        f"({interval.num_units:,} {interval.units})"
     )
 
 
@@ -201,6 +193,8 @@ def _environment(environment: Mapping[str, Any]) -> Element:
     for name in ("engine", "device", "platform", "python"):
         if name in environment:
             rows.append((name, str(environment[name])))
+    if "float32_products" in environment:
+        rows.append(("float32 products", str(environment["float32_products"])))
     if "cpu_count" in environment:
         rows.append(("CPU cores", str(environment["cpu_count"])))
     packages = environment.get("packages")
@@ -237,7 +231,7 @@ def _commands(run: FinishedRun) -> Element:
     commands = [
         ("Train the same spec with the same seed again", [*train, f"{path.name}-again"]),
         ("Continue from the last checkpoint; of a finished run, pack and score again", [*train, path.name, "--resume"]),
-        ("Score the artifact again", ["bytetwin", "score", str(path / "artifact.btw"), "--engine", engine]),
+        ("Score the artifact again", ["bytetwin", "score", str(path), "--engine", engine]),
     ]
     commands_section = section("Commands")
     if "command" in run.environment:

@@ -176,6 +176,9 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1.0, 2.0, 5.0, 10.0) if factor * unit >= raw * (1.0 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if first > last:
+        # The whole range lies between two of them.
+        return ticks(low, high, most + 1)
     return [index * step for index in range(first, last + 1)]
 
 

@@ -1,0 +1,81 @@
+"""The score of a run, made again: when `bytetwin score RUN` may replace the one from the end of training."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from shared.scoring.bits_per_byte import Score
+from shared.scoring.documents import write_document_scores
+from shared.scoring.overlap import NAME as OVERLAP
+from shared.scoring.report import ScoreDocument, write_score
+from shared.spec import Spec
+from shared.training.finish import score_problems
+from shared.training.metrics import MetricsLog, last_ending, read_records
+from shared.training.report import write_report
+from shared.training.run_directory import RunDirectory
+
+SCORE_PROBLEMS = ("audit: ", "budget: ")
+
+
+def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str:
+    """Why this is not the score that the end of the run would have written, in a few words; empty if it is.
+
+    `packed` is the spec in the artifact that was scored, if one was. Raises RunError if the run cannot be read.
+    """
+    spec, data = run.read_spec(), document.dataset
+    heldout = _environment(run).get("data", {}).get("heldout", {})
+    engine = training_engine(run)
+    if last_ending(read_records(run.metrics_path)) is None:
+        return "the run is not finished (`bytetwin train` with --resume finishes it)"
+    if document.weights != "packed":
+        return f"it is of the {document.weights} weights, not of the artifact"
+    if packed.artifact != spec.artifact or document.chosen is not None:
+        return f"{run.artifact_path.name} is not as the run packs it (`bytetwin pack {run.path}` does that)"
+    if data.name != f"{spec.data.heldout}/heldout":
+        return f"it is of {data.name}, the run is scored on {spec.data.heldout}"
+    if heldout.get("sha256", data.sha256) != data.sha256:
+        return f"{data.name} is not the text it was when the run began"
+    if any(check.name == OVERLAP and check.measured is None for check in document.audit.checks):
+        return "the text that it was trained on is not there to compare with"
+    if not data.complete:
+        return "it is of a sample of the text"
+    if document.stride_symbols != spec.evaluation.stride_symbols:
+        return f"the run is scored with a stride of {spec.evaluation.stride_symbols}"
+    if engine not in (None, document.engine):
+        return f"it is by {document.engine}, the run is one of {engine}"
+    return ""
+
+
+def replace_score(run: RunDirectory, document: ScoreDocument, score: Score) -> None:
+    """Write the score of a finished run anew with what belongs to it: scores by document, the `finished` record, the
+    report. Raises RunError if another process has the run, OSError if a file cannot be written."""
+    run.lock()
+    try:
+        records = read_records(run.metrics_path)
+        ending = last_ending(records)
+        assert ending is not None, "not a finished run"
+        write_document_scores(run.documents_path, score.by_document)
+        write_score(run.score_path, document)
+        kept = [problem for problem in ending.get("problems", []) if not problem.startswith(SCORE_PROBLEMS)]
+        values = {name: value for name, value in ending.items() if name not in ("event", "step")}
+        values |= {"bpb": document.bpb, "problems": [*score_problems(document), *kept]}
+        with MetricsLog(run.metrics_path, after_step=max(record["step"] for record in records)) as metrics:
+            metrics.append("finished", ending["step"], **values)
+        write_report(run)
+    finally:
+        run.unlock()
+
+
+def training_engine(run: RunDirectory) -> str | None:
+    """The engine that the run was last trained with; None if the run does not tell."""
+    engine = _environment(run).get("engine")
+    return engine if isinstance(engine, str) else None
+
+
+def _environment(run: RunDirectory) -> dict[str, Any]:
+    try:
+        values = json.loads(run.environment_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,78 @@
+"""Is the data here what a run was trained on, and is any of that in the text that is scored?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from shared.errors import DataError
+from shared.scoring.checks import Check
+from shared.scoring.overlap import check_overlap, overlap_unknown
+from shared.scoring.stream import SymbolStream
+from shared.spec import Spec
+from shared.training.run_directory import RunDirectory
+from shared.training.sources import open_training_text
+from shared.training.target import Target
+
+NAME = "run_data"
+
+
+def check_target_data(target: Target, heldout: SymbolStream) -> list[Check]:
+    """The overlap of a held-out text with the text that the target was trained on; before it, a warning where a run was
+    trained on other data than there is now under the names in its spec."""
+    if target.run is None:
+        check = overlap_with_training(target.spec, heldout)
+        if target.weights_name == "random":
+            return [check]
+        return [replace(check, detail=f"{check.detail}; an artifact names its training text without a hash of it")]
+    recorded = _recorded_data(target.run)
+    if not recorded:
+        unknown = f"{target.run.environment_path} does not say what the run was trained on"
+        return [_warning(unknown, 1), overlap_unknown(unknown)]
+    training_change = _training_change(target.spec, recorded["train"])
+    changes = [change for change in (training_change, _heldout_change(heldout, recorded["heldout"])) if change]
+    warnings = [_warning("; ".join(changes), len(changes))] if changes else []
+    if training_change:
+        return [*warnings, overlap_unknown("the text that the run was trained on is not there")]
+    return [*warnings, overlap_with_training(target.spec, heldout)]
+
+
+def overlap_with_training(spec: Spec, heldout: SymbolStream) -> Check:
+    """The overlap of a text with what a spec is trained on."""
+    try:
+        training = open_training_text(spec)
+    except DataError as error:
+        return overlap_unknown(str(error))
+    return check_overlap(heldout, training)
+
+
+def _recorded_data(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What environment.json says of the training and held-out text, `name` and `sha256` of each; {} if it does not."""
+    try:
+        data = json.loads(run.environment_path.read_text(encoding="utf-8"))["data"]
+        return {role: {key: str(data[role][key]) for key in ("name", "sha256")} for role in ("train", "heldout")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _training_change(spec: Spec, recorded: dict[str, Any]) -> str:
+    """How the training text differs from the run's, '' if it does not."""
+    before = f"the run was trained on {recorded['name']} {recorded['sha256'][:16]}"
+    try:
+        now = open_training_text(spec)
+    except DataError as error:
+        return f"{before}, which cannot be opened ({error})"
+    return "" if now.sha256 == recorded["sha256"] else f"{before}; {now.name} is now another text, {now.sha256[:16]}"
+
+
+def _heldout_change(heldout: SymbolStream, recorded: dict[str, Any]) -> str:
+    """How the held-out text differs from the run's where it has the same name, '' if it does not."""
+    if heldout.name != recorded["name"] or heldout.sha256 == recorded["sha256"]:
+        return ""
+    return f"its held-out text was {heldout.name} {recorded['sha256'][:16]}, now another text, {heldout.sha256[:16]}"
+
+
+def _warning(detail: str, differences: int) -> Check:
+    """The data is not what it was; that is no fault of the score, but a reader must know."""
+    return Check(NAME, True, float(differences), 0.0, detail, warning=True)
