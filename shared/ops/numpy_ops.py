@@ -139,13 +139,12 @@ class NumpyOps:
     def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
         # In float32, though the oracle is in float64: on the border of two codes rounding must fall to the same one.
         rows = x.astype(np.float32)
-        scale = self.row_scale(rows, limit).astype(np.float32)
+        scale = _row_scale(rows, limit)
         codes = np.clip(np.rint(rows / scale), -limit, limit)
         return (codes * scale - rows).astype(np.float64)
 
     def row_scale(self, x: np.ndarray, limit: int) -> np.ndarray:
-        scale = code_scale(np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True), limit)
-        return np.where(scale > 0, scale, np.float16(1)).astype(np.float64)
+        return _row_scale(x.astype(np.float32), limit).astype(np.float64)
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return x
@@ -154,6 +153,11 @@ class NumpyOps:
         index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
         bits = mixed(index, np.asarray(counter).astype(np.uint32), salt)
         return ((bits >> 8) / 2.0**24 - 0.5) * np.abs(x).max(axis=-1, keepdims=True)
+
+
+def _row_scale(rows: np.ndarray, limit: int) -> np.ndarray:
+    scale = code_scale(np.abs(rows).max(axis=-1, keepdims=True), limit)
+    return np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

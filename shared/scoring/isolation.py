@@ -13,29 +13,28 @@ from shared.engine import Scorer
 from shared.scoring.checks import Check
 from shared.scoring.probe import Probe, in_passes
 
-# The mask works by whole patches: one patch holds the start, so there must be one before and one after it.
-SHORTEST_PATCHES = 3
-
 
 def check_isolation(scorer: Scorer, probe: Probe, seed: int = 0) -> Check:
     """Start a document at x[t] and replace the patches before the one of t: from the next patch on no score changes.
 
-    A decoder that reads its last K symbols directly is held to the patches whose first symbol has its K symbols not
-    replaced: the later ones of a patch read the earlier ones.
+    Where the decoder reads the last K symbols directly, from the first patch on whose K earlier symbols stay: within a
+    patch every symbol may depend on what the first one reads.
     """
     model, start = scorer.spec.model, scorer.spec.vocabulary.document_start
     rows, time = probe.x.shape
     patches, patch_size = time // model.patch_size, model.patch_size
-    if start is None or patches < SHORTEST_PATCHES:
+    reach = model.decoder.context if model.decoder.kind == "autoregressive" else 1
+    # Patches from the one that holds the start to the next one that reads nothing before it.
+    behind = max(1, -(-reach // patch_size))
+    if start is None or patches < behind + 2:
         return Check("isolation", True, 0.0, tolerances.CAUSALITY_ABS, "no document start fits in a window")
     rng = np.random.default_rng(seed)
-    first = rng.integers(1, patches - 1, rows) * patch_size
+    first = rng.integers(1, patches - behind, rows) * patch_size
     x = probe.x.copy()
     x[np.arange(rows), first + rng.integers(0, patch_size, rows)] = start
     position = np.arange(time)
     other = np.where(position < first[:, None], probe.other, x)
-    reach = max(patch_size, model.decoder.context if model.decoder.kind == "autoregressive" else 1)
-    apart = position // patch_size * patch_size >= first[:, None] + reach
+    apart = position >= first[:, None] + behind * patch_size
     before, after = (in_passes(scorer.score, symbols, probe.pass_rows) for symbols in (x, other))
     change = np.where(apart, np.abs(after - before), 0.0)
     worst = float(change.max())

@@ -50,11 +50,12 @@ class Spec(Section):
             derived["stride_symbols"] = model["seq_len"]
         if "batch_symbols" in training:
             derived["batch_symbols"] = training["batch_symbols"]
+        values = {**values, "evaluation": {**derived, **evaluation}}
         qat = training.get("qat", {})
-        if isinstance(qat, dict):
+        if "training" in values and isinstance(qat, dict):
             bits = ArtifactSpec.matrix_bits_of(values.get("artifact"))
-            training = {**training, "qat": {"bits": bits, **qat}}
-        return {**values, "training": training, "evaluation": {**derived, **evaluation}}
+            values["training"] = {**training, "qat": {"bits": bits, **qat}}
+        return values
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> Spec:

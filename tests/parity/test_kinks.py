@@ -127,8 +127,8 @@ def test_a_derivative_that_is_wrong_for_one_decided_input_is_found(
 
     monkeypatch.setattr(TorchOps, "relu", dead_near_zero)
     rows = failed(held_rows(weights, batches[0]))
-    assert rows["gradients", "mlx - torch"].worst.startswith("decoder.heads.")
-    assert ("directional derivative", "numpy - mlx") not in rows
+    assert {check for check, _ in rows} <= {"gradients", "directional derivative"}
+    assert ("gradients", "mlx - torch") in rows and ("directional derivative", "numpy - mlx") not in rows
 
 
 @pytest.mark.usefixtures("either_side")

@@ -19,7 +19,7 @@ from shared.ops import NumpyOps, Ops
 from shared.optim import HYPERPARAMETERS
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
-from shared.spec import Spec, load_spec
+from shared.spec import Spec, load_spec, with_overrides
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
@@ -252,3 +252,16 @@ def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
         x = symbols(spec)[:, :length]
         nats = ops.to_numpy(function(params, ops.asarray(x)))
         assert np.abs(nats - oracle.score(x)).max() <= NATS_ABS
+
+
+@pytest.mark.parametrize("context", [1, 3, 4, 7])
+def test_a_decoder_that_reads_beyond_its_patch_is_no_leak(context: int):
+    """The later symbols of a patch read its first one, and that one its last `context` symbols."""
+    shape = ["vocabulary.kind=byte260", "model.seq_len=36", "model.patch_size=3", "training.batch_symbols=288"]
+    shape += ["evaluation.batch_symbols=288", f"model.decoder.context={context}"]
+    spec = load_spec("tiny", [*shape, "model.attention.document_mask=true"])
+    unmasked = with_overrides(spec, ["model.attention.document_mask=false"])
+    weights = random_weights(spec, 3)
+    probe = make_probe(spec, np.random.default_rng(0).integers(4, 260, 400).astype(np.int32), 0)
+    assert check_isolation(Oracle(spec, weights), probe).passed
+    assert not check_isolation(Oracle(unmasked, weights), probe).passed
