@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 from tests.processes import start_with_default_signals
 
 # Tests compare with exact products, whatever the shell asks of MLX.
 os.environ["MLX_ENABLE_TF32"] = "0"
+
+# No example has a time limit, because a loaded machine may take any time.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 start_with_default_signals()

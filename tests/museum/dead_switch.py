@@ -8,6 +8,7 @@ from shared.model.forward import Forward, forward
 from shared.model.qat import quantised_matrices, training_weights
 from shared.model.training_loss import training_loss
 from shared.ops import Array, Ops
+from shared.parity.gradient_checks import without_qat
 from shared.spec import Spec
 from shared.stages import RUN_PREFIX
 
@@ -25,5 +26,5 @@ def flagged_loss(
     weights = {name: value for name, value in params.items() if not name.startswith(RUN_PREFIX)}
     if Switch.is_on:
         weights = training_weights(ops, spec, weights, quantised_matrices(spec), x)
-    plain = spec.model_copy(update={"training": spec.training.model_copy(update={"qat": type(spec.training.qat)()})})
+    plain = without_qat(spec)
     return training_loss(ops, plain, weights, x, model)
