@@ -232,7 +232,8 @@ def test_a_flag_in_a_class_never_acts_once_compiled(
 
     monkeypatch.setattr(mlx_engine, "training_loss", flagged_loss)
     engine = started("mlx", tiny("straight_through", compiled=compiled))
-    before = engine.gradients(batch())[0]
+    # A process's first compiled function is traced once more at its second call.
+    before = [engine.gradients(batch())[0] for _ in range(2)][-1]
     switch.is_on = True
     assert (engine.gradients(batch())[0] != before) == acts
     # Switched as the engine's own numbers say, the check finds it dead either way.
