@@ -49,7 +49,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
         future.see(latest, change[rows, latest], times)
         target.see(times, np.abs(after[rows, times] + believed.of_targets[rows, times]), times)
         done.update(times.tolist())
-    how_many = _how_many(len(done), len(position), seconds)
+    how_many = _how_many(done, probe, seconds)
     return [
         _judged("future", f"largest change of an earlier score {future}; {how_many}", future, tolerances.CAUSALITY_ABS),
         _target_check(distribution, target, how_many),
@@ -128,12 +128,15 @@ def _furthest_from_one(log_probs: np.ndarray) -> float:
     return float(np.max([np.abs(np.exp(chunk).sum(axis=-1, dtype=np.float64) - 1.0).max() for chunk in chunks]))
 
 
-def _how_many(done: int, seq_len: int, seconds: float) -> str:
+def _how_many(done: set[int], probe: Probe, seconds: float) -> str:
     """How many of the window's positions were disturbed, and why not all."""
-    if done == seq_len:
+    seq_len, counted = len(probe.positions), len(probe.positions) - probe.counted_from
+    if len(done) == seq_len:
         return f"all {seq_len} positions of a window disturbed"
     why = f"as many as {seconds:g} s allow" if seconds > 0 else "those where mistakes are likely"
-    return f"{done} of {seq_len} positions of a window disturbed, {why}"
+    if done.issuperset(range(probe.counted_from, seq_len)):
+        why += f", all {counted} that count in every window among them"
+    return f"{len(done)} of {seq_len} positions of a window disturbed, {why}"
 
 
 def _target_check(distribution: _Worst, target: _Worst, how_many: str) -> Check:

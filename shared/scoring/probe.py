@@ -22,8 +22,9 @@ class Probe:
     take turns.
 
     `positions` has every position of the window in the order in which they are disturbed, of which the first `required`
-    always are. The scorer is given `pass_rows` rows at a time, which divide R, so that an answer about a row is always
-    compared with an earlier one from a pass of the same shape.
+    always are; those from `counted_from` on count in the score of every window. The scorer is given `pass_rows` rows at
+    a time, which divide R, so that an answer about a row is always compared with an earlier one from a pass of the same
+    shape.
     """
 
     x: np.ndarray
@@ -31,6 +32,7 @@ class Probe:
     targets: np.ndarray
     positions: tuple[int, ...]
     required: int
+    counted_from: int
     pass_rows: int
 
     def disturbances(self) -> Iterator[np.ndarray]:
@@ -68,9 +70,11 @@ def make_probe(spec: Spec, text: np.ndarray, seed: int, rows: int = MIN_ROWS) ->
         # Every other row is disturbed by document starts: what hangs on one alone, as a mask, must not be early either.
         targets[1::2] = np.where(x[1::2] != start, start, other[1::2])
     required = required_positions(seq_len, spec.model.patch_size)
-    rest = set(range(seq_len)).difference(required)
-    positions = (*required, *rng.permutation(sorted(rest)).tolist())
-    return Probe(x, other, targets, positions, len(required), pass_rows)
+    # Before a window's own symbols are those that it reads for their context and only the first window counts.
+    counted_from = seq_len - spec.evaluation.stride_symbols
+    rest = [t for t in rng.permutation(seq_len).tolist() if t not in required]
+    positions = (*required, *sorted(rest, key=lambda t: t < counted_from))
+    return Probe(x, other, targets, positions, len(required), counted_from, pass_rows)
 
 
 def required_positions(seq_len: int, patch_size: int) -> tuple[int, ...]:

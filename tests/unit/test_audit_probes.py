@@ -141,6 +141,22 @@ def test_a_probe_says_what_it_left_out() -> None:
     assert f"{needed} of 256 positions of a window disturbed" in least.detail
 
 
+def test_positions_that_count_in_every_window_come_before_those_read_for_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = spec_of(256, 4, "evaluation.stride_symbols=64")
+    made = make_probe(spec, np.arange(200, dtype=np.int32), 0, 4)
+    rest = made.positions[made.required :]
+    counted = [t for t in rest if t >= 192]
+    assert counted and list(rest[: len(counted)]) == counted
+    # Time for all of these and no more.
+    left = -(-(made.required + len(counted)) // 4) - -(-made.required // 4)
+    clock = iter([0.0, *[0.0] * left, *[2.0] * 100])
+    monkeypatch.setattr(leaks.time, "perf_counter", lambda: next(clock))
+    detail = check_leaks(Uniform(spec), made, 1.0)[0].detail
+    assert "of 256 positions" in detail and detail.endswith("all 64 that count in every window among them")
+
+
 def test_time_that_is_up_ends_the_disturbances(monkeypatch: pytest.MonkeyPatch) -> None:
     """The required positions and then one group of rows more for every second that is left."""
     spec, now = spec_of(256, 4), 0.0
