@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from shared.engine import Oracle
 from shared.model.forward import trunk_outputs
 from shared.ops import Ops
 from shared.parity.result import Row, max_abs_difference, relative_l2
@@ -16,26 +17,33 @@ from shared.tolerances import (
     BF16_HIDDEN_REL,
     BF16_SHARP_HIDDEN_REL,
     LOGITS_ABS,
-    LOGITS_SHARP_ABS,
+    LOGITS_OVER_ROUNDING,
     NATS_ABS,
     SHARP_GAIN,
 )
 
 Trace = Callable[[str], list[TracedOutput]]
+Rounding = Callable[[], float]
+
+# Half a step of float32, relative.
+HALF_STEP = 2.0**-24
+ROUNDING_DRAWS = 3
 
 
-def logit_rows(spec: Spec, log_probs: Mapping[str, np.ndarray], trace: Trace, check: str = "logits") -> list[Row]:
+def logit_rows(
+    log_probs: Mapping[str, np.ndarray], trace: Trace, rounding: Rounding, check: str = "logits"
+) -> list[Row]:
     """One row per pair of implementations for their log-probabilities [B, T, V] of the same symbols.
 
     Log-probabilities are logits up to a constant per position, so they are compared with their mean over
-    the vocabulary taken off. On a failure `trace(name)` is asked for the operations of both, and the row
-    says where they part.
+    the vocabulary taken off. `rounding()` is `rounding_of_logits`, asked for where LOGITS_ABS is not enough.
+    On a failure `trace(name)` is asked for the operations of both, and the row says where they diverge.
     """
     logits = {name: values - values.mean(axis=-1, keepdims=True) for name, values in log_probs.items()}
-    limit = LOGITS_SHARP_ABS if is_sharp(spec) else LOGITS_ABS
     rows = []
     for left, right in combinations(logits, 2):
         measured, (row, position, symbol) = max_abs_difference(logits[left], logits[right])
+        limit = _limit(measured, LOGITS_ABS, rounding)
         worst = f"row {row}, position {position}, symbol {symbol}"
         if not measured <= limit:
             worst = first_deviation(trace(left), trace(right))
@@ -43,14 +51,35 @@ def logit_rows(spec: Spec, log_probs: Mapping[str, np.ndarray], trace: Trace, ch
     return rows
 
 
-def nats_rows(nats: Mapping[str, np.ndarray]) -> list[Row]:
+def nats_rows(nats: Mapping[str, np.ndarray], rounding: Rounding) -> list[Row]:
     """One row per pair for the nats [B, T] of the symbols themselves: the loss has kernels of its own."""
     rows = []
     for left, right in combinations(nats, 2):
         measured, (row, position) = max_abs_difference(nats[left], nats[right])
+        limit = _limit(measured, NATS_ABS, lambda: NATS_ABS / LOGITS_ABS * rounding())
         worst = f"row {row}, position {position}"
-        rows.append(Row("nats of symbols", f"{left} - {right}", measured, NATS_ABS, "nats, max abs", worst))
+        rows.append(Row("nats of symbols", f"{left} - {right}", measured, limit, "nats, max abs", worst))
     return rows
+
+
+def rounding_of_logits(spec: Spec, weights: Mapping[str, np.ndarray], x: np.ndarray) -> float:
+    """The largest change of a logit of the float64 oracle on symbols x [B, T] when every weight moves by half a step of
+    float32, up or down at random: how much a function multiplies rounding. The most of a few draws."""
+    before, most = Oracle(spec, weights).log_probs(x), 0.0
+    for draw in range(ROUNDING_DRAWS):
+        signs = np.random.default_rng(draw)
+        moved = {
+            name: np.asarray(value, np.float64) * (1.0 + HALF_STEP * signs.choice([-1.0, 1.0], np.shape(value)))
+            for name, value in weights.items()
+        }
+        change = Oracle(spec, moved).log_probs(x) - before
+        most = max(most, float(np.abs(change - change.mean(axis=-1, keepdims=True)).max()))
+    return most
+
+
+def _limit(measured: float, limit: float, rounding: Rounding) -> float:
+    """The ordinary limit where it is enough, else that of the function's own rounding if it is larger."""
+    return limit if measured <= limit else max(limit, LOGITS_OVER_ROUNDING * rounding())
 
 
 def hidden_states(ops: Ops, spec: Spec, weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:

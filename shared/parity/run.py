@@ -6,6 +6,7 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
 from shared.parity.batch_checks import batch_rows
 from shared.parity.exact_checks import artifact_rows, weight_rows
-from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows
+from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
 from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader, made_up_start
@@ -120,7 +121,8 @@ def _logits(bench: Bench) -> list[Row]:
     rows = _compare_logits(bench, bench.weights, "logits")
     x = bench.batches[0]
     nats = {"numpy": Oracle(bench.spec, bench.weights).score(x)}
-    return rows + nats_rows(nats | {name: engine.score(x) for name, engine in bench.engines.items()})
+    nats |= {name: engine.score(x) for name, engine in bench.engines.items()}
+    return rows + nats_rows(nats, partial(rounding_of_logits, bench.spec, bench.weights, x))
 
 
 def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
@@ -133,7 +135,7 @@ def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
     def trace(name: str) -> list[TracedOutput]:
         return trace_forward(make_ops(name), bench.spec, weights, x)
 
-    return logit_rows(bench.spec, outputs, trace, check)
+    return logit_rows(outputs, trace, partial(rounding_of_logits, bench.spec, weights, x), check)
 
 
 def _gradients(bench: Bench) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.engine import ENGINE_PACKAGES, Oracle, Scorer
-from shared.parity.function_checks import logit_rows, nats_rows
+from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
 from shared.parity.inputs import comparison_weights, made_up_engine
@@ -131,9 +132,10 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     for name, engine in kinks.engines(engines).items():
         engine.initialise(weights)
         losses[name], gradients[name] = engine.gradients(x)
+    rounding = partial(rounding_of_logits, spec, weights, x)
     rows = [
-        *logit_rows(spec, outputs, lambda name: trace_forward(make_ops(name), spec, weights, x)),
-        *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}),
+        *logit_rows(outputs, lambda name: trace_forward(make_ops(name), spec, weights, x), rounding),
+        *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}, rounding),
         *loss_rows(losses),
         *gradient_rows(spec, gradients, kinks=kinks),
     ]
