@@ -92,6 +92,7 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
     assert (shapes.forward["matrices"], shapes.forward["activations"]) == (ops.matrices, ops.attended)
 
 
+@pytest.mark.slow
 @settings(random_figures, max_examples=8)
 @given(spec=specs())
 def test_operations_by_weights_are_those_of_torch(spec: Spec) -> None:

@@ -93,6 +93,7 @@ def trained(name: str, spec: Spec, seed: int) -> Tensors:
     return {key: np.float64(ops.to_numpy(value)) for key, value in found.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16))
 def test_random_optimizers_agree(spec: Spec, seed: int):

@@ -51,6 +51,7 @@ def test_packed_models_that_were_never_fitted_are_within_the_tolerance() -> None
     assert np.mean([abs(error) for error in errors.values()]) <= PREDICTED_ARTIFACT_REL, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [False, True])
 def test_nine_packed_models_in_ten_lie_within_the_stated_band(held_out: bool) -> None:
     inside = [
@@ -61,6 +62,7 @@ def test_nine_packed_models_in_ten_lie_within_the_stated_band(held_out: bool) ->
     assert np.mean(inside) >= 0.9
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_lies_within_the_band() -> None:
     spec = load_spec("tiny", ["training.compile=false", "optimizer.matrix_lr=0.05"])
     engine = create_engine(available_engines()[0], spec)
@@ -113,6 +115,7 @@ def specs(draw: st.DrawFn) -> Spec:
     return load_spec("tiny", overrides)
 
 
+@pytest.mark.slow
 @given(specs())
 @settings(max_examples=40, deadline=None)
 def test_the_figures_of_any_spec_are_ordered(spec: Spec) -> None:
@@ -121,6 +124,7 @@ def test_the_figures_of_any_spec_are_ordered(spec: Spec) -> None:
     assert prediction.high_bytes <= prediction.worst_case_bytes
 
 
+@pytest.mark.slow
 @given(random_specs())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_technique_has_figures(spec: Spec) -> None:

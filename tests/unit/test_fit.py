@@ -27,6 +27,7 @@ def points_of(curve: ScalingCurve, symbols: list[int], noise: np.ndarray | None 
     return [Point("run", t, t, curve.bpb(t) + float(e)) for t, e in zip(symbols, errors, strict=True)]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.3, 2.0), st.floats(0.1, 1.0), st.floats(0.1, 0.8), st.integers(5, 12))
 def test_exact_points_give_back_their_curve(c: float, share: float, alpha: float, count: int) -> None:

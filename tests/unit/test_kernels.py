@@ -151,6 +151,7 @@ def test_kernels_like_the_definition(interpreter: ProcessPoolExecutor, shape: tu
         assert_like_oracle(case, interpreter.submit(run_fused, case).result())
 
 
+@pytest.mark.slow
 @needs_triton
 @settings(max_examples=20, derandomize=True, deadline=None, database=None)
 @given(
@@ -200,6 +201,7 @@ def test_no_rows_at_all(interpreter: ProcessPoolExecutor):
     assert nats.shape == (0,) and grad.shape == (0, 7)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernels_stay_in_one_compiled_graph(interpreter: ProcessPoolExecutor, dtype: str):

@@ -32,7 +32,9 @@ def environment(tmp_path: Path) -> Path:
 
 def make(*words: str | Path, gpus: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run make with `gpus` in front of PATH, without variables of a make around the tests."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "SPEC", "RANK")}
+    # What the make above was given, if tests were started by one, is not for this one.
+    above = {"MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "WORKERS", "SPEC", "RANK"}
+    kept = {name: value for name, value in os.environ.items() if name not in above}
     kept["OMP_NUM_THREADS"] = "1"
     if gpus is not None:
         kept["PATH"] = f"{gpus}{os.pathsep}{kept['PATH']}"

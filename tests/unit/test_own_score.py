@@ -280,6 +280,7 @@ def forget_figures(root: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a dataset without figures they are measured after the score is written; a signal then costs only them."""
     runs, text = run.parent, "datasets/toy/compressors*.json"

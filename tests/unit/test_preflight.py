@@ -136,6 +136,7 @@ def test_one_percent_over_budget(
     assert "over the limit: " in rows["artifact_bytes"]["how"] or not expected
 
 
+@pytest.mark.slow
 def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(
     only: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +213,7 @@ def leaky_where_it_is_paid_for(ops: Ops, spec: Spec, params: Mapping[str, Array]
     return logits + torch.nn.functional.one_hot(x.long(), spec.vocabulary.size)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU in the spec's dtype and compiled, on a CPU in float32, unless it is asked for."""
@@ -404,6 +406,7 @@ def test_enough_is_where_the_loader_repeats_nothing(
     assert (seen.max() > 1) == (more == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -66,6 +66,7 @@ def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: s
     assert all((state[key] == value).all() for key, value in plain.save_state().items())
 
 
+@pytest.mark.slow
 @every_engine
 def test_the_trace_is_of_the_format_viewers_read(name: str, tmp_path: Path):
     with ProfiledEngine(started(name), 2, tmp_path / "trace.json", lambda profile: None, skipped=0) as watched:
@@ -144,6 +145,7 @@ def test_a_written_trace_starts_at_zero_and_counts_microseconds(tmp_path: Path):
     assert [(event["name"], event["ts"], event["dur"]) for event in events] == [("b", 5e5, 2.5e5), ("a", 0.0, 1e6)]
 
 
+@pytest.mark.slow
 @every_engine
 def test_the_command_prints_the_costs_and_goes_on(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -86,6 +86,7 @@ def test_starts_of_one_run_are_added_up() -> None:
     assert stage_seconds([]) == {} and stages_text({}) == ""
 
 
+@pytest.mark.slow
 def test_a_run_notes_its_stages(tmp_path: Path) -> None:
     spec = tiny_spec("training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
     first = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", finish=False)

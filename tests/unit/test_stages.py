@@ -216,6 +216,7 @@ def test_torch_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     assert_the_switch_shows(losses, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torch_sees_each_stage_as_one_graph():
     import torch

@@ -167,6 +167,7 @@ def test_few_documents_or_none_give_no_interval() -> None:
     assert document_interval([], [few], 0.9) is None
 
 
+@pytest.mark.slow
 def test_the_interval_over_documents_covers_as_often_as_it_says() -> None:
     """Documents share their difficulty between the models; the truth is -0.05 bits per byte."""
     rng = np.random.default_rng(1)

@@ -62,6 +62,7 @@ def test_ten_variants_are_all_compiled(tmp_path: Path) -> None:
     assert len(set(pids)) == 10
 
 
+@pytest.mark.slow
 def test_one_model_more_than_torch_keeps_graphs_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", torch.compile)
     torch._dynamo.reset()
@@ -77,6 +78,7 @@ def test_one_model_more_than_torch_keeps_graphs_for_is_an_error(monkeypatch: pyt
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_runs_end_each_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_runs_end_each_by_itself(
         sweep(planned(["refuses", "trains"]), "torch", tmp_path, observer, lambda number, run, before: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to_all", "status"),
     [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],
@@ -112,6 +115,7 @@ def test_a_signal_counts_once_and_the_run_may_save(
     assert errors == "" and (tmp_path / "waits-seed0.saved").exists()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
     with started(tmp_path, "hangs", "trains") as process:
         wait_for(tmp_path / "hangs-seed0.pid")
@@ -122,6 +126,7 @@ def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_run_whose_sweep_is_killed_saves_and_ends(tmp_path: Path) -> None:
     with started(tmp_path, "waits", "trains") as process:
         wait_for(tmp_path / "waits-seed0.pid")
