@@ -18,6 +18,8 @@ from shared.cli.main import main
 from shared.engine import Oracle
 from tests.museum.exhibits import EXHIBITS, Exhibit
 
+pytestmark = pytest.mark.slow
+
 # What the modules define beside their exhibits.
 HELPERS = {"accounting.WrappedScorer", "accounting.normalised", "dead_switch.flagged_loss", "ngrams.without_ngrams"}
 NO_EXHIBITS = {"exhibits", "fake_stream"}

@@ -15,6 +15,8 @@ from shared.optim import optimizer_step
 from shared.parity import ParityReport, Row, run_parity
 from shared.spec import Spec, load_spec
 
+pytestmark = pytest.mark.slow
+
 MLXOps = type(mlx_train.ops.make_ops())
 DECAY = ("optimizer.muon_weight_decay=0.1", "optimizer.adam_weight_decay=0.1")
 

@@ -13,7 +13,7 @@ from mlx_train import blas, device
 from shared.tolerances import OPERATION_REL
 from tests.processes import WAIT_S
 
-pytestmark = pytest.mark.skipif(device.on_gpu(), reason="MLX runs on a GPU here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(device.on_gpu(), reason="MLX runs on a GPU here")]
 has_openblas = pytest.mark.skipif(not blas.load_openblas(), reason="no OpenBLAS for MLX on this machine")
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,6 +30,8 @@ from shared.training.run import train_run
 from shared.training.target import CHOSEN_KEY, load_trained
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 SPEC = (
     "training.steps=6",
     "training.val_every_steps=2",
