@@ -36,6 +36,8 @@ from shared.training.sources import open_sources
 from tests.museum.attention_leaks import smear_across_documents
 from tests.museum.leaks import megabyte_own_patch
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 DOCUMENTS = [
     f"document {index} of a text that is long enough to be cut into windows\n".encode() for index in range(600)
