@@ -29,9 +29,13 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
     With an average of the weights it is the average that is scored, as it is what will be packed. The engine
     is back at its trained weights afterwards. Raises NonFiniteScoreError.
     """
+    averages = False
 
     def validate(step: int, progress: Progress) -> ValidationReport:
+        nonlocal averages
         begin = time.perf_counter()
+        # Asked until it is so: what was averaged once stays averaged, and asking copies the weights to the host.
+        averages = averages or _averages(spec, engine)
         engine.use_weights("averaged")
         try:
             score = score_by_spec(engine, stream, progress=progress)
@@ -48,20 +52,16 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
             symbols=score.symbols,
             bytes=score.bytes,
             documents=score.documents,
-            weights=_scored_weights(spec, engine),
+            weights="averaged" if averages else "trained",
             seconds=time.perf_counter() - begin,
         )
 
     return validate
 
 
-def _scored_weights(spec: Spec, engine: Engine) -> str:
-    """What the averaged weights of the engine are now: `averaged`, or `trained` where nothing was averaged yet."""
-    if not keeps_average(spec.training) or (spec.training.ema_decay == 0.0 and not _has_snapshot(engine)):
-        return "trained"
-    return "averaged"
-
-
-def _has_snapshot(engine: Engine) -> bool:
+def _averages(spec: Spec, engine: Engine) -> bool:
+    """Whether the averaged weights of the engine are an average by now: of snapshots alone there may be none yet."""
+    if spec.training.ema_decay > 0.0 or not keeps_average(spec.training):
+        return keeps_average(spec.training)
     averaged, trained = (engine.export_weights(kind) for kind in ("averaged", "trained"))
     return any(not np.array_equal(averaged[name], trained[name]) for name in trained)
