@@ -145,8 +145,8 @@ class ShapeOps:
         kept = [(1 if keepdims else 0) if axis in summed else size for axis, size in enumerate(x.shape)]
         return Shaped(self, [size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
 
-    def row_scale(self, x: Shaped, limit: int) -> Shaped:
-        return Shaped(self, (*x.shape[:-1], 1))
+    def largest(self, x: Shaped) -> Shaped:
+        return Shaped(self, (*x.shape[:-1], 1), [x])
 
     def _alike(self, x: Shaped, *rest: Any, **named: Any) -> Shaped:
         """Something of the same shape that follows x."""
@@ -158,7 +158,7 @@ class ShapeOps:
 
     cast = cast_like = rms_norm = rope = sqrt = sigmoid = exp = log = softplus = _alike
     running_sum = lower_triangle = relu = minimum = softmax = power = _alike
-    running_count = unit_step = rounding_error = stop_gradient = row_noise = _constant
+    running_count = unit_step = round = float16 = stop_gradient = row_noise = _constant
 
 
 def _ancestors(value: Shaped) -> Iterator[Shaped]:

@@ -9,22 +9,37 @@ from pydantic import Field
 from shared.spec.base import Positive, Section
 
 Bits = Literal[6, 8]
+Method = Literal["row_max"]
+
+
+class QuantiserSpec(Section):
+    """How a class of tensors is stored. row_max: symmetric codes, one float16 scale per row by its largest weight."""
+
+    method: Method = Field("row_max", description="how weights become codes")
+    bits: Bits = Field(8, description="width of the codes")
+
+
+class MatrixQuantiserSpec(QuantiserSpec):
+    """The same for the model's matrices, where most of the bytes are."""
+
+    bits: Bits = Field(6, description="width of the codes")
 
 
 class ArtifactSpec(Section):
     """Quantisation and compression of the packed model (FEATURES 3.10, 3.11)."""
 
-    matrix_bits: Bits = 6
-    embed_bits: Bits = 8
-    head_bits: Bits = 8
+    matrix: MatrixQuantiserSpec = MatrixQuantiserSpec()
+    embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
+    head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = 11
     brotli_window: Annotated[int, Field(ge=10, le=24)] = 24
 
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:
         """The matrix bits of an artifact section that is not checked yet; the default where they will be refused."""
-        default: int = cls.model_fields["matrix_bits"].default
-        bits = values.get("matrix_bits", default) if isinstance(values, dict) else default
+        matrix = values.get("matrix") if isinstance(values, dict) else None
+        default: int = MatrixQuantiserSpec.model_fields["bits"].default
+        bits = matrix.get("bits", default) if isinstance(matrix, dict) else default
         return int(bits) if bits in get_args(Bits) else default
 
 

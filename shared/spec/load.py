@@ -49,7 +49,7 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
     """
     spec = _checked(_read(source), overrides, origin=str(source))
     try:
-        check_qat_width(spec.training.qat, spec.artifact.matrix_bits)
+        check_qat_width(spec.training.qat, spec.artifact.matrix.bits)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
     return spec
