@@ -45,7 +45,7 @@ def input_statistics(
             statistics = watching.sums_of(base).statistics()
             if name.endswith(ADAPTER_B) and statistics.gram is not None:
                 a = weights[name.replace(ADAPTER_B, ADAPTER_A)].astype(np.float64)
-                statistics = InputStatistics(statistics.rows, a @ statistics.gram @ a.T)
+                statistics = InputStatistics(statistics.rows, _symmetric(a @ statistics.gram @ a.T))
             found[name] = statistics
     return found
 
@@ -105,7 +105,12 @@ class _Sums:
     is_whole: bool = True
 
     def statistics(self) -> InputStatistics:
-        """What they come to; X'X exactly symmetric."""
+        """What they come to."""
         if self.gram is None or not self.is_whole:
             return InputStatistics(reads=self.reads)
-        return InputStatistics(self.rows, (self.gram + self.gram.T) / 2, self.reads)
+        return InputStatistics(self.rows, _symmetric(self.gram), self.reads)
+
+
+def _symmetric(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Exactly symmetric, which a product is but for its rounding."""
+    return np.asarray((gram + gram.T) / 2)
