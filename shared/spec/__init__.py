@@ -13,7 +13,8 @@ from shared.spec.load import (
     with_overrides,
 )
 from shared.spec.model import DecoderSpec, ModelSpec
-from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.optimizer import OptimizerSpec
+from shared.spec.schedule import ScheduleSpec
 from shared.spec.spec import Spec
 from shared.spec.training import TrainingSpec
 from shared.spec.vocabulary import VocabularySpec

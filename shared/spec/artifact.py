@@ -1,4 +1,4 @@
-"""The artifact, evaluation and budget sections: how a model is packed and scored, and its limit."""
+"""The artifact section: how a model is packed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from shared.spec.base import Positive, Section
+from shared.spec.base import Section
 
 Bits = Literal[6, 8]
 
@@ -26,18 +26,3 @@ class ArtifactSpec(Section):
         default: int = cls.model_fields["matrix_bits"].default
         bits = values.get("matrix_bits", default) if isinstance(values, dict) else default
         return int(bits) if bits in get_args(Bits) else default
-
-
-class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (FEATURES 3.12)."""
-
-    stride_symbols: Positive = Field(description="default model.seq_len: windows do not overlap")
-    val_symbols: Positive = Field(131_072, description="size of the deterministic validation subset")
-    batch_symbols: Positive = Field(description="most symbols in one scoring pass; default training.batch_symbols")
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-
-
-class BudgetSpec(Section):
-    """The limit on code plus artifact, decimal bytes (FEATURES 1.1)."""
-
-    total_bytes: Positive = 16_000_000

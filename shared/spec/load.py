@@ -34,7 +34,7 @@ DERIVED_FIELDS = {
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
 }
 
-PRESETS = resources.files("shared") / "specs"
+PRESETS = resources.files("shared.spec") / "presets"
 
 
 def preset_names() -> list[str]:

@@ -13,14 +13,15 @@ import pytest
 
 from data.datasets import open_split, verify_dataset
 from shared.artifact import read_artifact
-from shared.engine import Oracle, Weights
+from shared.engine.oracle import Oracle
+from shared.engine.protocol import Weights
+from shared.runs.metrics import read_records
+from shared.runs.run_directory import RunDirectory
+from shared.runs.target import load_trained
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.study.scored_run import read_scored_run
 from shared.tolerances import LOSS_CURVE_ABS
-from shared.training.metrics import read_records
 from shared.training.run import train_run
-from shared.training.run_directory import RunDirectory
-from shared.training.target import load_trained
 from tests.fake_training import RecordingObserver
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
