@@ -60,8 +60,8 @@ FALL_NATS = 0.1
 
 @dataclass(frozen=True)
 class Published:
-    """A published number of weights (docs/techniques.md 13). `ours` are parameters here that it does not count, `theirs`
-    weights that it counts and that are not here."""
+    """A published number of weights (docs/techniques.md 13). `ours` are parameters here that it does not count,
+    `theirs` weights that it counts and that are not here."""
 
     weights: int
     ours: tuple[str, ...] = ()
