@@ -12,7 +12,7 @@ Bits = Literal[6, 8]
 
 
 class ArtifactSpec(Section):
-    """Quantisation and compression of the packed model (FEATURES 3.10, 3.11)."""
+    """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
     matrix_bits: Bits = 6
     embed_bits: Bits = 8

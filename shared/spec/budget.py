@@ -6,6 +6,6 @@ from shared.spec.base import Positive, Section
 
 
 class BudgetSpec(Section):
-    """The limit on code plus artifact, decimal bytes (FEATURES 1.1)."""
+    """The limit on code plus artifact, decimal bytes (docs/techniques.md 1.1)."""
 
     total_bytes: Positive = 16_000_000

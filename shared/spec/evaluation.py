@@ -10,7 +10,7 @@ from shared.spec.base import Positive, Section
 
 
 class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (FEATURES 3.12)."""
+    """How text is scored: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
 
     stride_symbols: Positive = Field(description="default model.seq_len: windows do not overlap")
     val_symbols: Positive = Field(131_072, description="size of the deterministic validation subset")

@@ -1,4 +1,4 @@
-"""The optimizer section (FEATURES 3.5)."""
+"""The optimizer section (docs/techniques.md 9)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NSCoefficients = Literal["quintic", "polar_express"]
 
 
 class OptimizerSpec(Section):
-    """Muon for matrices, Adam for everything else (FEATURES 3.5). Learning rates are peak values."""
+    """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
 
     matrix_lr: Rate = 0.02
     embed_lr: Rate = 0.03

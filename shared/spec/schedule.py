@@ -1,4 +1,4 @@
-"""The schedule section: learning rates, weight decay and depth over the course of a run (FEATURES 3.6)."""
+"""The schedule section: learning rates, weight decay and depth over the course of a run (docs/techniques.md 9.8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.spec.depth import LoopScheduleSpec
 
 
 class ScheduleSpec(Section):
-    """The learning-rate factor as a function of the progress fraction in [0, 1] (FEATURES 3.6).
+    """The learning-rate factor as a function of the progress fraction in [0, 1] (docs/techniques.md 9.8).
 
     `steps`: progress is step / training.steps, reproducible. `time`: the larger of that and elapsed training time
     over the time at which the last step that fits in training.time_limit_s will end, for a competition against the
