@@ -1,4 +1,4 @@
-"""Statistics of what goes into each matrix of a model, for quantisers that weigh errors by them (FEATURES 3.10).
+"""Statistics of what goes into each matrix of a model, for quantisers that weigh errors by them.
 
 They come from the forward pass itself, run on any engine's `Ops` with a wrapper around it that knows the parameters:
 a layer that a loop runs several times counts every time, and a tied table counts both as a table and as a head.

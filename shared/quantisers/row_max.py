@@ -1,4 +1,4 @@
-"""Symmetric codes with one scale per row, the largest magnitude over the largest code (FEATURES 3.10).
+"""Symmetric codes with one scale per row, the largest magnitude over the largest code (docs/techniques.md 11.1).
 
 A row is the last axis of a tensor. With b bits the codes are -qmax ... qmax, qmax = 2^(b - 1) - 1, and a weight is
 code * scale. The scale is rounded to float16 first and the codes are computed against that stored value, so unpacking

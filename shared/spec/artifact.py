@@ -1,4 +1,4 @@
-"""The artifact, evaluation and budget sections: how a model is packed and scored, and its limit."""
+"""The artifact section: how a model is packed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from shared.spec.base import Positive, Section
+from shared.spec.base import Section
 
 Bits = Literal[6, 8]
 Method = Literal["row_max"]
@@ -26,7 +26,7 @@ class MatrixQuantiserSpec(QuantiserSpec):
 
 
 class ArtifactSpec(Section):
-    """Quantisation and compression of the packed model (FEATURES 3.10, 3.11)."""
+    """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
     matrix: MatrixQuantiserSpec = MatrixQuantiserSpec()
     embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
@@ -41,18 +41,3 @@ class ArtifactSpec(Section):
         default: int = MatrixQuantiserSpec.model_fields["bits"].default
         bits = matrix.get("bits", default) if isinstance(matrix, dict) else default
         return int(bits) if bits in get_args(Bits) else default
-
-
-class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (FEATURES 3.12)."""
-
-    stride_symbols: Positive = Field(description="default model.seq_len: windows do not overlap")
-    val_symbols: Positive = Field(131_072, description="size of the deterministic validation subset")
-    batch_symbols: Positive = Field(description="most symbols in one scoring pass; default training.batch_symbols")
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-
-
-class BudgetSpec(Section):
-    """The limit on code plus artifact, decimal bytes (FEATURES 1.1)."""
-
-    total_bytes: Positive = 16_000_000

@@ -1,4 +1,4 @@
-"""The optimizer and schedule sections (FEATURES 3.5, 3.6)."""
+"""The optimizer section (docs/techniques.md 9)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
-from shared.spec.depth import LoopScheduleSpec
 
 NSCoefficients = Literal["quintic", "polar_express"]
 
 
 class OptimizerSpec(Section):
-    """Muon for matrices, Adam for everything else (FEATURES 3.5). Learning rates are peak values."""
+    """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
 
     matrix_lr: Rate = 0.02
     embed_lr: Rate = 0.03
@@ -61,26 +60,3 @@ class OptimizerSpec(Section):
                 f"false where optimizer.{decay} is 0",
             )
         return self
-
-
-class ScheduleSpec(Section):
-    """The learning-rate factor as a function of the progress fraction in [0, 1] (FEATURES 3.6).
-
-    `steps`: progress is step / training.steps, reproducible. `time`: the larger of that and elapsed training time
-    over the time at which the last step that fits in training.time_limit_s will end, for a competition against the
-    clock. The rate of a step in the warm-up is that of its end, in the warm-down that of its start.
-    """
-
-    driver: Literal["steps", "time"] = "steps"
-    warmup_frac: Fraction = 0.0
-    warmdown_frac: Fraction = 0.4
-    warmdown_shape: Literal["linear", "cosine"] = "linear"
-    min_lr_frac: Fraction = Field(0.0, description="the factor at the end of the warm-down")
-    decay_end_frac: Fraction = Field(1.0, description="factor on every weight decay at the end of training")
-    decay_taper_start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.7, description="progress from which that factor falls linearly from 1"
-    )
-    decay_follows_lr: bool = Field(
-        False, description="weight decay carries the learning-rate factor once more: lr decay p falls with its square"
-    )
-    loop: LoopScheduleSpec = LoopScheduleSpec()

@@ -1,4 +1,4 @@
-"""The data and training sections: which text, how long, how much at a time."""
+"""The training section: how long, how much at a time, what is averaged, when it is looked at."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from pydantic import Field, model_validator
 from shared.spec.base import Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
-
-
-class DataSpec(Section):
-    """Datasets by name (`bytetwin data list`). `builtin` needs no network: text of the Python library."""
-
-    train: str = Field("builtin", min_length=1, description="its `train` split is trained on")
-    heldout: str = Field("builtin", min_length=1, description="its `heldout` split is scored, never trained on")
-    selection_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0,
-        description="last part of the training text, cut at a document start, that is not trained on: what is chosen "
-        "between runs, as the weights of a soup, is chosen by it",
-    )
 
 
 class TrainingSpec(Section):

@@ -14,7 +14,7 @@ from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
 from shared.engine.package import ENGINE_PACKAGES, create_engine
-from shared.engine.synthetic import made_up_loader, made_up_start
+from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.optim import progress_frac, step_hyperparameters
 from shared.preflight.function_rows import shrunken_spec
@@ -60,25 +60,24 @@ FALL_NATS = 0.1
 
 @dataclass(frozen=True)
 class Published:
-    """A published number of weights and its place in FEATURES. `ours` are parameters here that it does not count,
+    """A published number of weights (docs/techniques.md 13). `ours` are parameters here that it does not count,
     `theirs` weights that it counts and that are not here."""
 
     weights: int
-    features: str
     ours: tuple[str, ...] = ()
     theirs: int = 0
 
 
 EXACT = {
-    "baseline": Published(17_059_912, "3.1"),
-    "itchy": Published(17_480_152, "2.1", ours=("embed.start",)),
+    "baseline": Published(17_059_912),
+    "itchy": Published(17_480_152, ours=("embed.start",)),
     # With an MLP of twice the width; the three times of its text would be 34.4 M.
-    "pr705": Published(27_571_816, "2.3", ours=("embed.start", "ngram_embed.scale")),
+    "pr705": Published(27_571_816, ours=("embed.start", "ngram_embed.scale")),
     # Weights of two lanes, four posts and two residuals, in the eight layers that have one lane.
-    "record": Published(35_945_671, "4", theirs=8 * (4 + 2)),
+    "record": Published(35_945_671, theirs=8 * (4 + 2)),
 }
 # Published in millions.
-ROUNDED = {"pr1431": (28.3, "2.2"), "recurrent": (21.0, "2.4")}
+ROUNDED = {"pr1431": 28.3, "recurrent": 21.0}
 
 every_preset = pytest.mark.parametrize("preset", preset_names())
 
@@ -92,7 +91,7 @@ def test_the_published_number_of_parameters(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ROUNDED)
 def test_the_number_published_in_millions(preset: str) -> None:
-    assert round(parameter_counts(load_spec(preset))["total"] / 1e6, 1) == ROUNDED[preset][0]
+    assert round(parameter_counts(load_spec(preset))["total"] / 1e6, 1) == ROUNDED[preset]
 
 
 def test_comments_of_presets_state_their_numbers() -> None:
@@ -162,7 +161,7 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
 def test_a_sibling_learns_and_uses_every_parameter(mini: str, name: str) -> None:
     """On one batch, again and again, narrower still; loops and quantisation begin as late as their schedule says."""
     spec, _ = reduced_spec(narrow(mini), LEARNING_STEPS, seq_len=SEQ_SYMBOLS)
-    engine, start, x = create_engine(name, spec), made_up_start(spec), made_up_loader(spec, 0).batch(0)
+    engine, start, x = create_engine(name, spec), synthetic_start(spec), synthetic_loader(spec, 0).batch(0)
     engine.initialise(start)
     losses = []
     for step in range(LEARNING_STEPS):
@@ -211,4 +210,4 @@ def test_a_preset_is_honest(preset: str) -> None:
     isolation = ["isolation"] * spec.model.attention.document_mask
     assert [check.name for check in report.checks] == ["future", "target", "normalisation", *isolation, "order"]
     assert report.passed, report.failures
-    assert check_initial_loss(Oracle(spec, made_up_start(spec))).passed
+    assert check_initial_loss(Oracle(spec, synthetic_start(spec))).passed
