@@ -108,6 +108,9 @@ def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
         for index, part in enumerate(storage.parts(parameter.shape)):
             name = section_name(parameter.quantisation, storage, part)
             used = sections[name].raw_bytes if name in sections else 0
+            assert name not in sections or sections[name].item_bytes == part.item_bytes, (
+                f"{name} has items of two sizes"
+            )
             sections[name] = SectionPlan(name, part.item_bytes, used + part.count * part.item_bytes)
             group = name.partition(".")[0]
             ranks[name] = (group == RAW, index, GROUPS.index(group))

@@ -96,15 +96,14 @@ def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Ca
 def worst_case_bytes(spec: Spec) -> int:
     """Size that no weights of a spec exceed: codes of full width, everything else incompressible."""
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
-    widths = {
-        section: entry.storage.bits / 8
-        for entry in layout.tensors
-        for part, section, _ in entry.places
-        if part.name == "codes"
-    }
+    widths: dict[str, int] = {}
+    for entry in layout.tensors:
+        for part, name, _ in entry.places:
+            if part.name == "codes":
+                widths[name] = max(entry.storage.bits, widths.get(name, 0))
     sections = {}
     for section in layout.sections:
-        width = widths.get(section.name, 1.0)
+        width = widths.get(section.name, 8) / 8
         slack = CODEC_SLACK_BLOCK_BYTES * len(block_sizes(section.raw_bytes))
         sections[section.name] = section.raw_bytes * width * (1 + CODEC_SLACK_FRAC) + slack
     return round(sum(sections.values())) + header_bytes(spec, sections) + CODEC_SLACK_BLOCK_BYTES

@@ -108,6 +108,9 @@ def test_the_new_operations(name: str):
     halves = np.array([-2.5, -1.5, -0.5, 0.49999997, 0.5, 1.5, 8388609.0], np.float32)
     np.testing.assert_array_equal(ops.to_numpy(ops.round(ops.asarray(halves))), np.rint(halves))
     np.testing.assert_array_equal(ops.to_numpy(ops.float16(ops.asarray(positive))), positive.astype(np.float16))
+    # What float32 cannot tell from a border is on it, in float64 too.
+    beyond = ops.asarray(np.array([1.0, 2049.0]) * (1 + 1e-12) * np.array([0.5, 1.0]))
+    assert ops.to_numpy(ops.round(beyond))[0] == 0.0 and ops.to_numpy(ops.float16(beyond))[1] == 2048.0
     np.testing.assert_array_equal(ops.to_numpy(ops.stop_gradient(ops.asarray(rows))), rows)
     index = ops.cast_like(ops.asarray(np.array(3.0, np.float32)), ops.asarray(np.arange(4, dtype=np.int32)))
     assert ops.to_numpy(index).dtype.kind == "i" and int(index) == 3

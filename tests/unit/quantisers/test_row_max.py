@@ -72,6 +72,28 @@ def test_training_rounds_as_the_artifact_does(name: str, bits: int, seed: int, r
     assert_training_sees_the_artifact(found, weights, coded)
 
 
+def rows_on_borders(bits: int) -> np.ndarray:
+    """Scales half way between two of float16, weights half way between two codes, and their neighbours in float32."""
+    limit = 2 ** (bits - 1) - 1
+    rng = np.random.default_rng(bits)
+    # float16 has 11 bits: these have a twelfth.
+    ends = np.float32(np.ldexp(rng.integers(1024, 2048, 60) + 0.5, rng.integers(-24, 4, 60)) * limit)
+    ends = np.concatenate([ends, np.nextafter(ends, np.float32(0)), np.nextafter(ends, np.float32(np.inf))])
+    scales = (ends / np.float32(limit)).astype(np.float16).astype(np.float32)
+    halves = np.float32(np.arange(-limit, limit) + 0.5) * scales[:, None]
+    sides = [np.nextafter(halves, np.float32(side)) for side in (-np.inf, np.inf)]
+    return np.concatenate([ends[:, None], halves, *sides], axis=1)
+
+
+@every_implementation
+@pytest.mark.parametrize("bits", BITS)
+def test_borders_fall_to_the_same_side_everywhere(name: str, bits: int):
+    weights, ops, coded = rows_on_borders(bits), OPS[name], RowMax(bits)
+    given_rows = ops.asarray(weights)
+    found = {side: ops.to_numpy(getattr(coded, side)(ops, given_rows)) for side in ("rounding_error", "in_steps")}
+    assert_training_sees_the_artifact(found, weights, coded)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["mlx", "torch"])
