@@ -14,11 +14,15 @@ Bits = Literal[6, 8]
 class ArtifactSpec(Section):
     """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
-    matrix_bits: Bits = 6
-    embed_bits: Bits = 8
-    head_bits: Bits = 8
-    brotli_quality: Annotated[int, Field(ge=0, le=11)] = 11
-    brotli_window: Annotated[int, Field(ge=10, le=24)] = 24
+    matrix_bits: Bits = Field(6, description="bits of a code in matrices, where most of the bytes are: 6 or 8")
+    embed_bits: Bits = Field(8, description="bits of a code in tables of symbols and in the matrices of gates: 6 or 8")
+    head_bits: Bits = Field(8, description="bits of a code in output matrices that are not tied to a table: 6 or 8")
+    brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
+        11, description="effort of brotli; 11 gives the smallest file and takes longest"
+    )
+    brotli_window: Annotated[int, Field(ge=10, le=24)] = Field(
+        24, description="base-2 logarithm of the bytes that brotli searches for repetitions"
+    )
 
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:
