@@ -15,24 +15,28 @@ Method = Literal["row_max"]
 class QuantiserSpec(Section):
     """How a class of tensors is stored. row_max: symmetric codes, one float16 scale per row by its largest weight."""
 
-    method: Method = Field("row_max", description="how weights become codes")
-    bits: Bits = Field(8, description="width of the codes")
+    method: Method = Field("row_max", description="how weights become codes: row_max")
+    bits: Bits = Field(8, description="bits of a code: 6 or 8")
 
 
 class MatrixQuantiserSpec(QuantiserSpec):
-    """The same for the model's matrices, where most of the bytes are."""
+    """The same for matrices, which take fewer bits."""
 
-    bits: Bits = Field(6, description="width of the codes")
+    bits: Bits = Field(6, description="bits of a code: 6 or 8")
 
 
 class ArtifactSpec(Section):
     """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
-    matrix: MatrixQuantiserSpec = MatrixQuantiserSpec()
+    matrix: MatrixQuantiserSpec = Field(MatrixQuantiserSpec(), description="matrices, where most of the bytes are")
     embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
     head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
-    brotli_quality: Annotated[int, Field(ge=0, le=11)] = 11
-    brotli_window: Annotated[int, Field(ge=10, le=24)] = 24
+    brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
+        11, description="effort of brotli; 11 gives the smallest file and takes longest"
+    )
+    brotli_window: Annotated[int, Field(ge=10, le=24)] = Field(
+        24, description="base-2 logarithm of the bytes that brotli searches for repetitions"
+    )
 
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:

@@ -176,7 +176,7 @@ def _first_problem(error: ValidationError) -> str:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
             hint = _nearest(str(problem["loc"][-1]), siblings)
-            return f"unknown key {key}{hint}; allowed here: {', '.join(siblings)}"
+            return f"unknown key {key}{hint or '; allowed here: ' + ', '.join(siblings)}"
         case "missing":
             return f"{key} is missing: it has no default"
         case "value_error":

@@ -18,16 +18,30 @@ class ScheduleSpec(Section):
     clock. The rate of a step in the warm-up is that of its end, in the warm-down that of its start.
     """
 
-    driver: Literal["steps", "time"] = "steps"
-    warmup_frac: Fraction = 0.0
-    warmdown_frac: Fraction = 0.4
-    warmdown_shape: Literal["linear", "cosine"] = "linear"
-    min_lr_frac: Fraction = Field(0.0, description="the factor at the end of the warm-down")
-    decay_end_frac: Fraction = Field(1.0, description="factor on every weight decay at the end of training")
+    driver: Literal["steps", "time"] = Field(
+        "steps",
+        description="what progress follows: the step number, which is reproducible, or the clock of "
+        "training.time_limit_s",
+    )
+    warmup_frac: Fraction = Field(
+        0.0, description="fraction of the run, at its start, over which the rate rises linearly to its peak"
+    )
+    warmdown_frac: Fraction = Field(
+        0.4, description="fraction of the run, at its end, over which the rate falls to min_lr_frac of its peak"
+    )
+    warmdown_shape: Literal["linear", "cosine"] = Field(
+        "linear", description="shape of the warm-down: a straight line, or half a cosine"
+    )
+    min_lr_frac: Fraction = Field(0.0, description="fraction of the peak rate at the end of the warm-down")
+    decay_end_frac: Fraction = Field(
+        1.0, description="factor on every weight decay at the end of the run; 1 leaves decay as it is"
+    )
     decay_taper_start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.7, description="progress from which that factor falls linearly from 1"
+        0.7, description="progress from which the factor on weight decay goes linearly from 1 to decay_end_frac"
     )
     decay_follows_lr: bool = Field(
-        False, description="weight decay carries the learning-rate factor once more: lr decay p falls with its square"
+        False,
+        description="weight decay is multiplied by the learning-rate factor once more, so that it falls with its "
+        "square",
     )
     loop: LoopScheduleSpec = LoopScheduleSpec()

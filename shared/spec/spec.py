@@ -29,7 +29,9 @@ from shared.spec.vocabulary import VocabularySpec
 class Spec(Section):
     """A whole experiment. Construct it with `shared.spec.load_spec` or `spec_from_dict`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="letters, digits, '.', '_' and '-'; default the name of the file. Runs are called NAME-ENGINE-N"
+    )
     vocabulary: VocabularySpec = VocabularySpec()
     model: ModelSpec
     optimizer: OptimizerSpec = OptimizerSpec()
