@@ -174,11 +174,10 @@ def check_same_training(stored: Spec, given: Spec, where: str) -> None:
 
 def _is_free(spec: Spec, key: str) -> bool:
     """Whether a field may differ when a run of this spec is resumed."""
-    if key.startswith("artifact.matrix.") and spec.training.loss.code_entropy.weight:
+    qat, loss = spec.training.qat, spec.training.loss
+    if key.startswith("artifact.matrix.") and (loss.code_entropy.weight or qat.form == "straight_through"):
         return False  # its codes are those of the loss
-    if key == "artifact.matrix.method" and spec.training.qat.form == "straight_through":
-        return False
-    if key == "training.qat.bits" and spec.training.qat.form == "off":
+    if key == "training.qat.bits" and qat.form == "off":
         return True
     return key in FREE_FIELDS or key.split(".")[0] in FREE_FIELDS
 

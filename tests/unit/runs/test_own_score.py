@@ -119,6 +119,8 @@ def test_packing_as_the_run_does_changes_nothing(run: Path, capsys: pytest.Captu
     status, out, errors = call(capsys, "pack", run, "--json")
     assert status == 0 and "bytetwin score" not in errors and snapshot(run) == before
     assert json.loads(out)["sha256"] == read_score(run / "score.json").artifact_sha256
+    # Of codes alone: float32 values have none.
+    assert set(json.loads(out)["entropy_bits_per_weight"]) == {"matrix", "embedding"}
 
 
 def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
