@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from shared.model.auxiliary import CHUNK_PREDICTION, embed_prediction_name, multi_symbol_name
 from shared.model.code_entropy import code_entropy_bits
 from shared.model.embedding import embed_patches, embed_symbols
+from shared.model.stages import CODE_ENTROPY, DIRECTIONS_STEP, MULTI_SYMBOL
 from shared.ops import Array, Ops
 from shared.spec import Spec
-from shared.stages import CODE_ENTROPY, DIRECTIONS_STEP, MULTI_SYMBOL
 
 # Keeps the directions apart from the noise of quantisation, which is made from steps too.
 DIRECTIONS_SALT = 0x27D4_EB2F

@@ -15,9 +15,9 @@ from shared.model.auxiliary_loss import auxiliary_loss
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.spec import Spec
-from shared.stages import SYMBOL_WEIGHTS
 
 LEAST_SYMBOL_WEIGHT = 0.1
 

@@ -8,10 +8,10 @@ from shared.model.block import run_block
 from shared.model.block_shape import trunk_block_shape
 from shared.model.layer_order import LayerStep, layer_order
 from shared.model.parallel import palm_block, two_lane_block
+from shared.model.stages import LOOP_RAMP
 from shared.model.trunk_context import TrunkContext
 from shared.ops import Array, Ops
 from shared.spec import ModelSpec
-from shared.stages import LOOP_RAMP
 
 # The residual stream: one lane, or two in blocks of the two-lane form.
 Lanes = tuple[Array, ...]

@@ -21,8 +21,8 @@ import numpy as np
 
 from shared.engine import Engine, NonFiniteError
 from shared.errors import RunError
+from shared.model.stages import training_stages
 from shared.spec import Spec, spec_id, spec_to_dict
-from shared.stages import training_stages
 from shared.tolerances import FIRST_LOSS_REL
 from shared.training.checkpoint_writer import CheckpointWriter
 from shared.training.checkpoints import CheckpointInfo, CheckpointStore

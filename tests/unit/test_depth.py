@@ -15,12 +15,12 @@ from shared.model import initial_weights, parameter_counts, parameter_manifest, 
 from shared.model.block import attention_branch, mlp_branch
 from shared.model.block_shape import trunk_block_shape
 from shared.model.layer_order import layer_order, num_skips
+from shared.model.stages import LOOP_RAMP
 from shared.model.trunk import run_trunk
 from shared.model.trunk_context import TrunkContext
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import ModelSpec, Spec, load_spec
-from shared.stages import LOOP_RAMP
 from shared.tolerances import ORACLE_OPERATION_REL
 
 OPS = NumpyOps()

@@ -14,6 +14,7 @@ from shared.engine import ENGINE_PACKAGES, Engine, create_engine
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
+from shared.model.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
 from shared.parity.reduce import reduced_spec
@@ -21,7 +22,6 @@ from shared.parity.result import Row
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import ArtifactSpec, Spec, load_spec, with_overrides
-from shared.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from shared.training.qat_check import check_qat_acts
 from tests.implementations import OPS, every_implementation, normal, seeds

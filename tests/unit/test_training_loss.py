@@ -10,13 +10,13 @@ import pytest
 from shared.engine import ENGINE_PACKAGES, Engine, Oracle, create_engine
 from shared.errors import RunError, SpecError
 from shared.model import initial_weights, log_probs, random_weights, symbol_weights, training_loss
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
 from shared.parity.inputs import made_up_engine, made_up_tables
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import Spec, load_spec
-from shared.stages import SYMBOL_WEIGHTS
 from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
 from tests.implementations import OPS, assert_close, every_implementation, normal, run
 from tests.token_text import small_tokenizer
