@@ -20,38 +20,38 @@ DIRECTIONS_SALT = 0x27D4_EB2F
 
 
 def auxiliary_loss(
-    ops: Ops, spec: Spec, params: Mapping[str, Array], stored: Mapping[str, Array], hidden: Array, x: Array
+    ops: Ops, spec: Spec, params: Mapping[str, Array], stored: Mapping[str, Array], h_BND: Array, x_BT: Array
 ) -> Array:
-    """The weighted sum of all auxiliary losses of x [B, T] that the spec has, a float32 scalar.
+    """The weighted sum of all auxiliary losses of x that the spec has, a float32 scalar.
 
     `params` are the weights that the loss reads, `stored` those behind them, which differ with quantisation-aware
-    training; hidden [B, N, D] are trunk outputs. Call it only where `training.loss.has_auxiliary`.
+    training; h_BND are trunk outputs. Call it only where `training.loss.has_auxiliary`.
     """
     loss, terms = spec.training.loss, []
     if loss.multi_symbol.weights:
-        terms.append(multi_symbol_loss(ops, spec, params, hidden, x))
+        terms.append(multi_symbol_loss(ops, spec, params, h_BND, x_BT))
     if loss.embed_prediction.weight:
-        terms.append(loss.embed_prediction.weight * embed_prediction_loss(ops, spec, params, hidden, x))
+        terms.append(loss.embed_prediction.weight * embed_prediction_loss(ops, spec, params, h_BND, x_BT))
     if loss.chunk_prediction.weight:
-        terms.append(loss.chunk_prediction.weight * chunk_prediction_loss(ops, spec, params, hidden, x))
+        terms.append(loss.chunk_prediction.weight * chunk_prediction_loss(ops, spec, params, h_BND, x_BT))
     if loss.code_entropy.weight:
         # Without a number of the step it acts, as at the end of training.
         acting = params.get(CODE_ENTROPY, 1.0)
-        terms.append(loss.code_entropy.weight * acting * code_entropy_bits(ops, spec, stored, x))
+        terms.append(loss.code_entropy.weight * acting * code_entropy_bits(ops, spec, stored, x_BT))
     return _added(terms)
 
 
-def multi_symbol_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+def multi_symbol_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
     """Weighted mean nats of the symbols of later patches."""
     model, multi = spec.model, spec.training.loss.multi_symbol
-    batch, positions, _ = hidden.shape
-    patches = x.reshape((batch, positions, model.patch_size))
+    batch, positions, _ = h_BND.shape
+    patches = x_BT.reshape((batch, positions, model.patch_size))
     terms = []
     for index, weight in enumerate(multi.weights):
         # h[i] already predicts patch i, so distance 1 is patch i + 1.
         distance = index + 1
         pairs = positions - distance
-        logits = ops.linear(hidden[:, :pairs], params[multi_symbol_name(distance)])
+        logits = ops.linear(h_BND[:, :pairs], params[multi_symbol_name(distance)])
         logits = logits.reshape((batch, pairs, model.patch_size, spec.vocabulary.size))
         nats = ops.softcapped_cross_entropy(logits, patches[:, distance:], model.logit_softcap)
         terms.append((weight / (batch * pairs * model.patch_size)) * ops.sum(nats))
@@ -59,40 +59,40 @@ def multi_symbol_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden:
     return params.get(MULTI_SYMBOL, at_the_end) * _added(terms)
 
 
-def embed_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+def embed_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
     """Mean squared distance of predicted from actual embeddings, before its weight."""
     patch_size, count = spec.model.patch_size, spec.training.loss.embed_prediction.symbols
-    batch, positions, _ = hidden.shape
-    embeds = ops.stop_gradient(ops.cast(embed_symbols(ops, spec, params, x), "float32"))
+    batch, positions, _ = h_BND.shape
+    embeds = ops.stop_gradient(ops.cast(embed_symbols(ops, spec, params, x_BT), "float32"))
     embeds = embeds.reshape((batch, positions, patch_size, spec.model.model_dim))
     terms, pairs = [], 0
     for ahead in range(count):
         # Symbol iP + ahead is at place `ahead mod P` of a patch that many patches on.
         patches, place = divmod(ahead, patch_size)
-        predicted = ops.linear(hidden[:, : positions - patches], params[embed_prediction_name(ahead + 1)])
+        predicted = ops.linear(h_BND[:, : positions - patches], params[embed_prediction_name(ahead + 1)])
         distance = ops.cast(predicted, "float32") - embeds[:, patches:, place]
         terms.append(ops.sum(distance * distance))
         pairs += batch * (positions - patches)
     return _added(terms) / pairs
 
 
-def chunk_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], hidden: Array, x: Array) -> Array:
+def chunk_prediction_loss(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
     """Mean squared error of predicted chunk latents and what keeps the latents apart, before their weight."""
     chunks, eps = spec.training.loss.chunk_prediction, spec.model.norm_eps
-    batch, positions, dim = hidden.shape
+    batch, positions, dim = h_BND.shape
     size = chunks.chunk_patches
     count = (positions - 1) // size
     # Row i of the trunk inputs holds patch i - 1.
-    inputs = ops.cast(embed_patches(ops, spec, params, x), "float32")[:, 1 : 1 + count * size]
+    inputs = ops.cast(embed_patches(ops, spec, params, x_BT), "float32")[:, 1 : 1 + count * size]
     means = ops.sum(inputs.reshape((batch, count, size, dim)), axes=(2,)) / size
-    context = hidden[:, : count * size].reshape((batch, count, size, dim))[:, :, 0]
+    context = h_BND[:, : count * size].reshape((batch, count, size, dim))[:, :, 0]
     latents = _two_layers(ops, params, f"{CHUNK_PREDICTION}.latent", means, eps)
     predicted = _two_layers(ops, params, f"{CHUNK_PREDICTION}.prediction", ops.cast(context, "float32"), eps)
     error = predicted - latents
     squared = ops.sum(error * error) / (batch * count * chunks.latent_dim)
     if not chunks.regulariser_weight:
         return squared
-    step = params[DIRECTIONS_STEP] if DIRECTIONS_STEP in params else 0 * x[0, 0]
+    step = params[DIRECTIONS_STEP] if DIRECTIONS_STEP in params else 0 * x_BT[0, 0]
     weight = params[f"{CHUNK_PREDICTION}.latent_out.weight"]
     directions = unit_directions(ops, weight, chunks.directions, step)
     return squared + chunks.regulariser_weight * distance_from_normal(ops, latents, directions)
