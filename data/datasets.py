@@ -11,7 +11,7 @@ from data.compressed import measure_heldout
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing, vocabulary_of, wrong_file
-from data.sketches import read_sketch, sketch_path
+from data.sketch_file import read_sketch, sketch_path
 from data.token_stream import Stream, TokenStream
 from data.tokenizer import Tokenizer, read_tokenizer
 from data.writer import DatasetWriter

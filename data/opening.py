@@ -17,7 +17,7 @@ from data.builtin import NAME as BUILTIN
 from data.folders import dataset_folder, dataset_names, datasets_root
 from data.manifest import FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
 from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard
-from data.sketches import sketch_path, stored_sketch
+from data.sketch_file import sketch_path, stored_sketch
 from data.stream import ByteText, JoinedShards, SymbolStream
 from data.token_bytes import load_token_bytes
 from data.token_stream import Stream, TokenStream

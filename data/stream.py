@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.sketch import Sketch, sketch_documents
 from shared.errors import DataError
-from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data.sketch import Sketch, sketch_documents
 from data.stream import Int32, Int64, JoinedShards, MakeSketch, SymbolStream, document_ids, draw_documents
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
-from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 # Tokens that are decoded at once.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shared.parity.inputs import SlicingLoader
+from shared.engine.synthetic import SlicingLoader
 from shared.parity.result import EXACT, Row
 
 CHECKED_STEPS = 12

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from shared.engine.synthetic import made_up_tables
 from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
@@ -15,7 +16,6 @@ from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
 from shared.parity.held_constants import HeldConstants
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from shared.engine import Engine
+from shared.engine.protocol import Engine
+from shared.engine.synthetic import made_up_engine
 from shared.model import forward, parameter_manifest
 from shared.ops import Array, NumpyOps, Ops
-from shared.parity.inputs import made_up_engine
 from shared.parity.result import EXACT, Row
 from shared.spec import Spec
 

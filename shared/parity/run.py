@@ -11,7 +11,10 @@ from functools import partial
 import numpy as np
 
 from shared.artifact import pack_bytes, unpack_bytes
-from shared.engine import ENGINE_PACKAGES, Engine, Oracle, available_engines
+from shared.engine.oracle import Oracle
+from shared.engine.package import ENGINE_PACKAGES, available_engines
+from shared.engine.protocol import Engine
+from shared.engine.synthetic import comparison_weights, made_up_engine, made_up_loader, made_up_start
 from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
 from shared.parity.batch_checks import batch_rows
@@ -19,8 +22,6 @@ from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader, made_up_start
-from shared.parity.reduce import reduced_spec, with_dtype
 from shared.parity.result import ParityReport, Row
 from shared.parity.trace import TracedOutput, trace_forward
 from shared.parity.training_checks import (
@@ -32,6 +33,7 @@ from shared.parity.training_checks import (
     training_rows,
 )
 from shared.spec import Spec
+from shared.spec.reduced import reduced_spec, with_dtype
 from shared.tolerances import KINK_REL, KINK_TRAINING_REL
 
 DEFAULT_STEPS = 50

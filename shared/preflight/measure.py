@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
-from shared.engine import Engine, NonFiniteError
+from shared.engine.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
+from shared.engine.protocol import Engine, NonFiniteError
+from shared.engine.synthetic import made_up_engine, made_up_loader, made_up_start
 from shared.errors import UserError
 from shared.model.stages import stage_numbers
 from shared.optim import step_hyperparameters
-from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.flops import training_flops
+from shared.engine.flops import training_flops
 from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
@@ -152,7 +152,7 @@ def average_row(bench: Bench) -> Row:
 
 
 def mfu_row(bench: Bench) -> Row:
-    """Share of hardware peak: training operations per symbol (shared.flops) x symbols per second of one rank /
+    """Share of hardware peak: training operations per symbol (shared.engine.flops) x symbols per second of one rank /
     the device's peak for dense products of the compute dtype."""
     step = bench.step
     if not isinstance(step, StepMeasurement):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.checks import (

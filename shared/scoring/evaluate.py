@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
+from data.compressors import Progress as BytesProgress
+from data.compressors import kept_results, measured_results
 from shared.artifact import code_bytes
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
 from shared.scoring.checks import Check
-from shared.scoring.compressors import Progress as BytesProgress
-from shared.scoring.compressors import kept_results, measured_results
-from shared.scoring.report import ChosenPart, ScoreDocument, WeightsName, score_document
+from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, score_document
 from shared.scoring.stream import SymbolStream
 
 # One fixed choice of documents, so that scores on a part of a text compare.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.errors import UserError
 from shared.spec import Spec, VocabularySpec
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.checks import Check
 from shared.scoring.probe import Probe, in_passes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.bits_per_byte import Score, read_windows
 from shared.scoring.checks import Check
 from shared.scoring.probe import Probe, in_passes

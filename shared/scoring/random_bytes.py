@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shared import tolerances
-from shared.engine import Engine
+from shared.engine.protocol import Engine
 from shared.errors import UserError
 from shared.model import initial_weights
 from shared.optim import step_hyperparameters

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shared.sketch import Sketch
+from data.sketch import Sketch
 from shared.spec import Spec, VocabularySpec
 
 

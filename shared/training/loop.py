@@ -19,17 +19,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared.engine import Engine, NonFiniteError
+from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import RunError
 from shared.model.stages import training_stages
+from shared.runs.checkpoint_writer import CheckpointWriter
+from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
+from shared.runs.metrics import MetricsLog
+from shared.runs.observer import Observer, ValidationReport
 from shared.spec import Spec, spec_id, spec_to_dict
 from shared.tolerances import FIRST_LOSS_REL
-from shared.training.checkpoint_writer import CheckpointWriter
-from shared.training.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.deadline import Deadline
 from shared.training.interruption import Interruption, StopRequested
-from shared.training.metrics import MetricsLog
-from shared.training.observer import Observer, ValidationReport
 from shared.training.pace import Pace
 from shared.training.position import Failure, Outcome, Position
 from shared.training.sources import BatchLoader

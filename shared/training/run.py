@@ -8,28 +8,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from shared.engine import Engine, create_engine
+from shared.engine.leader import check_divisible, follow, leading
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine
+from shared.engine.ranks import OneRank, Ranks
 from shared.errors import RunError
-from shared.following import check_divisible, follow, leading
 from shared.model import initial_weights, parameter_counts, symbol_weights
 from shared.optim import progress_frac
-from shared.ranks import OneRank, Ranks
+from shared.runs.checkpoints import Checkpoint, CheckpointStore
+from shared.runs.environment import describe_environment
+from shared.runs.metrics import MetricsLog, Record
+from shared.runs.observer import Observer, RunStart, ValidationReport
+from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.scoring.stream import bind_tokenizer, token_bytes
 from shared.spec import Spec, spec_from_dict, spec_id
-from shared.training.checkpoints import Checkpoint, CheckpointStore
-from shared.training.environment import describe_environment
 from shared.training.finish import Finished, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
-from shared.training.metrics import MetricsLog, Record
-from shared.training.observer import Observer, RunStart, ValidationReport
 from shared.training.profiling import ProfileRequest, profiled
-from shared.training.report import write_report
-from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from shared.training.sources import Sources, open_sources, starting_text
 from shared.training.stage_clock import StageClock
-from shared.training.units import bits_per_byte
 from shared.training.validation import make_validate
+from shared.views.report import write_report
+from shared.views.units import bits_per_byte
 
 
 @dataclass(frozen=True)

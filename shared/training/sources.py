@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data.selection import TrainingText, training_part
 from shared.model import reads_text
 from shared.model.bigrams import BIGRAM_SYMBOLS
 from shared.scoring.stream import SymbolStream, open_split
 from shared.spec import Spec
-from shared.training.selection import TrainingText, training_part
 
 # One fixed sample for every run, so that validation scores of different seeds are of the same documents.
 VALIDATION_SEED = 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.sketch import Sketch, sketch_documents
+from data.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 

@@ -30,7 +30,7 @@ for package in ("shared", "data"):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
             count += 1
-from shared.engine import available_engines
+from shared.engine.package import available_engines
 assert available_engines() == [], available_engines()
 assert not {"mlx", "torch", "mlx_train.engine", "cuda_train.engine"} & sys.modules.keys()
 print(count)
