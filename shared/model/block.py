@@ -1,6 +1,6 @@
 """One block, of the trunk or of the local decoder: attention, or a mixer with a state in its place, and an MLP.
 
-One after the other, or side by side in a parallel form (FEATURES 3.1, 3.3, 3.4).
+One after the other, or side by side in a parallel form (docs/techniques.md 3.1, 6.3, 7).
 """
 
 from __future__ import annotations

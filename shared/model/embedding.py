@@ -4,10 +4,10 @@ Everything a position may see is strictly earlier: `shift_right` drops the last 
 and puts a learned start in front. The trunk input of patch i is the embedding of patch i - 1, the
 local decoder's input of symbol t is the embedding of symbol t - 1. There is no shifted target array.
 
-SmearGate (FEATURES 3.2) lets each trunk input take in some of the one before it. It acts on inputs that are shifted
-already: position i mixes patches i - 1 and i - 2, both earlier than what it predicts. Where the vocabulary marks
-document starts nothing crosses one; without that mask the last symbol of a document reaches the next one even under
-a document mask, the bug of PR #1797.
+SmearGate (docs/techniques.md 4.4) lets each trunk input take in some of the one before it. It acts on inputs that are
+shifted already: position i mixes patches i - 1 and i - 2, both earlier than what it predicts. Where the vocabulary
+marks document starts nothing crosses one; without that mask the last symbol of a document reaches the next one even
+under a document mask, the bug of PR #1797.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.spec import Spec
 def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
     """Trunk inputs [B, N, D] of symbols x (int32): row i depends on patches < i only.
 
-    Patch i is rms(W concat(E[x[iP]], ..., E[x[iP + P - 1]])), for P = 1 rms(E[x[i]]) (FEATURES 2.1).
+    Patch i is rms(W concat(E[x[iP]], ..., E[x[iP + P - 1]])), for P = 1 rms(E[x[i]]) (docs/techniques.md 4.1).
     """
     model = spec.model
     batch, time = x_BT.shape

@@ -1,4 +1,4 @@
-"""What training minimises, beside the plain nats that it reports (FEATURES 3.1, 3.7).
+"""What training minimises, beside the plain nats that it reports (docs/techniques.md 8).
 
 Scores never come from here: they are plain nats of the weights as they are.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from shared.errors import RunError
 from shared.model.adapters import with_adapters
-from shared.model.auxiliary_loss import auxiliary_loss
+from shared.model.auxiliary import auxiliary_loss
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights

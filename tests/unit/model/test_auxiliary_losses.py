@@ -27,7 +27,7 @@ from shared.model import (
     training_loss,
     training_parameters,
 )
-from shared.model.auxiliary_loss import distance_from_normal, unit_directions
+from shared.model.auxiliary import distance_from_normal, unit_directions
 from shared.model.code_entropy import code_entropy_values
 from shared.model.embedding import embed_patches
 from shared.model.forward import trunk_outputs
