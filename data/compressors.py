@@ -1,12 +1,11 @@
 """What general compressors make of a text: the figures that stand beside a score.
 
 They depend on the text alone and take minutes for a large one, so each text is compressed once: `data.compressed`
-keeps the figures beside the dataset, where `kept_results` finds them.
+keeps the figures beside the dataset.
 """
 
 from __future__ import annotations
 
-import importlib
 import lzma
 import threading
 from collections.abc import Callable
@@ -93,18 +92,3 @@ def compressor_results(text: bytes, progress: Progress = lambda _done, _total: N
             stop.set()
             raise
     return {name: CompressorResult.of(size.result(), len(text)) for name, size in working.items()}
-
-
-def kept_results(text_sha256: str) -> dict[str, CompressorResult]:
-    """The figures of a text that was compressed before; empty where there are none."""
-    found: dict[str, CompressorResult] = importlib.import_module("data.compressed").find_results(text_sha256)
-    return found
-
-
-def measured_results(
-    dataset: str, text: bytes, progress: Progress = lambda _done, _total: None
-) -> dict[str, CompressorResult]:
-    """The figures of a text, which is compressed now unless it was before; kept with the dataset of that name, if
-    there is one. Raises DataError for an empty text."""
-    found: dict[str, CompressorResult] = importlib.import_module("data.compressed").measure(dataset, text, progress)
-    return found

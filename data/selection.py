@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from data.sketch import Sketch
+from data.stream import SymbolStream, TrainingText
 from shared.errors import DataError
-from shared.scoring.stream import SymbolStream
 from shared.spec import Spec, VocabularySpec
 
 CHUNK_SYMBOLS = 1 << 20
-
-
-class TrainingText(Protocol):
-    """What a loader and a run's description need of the text that is trained on: see SymbolStream."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def num_symbols(self) -> int: ...
-    @property
-    def num_bytes(self) -> int: ...
-    @property
-    def num_documents(self) -> int: ...
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Symbols [start, start + count): [count] int32."""
-        ...
-
-    def sketch(self) -> Sketch:
-        """What it takes to find other text in it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,12 +24,15 @@ class TextPart:
     """Symbols [first, first + num_symbols) of a stream, whole documents, as a TrainingText."""
 
     stream: SymbolStream
-    vocabulary: VocabularySpec
     name: str
     first: int
     num_symbols: int
     num_bytes: int
     num_documents: int
+
+    @property
+    def vocabulary(self) -> VocabularySpec:
+        return self.stream.vocabulary
 
     @property
     def sha256(self) -> str:
@@ -70,14 +49,13 @@ class TextPart:
         return self.stream.sketch().part(first_document, self.num_documents)
 
 
-def training_part(stream: SymbolStream, vocabulary: VocabularySpec, selection_frac: float) -> TrainingText:
+def training_part(stream: SymbolStream, selection_frac: float) -> TrainingText:
     """What is trained on: all of a training split, or all but its reserved part. Raises DataError as that."""
     if selection_frac == 0.0:
         return stream
-    reserved = selection_part(stream, vocabulary, selection_frac)
+    reserved = selection_part(stream, selection_frac)
     return TextPart(
         stream,
-        vocabulary,
         f"{stream.name} (without its selection part)",
         0,
         reserved.first,
@@ -86,7 +64,7 @@ def training_part(stream: SymbolStream, vocabulary: VocabularySpec, selection_fr
     )
 
 
-def selection_part(stream: SymbolStream, vocabulary: VocabularySpec, selection_frac: float) -> TextPart:
+def selection_part(stream: SymbolStream, selection_frac: float) -> TextPart:
     """The last documents of a training split: those that begin in its last `selection_frac`, which is above 0.
 
     Raises DataError if none begins there.
@@ -101,7 +79,7 @@ def selection_part(stream: SymbolStream, vocabulary: VocabularySpec, selection_f
         int(stream.byte_counts(start, min(CHUNK_SYMBOLS, stream.num_symbols - start)).sum()) for start in chunks
     )
     documents = stream.num_documents - int(stream.document_ids(first, 1)[0])
-    return TextPart(stream, vocabulary, f"{stream.name} (selection part)", first, count, num_bytes, documents)
+    return TextPart(stream, f"{stream.name} (selection part)", first, count, num_bytes, documents)
 
 
 def selection_windows(spec: Spec, text: TrainingText) -> np.ndarray:

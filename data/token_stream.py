@@ -1,6 +1,6 @@
 """A split of a dataset of tokens as one long stream (FEATURES 3.14), its bytes counted by the table.
 
-It is read like `data.stream.SymbolStream`. The document start is a token of the shards. Two counts of the
+The document start is a token of the shards. Two counts of the
 text's bytes are independent of each other: `byte_counts` from the table, `text_bytes` from the tokenizer's decoder.
 Legend: T tokens of a read.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data.sketch import Sketch, sketch_documents
-from data.stream import Int32, Int64, JoinedShards, MakeSketch, SymbolStream, document_ids, draw_documents
+from data.stream import Int32, Int64, JoinedShards, MakeSketch, document_ids, draw_documents
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
 from shared.spec import VocabularySpec
@@ -145,7 +145,3 @@ class TokenStream:
         while length > 1 and head[length] and head[length - 1]:
             length -= 1
         return length if length > 1 or not only else num_tokens
-
-
-# A split of any dataset.
-Stream = SymbolStream | TokenStream

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.datasets import open_split
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
 from shared.cli.scoring import add_text_arguments, default_engine, positive, progress_bar, verdict
 from shared.engine.package import create_engine, create_scorer
@@ -19,7 +20,6 @@ from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
-from shared.scoring.stream import open_split
 from shared.spec import spec_id
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text

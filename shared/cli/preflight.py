@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+from data.datasets import bind_tokenizer
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -21,7 +22,6 @@ from shared.files import write_atomically
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.run import check_row_names
 from shared.runs.scaling_curve import read_curve
-from shared.scoring.stream import bind_tokenizer
 
 NAME = "preflight"
 HELP = "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data.datasets import bind_tokenizer
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -23,7 +24,6 @@ from shared.engine.package import ENGINE_PACKAGES, available_engines, connect_ra
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
-from shared.scoring.stream import bind_tokenizer
 from shared.study.record import SeedResult, finished_with
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile

@@ -1,13 +1,15 @@
-"""What implementations are compared on: random weights, and made-up text read by the real loader."""
+"""What implementations are compared on: random weights, and synthetic text read by the real loader."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-from typing import Any, Protocol
 
 import numpy as np
 
+from data.byte_stream import ByteStream, ByteText
+from data.loader import Loader
+from data.sketch import Sketch, sketch_documents
+from data.stream import TrainingText
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.model import (
@@ -21,7 +23,7 @@ from shared.model import (
 )
 from shared.model.initialise import named_generator
 from shared.model.stages import SYMBOL_WEIGHTS
-from shared.spec import Spec
+from shared.spec import Spec, VocabularySpec
 
 NUM_BYTES = 60_000
 NUM_WORDS = 300
@@ -32,20 +34,8 @@ WORDS_PER_DOCUMENT = 40
 TABLE_SCALE = np.float32(0.5)
 
 
-# Bytes of the made-up tokens: 0 to 6, the mean of a symbol being the middle.
+# Bytes of the synthetic tokens: 0 to 6, the mean of a symbol being the middle.
 MOST_SYMBOL_BYTES, MEAN_SYMBOL_BYTES = 6, 3.0
-
-
-class SlicingLoader(Protocol):
-    """`data.loader.Loader`, as far as the batch check needs it."""
-
-    def batch(self, step: int) -> np.ndarray:
-        """The whole batch of a step, int32 [B, T]."""
-        ...
-
-    def rows(self, step: int, first: int, count: int) -> np.ndarray:
-        """Rows [first, first + count) of it."""
-        ...
 
 
 def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
@@ -55,7 +45,7 @@ def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     return {name: value * TABLE_SCALE if name in tables else value for name, value in weights.items()}
 
 
-def made_up_tables(spec: Spec) -> dict[str, np.ndarray]:
+def synthetic_tables(spec: Spec) -> dict[str, np.ndarray]:
     """What a spec's loss reads beside weights, under the names of shared.model.stages: a byte count for every token."""
     if not spec.training.loss.byte_weighted:
         return {}
@@ -63,20 +53,20 @@ def made_up_tables(spec: Spec) -> dict[str, np.ndarray]:
     return {SYMBOL_WEIGHTS: symbol_weights(symbol_bytes, MEAN_SYMBOL_BYTES)}
 
 
-def made_up_engine(name: str, spec: Spec, model: Forward = forward) -> Engine:
+def synthetic_engine(name: str, spec: Spec, model: Forward = forward) -> Engine:
     """The named engine, ready but for weights, for a comparison without a tokenizer."""
     engine = create_engine(name, spec, model)
-    for weights in made_up_tables(spec).values():
+    for weights in synthetic_tables(spec).values():
         engine.use_symbol_weights(weights)
     return engine
 
 
-def made_up_start(spec: Spec) -> dict[str, np.ndarray]:
-    """Initial weights for a comparison without a dataset: those that read the training text read made-up text."""
-    return initial_weights(spec, made_up_loader(spec, 0).batch(0).reshape(-1) if reads_text(spec) else None)
+def synthetic_start(spec: Spec) -> dict[str, np.ndarray]:
+    """Initial weights for a comparison without a dataset: those that read the training text read synthetic text."""
+    return initial_weights(spec, synthetic_loader(spec, 0).batch(0).reshape(-1) if reads_text(spec) else None)
 
 
-def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:
+def synthetic_documents(num_bytes: int, seed: int) -> list[bytes]:
     """Documents of lower-case words and blanks that end in a newline, at least `num_bytes` together."""
     generator = named_generator(seed, "parity text")
     words = [_word(generator) for _ in range(NUM_WORDS)]
@@ -88,50 +78,44 @@ def made_up_documents(num_bytes: int, seed: int) -> list[bytes]:
     return documents
 
 
-def made_up_loader(spec: Spec, seed: int) -> SlicingLoader:
-    """A new loader of the spec's global batches over made-up text. `data` is imported by name, never statically."""
-    documents = made_up_documents(max(NUM_BYTES, 2 * spec.model.seq_len), seed)
-    if spec.vocabulary.reads_tokens:
-        stream: Any = MadeUpTokens(documents, spec)
-        return _loader(stream, spec)
-    text = b"".join(documents)
-    starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
-    stream_module = importlib.import_module("data.stream")
-    stream = stream_module.SymbolStream(
-        stream_module.ByteText([np.frombuffer(text, np.uint8)]),
-        starts,
-        spec.vocabulary,
-        "made-up text",
-        hashlib.sha256(text).hexdigest(),
-    )
-    return _loader(stream, spec)
+def synthetic_loader(spec: Spec, seed: int) -> Loader:
+    """A new loader of the spec's global batches over synthetic text."""
+    documents = synthetic_documents(max(NUM_BYTES, 2 * spec.model.seq_len), seed)
+    text = SyntheticTokens(documents, spec.vocabulary) if spec.vocabulary.reads_tokens else _bytes(documents, spec)
+    return Loader(text, spec.model.seq_len, spec.training.batch_symbols // spec.model.seq_len, spec.training.seed)
 
 
-class MadeUpTokens:
-    """Made-up documents as tokens, with what a loader reads of a stream. Parity must not need a tokenizer, so every
-    byte becomes a token, spread over the vocabulary."""
+class SyntheticTokens:
+    """Synthetic documents as tokens, a TrainingText. Parity must not need a tokenizer, so every byte becomes a token,
+    spread over the vocabulary."""
 
-    def __init__(self, documents: list[bytes], spec: Spec) -> None:
-        specials = spec.vocabulary.num_specials
-        start = np.array([spec.vocabulary.document_start], np.int32)
+    def __init__(self, documents: list[bytes], vocabulary: VocabularySpec) -> None:
+        specials = vocabulary.num_specials
+        start = np.array([vocabulary.document_start], np.int32)
         parts = []
         for document in documents:
-            spread = np.frombuffer(document, np.uint8).astype(np.int32) * 31 % (spec.vocabulary.size - specials)
+            spread = np.frombuffer(document, np.uint8).astype(np.int32) * 31 % (vocabulary.size - specials)
             parts += [start, spread + specials]
         self.symbols = np.concatenate(parts)
-        self.num_symbols, self.name, self.vocabulary = len(self.symbols), "made-up tokens", spec.vocabulary
+        self.name, self.vocabulary, self.documents = "synthetic tokens", vocabulary, documents
+        self.num_symbols, self.num_documents = len(self.symbols), len(documents)
+        self.num_bytes = sum(map(len, documents))
         self.sha256 = hashlib.sha256(self.symbols.tobytes()).hexdigest()
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count) as int32."""
         return self.symbols[start : start + count]
 
+    def sketch(self) -> Sketch:
+        """What it takes to find the documents in another text."""
+        return sketch_documents(self.documents)
 
-def _loader(stream: Any, spec: Spec) -> SlicingLoader:
-    rows = spec.training.batch_symbols // spec.model.seq_len
-    module = importlib.import_module("data.loader")
-    loader: SlicingLoader = module.Loader(stream, spec.model.seq_len, rows, spec.training.seed)
-    return loader
+
+def _bytes(documents: list[bytes], spec: Spec) -> TrainingText:
+    text = b"".join(documents)
+    starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
+    array, sha256 = np.frombuffer(text, np.uint8), hashlib.sha256(text).hexdigest()
+    return ByteStream(ByteText([array]), starts, spec.vocabulary, "synthetic text", sha256)
 
 
 def _word(generator: np.random.Generator) -> bytes:

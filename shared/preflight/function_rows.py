@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.engine.flops import scoring_flops
 from shared.engine.package import create_engine
-from shared.engine.synthetic import made_up_loader, made_up_start
+from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.errors import SpecError
 from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
@@ -70,14 +70,14 @@ def causality_row(bench: Bench) -> Row:
     # Exact, because the row parity multiplied so, and MLX cannot change it within a process.
     changes = {"training.memory_limit_bytes": 0, "training.float32_products": "exact"}
     spec = resized(function, seq_len, AUDIT_ROWS, changes)
-    text = made_up_loader(spec, TEXT_SEED).batch(0).reshape(-1)
+    text = synthetic_loader(spec, TEXT_SEED).batch(0).reshape(-1)
     probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
     engine = create_engine(bench.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
     checks = [*check_leaks(engine, probe), check_order(engine, probe)]
     if spec.model.attention.document_mask:
         checks.append(check_isolation(engine, probe, AUDIT_SEED))
-    engine.initialise(made_up_start(spec))
+    engine.initialise(synthetic_start(spec))
     checks.append(check_initial_loss(engine))
     failed = [check for check in checks if not check.passed]
     moved = max(checks[0].measured, checks[1].measured)

@@ -16,7 +16,7 @@ from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
 from shared.scoring.document import ChosenPart, WeightsName
-from shared.scoring.stream import bind_tokenizer
+from data.datasets import bind_tokenizer
 from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.run_directory import RunDirectory

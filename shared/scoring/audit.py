@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.stream import SymbolStream
 from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
@@ -28,7 +29,6 @@ from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
 from shared.scoring.probe import MIN_ROWS, make_probe
-from shared.scoring.stream import SymbolStream
 
 _TEXT_SYMBOLS = 1 << 20
 # What `make smoke` may take longer. Two free cores disturb 752 of 1,024 positions in it, and some hundred of larger

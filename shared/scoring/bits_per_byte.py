@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.stream import SymbolStream
 from shared.engine.protocol import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import DocumentScores
 from shared.scoring.evidence import Evidence, PositionSums, kept_windows
-from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shared.engine.protocol import Engine, NonFiniteError, Weights
-from shared.engine.synthetic import made_up_engine, made_up_loader, made_up_start
+from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
 from shared.model import trained_parameters
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
@@ -51,10 +51,10 @@ def check_gradients(engine: Engine, weights: Weights, batches: Sequence[np.ndarr
 
 
 def check_spec_gradients(spec: Spec, engine_name: str) -> Check:
-    """The check of a spec's initial weights, at full width and depth on short windows of made-up text."""
+    """The check of a spec's initial weights, at full width and depth on short windows of synthetic text."""
     small, _ = reduced_spec(spec, GRADIENT_STEPS)
     # The process may have an engine of the spec already, and MLX multiplies in one way for all of them.
     small = with_training(small, float32_products=spec.training.float32_products)
-    loader = made_up_loader(small, TEXT_SEED)
+    loader = synthetic_loader(small, TEXT_SEED)
     batches = [loader.batch(step) for step in range(GRADIENT_STEPS)]
-    return check_gradients(made_up_engine(engine_name, small), made_up_start(small), batches)
+    return check_gradients(synthetic_engine(engine_name, small), synthetic_start(small), batches)

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from data.sketch import WINDOW_BYTES, Sketch, known, run_hashes
+from data.stream import SymbolStream
 from shared import tolerances
 from shared.errors import DataError
 from shared.scoring.checks import Check
-from shared.scoring.stream import SymbolStream
 
 NAME = "overlap"
 RUN_SYMBOLS = 64

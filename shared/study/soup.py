@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.datasets import open_split
 from data.selection import selection_part, selection_windows
 from shared.engine.oracle import Oracle
 from shared.engine.package import create_engine
 from shared.engine.protocol import Scorer, Weights
 from shared.errors import RunError, UserError
 from shared.runs.target import Target
-from shared.scoring.stream import open_split
 from shared.spec import Spec, spec_id
 
 Recipe = Literal["uniform", "inverse", "greedy"]
@@ -88,7 +88,7 @@ def open_selection(spec: Spec) -> Selection | None:
     if spec.data.selection_frac == 0.0:
         return None
     train = open_split(spec.data.train, "train", spec.vocabulary)
-    part = selection_part(train, spec.vocabulary, spec.data.selection_frac)
+    part = selection_part(train, spec.data.selection_frac)
     return Selection(part.name, part.sha256, selection_windows(spec, part))
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.datasets import bind_tokenizer
 from shared.runs.observer import Observer
 from shared.runs.run_directory import RunDirectory
-from shared.scoring.stream import bind_tokenizer
 from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
 from shared.study.record import finished_with

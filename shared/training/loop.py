@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.loader import Loader
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import RunError
 from shared.model.stages import training_stages
@@ -32,7 +33,6 @@ from shared.training.deadline import Deadline
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.pace import Pace
 from shared.training.position import Failure, Outcome, Position
-from shared.training.sources import BatchLoader
 from shared.training.step_log import StepLog
 from shared.training.step_queue import Clock, StepQueue
 from shared.training.validation import NonFiniteScoreError, Validate
@@ -45,7 +45,7 @@ class TrainingLoop:
         self,
         spec: Spec,
         engine: Engine,
-        loader: BatchLoader,
+        loader: Loader,
         validate: Validate,
         store: CheckpointStore,
         metrics: MetricsLog,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from data.tokenizer import tokenizer_by_hash
 from shared.engine.leader import check_divisible, follow, leading
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
@@ -20,7 +21,6 @@ from shared.runs.environment import describe_environment
 from shared.runs.metrics import MetricsLog, Record
 from shared.runs.observer import Observer, RunStart, ValidationReport
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
-from shared.scoring.stream import bind_tokenizer, token_bytes
 from shared.spec import Spec, spec_from_dict, spec_id
 from shared.training.finish import Finished, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
@@ -58,14 +58,13 @@ def train_run(
     ranks: Ranks | None = None,
     entered: Interruption | None = None,
 ) -> RunResult:
-    """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
+    """Train a spec (`bind_tokenizer`) in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
     already; by default signals count from here to the end.
     """
     clock = StageClock(observer)
-    spec = bind_tokenizer(spec)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
@@ -107,7 +106,8 @@ def _train_in(
     checkpoint = store.load_latest()
     position = _start_or_resume(spec, engine, sources, store, checkpoint)
     if spec.training.loss.byte_weighted:
-        engine.use_symbol_weights(symbol_weights(token_bytes(spec), sources.bytes_per_symbol))
+        table = tokenizer_by_hash(spec.vocabulary.tokenizer).table
+        engine.use_symbol_weights(symbol_weights(table.in_text(), sources.bytes_per_symbol))
     run.write_environment({**describe_environment(engine), "data": sources.describe()})
     with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
         event = "resume" if checkpoint else "start"

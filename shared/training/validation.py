@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data.stream import SymbolStream
 from shared.engine.protocol import Engine
 from shared.errors import RunError
 from shared.optim import keeps_average
 from shared.runs.observer import ValidationReport
 from shared.scoring.bits_per_byte import score_by_spec
-from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
 
 Progress = Callable[[int, int], None]

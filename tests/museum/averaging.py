@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from data.selection import selection_windows
+from data.stream import SymbolStream
 from shared.engine.protocol import WeightsKind
 from shared.engine.state import EngineState
-from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
 from shared.study.soup import Selection
 

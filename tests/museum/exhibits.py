@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
+from data.datasets import open_split
 from data.token_bytes import TokenBytes
 from shared.engine.oracle import Oracle
 from shared.engine.package import create_engine
@@ -25,7 +26,6 @@ from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.scoring.overlap import check_overlap, check_selection
 from shared.scoring.qat_check import check_qat_acts
-from shared.scoring.stream import open_split
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
 from tests.museum import (

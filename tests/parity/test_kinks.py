@@ -12,7 +12,7 @@ import cuda_train.ops
 import mlx_train.ops
 from shared.engine.package import ENGINE_PACKAGES
 from shared.engine.protocol import Engine
-from shared.engine.synthetic import comparison_weights, made_up_engine, made_up_loader
+from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader
 from shared.model import forward
 from shared.ops import NumpyOps
 from shared.parity import Row
@@ -50,7 +50,7 @@ class Reading(NumpyOps):
 
 @pytest.fixture(scope="module")
 def batches() -> list[np.ndarray]:
-    loader = made_up_loader(SPEC, 2)
+    loader = synthetic_loader(SPEC, 2)
     return [loader.batch(step) for step in range(STEPS)]
 
 
@@ -75,7 +75,7 @@ def either_side(monkeypatch: pytest.MonkeyPatch, weights: Tensors, batches: list
 
 
 def plain_engines() -> dict[str, Engine]:
-    return {name: made_up_engine(name, SPEC) for name in ENGINE_PACKAGES}
+    return {name: synthetic_engine(name, SPEC) for name in ENGINE_PACKAGES}
 
 
 def gradients(engines: Mapping[str, Engine], weights: Tensors, x: np.ndarray) -> dict[str, Tensors]:

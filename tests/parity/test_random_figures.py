@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cuda_train.engine import TrainingEngine
 from shared.engine.flops import training_flops
-from shared.engine.synthetic import comparison_weights, made_up_engine
+from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import ShapeOps
@@ -97,7 +97,7 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
 @given(spec=specs())
 def test_operations_by_weights_are_those_of_torch(spec: Spec) -> None:
     """Forward and backward, as torch counts the calls of its matrix product; with what is frozen."""
-    engine = made_up_engine("torch", spec)
+    engine = synthetic_engine("torch", spec)
     engine.initialise(random_weights(spec, 0))
     x = np.zeros((spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len), np.int32)
     with FlopCounterMode(display=False) as counter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,44 +9,43 @@ import pytest
 
 from data import datasets, folders, hub
 from data.importing import import_dataset
-from shared.cli import data as data_command
+from shared.cli import prepare
 from shared.cli.command import CommandResult
 from shared.cli.main import main
 from tests.token_text import small_tokenizer
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[argparse.Namespace]:
-    """The downloads that were asked for; each leaves a dataset behind."""
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, int]]:
+    """(source, tokenizer, shards) of the downloads that were asked for; each leaves a dataset behind."""
     monkeypatch.setenv(folders.ROOT_VARIABLE, str(tmp_path))
-    downloads: list[argparse.Namespace] = []
+    downloads: list[tuple[str, str, int]] = []
     text = tmp_path / "text.txt"
     text.write_text("the same words, again and again\n")
 
-    def download(args: argparse.Namespace) -> CommandResult:
-        downloads.append(args)
-        import_dataset(args.source, [text], split="train")
+    def download(source: str, tokenizer: str, shards: int) -> CommandResult:
+        downloads.append((source, tokenizer, shards))
+        import_dataset(source, [text], split="train")
         return CommandResult()
 
-    monkeypatch.setattr(data_command, "run", download)
+    monkeypatch.setattr(prepare, "download", download)
     return downloads
 
 
 def test_a_missing_dataset_of_the_hub_is_downloaded_once(
-    asked: list[argparse.Namespace], capsys: pytest.CaptureFixture[str]
+    asked: list[tuple[str, str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["prepare", "tiny", "--set", "data.train=fineweb", "--set", "data.heldout=fineweb", "--json"]
     assert main([*words, "--shards", "3"]) == 0
     assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb": "downloaded"}}
-    (args,) = asked
-    assert (args.action, args.source, args.shards) == ("download", "fineweb", 3) and args.source in hub.SOURCES
+    assert asked == [("fineweb", hub.DEFAULT_TOKENIZER, 3)] and "fineweb" in hub.SOURCES
     assert main([*words, "--shards", "3"]) == 0
     assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb": "on disk"}}
     assert len(asked) == 1
 
 
 def test_tokens_of_the_hub_are_encoded_from_its_text(
-    asked: list[argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: list[tuple[str, str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The download here leaves no tokenizer behind, so one is put in its place."""
     (tmp_path / folders.TOKENIZERS).mkdir()
@@ -56,13 +54,12 @@ def test_tokens_of_the_hub_are_encoded_from_its_text(
     for state in ("encoded", "on disk"):
         assert main(words) == 0
         assert json.loads(capsys.readouterr().out) == {"datasets": {"fineweb-sp4096": state}}
-    (args,) = asked
-    assert (args.source, args.tokenizer) == ("fineweb", "sp4096")
+    assert asked == [("fineweb", "sp4096", 1)]
     assert datasets.load_manifest("fineweb-sp4096").vocabulary == small_tokenizer().sha256
 
 
 def test_a_spec_of_other_data_downloads_nothing(
-    asked: list[argparse.Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: list[tuple[str, str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import_dataset("mine", [tmp_path / "text.txt"], split="train")
     assert main(["prepare", "tiny", "--json", "--set", "data.train=mine", "--set", "data.heldout=mine"]) == 0
@@ -72,7 +69,7 @@ def test_a_spec_of_other_data_downloads_nothing(
 
 
 def test_a_failed_download_is_the_status(
-    asked: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asked: list[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data_command, "run", lambda args: CommandResult({"interrupted": True}, 130))
+    monkeypatch.setattr(prepare, "download", lambda *_: CommandResult({"interrupted": True}, 130))
     assert main(["prepare", "tiny", "--set", "data.train=fineweb", "--set", "data.heldout=fineweb"]) == 130

@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer
 from data.tokenizer_training import Normalisation
 from shared.engine.oracle import Oracle
 from shared.engine.package import available_engines, create_engine
-from shared.engine.synthetic import made_up_loader
+from shared.engine.synthetic import synthetic_loader
 from shared.errors import DataError, SpecError
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.scoring.generate import first_bytes
@@ -149,7 +149,7 @@ def test_spec_id_tells_tokenizers_apart() -> None:
 
 def test_parity_batches_of_tokens_need_no_tokenizer() -> None:
     spec = token_spec({"vocab_size": 50})
-    loader = made_up_loader(spec, 0)
+    loader = synthetic_loader(spec, 0)
     batches = np.stack([loader.batch(step) for step in range(8)])
     assert batches.shape == (8, 8, 32) and batches.min() == 1 and 4 < batches.max() < 50
 

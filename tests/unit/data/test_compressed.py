@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from data import builtin, compressed
-from data.compressors import CompressorResult, compressor_results, kept_results
+from data import builtin, compressed, compressors
+from data.compressed import find_results
+from data.compressors import CompressorResult, compressor_results
 from data.datasets import build_builtin
 from data.importing import import_dataset
 from shared.cli.main import main
-from shared.scoring import compressors
 from tests.token_text import small_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,8 +103,8 @@ def test_the_import_measures_and_a_score_reads(
     assert name.startswith("toy/compressors_") and name.endswith(".json")
     monkeypatch.setattr(compressed, "compressor_results", never)
     text_sha256 = json.loads((datasets / name).read_text())["text_sha256"]
-    assert kept_results(text_sha256) == expected
-    assert kept_results("0" * 64) == {}
+    assert find_results(text_sha256) == expected
+    assert find_results("0" * 64) == {}
     assert compressed.measure_heldout("toy") == expected
     # A dataset without held-out text has nothing to measure.
     assert main(["data", "import", "other", str(path), "--split", "train", "--json"]) == 0

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.byte_stream import ByteStream, ByteText
 from data.loader import Loader
-from data.stream import ByteText, SymbolStream
 from shared.errors import DataError, RunError
 from shared.spec import VocabularySpec
 
 
-def counting_stream(num_symbols: int) -> SymbolStream:
+def counting_stream(num_symbols: int) -> ByteStream:
     """A stream of two documents in which position t < 65536 can be told from the two bytes at t, t + 1."""
     rng = np.random.Generator(np.random.PCG64(5))
     text = rng.integers(0, 256, num_symbols, dtype=np.uint8)
     starts = np.array([0, num_symbols // 2] if num_symbols > 1 else [0])
-    return SymbolStream(ByteText([text[:7], text[7:]]), starts, VocabularySpec(), "toy/train", "ab" * 32)
+    return ByteStream(ByteText([text[:7], text[7:]]), starts, VocabularySpec(), "toy/train", "ab" * 32)
 
 
-def start_of(stream: SymbolStream, window: np.ndarray) -> int:
+def start_of(stream: ByteStream, window: np.ndarray) -> int:
     """The only place where a window of random bytes occurs."""
     text = stream.text_bytes()
     needle = window.astype(np.uint8).tobytes()
@@ -97,7 +97,7 @@ def test_seed_and_epoch_change_order_and_phase() -> None:
 
 
 def test_byte260_windows_carry_document_starts() -> None:
-    stream = SymbolStream(
+    stream = ByteStream(
         ByteText([np.full(40, 65, np.uint8)]),
         np.arange(0, 40, 4),
         VocabularySpec(kind="byte260"),

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import sketch as sketches
 from data.datasets import open_split, verify_dataset
 from data.folders import datasets_root
 from data.sketch import WINDOW_BYTES, Sketch, SketchBuilder, fold, known, run_hashes, sketch_documents
 from data.sketch_file import read_sketch, sketch_path
 from data.writer import DatasetWriter
-from shared import sketch as sketches
 from shared.spec import VocabularySpec
 from tests.token_text import documents as token_documents
 from tests.token_text import small_tokenizer

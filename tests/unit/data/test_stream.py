@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream import ByteText, SymbolStream, random_permutation
+from data.byte_stream import ByteStream, ByteText
+from data.stream import random_permutation
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 
@@ -22,13 +23,13 @@ text_strategy = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=1
 vocabularies = st.sampled_from([BYTE256, BYTE260])
 
 
-def make_stream(documents: list[bytes], vocabulary: VocabularySpec, cuts: Sequence[int] = ()) -> SymbolStream:
+def make_stream(documents: list[bytes], vocabulary: VocabularySpec, cuts: Sequence[int] = ()) -> ByteStream:
     """A stream over documents whose bytes lie in shards cut at the given places."""
     text = b"".join(documents)
     edges = [0, *sorted({cut % len(text) for cut in cuts} - {0}), len(text)]
     shards = [np.frombuffer(text[start:stop], dtype=np.uint8) for start, stop in pairwise(edges)]
     starts = np.cumsum([0, *(len(document) for document in documents[:-1])], dtype=np.int64)
-    return SymbolStream(ByteText(shards), starts, vocabulary, "toy/train", "0" * 64)
+    return ByteStream(ByteText(shards), starts, vocabulary, "toy/train", "0" * 64)
 
 
 def naive(documents: list[bytes], vocabulary: VocabularySpec) -> list[tuple[int, int, int]]:

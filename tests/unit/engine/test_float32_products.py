@@ -19,7 +19,7 @@ from mlx_train import float32_products
 from shared.engine.device_facts import device_facts, multiplied
 from shared.engine.package import create_engine
 from shared.engine.state import EngineState
-from shared.engine.synthetic import made_up_start
+from shared.engine.synthetic import synthetic_start
 from shared.errors import RunError
 from shared.preflight import run as preflight_run
 from shared.preflight.function_rows import causality_row, gradients_row, parity_row
@@ -135,7 +135,7 @@ def test_torch_engines_of_one_process_keep_their_own(monkeypatch: pytest.MonkeyP
     x = np.zeros((8, 64), np.int32)
     for call in ("gradients", "score", "log_probs"):
         for products, engine in engines.items():
-            engine.initialise(made_up_start(engine.spec))
+            engine.initialise(synthetic_start(engine.spec))
             getattr(engine, call)(x)
             assert used[-1] == products, call
     assert set(used) == {"exact", "fast"}

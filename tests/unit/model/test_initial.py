@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shared.engine.package import available_engines, create_engine
-from shared.engine.synthetic import made_up_start
+from shared.engine.synthetic import synthetic_start
 from shared.errors import RunError, SpecError
 from shared.model import bigrams, initial_weights, parameter_manifest, random_weights
 from shared.model.bigrams import bigram_embedding, mutual_information
@@ -130,7 +130,7 @@ def test_bigram_embeddings_read_the_training_text_alone() -> None:
     assert (digits @ digits.T).mean() > (upper @ digits.T).mean() + 0.1
     with pytest.raises(RunError, match=r"^model.embed_init 'bigram_svd': initial weights need the training text$"):
         initial_weights(spec)
-    assert made_up_start(spec).keys() == random_weights(spec, 0).keys() == weights.keys()
+    assert synthetic_start(spec).keys() == random_weights(spec, 0).keys() == weights.keys()
 
 
 def test_phase_of_resid_mix() -> None:
@@ -150,7 +150,7 @@ def test_engines_start_bit_identical() -> None:
     spec = load_spec(
         "tiny", [*WIDE, "model.matrix_init=orthogonal", "model.embed_init=bigram_svd", "training.compile=false"]
     )
-    weights = made_up_start(spec)
+    weights = synthetic_start(spec)
     for name in available_engines():
         engine = create_engine(name, spec)
         engine.initialise(weights)

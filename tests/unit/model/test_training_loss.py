@@ -10,7 +10,7 @@ import pytest
 from shared.engine.oracle import Oracle
 from shared.engine.package import ENGINE_PACKAGES, create_engine
 from shared.engine.protocol import Engine
-from shared.engine.synthetic import made_up_engine, made_up_tables
+from shared.engine.synthetic import synthetic_engine, synthetic_tables
 from shared.errors import RunError, SpecError
 from shared.model import initial_weights, log_probs, random_weights, symbol_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
@@ -47,7 +47,7 @@ def batch(spec: Spec, seed: int = 0) -> np.ndarray:
 
 
 def started(name: str, spec: Spec) -> Engine:
-    engine = made_up_engine(name, spec)
+    engine = synthetic_engine(name, spec)
     engine.initialise(random_weights(spec, 3))
     return engine
 
@@ -85,7 +85,7 @@ def test_the_definition(variant: str):
     nats = -np.take_along_axis(logs, x[..., None], axis=-1)[..., 0]
     expected = (1.0 - np.exp(-nats)) ** loss.focal_gamma * nats
     if loss.byte_weighted:
-        weight_of_token = made_up_tables(spec)[SYMBOL_WEIGHTS][:, 0]
+        weight_of_token = synthetic_tables(spec)[SYMBOL_WEIGHTS][:, 0]
         assert weight_of_token.min() == np.float32(0.1) and weight_of_token.max() == 2.0
         expected = weight_of_token.astype(float)[x] * expected
     objective = expected.mean()
@@ -127,7 +127,7 @@ def test_without_options_it_is_the_mean_nats_itself():
 def test_the_first_loss_is_that_of_a_model_that_knows_nothing(name: str, variant: str):
     """The check of the training loop reads the reported loss, which no option moves."""
     spec = tiny(*VARIANTS[variant])
-    engine = made_up_engine(name, spec)
+    engine = synthetic_engine(name, spec)
     engine.initialise(initial_weights(spec))
     nats, _ = engine.train_step(batch(spec), step_hyperparameters(spec, 0, 0.5))()
     assert nats == pytest.approx(math.log(spec.vocabulary.size), rel=0.01)

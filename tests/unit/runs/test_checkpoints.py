@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from shared import files
 from shared.errors import RunError
-from shared.training import checkpoints
+from shared.runs import checkpoints
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[3]

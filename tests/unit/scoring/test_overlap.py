@@ -75,7 +75,7 @@ def test_a_long_document_counts_by_its_bytes_and_a_phrase_does_not_count() -> No
 def test_what_is_kept_to_choose_by_is_not_trained_on() -> None:
     documents = texts(0, 40)
     stream = FakeStream(documents)
-    part, rest = selection_part(stream, BYTES, 0.25), training_part(stream, BYTES, 0.25)
+    part, rest = selection_part(stream, 0.25), training_part(stream, 0.25)
     chosen = FakeStream(documents[-part.num_documents :])
     assert 0 < part.num_documents < 40
     assert check_overlap(chosen, rest).measured == 0.0  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
 from shared.engine.package import ENGINE_PACKAGES, create_engine
-from shared.engine.synthetic import made_up_loader, made_up_start
+from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.optim import progress_frac, step_hyperparameters
 from shared.preflight.function_rows import shrunken_spec
@@ -162,7 +162,7 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
 def test_a_sibling_learns_and_uses_every_parameter(mini: str, name: str) -> None:
     """On one batch, again and again, narrower still; loops and quantisation begin as late as their schedule says."""
     spec, _ = reduced_spec(narrow(mini), LEARNING_STEPS, seq_len=SEQ_SYMBOLS)
-    engine, start, x = create_engine(name, spec), made_up_start(spec), made_up_loader(spec, 0).batch(0)
+    engine, start, x = create_engine(name, spec), synthetic_start(spec), synthetic_loader(spec, 0).batch(0)
     engine.initialise(start)
     losses = []
     for step in range(LEARNING_STEPS):
@@ -211,4 +211,4 @@ def test_a_preset_is_honest(preset: str) -> None:
     isolation = ["isolation"] * spec.model.attention.document_mask
     assert [check.name for check in report.checks] == ["future", "target", "normalisation", *isolation, "order"]
     assert report.passed, report.failures
-    assert check_initial_loss(Oracle(spec, made_up_start(spec))).passed
+    assert check_initial_loss(Oracle(spec, synthetic_start(spec))).passed

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shared.cli.main import main
 from shared.scoring.confidence import student_quantile
 from shared.spec import load_spec, spec_to_toml, with_overrides
-from shared.training import record
+from shared.study import record
 from shared.training.run import train_run
 from tests.fake_training import quiet_observer, tiny_spec
 

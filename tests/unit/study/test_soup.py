@@ -58,12 +58,12 @@ def test_a_training_text_is_cut_at_a_document_start(kind: str, sizes: list[int],
     vocabulary = VocabularySpec(kind=kind)  # type: ignore[arg-type]
     stream = FakeStream([bytes([65 + index] * size) for index, size in enumerate(sizes)], vocabulary)
     try:
-        reserved = selection_part(stream, vocabulary, frac)
+        reserved = selection_part(stream, frac)
     except DataError:
         starts = np.flatnonzero(np.diff(stream.ids, prepend=-1))
         assert not (starts >= max(1, int(stream.num_symbols * (1 - frac)))).any()
         return
-    kept = training_part(stream, vocabulary, frac)
+    kept = training_part(stream, frac)
     assert kept.num_symbols + reserved.num_symbols == stream.num_symbols
     assert kept.num_bytes + reserved.num_bytes == stream.num_bytes
     assert kept.num_documents + reserved.num_documents == stream.num_documents
@@ -77,7 +77,7 @@ def test_a_training_text_is_cut_at_a_document_start(kind: str, sizes: list[int],
 
 def test_without_a_selection_part_the_training_text_is_the_split_itself():
     stream = FakeStream([b"abc", b"def"])
-    assert training_part(stream, stream.vocabulary, 0.0) is stream
+    assert training_part(stream, 0.0) is stream
 
 
 def test_a_run_does_not_train_on_what_it_keeps_to_choose_by():
