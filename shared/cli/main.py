@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
 from shared.errors import RanksError, UserError
+from shared.imports import import_by_name
 
 if TYPE_CHECKING:
     from shared.cli.command import Command
@@ -99,8 +99,7 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | No
     for name, purpose in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=purpose, description=purpose)
         if name == named:
-            command = importlib.import_module(f"shared.cli.{name}")
-            assert command is not None
+            command = cast("Command", import_by_name(f"shared.cli.{name}"))
             subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
             command.configure(subparser)
     return parser, command

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from shared.engine.ranks import OneRank, Ranks
 from shared.engine.registry import ENGINES
 from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
+from shared.imports import import_by_name
 from shared.model import Forward, forward
 from shared.ops import Ops
 from shared.spec import Spec
@@ -59,7 +59,7 @@ def engine_package(name: str) -> EnginePackage:
             f"engine {name!r} needs the package {engine.distributions[0]}, which is not installed (extra "
             f"`{engine.extra}`); engines installed: {installed}"
         )
-    package: EnginePackage = importlib.import_module(f"{engine.package}.package").PACKAGE
+    package: EnginePackage = import_by_name(f"{engine.package}.package").PACKAGE
     return package
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from shared.cli.main import main
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.model import random_weights
 from shared.optim import step_hyperparameters
@@ -28,7 +29,7 @@ from shared.training.profiling import (
     write_trace,
 )
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 
 
 def started(name: str) -> Engine:
