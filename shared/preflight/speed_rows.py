@@ -202,7 +202,7 @@ def cost_row(bench: Bench) -> Row:
 
 
 def projected_score_row(bench: Bench) -> Row:
-    """bits per byte = c + a T^-alpha at the symbols of the run (FEATURES 3.15)."""
+    """bits per byte = c + a T^-alpha at the symbols of the run (docs/techniques.md 12.1)."""
     fit, plan = bench.question.fit, plan_run(bench)
     if fit is None:
         return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")

@@ -43,7 +43,7 @@ KEPT_FILES = (
 SEED_KEY = "training.seed"
 # The name of the training text. What counts is the hash of the text itself.
 TRAIN_KEY = "data.train"
-# What the public records promise (FEATURES 1.1).
+# What the public records promise (docs/techniques.md 1.1).
 LIMIT_BYTES, LIMIT_S, FEWEST_SEEDS = 16_000_000, 600.0, 3
 
 
@@ -226,7 +226,7 @@ def submission(results: Sequence[SeedResult], title: str, blurb: str, author: Au
         "hardware": "; ".join(sorted({result.hardware for result in results})),
         "engine": "; ".join(sorted({result.score.engine for result in results})),
         "pytorch_version": _torch_version(results[0]),
-        "spec_id": results[0].score.spec_id,
+        "spec_id": spec_id(results[0].spec),
         "compliance": {
             "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
             "train_under_600s": max(train_s) <= LIMIT_S,
@@ -238,7 +238,7 @@ def submission(results: Sequence[SeedResult], title: str, blurb: str, author: Au
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with ddof = 1 (FEATURES 3.13), None for one value."""
+    """Standard deviation with ddof = 1 (docs/techniques.md 1.6), None for one value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
