@@ -13,6 +13,7 @@ from shared.cli.main import main
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
+from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 from shared.errors import UserError
 from shared.model import random_weights
 from shared.optim import step_hyperparameters
@@ -20,13 +21,10 @@ from shared.spec import load_spec
 from shared.training.profiling import (
     LARGEST,
     SKIPPED_STEPS,
-    Cost,
     Profile,
     ProfiledEngine,
     ProfileRequest,
-    costs_by_name,
     profiled,
-    write_trace,
 )
 
 every_engine = pytest.mark.parametrize("name", list(ENGINES))
