@@ -120,6 +120,7 @@ class ShapeOps:
     def __init__(self, keeps_scores: bool = False) -> None:
         self.forward: Counter[Products] = Counter()
         self.keeps_scores = keeps_scores
+        self.logits_bytes = 0
 
     def array(self, shape: Sequence[int], traced: bool = False) -> Shaped:
         """An array to begin with, of symbols or weights; `traced` where it is trained."""
@@ -227,6 +228,7 @@ class ShapeOps:
     def softcapped_cross_entropy(self, logits: Shaped, targets: Shaped, softcap: float) -> Shaped:
         """The tanh, the logarithms of the shares, and the targets in 64 bits."""
         size = math.prod(logits.shape)
+        self.logits_bytes = max(self.logits_bytes, 4 * size)
         kept = [Storage(4 * size), Storage(4 * size), Storage(8 * math.prod(targets.shape)), Storage(4)]
         return self.made(targets.shape, [logits], kept, 4)
 
