@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from shared.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
 from shared.errors import UserError
 from shared.spec.base import Float32Products
 

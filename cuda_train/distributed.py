@@ -18,10 +18,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cuda_train import device
+from shared.engine.ranks import MAX_RANKS, TORCH_RANK, TORCH_WORLD_SIZE, OneRank, Ranks
 from shared.errors import RanksError, RunError, UserError
 from shared.ops import Ops
 from shared.optim import orthogonalise
-from shared.ranks import MAX_RANKS, TORCH_RANK, TORCH_WORLD_SIZE, OneRank, Ranks
 from shared.spec.optimizer import NSCoefficients
 
 # Joining takes seconds; a collective of a step less. While rank 0 packs, the others wait for its next word.
@@ -36,7 +36,7 @@ LOST = re.compile(r"connection|closed|reset by peer|timed out|timeout|gloo|nccl|
 
 
 class TorchRanks:
-    """shared.ranks.Ranks over torch.distributed's default process group and a gloo group beside it."""
+    """shared.engine.ranks.Ranks over torch.distributed's default process group and a gloo group beside it."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()

@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from cuda_train import device, distributed
 from cuda_train.compiling import compiled
 from cuda_train.ops import make_ops
-from shared.engine import StepResult, Weights
-from shared.engine_state import EngineState
-from shared.microbatch import micro_batches
+from shared.engine.microbatch import micro_batches
+from shared.engine.protocol import StepResult, Weights
+from shared.engine.ranks import OneRank, Ranks
+from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
-from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
 from shared.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
 

@@ -23,8 +23,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from shared.engine.ranks import MAX_RANKS, killer_in_words
 from shared.errors import UserError
-from shared.ranks import MAX_RANKS, killer_in_words
 
 ALL_GPUS = "gpus"
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from cuda_train import device
-from shared.engine import Engine
+from shared.engine.protocol import Engine
 from shared.files import TEMPORARY_SUFFIX
 from shared.training.profiling import Cost, costs_by_name
 

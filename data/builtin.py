@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.sketch import run_hashes
 from shared.errors import DataError
-from shared.sketch import run_hashes
 
 NAME = "builtin"
 HELDOUT_FRAC = 0.08

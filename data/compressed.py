@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data.compressors import NAMES, CompressorResult, Progress, compressor_results
 from data.folders import dataset_folder, dataset_names, datasets_root
 from data.manifest import Positive, Sha256
 from data.opening import existing_manifest, open_existing, vocabulary_of
 from shared.files import write_atomically
-from shared.scoring.compressors import NAMES, CompressorResult, Progress, compressor_results
 
 Results = dict[str, CompressorResult]
 

@@ -11,12 +11,13 @@ from data.compressed import measure_heldout
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing, vocabulary_of, wrong_file
-from data.sketches import read_sketch, sketch_path
-from data.token_stream import Stream, TokenStream
+from data.sketch_file import read_sketch, sketch_path
+from data.stream import SymbolStream
+from data.token_stream import TokenStream
 from data.tokenizer import Tokenizer, read_tokenizer
 from data.writer import DatasetWriter
 from shared.errors import DataError
-from shared.spec import VocabularySpec
+from shared.spec import Spec, VocabularySpec
 
 BUILTIN = builtin.NAME
 
@@ -41,7 +42,7 @@ def load_manifest(name: str) -> Manifest:
     return existing_manifest(name)
 
 
-def open_split(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
+def open_split(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStream:
     """The stream of a split (`train` or `heldout`) as symbols of a vocabulary. Raises DataError."""
     make_missing(name)
     return open_existing(name, split, vocabulary)
@@ -88,6 +89,18 @@ def tokenizer_of_dataset(name: str) -> Tokenizer:
     return tokenizer
 
 
+def bind_tokenizer(spec: Spec) -> Spec:
+    """The spec with the tokenizer of its training text written into it, where it reads tokens and names none.
+
+    From then on its spec_id is that of a model of this tokenizer. Commands call it once, when they read a spec.
+    Raises DataError if the dataset is missing.
+    """
+    if not spec.vocabulary.reads_tokens or spec.vocabulary.tokenizer:
+        return spec
+    tokenizer = tokenizer_of_dataset(spec.data.train).sha256
+    return spec.model_copy(update={"vocabulary": spec.vocabulary.model_copy(update={"tokenizer": tokenizer})})
+
+
 def build_builtin(
     *, replace: bool = False, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Manifest:
@@ -104,7 +117,7 @@ def build_builtin(
     return read_manifest(folder)
 
 
-def _check_text(stream: Stream) -> None:
+def _check_text(stream: SymbolStream) -> None:
     """Raise DataError for a document that is not UTF-8, or tokens that count other bytes than they decode to."""
     if isinstance(stream, TokenStream):
         stream.check_accounting()

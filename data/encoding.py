@@ -1,7 +1,7 @@
 """Datasets of bytes to datasets of tokens: `encode_dataset` is what `bytetwin tokenizer encode` does.
 
 Every document is encoded on its own, with the document start in front, and accounted for three times: by
-the byte table (FEATURES 1.2), by decoding its tokens, and by the tokenizer's normalised form of the source.
+the byte table (docs/techniques.md 1.2), by decoding its tokens, and by the tokenizer's normalised form of the source.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from data import builtin
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing
+from data.stream import SymbolStream
 from data.token_bytes import Tokens
-from data.token_stream import Stream
 from data.tokenizer import Tokenizer
 from data.writer import DatasetWriter, refuse_existing
 from shared.errors import DataError
@@ -80,7 +80,7 @@ def encode_dataset(
     return result
 
 
-def _batches(stream: Stream) -> Iterator[list[str]]:
+def _batches(stream: SymbolStream) -> Iterator[list[str]]:
     """The documents of a byte split as text, some at a time. Raises DataError for one that is not UTF-8."""
     batch: list[str] = []
     size = 0

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.stream import random_bits, random_permutation
-from data.token_stream import Stream
+from data.stream import TrainingText, random_bits, random_permutation
 from shared.errors import DataError, RunError
 
 Int32 = npt.NDArray[np.int32]
@@ -31,7 +30,7 @@ class Loader:
     (fewer than 2 * seq_len) differ from epoch to epoch.
     """
 
-    def __init__(self, stream: Stream, seq_len: int, batch_rows: int, seed: int) -> None:
+    def __init__(self, stream: TrainingText, seq_len: int, batch_rows: int, seed: int) -> None:
         """`batch_rows` is the global batch in windows. Raises DataError if the stream has no full window."""
         if stream.num_symbols < seq_len:
             raise DataError(

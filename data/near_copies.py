@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from shared.sketch import Sketch, SketchBuilder
+from data.sketch import Sketch, SketchBuilder
 
 # Denser than what a dataset keeps, because short documents must be told apart here: 27 windows of 500 bytes. The
 # 16.8 million windows of an import of 270 MB and more take 1.2 GB while they are compared.

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data.builtin import NAME as BUILTIN
+from data.byte_stream import ByteStream, ByteText
 from data.folders import dataset_folder, dataset_names, datasets_root
 from data.manifest import FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
 from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard
-from data.sketches import sketch_path, stored_sketch
-from data.stream import ByteText, JoinedShards, SymbolStream
+from data.sketch_file import sketch_path, stored_sketch
+from data.stream import JoinedShards, SymbolStream
 from data.token_bytes import load_token_bytes
-from data.token_stream import Stream, TokenStream
+from data.token_stream import TokenStream
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 
@@ -37,7 +38,7 @@ def existing_manifest(name: str) -> Manifest:
     return read_manifest(folder)
 
 
-def open_existing(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
+def open_existing(name: str, split: str, vocabulary: VocabularySpec) -> SymbolStream:
     """The stream of a split (`train` or `heldout`) as symbols of a vocabulary.
 
     File sizes, headers and document starts are checked here, contents by `verify_dataset`. Raises
@@ -62,7 +63,7 @@ def open_existing(name: str, split: str, vocabulary: VocabularySpec) -> Stream:
         )
     starts = _open_document_starts(folder, entry, text.num_bytes)
     sketch = partial(stored_sketch, sketch_path(folder, split), entry)
-    return SymbolStream(text, starts, vocabulary, f"{name}/{split}", entry.sha256, sketch)
+    return ByteStream(text, starts, vocabulary, f"{name}/{split}", entry.sha256, sketch)
 
 
 def vocabulary_of(manifest: Manifest) -> VocabularySpec:

@@ -1,28 +1,86 @@
-"""A split of a dataset as one long stream of symbols, read at any place without loading it.
+"""What a split of a dataset is to whoever reads it: one long stream of symbols.
 
-Shards hold raw bytes. `byte256` reads them as they are, document after document. `byte260` reads
-symbol = byte + 4 and puts the document-start symbol before every document while reading, so that one
-dataset serves both (FEATURES 3.14). Legend: T symbols of a read.
+`data.byte_stream` and `data.token_stream` are the two kinds. Legend: T symbols of a read.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import DataError
-from shared.sketch import Sketch, sketch_documents
+from data.sketch import Sketch
 from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
 # Gives the sketch of a split, whose documents it is handed in case that the sketch has to be made.
 MakeSketch = Callable[[Iterable[bytes]], Sketch]
+
+
+class TrainingText(Protocol):
+    """Symbols that can be read at any position, with what describes the text they come from."""
+
+    @property
+    def name(self) -> str:
+        """Dataset and split."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text with its document boundaries, hexadecimal."""
+        ...
+
+    @property
+    def vocabulary(self) -> VocabularySpec: ...
+
+    @property
+    def num_symbols(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of text as the dataset's manifest records them."""
+        ...
+
+    @property
+    def num_documents(self) -> int: ...
+
+    def read(self, start: int, count: int) -> Int32:
+        """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the text."""
+        ...
+
+    def sketch(self) -> Sketch:
+        """What it takes to find the text in another one, or another one in it."""
+        ...
+
+
+class SymbolStream(TrainingText, Protocol):
+    """A split of a dataset, seen through a vocabulary. Positions count symbols from 0."""
+
+    def byte_counts(self, start: int, count: int) -> Int64:
+        """Bytes of text per symbol of [start, start + count), int64 `[T]`; a document start has none."""
+        ...
+
+    def document_ids(self, start: int, count: int) -> Int64:
+        """Index of each symbol's document, from 0 in order of appearance, int64 `[T]`."""
+        ...
+
+    def documents(self) -> Iterator[bytes]:
+        """The bytes of every document in order."""
+        ...
+
+    def text_bytes(self) -> bytes:
+        """The whole text, the documents one after the other."""
+        ...
+
+    def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
+        """Whole documents drawn by `seed`, in stream order, at most `max_symbols` in all, the last drawn one cut.
+
+        Raises DataError if none fits.
+        """
+        ...
 
 
 class JoinedShards:
@@ -49,139 +107,6 @@ class JoinedShards:
         if len(pieces) == 1:
             return np.asarray(pieces[0])
         return np.concatenate(pieces) if pieces else self._shards[0][:0]
-
-
-class ByteText(JoinedShards):
-    """Several uint8 arrays read as one text."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the text."""
-        return self.length
-
-
-class SymbolStream:
-    """Read-only random access to the symbols of one split.
-
-    Attributes: `name` (dataset/split), `sha256` (of the content), `vocabulary`, `num_symbols`,
-    `num_bytes` (of the text) and `num_documents`.
-    """
-
-    def __init__(
-        self,
-        text: ByteText,
-        document_starts: Int64,
-        vocabulary: VocabularySpec,
-        name: str,
-        sha256: str,
-        make_sketch: MakeSketch = sketch_documents,
-    ) -> None:
-        """`document_starts`: int64 `[num_documents]`, the byte at which each begins; no document is empty."""
-        assert len(document_starts) > 0 and document_starts[0] == 0 and document_starts[-1] < text.num_bytes
-        self.name = name
-        self.sha256 = sha256
-        self.vocabulary = vocabulary
-        self.num_bytes = text.num_bytes
-        self.num_documents = len(document_starts)
-        self._text = text
-        self._make_sketch = make_sketch
-        self._byte_starts = document_starts
-        self._offset = vocabulary.byte_offset
-        self._start_symbol = vocabulary.document_start
-        if self._start_symbol is None:
-            self._symbol_starts = document_starts
-            self.num_symbols = self.num_bytes
-        else:
-            self._symbol_starts = document_starts + np.arange(self.num_documents)
-            self.num_symbols = self.num_bytes + self.num_documents
-
-    def read(self, start: int, count: int) -> Int32:
-        """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the stream."""
-        specials, byte_start = self._specials(start, count)
-        if specials.size == 0:
-            return self._text.read(byte_start, count).astype(np.int32) + np.int32(self._offset)
-        assert self._start_symbol is not None
-        symbols = np.full(count, self._start_symbol, dtype=np.int32)
-        is_byte = np.ones(count, dtype=bool)
-        is_byte[specials] = False
-        symbols[is_byte] = self._text.read(byte_start, count - specials.size).astype(np.int32) + self._offset
-        return symbols
-
-    def byte_counts(self, start: int, count: int) -> Int64:
-        """Text bytes that each symbol of [start, start + count) stands for, int64 `[T]`: 1, or 0 for a special."""
-        specials, _ = self._specials(start, count)
-        counts = np.ones(count, dtype=np.int64)
-        counts[specials] = 0
-        return counts
-
-    def document_ids(self, start: int, count: int) -> Int64:
-        """Index of the document each symbol of [start, start + count) belongs to, int64 `[T]`."""
-        self._check(start, count)
-        return document_ids(self._symbol_starts, start, count)
-
-    def documents(self) -> Iterator[bytes]:
-        """The raw bytes of every document in order, read from the text itself."""
-        return map(self.document, range(self.num_documents))
-
-    def document(self, index: int) -> bytes:
-        """The raw bytes of one document."""
-        start = int(self._byte_starts[index])
-        stop = int(self._byte_starts[index + 1]) if index + 1 < self.num_documents else self.num_bytes
-        return self._text.read(start, stop - start).tobytes()
-
-    def text_bytes(self) -> bytes:
-        """The whole text, the documents one after the other."""
-        return self._text.read(0, self.num_bytes).tobytes()
-
-    def sketch(self) -> Sketch:
-        """What it takes to find the text in another one, or another one in it."""
-        return self._make_sketch(self.documents())
-
-    def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
-        """A subset of at most `max_symbols`: whole documents drawn by `seed`, in stream order, the last drawn one cut.
-
-        A cut never splits a UTF-8 character. The subset lives in memory. Raises DataError if not even
-        one byte fits.
-        """
-        if max_symbols >= self.num_symbols:
-            return self
-        specials = 0 if self._start_symbol is None else 1
-        if max_symbols < 1 + specials:
-            raise DataError(f"{self.name}: a sample of {max_symbols} symbols holds no document; ask for more")
-        lengths = np.diff(self._byte_starts, append=self.num_bytes)
-        drawn, room = draw_documents(lengths + specials, max_symbols, seed)
-        kept = lengths.copy()
-        last = int(drawn[-1])
-        if room < lengths[last] + specials:
-            kept[last] = self._cut(last, max(0, room - specials), at_least=int(len(drawn) == 1))
-        chosen = np.sort(drawn[kept[drawn] > 0])
-        pieces = [self._text.read(int(self._byte_starts[index]), int(kept[index])) for index in chosen]
-        starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])], dtype=np.int64)
-        digest = hashlib.sha256(f"{self.sha256} sample {max_symbols} {seed} {specials}".encode()).hexdigest()
-        return SymbolStream(
-            ByteText([np.concatenate(pieces)]), starts, self.vocabulary, f"{self.name} (sample)", digest
-        )
-
-    def _specials(self, start: int, count: int) -> tuple[Int64, int]:
-        """(places of document-start symbols within the read, text byte at which the read begins)."""
-        self._check(start, count)
-        if self._start_symbol is None:
-            return np.empty(0, np.int64), start
-        first, last = np.searchsorted(self._symbol_starts, (start, start + count), side="left")
-        return self._symbol_starts[first:last] - start, start - int(first)
-
-    def _check(self, start: int, count: int) -> None:
-        if not 0 <= start <= start + count <= self.num_symbols:
-            raise IndexError(f"symbols [{start}, {start + count}) of {self.name}, which has {self.num_symbols}")
-
-    def _cut(self, document: int, num_bytes: int, at_least: int) -> int:
-        """The largest length up to `num_bytes` that ends between two UTF-8 characters, `at_least` excepted."""
-        begin = int(self._byte_starts[document])
-        head = self._text.read(begin, num_bytes + 1)
-        length = num_bytes
-        while length > 0 and (head[length] & 0xC0) == 0x80:
-            length -= 1
-        return length if length >= at_least else num_bytes
 
 
 def document_ids(document_starts: Int64, start: int, count: int) -> Int64:

@@ -1,6 +1,6 @@
-"""A split of a dataset of tokens as one long stream (FEATURES 3.14), its bytes counted by the table.
+"""A split of a dataset of tokens as one long stream (docs/techniques.md 2.2), its bytes counted by the table.
 
-It is read like `data.stream.SymbolStream`. The document start is a token of the shards. Two counts of the
+The document start is a token of the shards. Two counts of the
 text's bytes are independent of each other: `byte_counts` from the table, `text_bytes` from the tokenizer's decoder.
 Legend: T tokens of a read.
 """
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.stream import Int32, Int64, JoinedShards, MakeSketch, SymbolStream, document_ids, draw_documents
+from data.sketch import Sketch, sketch_documents
+from data.stream import Int32, Int64, JoinedShards, MakeSketch, document_ids, draw_documents
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
-from shared.sketch import Sketch, sketch_documents
 from shared.spec import VocabularySpec
 
 # Tokens that are decoded at once.
@@ -145,7 +145,3 @@ class TokenStream:
         while length > 1 and head[length] and head[length - 1]:
             length -= 1
         return length if length > 1 or not only else num_tokens
-
-
-# A split of any dataset.
-Stream = SymbolStream | TokenStream

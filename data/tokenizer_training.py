@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer with the settings of the public ones (FEATURES 3.14)."""
+"""Training a SentencePiece tokenizer with the settings of the public ones (docs/techniques.md 2.3)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from data.byte_stream import ByteStream
 from data.opening import existing_manifest, open_existing
-from data.stream import SymbolStream, random_permutation
+from data.stream import random_permutation
 from data.tokenizer import Tokenizer, tokenizer_path, tokenizers_folder
 from shared.errors import DataError
 from shared.files import write_atomically
@@ -95,7 +96,7 @@ def train_tokenizer(
 def _passages(dataset: str, max_bytes: int, progress: Callable[[int, int], None]) -> Iterator[str]:
     """Training text in pieces of at most _PASSAGE_CHARACTERS, cut at spaces where there are any."""
     stream = open_existing(dataset, "train", VocabularySpec())
-    assert isinstance(stream, SymbolStream)
+    assert isinstance(stream, ByteStream)
     total_bytes = min(max_bytes, stream.num_bytes)
     done_bytes = 0
     for index in random_permutation(stream.num_documents, (_ORDER_SEED,)):

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, TokenizerEntry, make_manifest
 from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
-from data.sketches import sketch_path, write_sketch
+from data.sketch import SketchBuilder
+from data.sketch_file import sketch_path, write_sketch
 from shared.errors import DataError
 from shared.files import sync_folder
-from shared.sketch import SketchBuilder
 
 TOKENIZER_FILE = "tokenizer.model"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_train.blas import set_blas_threads
 from mlx_train.float32_products import choose, settle
-from shared.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
 from shared.spec.base import Float32Products
 
 # mallopt parameters of glibc.

@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.utils import average_gradients
 
+from shared.engine.ranks import MLX_RANK, OneRank, Ranks
 from shared.errors import RunError
-from shared.ranks import MLX_RANK, OneRank, Ranks
 
 
 class MLXRanks:
-    """shared.ranks.Ranks over an MLX group. Bytes travel as sums in which only one rank has anything but zeros."""
+    """`Ranks` over an MLX group. Bytes travel as sums in which only one rank has anything but zeros."""
 
     def __init__(self, group: mx.distributed.Group) -> None:
         self.group, self.rank, self.world_size = group, group.rank(), group.size()

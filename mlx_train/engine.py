@@ -11,12 +11,12 @@ import numpy as np
 
 from mlx_train import device, distributed
 from mlx_train.ops import make_ops
-from shared.engine import StepResult
-from shared.engine_state import EngineState
-from shared.microbatch import micro_batches
+from shared.engine.microbatch import micro_batches
+from shared.engine.protocol import StepResult
+from shared.engine.ranks import OneRank, Ranks
+from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
-from shared.ranks import OneRank, Ranks
 from shared.spec import Spec
 from shared.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
 

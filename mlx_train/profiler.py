@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_train import device
-from shared.engine import Engine
+from shared.engine.protocol import Engine
 from shared.training.profiling import Cost, costs_by_name, write_trace
 
 # Methods of mlx_train.engine.TrainingEngine that are phases of `train_step`, and what they do. What a step does

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from shared.engine import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
-from shared.training.observer import RunStart, StepReport, ValidationReport
-from shared.training.plain import PlainObserver
+from shared.views.plain import PlainObserver
 
 
 def tiny_spec(*overrides: str) -> Spec:

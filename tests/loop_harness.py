@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.runs.checkpoints import CheckpointStore
+from shared.runs.metrics import MetricsLog, read_records
+from shared.runs.observer import ValidationReport
 from shared.spec import Spec
-from shared.training.checkpoints import CheckpointStore
 from shared.training.interruption import Interruption
 from shared.training.loop import Outcome, Position, TrainingLoop
-from shared.training.metrics import MetricsLog, read_records
-from shared.training.observer import ValidationReport
 from shared.training.validation import NonFiniteScoreError
 from tests.fake_training import FakeEngine, FakeLoader, RecordingObserver, tiny_spec
 

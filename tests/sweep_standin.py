@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from shared.engine import create_engine
+from shared.engine.package import create_engine
 from shared.errors import RunError
 from shared.model import random_weights
+from shared.runs.observer import Observer
 from shared.spec import Spec, load_spec
 from shared.study import own_process
 from shared.study.plan import PlannedRun
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
-from shared.training.observer import Observer
 from tests.fake_training import quiet_observer
 
 SMALL = (

@@ -8,21 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.datasets import open_split
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
 from shared.cli.scoring import add_text_arguments, default_engine, positive, progress_bar, verdict
-from shared.engine import create_engine, create_scorer
+from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
+from shared.runs.target import Target, load_audited
 from shared.scoring.audit import AuditReport, audit_scorer, check_initial_loss
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
+from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
-from shared.scoring.stream import open_split
 from shared.spec import spec_id
-from shared.training.gradient_check import check_spec_gradients
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
-from shared.training.target import Target, load_audited
 
 NAME = "audit"
 HELP = "is the score honest? Leak and accounting tests; status 1 if one fails"

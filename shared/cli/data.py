@@ -1,12 +1,8 @@
-"""`bytetwin data`: lists, builds, imports, downloads and verifies datasets.
-
-The work is done in `data`, which depends on shared and not the other way, so it is found by name.
-"""
+"""`bytetwin data`: lists, builds, imports, downloads and verifies datasets."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data import compressed
+from data.datasets import BUILTIN, build_builtin, load_manifest, verify_dataset
+from data.folders import dataset_names, datasets_root
+from data.hub import import_from_hub
+from data.importing import import_dataset
+from data.manifest import Manifest
 from shared.cli.command import CommandResult, console
 from shared.errors import DataError
 
@@ -57,7 +59,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run one action; raises DataError for bad input."""
-    actions = {"list": _list, "build": _build, "import": _import, "download": _download, "verify": _verify}
+    if args.action == "download":
+        return download(args.source, args.tokenizer, args.shards, args.name, args.replace)
+    actions = {"list": _list, "build": _build, "import": _import, "verify": _verify}
     return actions[args.action](args)
 
 
@@ -72,44 +76,39 @@ def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> CommandResult:
-    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
-    names = folders.dataset_names()
+    names = dataset_names()
     entries: list[dict[str, Any]] = []
     for name in names:
         try:
-            entries.append(describe_dataset(datasets.load_manifest(name)))
+            entries.append(describe_dataset(load_manifest(name)))
         except DataError as error:
             entries.append({"name": name, "error": str(error)})
-    if datasets.BUILTIN not in names:
-        entries.insert(
-            0, {"name": datasets.BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"}
-        )
-    console().print(f"datasets in {escape(str(folders.datasets_root()))}", soft_wrap=True)
+    if BUILTIN not in names:
+        entries.insert(0, {"name": BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"})
+    console().print(f"datasets in {escape(str(datasets_root()))}", soft_wrap=True)
     console().print(datasets_table(entries))
-    return CommandResult({"root": str(folders.datasets_root()), "datasets": entries})
+    return CommandResult({"root": str(datasets_root()), "datasets": entries})
 
 
 def _build(args: argparse.Namespace) -> CommandResult:
-    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
-    exists = datasets.BUILTIN in folders.dataset_names()
+    exists = BUILTIN in dataset_names()
     if args.replace or not exists:
         with transfer_bar(MofNCompleteColumn()) as progress:
             task = progress.add_task("reading the Python library", total=None)
-            manifest = datasets.build_builtin(
+            manifest = build_builtin(
                 replace=args.replace, progress=lambda done, total: progress.update(task, completed=done, total=total)
             )
     else:
-        manifest = datasets.load_manifest(datasets.BUILTIN)
+        manifest = load_manifest(BUILTIN)
     console().print(datasets_table([describe_dataset(manifest)]))
     return CommandResult({**describe_dataset(manifest), "built": bool(args.replace or not exists)})
 
 
 def _import(args: argparse.Namespace) -> CommandResult:
-    importing = importlib.import_module("data.importing")
     options = {} if args.heldout_frac is None else {"heldout_frac": args.heldout_frac}
     with transfer_bar(DownloadColumn()) as progress:
         task = progress.add_task(f"importing {args.name}", total=None)
-        result = importing.import_dataset(
+        result = import_dataset(
             args.name,
             args.paths,
             split=args.split,
@@ -138,34 +137,34 @@ def _import(args: argparse.Namespace) -> CommandResult:
     return CommandResult(document)
 
 
-def _download(args: argparse.Namespace) -> CommandResult:
-    hub = importlib.import_module("data.hub")
+def download(source: str, tokenizer: str, shards: int, name: str | None = None, replace: bool = False) -> CommandResult:
+    """Fetch a dataset from the hub, with a progress bar; status 130 if it was interrupted. Raises DataError."""
     out = console()
     with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task("asking the hub", total=None)
         try:
-            result = hub.import_from_hub(
-                args.source,
-                tokenizer=args.tokenizer,
-                num_shards=args.shards,
-                name=args.name,
-                replace=args.replace,
+            result = import_from_hub(
+                source,
+                tokenizer=tokenizer,
+                num_shards=shards,
+                name=name,
+                replace=replace,
                 progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
             )
         except KeyboardInterrupt:
-            out.print("interrupted; the same command goes on where this one stopped")
+            out.print("interrupted; run the same command again to resume")
             return CommandResult({"interrupted": True}, status=130)
     compressors = measure_heldout(result.manifest.name)
     out.print(datasets_table([describe_dataset(result.manifest)]))
     if result.empty_documents:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.unfinished_documents:
-        out.print("the last training document, which goes on in the next shard, left out")
+        out.print("dropped the last training document: it continues in the next shard")
     return CommandResult(
         {
             **describe_dataset(result.manifest),
             "compressors": compressors,
-            "origin": result.manifest.origin.model_dump(),
+            "origin": result.manifest.origin.model_dump() if result.manifest.origin else None,
             "files": result.num_files,
             "downloaded_bytes": result.downloaded_bytes,
             "tokens": result.num_tokens,
@@ -176,21 +175,18 @@ def _download(args: argparse.Namespace) -> CommandResult:
 
 
 def _verify(args: argparse.Namespace) -> CommandResult:
-    datasets, folders = importlib.import_module("data.datasets"), importlib.import_module("data.folders")
-    names = args.names or folders.dataset_names()
+    names = args.names or dataset_names()
     if not names:
-        raise DataError(
-            f"no dataset in {folders.datasets_root()} to verify; `bytetwin data build` makes the built-in one"
-        )
+        raise DataError(f"no dataset in {datasets_root()} to verify; `bytetwin data build` makes the built-in one")
     out = console()
     problems: dict[str, list[str]] = {}
     for name in names:
         with out.status(f"verifying {escape(name)}"):
-            problems[name] = datasets.verify_dataset(name)
+            problems[name] = verify_dataset(name)
         for problem in problems[name]:
             out.print(f"{name}: {problem}", style="red", markup=False, soft_wrap=True)
         if not problems[name]:
-            out.print(f"{name}: every byte as its manifest says", style="green", markup=False, soft_wrap=True)
+            out.print(f"{name}: OK, all bytes match the manifest", style="green", markup=False, soft_wrap=True)
     damaged = any(problems.values())
     return CommandResult({"passed": not damaged, "problems": problems}, status=1 if damaged else 0)
 
@@ -203,7 +199,7 @@ def measure_heldout(name: str) -> dict[str, Any]:
     with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"compressing the held-out text of {name} with xz, zstd and brotli", total=None)
         try:
-            results = importlib.import_module("data.compressed").measure_heldout(
+            results = compressed.measure_heldout(
                 name, lambda done, total: bar.update(task, completed=done, total=total)
             )
         except KeyboardInterrupt:
@@ -216,7 +212,7 @@ def measure_heldout(name: str) -> dict[str, Any]:
     return {compressor: asdict(result) for compressor, result in results.items()}
 
 
-def describe_dataset(manifest: Any) -> dict[str, Any]:
+def describe_dataset(manifest: Manifest) -> dict[str, Any]:
     """The JSON form of a dataset's manifest, without its file list."""
     splits = {
         split: {"documents": entry.num_documents, "bytes": entry.total_bytes, "sha256": entry.sha256}

@@ -12,8 +12,8 @@ from rich.table import Table
 from shared.cli.command import CommandResult, console
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.runs.target import RUNS, find_run
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
-from shared.training.target import RUNS, find_run
 
 NAME = "fit"
 HELP = "fit bpb = c + a T^-alpha to the validations of runs at constant learning rate; writes JSON for preflight --fit"

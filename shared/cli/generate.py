@@ -7,10 +7,10 @@ import sys
 
 from shared.cli.command import CommandResult, add_engine_argument
 from shared.cli.scoring import default_engine
-from shared.engine import create_scorer
+from shared.engine.package import create_scorer
+from shared.runs.target import load_trained
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.spec import spec_id
-from shared.training.target import load_trained
 
 NAME = "generate"
 HELP = "sample text from a run or an artifact"

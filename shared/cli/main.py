@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from shared.cli.command import Command, CommandResult, console
+from shared.engine.ranks import let_rank_0_speak, own_rank
 from shared.errors import RanksError, UserError
-from shared.ranks import let_rank_0_speak, own_rank
 
 COMMANDS = (
     "train",

@@ -14,10 +14,10 @@ from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_arti
 from shared.cli.command import CommandResult, console
 from shared.errors import RunError, UserError
 from shared.optim import keeps_average
-from shared.scoring.report import read_score
+from shared.runs.run_directory import RunDirectory
+from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
+from shared.scoring.document import read_score
 from shared.spec import Spec, with_overrides
-from shared.training.run_directory import RunDirectory
-from shared.training.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 
 NAME = "pack"
 HELP = "quantise and compress the weights of a run into its artifact"

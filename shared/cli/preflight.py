@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+from data.datasets import bind_tokenizer
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -14,14 +15,13 @@ from shared.cli.command import (
     console,
     spec_from_arguments,
 )
-from shared.device_facts import device_facts
-from shared.engine import available_engines
+from shared.engine.device_facts import device_facts
+from shared.engine.package import available_engines
 from shared.errors import UserError
 from shared.files import write_atomically
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.run import check_row_names
-from shared.scaling_curve import read_curve
-from shared.scoring.stream import bind_tokenizer
+from shared.runs.scaling_curve import read_curve
 
 NAME = "preflight"
 HELP = "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"

@@ -7,10 +7,13 @@ general compressors make of the held-out text is measured too, so that no GPU wa
 from __future__ import annotations
 
 import argparse
-import importlib
 
-from shared.cli import data, tokenizer
-from shared.cli.command import Command, CommandResult, add_spec_arguments, console, spec_from_arguments
+from data.datasets import load_manifest
+from data.folders import dataset_names
+from data.hub import DEFAULT_TOKENIZER, SOURCES, hub_tokenizer
+from shared.cli.command import CommandResult, add_spec_arguments, console, spec_from_arguments
+from shared.cli.data import download, measure_heldout
+from shared.cli.tokenizer import encode
 
 NAME = "prepare"
 HELP = "download, and encode, the datasets of a spec that are not on disk yet"
@@ -19,43 +22,30 @@ HELP = "download, and encode, the datasets of a spec that are not on disk yet"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set and --shards."""
     add_spec_arguments(parser)
-    parser.add_argument("--shards", metavar="N", help="of a dataset to download: the first N training shards")
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="of a dataset to download: the first N training shards"
+    )
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Look for each dataset and download what the hub has; raises DataError for one that is nowhere."""
     spec = spec_from_arguments(args)
-    datasets, folders, hub = (importlib.import_module(f"data.{name}") for name in ("datasets", "folders", "hub"))
-    tokens = {
-        hub.hub_tokenizer(source, kind): (source, kind) for source, kinds in hub.SOURCES.items() for kind in kinds
-    }
+    tokens = {hub_tokenizer(source, kind): (source, kind) for source, kinds in SOURCES.items() for kind in kinds}
     found: dict[str, str] = {}
     for name in sorted({spec.data.train, spec.data.heldout}):
         found[name] = "on disk"
-        if name not in folders.dataset_names() and (name in hub.SOURCES or name in tokens):
-            source, kind = tokens.get(name, (name, hub.DEFAULT_TOKENIZER))
-            if source not in folders.dataset_names():
-                result = _download(source, kind, args.shards)
+        if name not in dataset_names() and (name in SOURCES or name in tokens):
+            source, kind = tokens.get(name, (name, DEFAULT_TOKENIZER))
+            if source not in dataset_names():
+                result = download(source, kind, args.shards)
                 if result.status:
                     return result
             found[name] = "downloaded"
             if name in tokens:
-                _run(tokenizer, ["encode", name, source, "--tokenizer", name])
+                encode(name, source, name)
                 found[name] = "encoded"
-        datasets.load_manifest(name)
+        load_manifest(name)
         if name == spec.data.heldout:
-            data.measure_heldout(name)
+            measure_heldout(name)
         console().print(f"dataset {name}: {found[name]}", markup=False, soft_wrap=True)
     return CommandResult({"datasets": found})
-
-
-def _download(source: str, kind: str, shards: str | None) -> CommandResult:
-    """What `bytetwin data download` does."""
-    return _run(data, ["download", source, "--tokenizer", kind, *(["--shards", shards] if shards else [])])
-
-
-def _run(command: Command, words: list[str]) -> CommandResult:
-    """What a command does with these words."""
-    parser = argparse.ArgumentParser()
-    command.configure(parser)
-    return command.run(parser.parse_args(words))

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from shared.cli.command import CommandResult, console
 from shared.errors import UserError
-from shared.training.record import (
+from shared.runs.target import RUNS, find_run
+from shared.study.record import (
     Author,
     SeedResult,
     check_one_experiment,
@@ -18,8 +19,7 @@ from shared.training.record import (
     submission,
     write_record,
 )
-from shared.training.record_text import default_blurb, readme
-from shared.training.target import RUNS, find_run
+from shared.study.record_text import default_blurb, readme
 
 NAME = "record"
 HELP = "write a record folder of finished runs: README, submission.json, and each seed's spec, artifact and score"

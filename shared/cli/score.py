@@ -12,16 +12,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data.datasets import open_split
 from shared.cli.command import CommandResult, add_engine_argument, console
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
-from shared.engine import available_engines, create_scorer
+from shared.engine.package import available_engines, create_scorer
+from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
+from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.evaluate import evaluate, with_compressors
-from shared.scoring.report import ScoreDocument, write_score
-from shared.scoring.stream import open_split
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
-from shared.training.target import Target, load_trained
 
 NAME = "score"
 HELP = (

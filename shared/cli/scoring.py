@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shared.engine import available_engines
+from shared.engine.package import available_engines
 
 
 class CheckLike(Protocol):

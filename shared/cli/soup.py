@@ -9,19 +9,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data.datasets import open_split
+from data.stream import SymbolStream
 from shared.artifact import read_artifact, write_artifact
 from shared.cli.command import CommandResult, add_engine_argument, console
 from shared.cli.score import print_score
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
-from shared.engine import create_scorer
+from shared.engine.package import create_scorer
+from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.checks import Check
+from shared.scoring.document import write_score
 from shared.scoring.evaluate import evaluate
 from shared.scoring.overlap import check_selection
-from shared.scoring.report import write_score
-from shared.scoring.stream import SymbolStream, open_split
+from shared.study.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
 from shared.training.run_data import check_target_data
-from shared.training.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
-from shared.training.target import Target, load_trained, refuse_run_artifact
 
 NAME = "soup"
 HELP = "mix the weights of several runs of one spec into an artifact and score it"

@@ -13,16 +13,16 @@ from rich.console import Console
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
 from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
 from shared.cli.train import default_training_engine
+from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.ranks import is_launched
+from shared.runs.observer import Observer
+from shared.runs.run_directory import NAME_PATTERN
 from shared.study.comparison import Comparison
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.scored_run import read_scored_run
 from shared.study.sweep import Swept, sweep
-from shared.training.console import make_observer
-from shared.training.observer import Observer
-from shared.training.run_directory import NAME_PATTERN
+from shared.views.console import make_observer
 
 NAME = "sweep"
 HELP = "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"

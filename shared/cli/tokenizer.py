@@ -1,18 +1,18 @@
-"""`bytetwin tokenizer`: trains SentencePiece tokenizers and encodes datasets with them.
-
-The work is done in `data`, which depends on shared and not the other way, so it is found by name.
-"""
+"""`bytetwin tokenizer`: trains SentencePiece tokenizers and encodes datasets with them."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import Any
 
 from rich.markup import escape
 from rich.progress import DownloadColumn
 from rich.table import Table
 
+from data.datasets import make_missing
+from data.encoding import encode_dataset
+from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
+from data.tokenizer_training import train_tokenizer
 from shared.cli.command import CommandResult, console
 from shared.cli.data import add_action, datasets_table, describe_dataset, measure_heldout, transfer_bar
 from shared.cli.scoring import positive
@@ -48,15 +48,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run one action; raises DataError for bad input."""
-    return {"train": _train, "encode": _encode, "list": _list}[args.action](args)
+    if args.action == "encode":
+        return encode(args.name, args.dataset, args.tokenizer, args.replace)
+    return _train(args) if args.action == "train" else _list()
 
 
 def _train(args: argparse.Namespace) -> CommandResult:
-    training = importlib.import_module("data.tokenizer_training")
-    importlib.import_module("data.datasets").make_missing(args.dataset)
+    make_missing(args.dataset)
     with transfer_bar(DownloadColumn()) as bar:
         task = bar.add_task(f"reading {args.dataset}", total=None)
-        tokenizer = training.train_tokenizer(
+        tokenizer = train_tokenizer(
             args.name,
             args.dataset,
             args.vocab_size,
@@ -73,17 +74,17 @@ def _train(args: argparse.Namespace) -> CommandResult:
     return CommandResult({**entry, "dataset": args.dataset, "normalisation": args.normalisation})
 
 
-def _encode(args: argparse.Namespace) -> CommandResult:
-    tokenizer = importlib.import_module("data.tokenizer").find_tokenizer(args.tokenizer)
-    encoding = importlib.import_module("data.encoding")
-    importlib.import_module("data.datasets").make_missing(args.dataset)
+def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) -> CommandResult:
+    """Turn a dataset of bytes into one of tokens, with a progress bar. Raises DataError."""
+    tokenizer = find_tokenizer(tokenizer_name)
+    make_missing(dataset)
     with transfer_bar(DownloadColumn()) as bar:
-        task = bar.add_task(f"encoding {args.dataset}", total=None)
-        result = encoding.encode_dataset(
-            args.name,
-            args.dataset,
+        task = bar.add_task(f"encoding {dataset}", total=None)
+        result = encode_dataset(
+            name,
+            dataset,
             tokenizer,
-            replace=args.replace,
+            replace=replace,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     out = console()
@@ -100,7 +101,7 @@ def _encode(args: argparse.Namespace) -> CommandResult:
         )
     if result.empty_documents:
         out.print(f"{result.empty_documents} documents without text left out")
-    compressors = measure_heldout(args.name)
+    compressors = measure_heldout(name)
     return CommandResult(
         {
             **describe_dataset(result.manifest),
@@ -114,16 +115,15 @@ def _encode(args: argparse.Namespace) -> CommandResult:
     )
 
 
-def _list(args: argparse.Namespace) -> CommandResult:
-    module = importlib.import_module("data.tokenizer")
-    entries = [_describe(name, module.find_tokenizer(name)) for name in module.tokenizer_names()]
-    folder = str(module.tokenizers_folder())
+def _list() -> CommandResult:
+    entries = [_describe(name, find_tokenizer(name)) for name in tokenizer_names()]
+    folder = str(tokenizers_folder())
     console().print(f"tokenizers in {escape(folder)}", soft_wrap=True)
     console().print(_table(entries))
     return CommandResult({"folder": folder, "tokenizers": entries})
 
 
-def _describe(name: str, tokenizer: Any) -> dict[str, Any]:
+def _describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "name": name,
         "vocab_size": tokenizer.vocab_size,

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data.datasets import bind_tokenizer
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -19,17 +20,16 @@ from shared.cli.command import (
     spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine import ENGINE_PACKAGES, available_engines, connect_ranks
+from shared.engine.package import ENGINE_PACKAGES, available_engines, connect_ranks
+from shared.engine.ranks import is_launched
 from shared.errors import UserError
-from shared.ranks import is_launched
-from shared.scoring.stream import bind_tokenizer
-from shared.training.console import make_observer
+from shared.runs.run_directory import RunDirectory
+from shared.study.record import SeedResult, finished_with
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
-from shared.training.record import SeedResult, finished_with
-from shared.training.report.stages import stages_text
 from shared.training.run import RunResult, follow_run, train_run
-from shared.training.run_directory import RunDirectory
+from shared.views.console import make_observer
+from shared.views.report.stages import stages_text
 
 NAME = "train"
 HELP = "train a spec, pack the weights and score the artifact; exit status 130 or 143 after a signal"

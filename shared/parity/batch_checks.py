@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shared.parity.inputs import SlicingLoader
+from data.loader import Loader
 from shared.parity.result import EXACT, Row
 
 CHECKED_STEPS = 12
 
 
-def batch_rows(make_loader: Callable[[], SlicingLoader], num_rows: int) -> list[Row]:
+def batch_rows(make_loader: Callable[[], Loader], num_rows: int) -> list[Row]:
     """The hashes of whole batches, against a second loader that reads the steps backwards, and in slices as
     every number of ranks would. Names the first step whose hash differs."""
     first = make_loader()
@@ -33,7 +33,7 @@ def batch_hash(x: np.ndarray) -> str:
     return hashlib.sha256(repr((x.dtype.str, x.shape)).encode() + np.ascontiguousarray(x).tobytes()).hexdigest()
 
 
-def _gathered(loader: SlicingLoader, step: int, count: int, ranks: int) -> np.ndarray:
+def _gathered(loader: Loader, step: int, count: int, ranks: int) -> np.ndarray:
     """One batch put together from what each rank reads, the last rank first."""
     bounds = [count * rank // ranks for rank in range(ranks + 1)]
     parts = [loader.rows(step, bounds[rank], bounds[rank + 1] - bounds[rank]) for rank in reversed(range(ranks))]

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from shared.engine import Oracle
+from shared.engine.oracle import Oracle
 from shared.model.forward import trunk_outputs
 from shared.ops import Ops
 from shared.parity.result import Row, max_abs_difference, relative_l2

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from shared.engine.synthetic import synthetic_tables
 from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
@@ -14,7 +15,6 @@ from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
 from shared.parity.held_constants import HeldConstants
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.inputs import made_up_tables
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec
@@ -77,14 +77,14 @@ def directional_rows(
 def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> float:
     """Mean nats per symbol in float64, of the function that a step with `hyper` trains or of the final one."""
     ops, numbers = NumpyOps(), split_numbers(spec, hyper or {})
-    params = {name: ops.asarray(value) for name, value in (dict(weights) | made_up_tables(spec)).items()}
+    params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, training_stages(spec)[numbers.stage], params | numbers.run, x)[1])
 
 
 def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray, ops: NumpyOps | None = None) -> float:
     """What the gradients are of, in float64, at the end of training."""
     ops = ops or NumpyOps()
-    params = {name: ops.asarray(value) for name, value in (dict(weights) | made_up_tables(spec)).items()}
+    params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, spec, params, x)[0])
 
 

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from shared.engine import Engine
+from shared.engine.protocol import Engine
+from shared.engine.synthetic import synthetic_engine
 from shared.model import forward, parameter_manifest
 from shared.ops import Array, NumpyOps, Ops
-from shared.parity.inputs import made_up_engine
 from shared.parity.result import EXACT, Row
 from shared.spec import Spec
 
@@ -52,7 +52,7 @@ class HeldKinks:
 
     def engines(self, plain: Mapping[str, Engine]) -> Mapping[str, Engine]:
         """Engines, without weights, whose gradients can be compared: new ones, or the given ones if no kinks exist."""
-        return {name: made_up_engine(name, self.spec, self) for name in plain} if self.exist else plain
+        return {name: synthetic_engine(name, self.spec, self) for name in plain} if self.exist else plain
 
     def begin(self, moment: Hashable) -> None:
         """From here on engines have other weights, those of `moment`: the same name for every engine, as a step's."""

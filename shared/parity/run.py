@@ -11,7 +11,10 @@ from functools import partial
 import numpy as np
 
 from shared.artifact import pack_bytes, unpack_bytes
-from shared.engine import ENGINE_PACKAGES, Engine, Oracle, available_engines
+from shared.engine.oracle import Oracle
+from shared.engine.package import ENGINE_PACKAGES, available_engines
+from shared.engine.protocol import Engine
+from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
 from shared.parity.batch_checks import batch_rows
@@ -19,8 +22,6 @@ from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader, made_up_start
-from shared.parity.reduce import reduced_spec, with_dtype
 from shared.parity.result import ParityReport, Row
 from shared.parity.trace import TracedOutput, trace_forward
 from shared.parity.training_checks import (
@@ -32,6 +33,7 @@ from shared.parity.training_checks import (
     training_rows,
 )
 from shared.spec import Spec
+from shared.spec.reduced import reduced_spec, with_dtype
 from shared.tolerances import KINK_REL, KINK_TRAINING_REL
 
 DEFAULT_STEPS = 50
@@ -65,10 +67,10 @@ def run_parity(
     """
     started = time.monotonic()
     small, reductions = reduced_spec(spec, steps, seq_len)
-    engines = {name: made_up_engine(name, small) for name in available_engines()}
+    engines = {name: synthetic_engine(name, small) for name in available_engines()}
     if not engines:
         raise UserError("nothing to compare: no engine is installed; install the extra `mlx` or `cuda`")
-    loader = made_up_loader(small, TEXT_SEED)
+    loader = synthetic_loader(small, TEXT_SEED)
     bench = Bench(
         small, engines, comparison_weights(small, WEIGHTS_SEED), [loader.batch(step) for step in range(steps)]
     )
@@ -105,7 +107,7 @@ def make_ops(name: str) -> Ops:
 
 
 def _initial_weights(bench: Bench) -> list[Row]:
-    weights = made_up_start(bench.spec)
+    weights = synthetic_start(bench.spec)
     exported: dict[str, Tensors] = {"numpy": weights}
     for name, engine in bench.engines.items():
         engine.initialise(weights)
@@ -114,7 +116,7 @@ def _initial_weights(bench: Bench) -> list[Row]:
 
 
 def _batches(bench: Bench) -> list[Row]:
-    return batch_rows(lambda: made_up_loader(bench.spec, TEXT_SEED), len(bench.batches[0]))
+    return batch_rows(lambda: synthetic_loader(bench.spec, TEXT_SEED), len(bench.batches[0]))
 
 
 def _logits(bench: Bench) -> list[Row]:
@@ -158,8 +160,8 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
     if seq_len == bench.spec.model.seq_len:
         return []
     long, _ = reduced_spec(spec, steps=1, seq_len=seq_len)
-    engines = {name: made_up_engine(name, long) for name in bench.engines}
-    x = made_up_loader(long, TEXT_SEED).rows(0, 0, 1)
+    engines = {name: synthetic_engine(name, long) for name in bench.engines}
+    x = synthetic_loader(long, TEXT_SEED).rows(0, 0, 1)
     one = Bench(long, engines, bench.weights, [x])
     rows = _compare_logits(one, one.weights, f"logits, {seq_len} symbols")
     kinks, gradients = HeldKinks(long, KINK_REL), {}
@@ -170,7 +172,7 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
 
 
 def _training(bench: Bench) -> list[Row]:
-    weights = made_up_start(bench.spec)
+    weights = synthetic_start(bench.spec)
     if len(bench.engines) == 1:
         return oracle_training_rows(next(iter(bench.engines.values())), weights, bench.batches)
     kinks = HeldKinks(bench.spec, KINK_TRAINING_REL)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from shared.engine import Engine, NonFiniteError
+from shared.engine.protocol import Engine, NonFiniteError
 from shared.model import training_parameters
 from shared.ops import NumpyOps
 from shared.optim import global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import os
 import time
@@ -14,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from data.datasets import load_manifest, open_split
+from data.folders import dataset_folder
 from shared.errors import DataError
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
-from shared.scoring.stream import open_split
 from shared.training.run_data import overlap_with_training
 from shared.training.sources import open_sources, open_training_text, training_loader
 
@@ -108,10 +108,10 @@ def overlap_row(bench: Bench) -> Row:
 
 def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:
     """Shards and document starts of a split, from the dataset's manifest. Raises DataError."""
-    entry = importlib.import_module("data.datasets").load_manifest(name).splits.get(split)
+    entry = load_manifest(name).splits.get(split)
     if entry is None:
         raise DataError(f"dataset {name!r} has no {split} split")
-    folder: Path = importlib.import_module("data.folders").dataset_folder(name)
+    folder = dataset_folder(name)
     return [ShardFile(folder / file.file, file.bytes, file.sha256) for file in [*entry.shards, entry.document_starts]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from shared.flops import training_flops
+from shared.engine.flops import training_flops
 from shared.optim import progress_frac
 from shared.spec import Spec
 from shared.stages import STAGE, stage_numbers, training_stages

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.engine import create_engine
+from shared.engine.flops import scoring_flops
+from shared.engine.package import create_engine
+from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.errors import SpecError
-from shared.flops import scoring_flops
 from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
-from shared.parity.inputs import made_up_loader, made_up_start
-from shared.parity.reduce import with_training
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, go, judged, unknown
 from shared.preflight.workload import measured_spec, resized
 from shared.scoring.audit import check_initial_loss
+from shared.scoring.gradient_check import GRADIENT_STEPS, check_spec_gradients
 from shared.scoring.isolation import check_isolation
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order
 from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict, spec_to_dict
-from shared.training.gradient_check import GRADIENT_STEPS, check_spec_gradients
+from shared.spec.reduced import with_training
 
 PARITY_STEPS = 3
 # Weights of a model whose parity check takes seconds: its float64 oracle runs on the CPU in any case.
@@ -70,14 +70,14 @@ def causality_row(bench: Bench) -> Row:
     # Exact, because the row parity multiplied so, and MLX cannot change it within a process.
     changes = {"training.memory_limit_bytes": 0, "training.float32_products": "exact"}
     spec = resized(function, seq_len, AUDIT_ROWS, changes)
-    text = made_up_loader(spec, TEXT_SEED).batch(0).reshape(-1)
+    text = synthetic_loader(spec, TEXT_SEED).batch(0).reshape(-1)
     probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
     engine = create_engine(bench.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
     checks = [*check_leaks(engine, probe), check_order(engine, probe)]
     if spec.model.attention.document_mask:
         checks.append(check_isolation(engine, probe, AUDIT_SEED))
-    engine.initialise(made_up_start(spec))
+    engine.initialise(synthetic_start(spec))
     checks.append(check_initial_loss(engine))
     failed = [check for check in checks if not check.passed]
     moved = max(checks[0].measured, checks[1].measured)

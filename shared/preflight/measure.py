@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
-from shared.engine import Engine, NonFiniteError
+from shared.engine.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
+from shared.engine.protocol import Engine, NonFiniteError
+from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
 from shared.optim import step_hyperparameters
-from shared.parity.inputs import made_up_engine, made_up_loader, made_up_start
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.stages import stage_numbers
 
@@ -93,13 +93,13 @@ def measure_step(spec: Spec, engine: str, rows: int, passes: float) -> StepMeasu
 
 def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> StepMeasurement:
     """Measure in this process. Raises what the engine raises."""
-    engine = made_up_engine(engine_name, spec)
+    engine = synthetic_engine(engine_name, spec)
     on_gpu = device_facts(engine_name).kind == "gpu"
     peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
-    engine.initialise(made_up_start(spec))
+    engine.initialise(synthetic_start(spec))
     engine.synchronise()
     start_bytes = peak()
-    x = made_up_loader(spec, TEXT_SEED).rows(0, 0, rows)
+    x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
     backward_bytes = peak()
     _, one_s = _timed(lambda: engine.train_step(x, _numbers(spec))())
@@ -112,7 +112,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     full = passes == 1 or (on_gpu and passes * one_s < FULL_STEP_S)
     step_s = one_s if full else fixed_s + passes * group_s
     if full and passes > 1:
-        step_s = _timed_steps(engine, made_up_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
+        step_s = _timed_steps(engine, synthetic_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
     if on_gpu:
         # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
         engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.microbatch import activation_bytes_per_row
+from shared.engine.microbatch import activation_bytes_per_row
 from shared.model import trained_parameters
 from shared.model.code_entropy import code_entropy_values
 from shared.optim import state_bytes
 from shared.spec import Spec
 
-# How far below the estimate of shared.microbatch an engine's real activations may lie: the largest ratio seen
+# How far below the estimate of shared.engine.microbatch an engine's real activations may lie: the largest ratio seen
 # for torch, whose attention keeps no scores, and for MLX (see there, and tolerances.MEMORY_ESTIMATE_FACTOR).
 ACTIVATIONS_OVERSTATED = {"torch": 8.0, "mlx": 3.5}
 

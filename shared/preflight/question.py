@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.device_facts import DeviceFacts, host_memory_bytes
+from shared.engine.device_facts import DeviceFacts, host_memory_bytes
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.memory import MemoryEstimate
 from shared.preflight.workload import Workload
-from shared.scaling_curve import ScalingCurve
+from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec
 
 

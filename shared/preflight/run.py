@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.device_facts import DeviceFacts, device_facts
-from shared.engine import available_engines
+from shared.engine.device_facts import DeviceFacts, device_facts
+from shared.engine.package import available_engines
+from shared.engine.ranks import MAX_RANKS
 from shared.errors import UserError
 from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
@@ -20,7 +21,6 @@ from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
 from shared.preflight.speed_rows import average_row, cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
-from shared.ranks import MAX_RANKS
 from shared.spec import spec_id, spec_to_dict
 
 ASKED: dict[str, Callable[[Bench], Row]] = {

@@ -10,7 +10,7 @@ from shared.artifact.predict import Prediction, predict_artifact_bytes
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
-from shared.training.checkpoints import checkpoint_bytes
+from shared.runs.checkpoints import checkpoint_bytes
 
 # Beside the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.flops import training_flops
+from shared.engine.flops import training_flops
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
@@ -152,7 +152,7 @@ def average_row(bench: Bench) -> Row:
 
 
 def mfu_row(bench: Bench) -> Row:
-    """Share of hardware peak: training operations per symbol (shared.flops) x symbols per second of one rank /
+    """Share of hardware peak: training operations per symbol (shared.engine.flops) x symbols per second of one rank /
     the device's peak for dense products of the compute dtype."""
     step = bench.step
     if not isinstance(step, StepMeasurement):
@@ -202,7 +202,7 @@ def cost_row(bench: Bench) -> Row:
 
 
 def projected_score_row(bench: Bench) -> Row:
-    """bits per byte = c + a T^-alpha at the symbols of the run (FEATURES 3.15)."""
+    """bits per byte = c + a T^-alpha at the symbols of the run (docs/techniques.md 12.1)."""
     fit, plan = bench.question.fit, plan_run(bench)
     if fit is None:
         return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from shared.device_facts import DeviceFacts
-from shared.flops import training_flops
-from shared.microbatch import activation_bytes_per_row, micro_batches
+from shared.engine.device_facts import DeviceFacts
+from shared.engine.flops import training_flops
+from shared.engine.microbatch import activation_bytes_per_row, micro_batches
 from shared.preflight.memory import MemoryEstimate
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.spec.auxiliary import fit_auxiliary

@@ -1,4 +1,4 @@
-"""All checks on one scorer and its score, as one report (FEATURES 1.3).
+"""All checks on one scorer and its score, as one report (docs/techniques.md 1.4).
 
 `audit_scorer` runs at the end of every run and behind `bytetwin audit`; `check_random_bytes` trains a
 model and is asked for with `--full`.
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from data.stream import SymbolStream
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.checks import (
@@ -28,7 +29,6 @@ from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
 from shared.scoring.probe import MIN_ROWS, make_probe
-from shared.scoring.stream import SymbolStream
 
 _TEXT_SYMBOLS = 1 << 20
 # What `make smoke` may take longer. Two free cores disturb 752 of 1,024 positions in it, and some hundred of larger
@@ -102,7 +102,7 @@ def audit_scorer(
 
 
 def check_initial_loss(fresh: Scorer, seed: int = 0) -> Check:
-    """A scorer of initial weights knows nothing: its loss is ln V (FEATURES 1.3, test 8)."""
+    """A scorer of initial weights knows nothing: its loss is ln V (docs/techniques.md 1.4)."""
     spec = fresh.spec
     x = np.random.default_rng(seed).integers(0, spec.vocabulary.size, (4, spec.model.seq_len)).astype(np.int32)
     nats = float(np.mean(fresh.score(x), dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on a text: sum of nats / ln 2 / bytes of the text (FEATURES 1.2).
+"""Bits per byte of a model on a text: sum of nats / ln 2 / bytes of the text (docs/techniques.md 1.2).
 
 The nats come from the scorer, everything else from the text itself, and the text's bytes are counted
 twice, symbol by symbol and from the joined text, so that neither count can drift unseen.
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shared.engine import Scorer
+from data.stream import SymbolStream
+from shared.engine.protocol import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import DocumentScores
 from shared.scoring.evidence import Evidence, PositionSums, kept_windows
-from shared.scoring.stream import SymbolStream
 from shared.scoring.windows import Window, plan_windows
 
 Progress = Callable[[int, int], None]

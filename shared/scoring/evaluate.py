@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
+from data.compressed import find_results, measure
+from data.compressors import Progress as BytesProgress
+from data.stream import SymbolStream
 from shared.artifact import code_bytes
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
 from shared.scoring.checks import Check
-from shared.scoring.compressors import Progress as BytesProgress
-from shared.scoring.compressors import kept_results, measured_results
-from shared.scoring.report import ChosenPart, ScoreDocument, WeightsName, score_document
-from shared.scoring.stream import SymbolStream
+from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, score_document
 
 # One fixed choice of documents, so that scores on a part of a text compare.
 SAMPLE_SEED = 0
@@ -60,7 +60,7 @@ def evaluate(
             "complete": scored is stream,
         },
         audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
-        compressors=kept_results(text_sha256),
+        compressors=find_results(text_sha256),
         engine=engine,
         weights=weights,
         artifact_bytes=artifact_bytes,
@@ -78,7 +78,7 @@ def with_compressors(
     if document.compressors:
         return document
     text = sampled(stream, max_symbols).text_bytes()
-    return document.with_compressors(measured_results(stream.name.split("/")[0], text, progress))
+    return document.with_compressors(measure(stream.name.split("/")[0], text, progress))
 
 
 def sampled(stream: SymbolStream, max_symbols: int | None) -> SymbolStream:

@@ -8,13 +8,12 @@ engine compiles a few times and not once per symbol. They are windows that compu
 from __future__ import annotations
 
 import codecs
-import importlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
-from shared.engine import Scorer
+from data.tokenizer import tokenizer_by_hash
+from shared.engine.protocol import Scorer
 from shared.errors import UserError
 from shared.spec import Spec, VocabularySpec
 
@@ -24,7 +23,7 @@ _SHORTEST_WINDOW = 32
 def encode_prompt(vocabulary: VocabularySpec, text: bytes) -> list[int]:
     """Symbols of a prompt that begins a document. Raises DataError if a tokenizer is needed and not there."""
     if vocabulary.reads_tokens:
-        tokens: list[int] = _tokenizer(vocabulary).encode_prompt(text)
+        tokens: list[int] = tokenizer_by_hash(vocabulary.tokenizer).encode_prompt(text)
         return tokens
     start = [] if vocabulary.document_start is None else [vocabulary.document_start]
     return start + [byte + vocabulary.byte_offset for byte in text]
@@ -57,7 +56,7 @@ def sample(
 def decode_text(symbols: Iterable[int], vocabulary: VocabularySpec) -> Iterator[str]:
     """The text of symbols, as soon as each character is complete; what is not UTF-8 becomes U+FFFD."""
     if vocabulary.reads_tokens:
-        yield from _tokenizer(vocabulary).decode_stream(symbols)
+        yield from tokenizer_by_hash(vocabulary.tokenizer).decode_stream(symbols)
         return
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for symbol in symbols:
@@ -79,11 +78,6 @@ def first_bytes(pieces: Iterable[str], max_bytes: int) -> Iterator[str]:
         left -= len(content)
         if left <= 0:
             return
-
-
-def _tokenizer(vocabulary: VocabularySpec) -> Any:
-    """The data.tokenizer.Tokenizer of a vocabulary. `data` is imported by name, never statically."""
-    return importlib.import_module("data.tokenizer").tokenizer_by_hash(vocabulary.tokenizer)
 
 
 def _continue(

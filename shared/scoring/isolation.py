@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.checks import Check
 from shared.scoring.probe import Probe, in_passes
 

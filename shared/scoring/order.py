@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from data.stream import SymbolStream
 from shared import tolerances
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.bits_per_byte import Score, read_windows
 from shared.scoring.checks import Check
 from shared.scoring.probe import Probe, in_passes
-from shared.scoring.stream import SymbolStream
 
 
 def check_order(scorer: Scorer, probe: Probe) -> Check:

@@ -1,7 +1,7 @@
 """Does one text occur in another? Held-out text in the training text, text that was chosen by in scored text.
 
-Held-out text is compared by sketches (`shared.sketch`): whole documents, white space and case folded, and windows of
-64 bytes. Chosen windows are compared symbol by symbol (FEATURES 1.3, test 7).
+Held-out text is compared by sketches (`data.sketch`): whole documents, white space and case folded, and windows of
+64 bytes. Chosen windows are compared symbol by symbol (docs/techniques.md 1.4).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
+from data.sketch import WINDOW_BYTES, Sketch, known, run_hashes
+from data.stream import SymbolStream
 from shared import tolerances
 from shared.errors import DataError
 from shared.scoring.checks import Check
-from shared.scoring.stream import SymbolStream
-from shared.sketch import WINDOW_BYTES, Sketch, known, run_hashes
 
 NAME = "overlap"
 RUN_SYMBOLS = 64
@@ -31,7 +31,7 @@ class SketchedText(Protocol):
     @property
     def name(self) -> str: ...
     def sketch(self) -> Sketch:
-        """See `shared.sketch`. Raises DataError if the text cannot be read."""
+        """See `data.sketch`. Raises DataError if the text cannot be read."""
         ...
 
 

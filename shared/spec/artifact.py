@@ -12,7 +12,7 @@ Bits = Literal[6, 8]
 
 
 class ArtifactSpec(Section):
-    """Quantisation and compression of the packed model (FEATURES 3.10, 3.11)."""
+    """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
     matrix_bits: Bits = 6
     embed_bits: Bits = 8
@@ -29,7 +29,7 @@ class ArtifactSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (FEATURES 3.12)."""
+    """How text is scored: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
 
     stride_symbols: Positive = Field(description="default model.seq_len: windows do not overlap")
     val_symbols: Positive = Field(131_072, description="size of the deterministic validation subset")
@@ -38,6 +38,6 @@ class EvaluationSpec(Section):
 
 
 class BudgetSpec(Section):
-    """The limit on code plus artifact, decimal bytes (FEATURES 1.1)."""
+    """The limit on code plus artifact, decimal bytes (docs/techniques.md 1.1)."""
 
     total_bytes: Positive = 16_000_000

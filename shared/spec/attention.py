@@ -1,4 +1,4 @@
-"""The attention section: what the trunk's attention does beyond the plain form (FEATURES 3.1, 3.2)."""
+"""The attention section: what the trunk's attention does beyond the plain form (docs/techniques.md 5)."""
 
 from __future__ import annotations
 

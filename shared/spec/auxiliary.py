@@ -1,4 +1,4 @@
-"""Auxiliary losses: minimised beside the symbols' nats, in training only (FEATURES 2.3, 3.4, 3.9).
+"""Auxiliary losses: minimised beside the symbols' nats, in training only (docs/techniques.md 8).
 
 Parameters that only they read are trained, averaged and checkpointed like all others, but are no part of the model:
 neither scores nor artifacts nor parameter counts contain them (shared.model.auxiliary).

@@ -1,4 +1,4 @@
-"""Depth wiring: which layers run in which order, and how their outputs meet (FEATURES 3.3, 2.4)."""
+"""Depth wiring: which layers run in which order, and how their outputs meet (docs/techniques.md 6)."""
 
 from __future__ import annotations
 

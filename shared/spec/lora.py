@@ -1,4 +1,4 @@
-"""The part of the model section about low-rank adapters of its matrices (FEATURES 2.1, 3.12)."""
+"""The part of the model section about low-rank adapters of its matrices (docs/techniques.md 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model section: with the vocabulary, what determines the function (FEATURES 2.1, 3.1)."""
+"""The model section: with the vocabulary, what determines the function (docs/techniques.md 3, 4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DecoderKind = Literal["autoregressive", "mlp", "linear", "experts"]
 
 
 class DecoderSpec(Section):
-    """How a trunk output becomes the distributions of the P symbols of one patch (FEATURES 2.1).
+    """How a trunk output becomes the distributions of the P symbols of one patch (docs/techniques.md 4.2).
 
     `autoregressive`: a local causal transformer over the patch, MegaByte form; with `context` above 1 its
     input is a projection of the last symbols instead of the last one alone, also across patches. `mlp`: one
@@ -37,7 +37,7 @@ class DecoderSpec(Section):
 
 
 class ModelSpec(Section):
-    """Architecture: patch embedding, trunk, decoder (FEATURES 2.1 and 3.1)."""
+    """Architecture: patch embedding, trunk, decoder (docs/techniques.md 3 to 7)."""
 
     num_layers: Positive
     model_dim: Positive

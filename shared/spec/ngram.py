@@ -1,4 +1,4 @@
-"""The part of the model section about hashed n-gram embeddings (FEATURES 3.2)."""
+"""The part of the model section about hashed n-gram embeddings (docs/techniques.md 4.3)."""
 
 from __future__ import annotations
 

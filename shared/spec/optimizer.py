@@ -1,4 +1,4 @@
-"""The optimizer and schedule sections (FEATURES 3.5, 3.6)."""
+"""The optimizer and schedule sections (docs/techniques.md 9)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NSCoefficients = Literal["quintic", "polar_express"]
 
 
 class OptimizerSpec(Section):
-    """Muon for matrices, Adam for everything else (FEATURES 3.5). Learning rates are peak values."""
+    """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
 
     matrix_lr: Rate = 0.02
     embed_lr: Rate = 0.03
@@ -64,7 +64,7 @@ class OptimizerSpec(Section):
 
 
 class ScheduleSpec(Section):
-    """The learning-rate factor as a function of the progress fraction in [0, 1] (FEATURES 3.6).
+    """The learning-rate factor as a function of the progress fraction in [0, 1] (docs/techniques.md 9.8).
 
     `steps`: progress is step / training.steps, reproducible. `time`: the larger of that and elapsed training time
     over the time at which the last step that fits in training.time_limit_s will end, for a competition against the

@@ -1,4 +1,4 @@
-"""The part of the training section about training for the artifact's few bits (FEATURES 3.9)."""
+"""The part of the training section about training for the artifact's few bits (docs/techniques.md 11.2)."""
 
 from __future__ import annotations
 

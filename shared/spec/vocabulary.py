@@ -1,4 +1,4 @@
-"""The vocabulary section: the alphabet of the model (FEATURES 3.14)."""
+"""The vocabulary section: the alphabet of the model (docs/techniques.md 2.2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_TOKENS = 65_536
 
 
 class VocabularySpec(Section):
-    """The alphabet of the model. `byte256`: the raw bytes. `byte260` (FEATURES 3.14): four special
+    """The alphabet of the model. `byte256`: the raw bytes. `byte260` (docs/techniques.md 2.2): four special
     symbols, then the bytes at offset 4; symbol 1 stands before every document. `tokens`: the pieces of a
     SentencePiece tokenizer, whose first four ids are the same special symbols; text of a dataset that
     `bytetwin tokenizer encode` made, with the same tokenizer."""

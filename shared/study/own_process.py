@@ -24,11 +24,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
+from shared.engine.ranks import killer_in_words
 from shared.errors import UserError
-from shared.ranks import killer_in_words
+from shared.runs.observer import Observer
 from shared.spec import Spec
 from shared.training.interruption import SIGNALS, Interruption
-from shared.training.observer import Observer
 from shared.training.run import train_run
 
 # A new interpreter, and not a copy of this one.

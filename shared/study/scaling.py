@@ -1,4 +1,4 @@
-"""The scaling fit bpb = c + a T^-alpha over training symbols T (FEATURES 3.15).
+"""The scaling fit bpb = c + a T^-alpha over training symbols T (docs/techniques.md 12.1).
 
 Only scores taken at the full, constant learning rate belong in it: in the warm-down the score falls much faster
 than with more data alone, so such points bend the curve and the extrapolation promises too much.
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from shared.errors import UserError
-from shared.scaling_curve import ScalingCurve
+from shared.runs.metrics import Record, read_records
+from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, spec_to_dict
+from shared.study.record import TRAIN_KEY
 from shared.study.scored_run import FREE_KEYS
-from shared.training.metrics import Record, read_records
-from shared.training.record import TRAIN_KEY
-from shared.training.run_directory import RunDirectory, flatten
 
 FEWEST_POINTS = 5
 # The grid over min(bpb) - c: logarithmic, this wide at first, then refined around the best value.

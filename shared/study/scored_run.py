@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.target import RUNS, find_run
+from shared.scoring.document import ScoreDocument
 from shared.scoring.documents import DocumentScores, read_document_scores
-from shared.scoring.report import ScoreDocument
 from shared.spec import spec_to_dict
-from shared.training.record import SEED_KEY, TRAIN_KEY, read_result
-from shared.training.run_directory import RunDirectory, flatten
-from shared.training.target import RUNS, find_run
+from shared.study.record import SEED_KEY, TRAIN_KEY, read_result
 
 # Fields that two runs of one experiment may differ in: the seed, and how a run is watched and stored.
 FREE_KEYS = frozenset(

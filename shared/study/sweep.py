@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.scoring.stream import bind_tokenizer
+from data.datasets import bind_tokenizer
+from shared.runs.observer import Observer
+from shared.runs.run_directory import RunDirectory
 from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
+from shared.study.record import finished_with
 from shared.training.interruption import GRACE_S, Interruption
-from shared.training.observer import Observer
-from shared.training.record import finished_with
-from shared.training.run_directory import RunDirectory
 
 Status = Literal["finished", "finished before", "failed", "interrupted", "not started"]
 

@@ -12,24 +12,24 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shared.artifact import read_artifact, write_artifact
-from shared.engine import Engine
+from shared.engine.protocol import Engine
 from shared.optim import keeps_average
+from shared.runs.metrics import MetricsLog
+from shared.runs.observer import Observer, ValidationReport
+from shared.runs.run_directory import RunDirectory
+from shared.scoring.average_check import check_average
 from shared.scoring.checks import Check
+from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.overlap import check_overlap
-from shared.scoring.report import ScoreDocument, write_score
+from shared.scoring.qat_check import check_qat_acts
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
-from shared.training.average_check import check_average
 from shared.training.interruption import Interruption
-from shared.training.metrics import MetricsLog
-from shared.training.observer import Observer, ValidationReport
-from shared.training.qat_check import check_qat_acts
-from shared.training.report import write_report
-from shared.training.run_directory import RunDirectory
 from shared.training.sources import Sources
 from shared.training.validation import make_validate
+from shared.views.report import write_report
 
 
 @dataclass(frozen=True)

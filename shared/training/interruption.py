@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from shared.engine import NonFiniteError
+from shared.engine.protocol import NonFiniteError
 from shared.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

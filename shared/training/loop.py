@@ -19,20 +19,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shared.engine import Engine, NonFiniteError
+from data.loader import Loader
+from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import RunError
+from shared.runs.checkpoint_writer import CheckpointWriter
+from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
+from shared.runs.metrics import MetricsLog
+from shared.runs.observer import Observer, ValidationReport
 from shared.spec import Spec, spec_id, spec_to_dict
 from shared.stages import training_stages
 from shared.tolerances import FIRST_LOSS_REL
-from shared.training.checkpoint_writer import CheckpointWriter
-from shared.training.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.deadline import Deadline
 from shared.training.interruption import Interruption, StopRequested
-from shared.training.metrics import MetricsLog
-from shared.training.observer import Observer, ValidationReport
 from shared.training.pace import Pace
 from shared.training.position import Failure, Outcome, Position
-from shared.training.sources import BatchLoader
 from shared.training.step_log import StepLog
 from shared.training.step_queue import Clock, StepQueue
 from shared.training.validation import NonFiniteScoreError, Validate
@@ -45,7 +45,7 @@ class TrainingLoop:
         self,
         spec: Spec,
         engine: Engine,
-        loader: BatchLoader,
+        loader: Loader,
         validate: Validate,
         store: CheckpointStore,
         metrics: MetricsLog,
@@ -193,7 +193,7 @@ class TrainingLoop:
         self.position.elapsed_s = self.queue.elapsed_s
 
     def _check_first_loss(self, nats: float) -> None:
-        """A fresh model knows nothing, so its loss is near ln V (FEATURES 1.3, test 8). Below that something
+        """A fresh model knows nothing, so its loss is near ln V (docs/techniques.md 12.2). Below that something
         is counted wrongly; above it the initial weights are merely bad."""
         ignorant = math.log(self.spec.vocabulary.size)
         found = f"the first loss is {nats:.3f} nats per symbol, a model that knows nothing has ln V = {ignorant:.3f}"

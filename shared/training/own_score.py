@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shared.runs.metrics import MetricsLog, last_ending, read_records
+from shared.runs.run_directory import RunDirectory
 from shared.scoring.bits_per_byte import Score
+from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.documents import write_document_scores
 from shared.scoring.overlap import NAME as OVERLAP
-from shared.scoring.report import ScoreDocument, write_score
 from shared.spec import Spec
 from shared.training.finish import score_problems
-from shared.training.metrics import MetricsLog, last_ending, read_records
-from shared.training.report import write_report
-from shared.training.run_directory import RunDirectory
+from shared.views.report import write_report
 
 SCORE_PROBLEMS = ("audit: ", "budget: ")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.training.observer import ValidationReport
+from shared.runs.observer import ValidationReport
 
 
 @dataclass

@@ -22,10 +22,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from shared.engine import ENGINE_PACKAGES, Engine, StepResult
+from shared.engine.leader import LeadingEngine
+from shared.engine.package import ENGINE_PACKAGES
+from shared.engine.protocol import Engine, StepResult
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.following import LeadingEngine
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
 SKIPPED_STEPS = 3

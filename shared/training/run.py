@@ -8,28 +8,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from shared.engine import Engine, create_engine
+from data.tokenizer import tokenizer_by_hash
+from shared.engine.leader import check_divisible, follow, leading
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine
+from shared.engine.ranks import OneRank, Ranks
 from shared.errors import RunError
-from shared.following import check_divisible, follow, leading
 from shared.model import initial_weights, parameter_counts, symbol_weights
 from shared.optim import progress_frac
-from shared.ranks import OneRank, Ranks
-from shared.scoring.stream import bind_tokenizer, token_bytes
+from shared.runs.checkpoints import Checkpoint, CheckpointStore
+from shared.runs.environment import describe_environment
+from shared.runs.metrics import MetricsLog, Record
+from shared.runs.observer import Observer, RunStart, ValidationReport
+from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_from_dict, spec_id
-from shared.training.checkpoints import Checkpoint, CheckpointStore
-from shared.training.environment import describe_environment
 from shared.training.finish import Finished, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
-from shared.training.metrics import MetricsLog, Record
-from shared.training.observer import Observer, RunStart, ValidationReport
 from shared.training.profiling import ProfileRequest, profiled
-from shared.training.report import write_report
-from shared.training.run_directory import RunDirectory, check_same_training, open_run
 from shared.training.sources import Sources, open_sources, starting_text
 from shared.training.stage_clock import StageClock
-from shared.training.units import bits_per_byte
 from shared.training.validation import make_validate
+from shared.views.report import write_report
+from shared.views.units import bits_per_byte
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,13 @@ def train_run(
     ranks: Ranks | None = None,
     entered: Interruption | None = None,
 ) -> RunResult:
-    """Train a spec in a run directory. Raises UserError for anything that cannot be used as asked.
+    """Train a spec (`bind_tokenizer`) in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
     already; by default signals count from here to the end.
     """
     clock = StageClock(observer)
-    spec = bind_tokenizer(spec)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
@@ -106,7 +106,8 @@ def _train_in(
     checkpoint = store.load_latest()
     position = _start_or_resume(spec, engine, sources, store, checkpoint)
     if spec.training.loss.byte_weighted:
-        engine.use_symbol_weights(symbol_weights(token_bytes(spec), sources.bytes_per_symbol))
+        table = tokenizer_by_hash(spec.vocabulary.tokenizer).table
+        engine.use_symbol_weights(symbol_weights(table.in_text(), sources.bytes_per_symbol))
     run.write_environment({**describe_environment(engine), "data": sources.describe()})
     with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
         event = "resume" if checkpoint else "start"

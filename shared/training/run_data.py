@@ -6,14 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from data.stream import SymbolStream
 from shared.errors import DataError
+from shared.runs.run_directory import RunDirectory
+from shared.runs.target import Target
 from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
-from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
-from shared.training.run_directory import RunDirectory
 from shared.training.sources import open_training_text
-from shared.training.target import Target
 
 NAME = "run_data"
 

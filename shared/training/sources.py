@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from data.datasets import open_split
+from data.loader import Loader
+from data.selection import training_part
+from data.stream import SymbolStream, TrainingText
 from shared.model import reads_text
 from shared.model.bigrams import BIGRAM_SYMBOLS
-from shared.scoring.stream import SymbolStream, open_split
 from shared.spec import Spec
-from shared.training.selection import TrainingText, training_part
 
 # One fixed sample for every run, so that validation scores of different seeds are of the same documents.
 VALIDATION_SEED = 0
-
-
-class BatchLoader(Protocol):
-    """Training batches as a pure function of (seed, step). A pass over the text has `windows_per_epoch` windows."""
-
-    windows_per_epoch: int
-
-    def batch(self, step: int) -> np.ndarray:
-        """Symbols [B, T] int32 of one step, counted from 0."""
-        ...
-
-    def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores about the data, as plain JSON values."""
-        ...
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raise a UserError if a stored state is of other data."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class Sources:
     train: TrainingText
     heldout: SymbolStream
     validation: SymbolStream
-    loader: BatchLoader
+    loader: Loader
 
     @property
     def bytes_per_symbol(self) -> float:
@@ -59,7 +42,7 @@ class Sources:
 def open_training_text(spec: Spec) -> TrainingText:
     """What a spec is trained on. Raises DataError if it is missing or damaged."""
     stream = open_split(spec.data.train, "train", spec.vocabulary)
-    return training_part(stream, spec.vocabulary, spec.data.selection_frac)
+    return training_part(stream, spec.data.selection_frac)
 
 
 def starting_text(spec: Spec, train: TrainingText | None = None) -> np.ndarray | None:
@@ -82,13 +65,10 @@ def open_sources(spec: Spec) -> Sources:
     return Sources(train=train, heldout=heldout, validation=sample, loader=loader)
 
 
-def training_loader(spec: Spec, train: TrainingText) -> BatchLoader:
+def training_loader(spec: Spec, train: TrainingText) -> Loader:
     """The batches of a run over its training text. Raises DataError if that is shorter than a window."""
     batch_rows = spec.training.batch_symbols // spec.model.seq_len
-    # `data` depends on shared and not the other way, so its loader is found by name.
-    loaders = importlib.import_module("data.loader")
-    loader: BatchLoader = loaders.Loader(train, spec.model.seq_len, batch_rows, spec.training.seed)
-    return loader
+    return Loader(train, spec.model.seq_len, batch_rows, spec.training.seed)
 
 
 def _describe(stream: TrainingText) -> dict[str, Any]:

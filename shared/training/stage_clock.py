@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared.training.observer import Observer, StepReport, ValidationReport
+from shared.runs.observer import Observer, StepReport, ValidationReport
 
 TRAINING, CHECKPOINTS = "training", "checkpoints"
 

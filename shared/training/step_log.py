@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from shared.engine import Engine
+from shared.engine.protocol import Engine
+from shared.runs.metrics import MetricsLog
+from shared.runs.observer import Observer, StepReport
 from shared.spec import Spec
 from shared.training.deadline import Deadline
-from shared.training.metrics import MetricsLog
-from shared.training.observer import Observer, StepReport
 from shared.training.step_queue import DoneStep
-from shared.training.units import bits_per_byte
+from shared.views.units import bits_per_byte
 
 
 class StepLog:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.engine import Engine, StepResult
+from shared.engine.protocol import Engine, StepResult
 
 Clock = Callable[[], float]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shared.engine import Engine
+from data.stream import SymbolStream
+from shared.engine.protocol import Engine
 from shared.errors import RunError
 from shared.optim import keeps_average
+from shared.runs.observer import ValidationReport
 from shared.scoring.bits_per_byte import score_by_spec
-from shared.scoring.stream import SymbolStream
 from shared.spec import Spec
-from shared.training.observer import ValidationReport
 
 Progress = Callable[[int, int], None]
 Validate = Callable[[int, Progress], ValidationReport]

@@ -27,11 +27,11 @@ from shared.artifact.container import pack_bytes
 from shared.artifact.predict_model import gaussian_code_bits
 from shared.files import write_atomically
 from shared.model.manifest import parameter_manifest
+from shared.runs.checkpoints import CheckpointStore
+from shared.runs.target import load_trained
 from shared.spec import Spec, load_spec, spec_to_dict, with_overrides
-from shared.training.checkpoints import CheckpointStore
-from shared.training.plain import PlainObserver
 from shared.training.run import train_run
-from shared.training.target import load_trained
+from shared.views.plain import PlainObserver
 from tests.bench.artifact_fit import fit, fitted, prediction_errors, roles_of, write_calibration
 
 DATA = Path(__file__).with_suffix(".json")

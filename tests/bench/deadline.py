@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.engine import StepResult
+from shared.engine.protocol import StepResult
 from shared.optim import lr_factor
 from tests.fake_training import FakeDevice, FakeEngine, FakeLoader
 from tests.loop_harness import make

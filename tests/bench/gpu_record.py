@@ -120,7 +120,7 @@ def baseline_spec(settings: Settings) -> Any:
 
 def own_engine(settings: Settings) -> tuple[Any, Callable[[], np.ndarray]]:
     """(the torch engine with the baseline's weights, a function that gives the next batch)."""
-    from shared.engine import create_engine
+    from shared.engine.package import create_engine
     from shared.model import initial_weights
     from tests.bench.public_script import random_tokens
 

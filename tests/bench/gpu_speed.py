@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cuda_train import device
-from shared.flops import training_flops
+from shared.engine.flops import training_flops
 from shared.model import parameter_counts
 from shared.optim import step_hyperparameters
 from shared.preflight.hardware import find_peak

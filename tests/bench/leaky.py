@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from shared.engine import available_engines, create_engine
+from shared.engine.package import available_engines, create_engine
 from shared.model import Forward, forward, initial_weights
 from shared.optim import progress_frac, step_hyperparameters
 from shared.scoring.audit import audit_scorer

@@ -92,7 +92,7 @@ def serve(step: Callable[[], None]) -> None:
 
 def own_step(batch_tokens: int) -> Callable[[], None]:
     """One training step of the MLX engine on random tokens."""
-    from shared.engine import create_engine
+    from shared.engine.package import create_engine
     from shared.model import initial_weights
     from shared.optim import step_hyperparameters
     from shared.spec import VocabularySpec, spec_from_dict

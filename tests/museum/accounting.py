@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.engine import Scorer
+from shared.engine.protocol import Scorer
 from shared.scoring.windows import Window
 from tests.museum.fake_stream import FakeStream
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.engine import WeightsKind
-from shared.engine_state import EngineState
-from shared.scoring.stream import SymbolStream
+from data.selection import selection_windows
+from data.stream import SymbolStream
+from shared.engine.protocol import WeightsKind
+from shared.engine.state import EngineState
 from shared.spec import Spec
-from shared.training.selection import selection_windows
-from shared.training.soup import Selection
+from shared.study.soup import Selection
 
 
 def forget_snapshots(engine: EngineState) -> None:

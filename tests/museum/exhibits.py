@@ -12,20 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
+from data.datasets import open_split
 from data.token_bytes import TokenBytes
-from shared.engine import Engine, Oracle, Scorer, create_engine
-from shared.engine_state import EngineState
+from shared.engine.oracle import Oracle
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine, Scorer
+from shared.engine.state import EngineState
 from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
+from shared.scoring.average_check import check_average
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
+from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.scoring.overlap import check_overlap, check_selection
-from shared.scoring.stream import open_split
+from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
-from shared.training.average_check import check_average
-from shared.training.gradient_check import GRADIENT_STEPS, check_gradients
-from shared.training.qat_check import check_qat_acts
 from tests.museum import (
     accounting,
     adapters,

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from shared.cli.main import main
-from shared.engine import available_engines, create_engine
+from shared.engine.package import available_engines, create_engine
 from shared.model import initial_weights, parameter_manifest
 from shared.preflight import run as preflight_run
 from shared.preflight.measure import measure_here
 from shared.preflight.question import Bench
 from shared.preflight.row import ROWS, Row, go
 from shared.scoring.checks import Check
+from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients, check_spec_gradients
 from shared.spec import Spec, load_spec
-from shared.training.gradient_check import GRADIENT_STEPS, check_gradients, check_spec_gradients
 from tests.museum.adapters import gated_adapters, zero_factors
 from tests.museum.ngrams import dead_factors
 

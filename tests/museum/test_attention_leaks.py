@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.engine import Oracle
+from shared.engine.oracle import Oracle
 from shared.model import Forward, forward, random_weights
 from shared.scoring.audit import AuditReport, audit_scorer
 from shared.spec import Spec, load_spec

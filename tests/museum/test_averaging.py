@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.engine import ENGINE_PACKAGES, create_engine
-from shared.engine_state import EngineState
+from data.datasets import open_split
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.state import EngineState
 from shared.model import random_weights
 from shared.optim import step_hyperparameters
+from shared.scoring.average_check import check_average
 from shared.scoring.overlap import check_selection
-from shared.scoring.stream import open_split
 from shared.spec import load_spec
-from shared.training.average_check import check_average
-from shared.training.soup import open_selection
+from shared.study.soup import open_selection
 from tests.museum.averaging import choose_by_validation, forget_snapshots, start_at_the_initial_weights
 
 EAGER = ("training.compile=false", "model.num_layers=1", "training.steps=4")

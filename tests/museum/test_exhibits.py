@@ -15,7 +15,7 @@ import pytest
 import tests.museum
 from shared.cli import audit
 from shared.cli.main import main
-from shared.engine import Oracle
+from shared.engine.oracle import Oracle
 from tests.museum.exhibits import EXHIBITS, Exhibit
 
 pytestmark = pytest.mark.slow

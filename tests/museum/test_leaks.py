@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.engine import Oracle, available_engines, create_engine
+from shared.engine.oracle import Oracle
+from shared.engine.package import available_engines, create_engine
 from shared.model import Forward, forward, initial_weights, random_weights
 from shared.scoring.audit import AuditReport, audit_scorer
 from shared.scoring.random_bytes import check_random_bytes

@@ -8,7 +8,7 @@ import sentencepiece
 
 from data.token_bytes import TokenBytes
 from data.token_stream import TokenStream
-from shared.engine import Oracle
+from shared.engine.oracle import Oracle
 from shared.model import random_weights
 from shared.scoring.audit import AuditReport, audit_scorer
 from shared.scoring.bits_per_byte import Score, score_by_spec

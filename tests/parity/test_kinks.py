@@ -10,16 +10,17 @@ import pytest
 
 import cuda_train.ops
 import mlx_train.ops
-from shared.engine import ENGINE_PACKAGES, Engine
+from shared.engine.package import ENGINE_PACKAGES
+from shared.engine.protocol import Engine
+from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader
 from shared.model import forward
 from shared.ops import NumpyOps
 from shared.parity import Row
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows
 from shared.parity.held_kinks import HeldKinks, relu_inputs
-from shared.parity.inputs import comparison_weights, made_up_engine, made_up_loader
-from shared.parity.reduce import reduced_spec
 from shared.parity.training_checks import hold_nothing, train_record, training_rows
 from shared.spec import load_spec
+from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, KINK_REL, KINK_TRAINING_REL
 
 MLXOps, TorchOps = type(mlx_train.ops.make_ops()), cuda_train.ops.TorchOps
@@ -49,7 +50,7 @@ class Reading(NumpyOps):
 
 @pytest.fixture(scope="module")
 def batches() -> list[np.ndarray]:
-    loader = made_up_loader(SPEC, 2)
+    loader = synthetic_loader(SPEC, 2)
     return [loader.batch(step) for step in range(STEPS)]
 
 
@@ -74,7 +75,7 @@ def either_side(monkeypatch: pytest.MonkeyPatch, weights: Tensors, batches: list
 
 
 def plain_engines() -> dict[str, Engine]:
-    return {name: made_up_engine(name, SPEC) for name in ENGINE_PACKAGES}
+    return {name: synthetic_engine(name, SPEC) for name in ENGINE_PACKAGES}
 
 
 def gradients(engines: Mapping[str, Engine], weights: Tensors, x: np.ndarray) -> dict[str, Tensors]:

@@ -9,7 +9,7 @@ import cuda_train.engine
 import cuda_train.ops
 import mlx_train.engine
 import mlx_train.ops
-from shared.microbatch import micro_batches
+from shared.engine.microbatch import micro_batches
 from shared.model import parameter_manifest
 from shared.optim import optimizer_step
 from shared.parity import ParityReport, Row, run_parity

@@ -14,17 +14,17 @@ from safetensors.numpy import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from cuda_train.engine import TrainingEngine
-from shared.flops import training_flops
+from shared.engine.flops import training_flops
+from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
 from shared.ops import ShapeOps
 from shared.optim import initial_state, state_bytes, state_shapes
-from shared.parity.inputs import comparison_weights, made_up_engine
 from shared.preflight.memory import estimate_memory, gradient_bytes
+from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
 from shared.stages import SYMBOL_WEIGHTS
-from shared.training.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from tests.parity.test_random_specs import ROWS, specs
-from tests.unit.test_flops import CountingOps
+from tests.unit.engine.test_flops import CountingOps
 
 random_figures = settings(
     max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -97,7 +97,7 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
 @given(spec=specs())
 def test_operations_by_weights_are_those_of_torch(spec: Spec) -> None:
     """Forward and backward, as torch counts the calls of its matrix product; with what is frozen."""
-    engine = made_up_engine("torch", spec)
+    engine = synthetic_engine("torch", spec)
     engine.initialise(random_weights(spec, 0))
     x = np.zeros((spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len), np.int32)
     with FlopCounterMode(display=False) as counter:

@@ -16,10 +16,10 @@ from shared.cli import spec as spec_command
 from shared.errors import SpecError, UserError
 from shared.parity import Row, print_report, run, run_parity
 from shared.parity.batch_checks import batch_rows
-from shared.parity.reduce import LEARNING_RATES, reduced_spec
 from shared.parity.result import ParityReport, relative_l2, worst_relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
 from shared.spec import load_spec, preset_names, spec_to_dict
+from shared.spec.reduced import LEARNING_RATES, reduced_spec
 
 
 def arguments(module: object, *words: str) -> argparse.Namespace:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.engine import Oracle
+from shared.engine.oracle import Oracle
+from shared.engine.synthetic import comparison_weights
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
-from shared.parity.inputs import comparison_weights
 from shared.spec import load_spec
 from shared.tolerances import LOGITS_ABS, LOGITS_OVER_ROUNDING, NATS_ABS
 

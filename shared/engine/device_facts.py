@@ -1,0 +1,116 @@
+"""What an engine runs on, as plain values: each engine's `device.device_facts()` returns a DeviceFacts."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+
+from shared.engine.package import ENGINE_PACKAGES
+
+CGROUP = Path("/sys/fs/cgroup")
+
+Multiplied = Literal["float32", "tf32"]
+# float32 holds this exactly; TF32, with 10 bits after the point, does not.
+FINE = 1.0 + 2.0**-12
+# Matrices of this size go to the kernels of large products.
+PROBE_SIZE = 512
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
+    has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
+    matrices there, as the engine's `device.float32_products()` says. `driver` is empty where there is none.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    names: tuple[str, ...]
+    free_bytes: int
+    total_bytes: int
+    framework: str
+    driver: str = ""
+    workers: int = 1
+    float32_products: Multiplied = "float32"
+
+    @property
+    def alike(self) -> bool:
+        """Whether all devices have one name."""
+        return len(set(self.names)) == 1
+
+
+def device_facts(engine: str) -> DeviceFacts:
+    """The facts of an installed engine's devices."""
+    facts: DeviceFacts = device_module(engine).device_facts()
+    return facts
+
+
+def device_module(engine: str) -> ModuleType:
+    """The engine's `device` module, found by name as shared imports no engine."""
+    return importlib.import_module(f"{ENGINE_PACKAGES[engine]}.device")
+
+
+def multiplied(product: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Multiplied:
+    """How a device computes the product of two float32 matrices, by one that TF32 rounds."""
+    fine = np.full((PROBE_SIZE, PROBE_SIZE), FINE, np.float32)
+    return "float32" if np.array_equal(product(fine, np.eye(PROBE_SIZE, dtype=np.float32)), fine) else "tf32"
+
+
+def host_memory_bytes() -> tuple[int, int]:
+    """(available, total) main memory, with the limit of a container where there is one."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    available = total
+    if sys.platform == "linux":
+        available = _meminfo_bytes("MemAvailable")
+        limit = _cgroup_bytes("memory.max")
+        if limit is not None and limit < total:
+            total, used = limit, (_cgroup_bytes("memory.current") or 0) - _cgroup_cache_bytes()
+            available = min(available, limit - max(0, used))
+    return available, total
+
+
+def peak_resident_bytes() -> int:
+    """Most main memory this process has used.
+
+    On Linux from VmHWM: the maximum that getrusage gives starts at that of the process which started this one.
+    """
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _meminfo_bytes(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/meminfo has no {field}")
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """A number of the container's memory controller; None where there is none or no limit."""
+    try:
+        text = (CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _cgroup_cache_bytes() -> int:
+    """File cache that counts as used and is given up on demand."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

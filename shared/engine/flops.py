@@ -1,0 +1,76 @@
+"""Floating-point operations of a spec's model and optimizer, counted by running both on shapes without values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.engine.microbatch import micro_batches
+from shared.model import forward, parameter_manifest, trained_parameters, training_loss, training_parameters
+from shared.ops import ShapeOps
+from shared.optim import orthogonalise
+from shared.spec import Spec
+from shared.stages import SYMBOL_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one training run's parts.
+
+    `matrices` and `attention`: training operations per symbol, forward and backward, in products with weights and of
+    activations. `optimizer`: operations per optimizer step of Newton-Schulz, whatever the batch.
+    """
+
+    matrices: float
+    attention: float
+    optimizer: float
+
+    @property
+    def per_symbol(self) -> float:
+        """Training operations of the model per symbol: what a share of hardware peak is measured in."""
+        return self.matrices + self.attention
+
+
+def training_flops(spec: Spec) -> Flops:
+    """The operations of training a spec, at the end of a run, where a loop counts in full.
+
+    The backward pass has one product for each input of a product that has a gradient: two where nothing is frozen,
+    hence the usual six operations per weight and position. What a micro-batch does once, whatever its rows (the
+    product of an adapter's factors), is counted in the micro-batches of one rank and worker.
+    """
+    windows = spec.training.batch_symbols // spec.model.seq_len
+    batch = np.broadcast_to(np.int32(0), (windows, spec.model.seq_len))  # Takes no memory, whatever the batch.
+    trained = {parameter.name for parameter in trained_parameters(spec)}
+    total: Counter[str] = Counter()
+    for rows, times in Counter(len(part) for _, part in micro_batches(spec, batch)).items():
+        ops = ShapeOps()
+        params = {each.name: ops.array(each.shape, each.name in trained) for each in training_parameters(spec)}
+        params[SYMBOL_WEIGHTS] = ops.array((spec.vocabulary.size, 1))
+        loss, _ = training_loss(ops, spec, params, ops.array((rows, spec.model.seq_len)))
+        for kind, operations in (ops.forward + ops.backward(loss)).items():
+            total[kind] += times * operations
+    return Flops(
+        matrices=total["matrices"] / batch.size,
+        attention=total["activations"] / batch.size,
+        optimizer=newton_schulz_flops(spec),
+    )
+
+
+def scoring_flops(spec: Spec, rows: int = 1) -> float:
+    """Operations per symbol of a forward pass over `rows` windows."""
+    ops = ShapeOps()
+    params = {parameter.name: ops.array(parameter.shape) for parameter in parameter_manifest(spec)}
+    forward(ops, spec, params, ops.array((rows, spec.model.seq_len)))
+    return ops.forward.total() / (rows * spec.model.seq_len)
+
+
+def newton_schulz_flops(spec: Spec) -> float:
+    """Operations of one step's orthogonalisation of all matrices that are trained (docs/techniques.md 9.2)."""
+    ops, optimizer = ShapeOps(), spec.optimizer
+    for parameter in trained_parameters(spec):
+        if parameter.group == "matrix":
+            update = ops.array((1, *parameter.shape))
+            orthogonalise(ops, update, optimizer.ns_steps, optimizer.ns_dtype, optimizer.ns_coefficients)
+    return float(ops.forward.total())

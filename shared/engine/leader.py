@@ -1,0 +1,192 @@
+"""Rank 0 leads, the other ranks follow: the same engine calls in the same order on every rank.
+
+A message is one engine call: its name and arguments as JSON, its arrays as safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as arrays_from_bytes
+from safetensors.numpy import save as arrays_to_bytes
+
+from shared.engine.protocol import Engine, StepResult, Weights, WeightsKind
+from shared.engine.ranks import Ranks
+from shared.errors import RanksError, RunError, SpecError
+from shared.spec import Spec
+
+HEADER_LENGTH_BYTES = 4
+# Small enough for every alphabet, and half of what travels with int32.
+SYMBOL_DTYPE = np.uint16
+
+
+class LeadingEngine:
+    """Rank 0's engine, an Engine for whoever uses it: batches are global ones, and the followers are kept in step.
+
+    What needs no other rank (weights, state, memory, whole distributions) is answered by rank 0 alone.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.ranks = engine, engine.ranks
+        self.spec, self.name = engine.spec, engine.name
+
+    def initialise(self, weights: Weights) -> None:
+        self._tell("initialise", weights)
+        self.engine.initialise(weights)
+
+    def warm_up(self, x: np.ndarray) -> None:
+        self._tell("warm_up", {"x": x.astype(SYMBOL_DTYPE)})
+        self.engine.warm_up(share_of_rows(x, self.ranks))
+
+    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+        self._tell("train_step", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper))
+        return self.engine.train_step(share_of_rows(x, self.ranks), hyper)
+
+    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper or {}))
+        return self.engine.gradients(share_of_rows(x, self.ranks), hyper)
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        self._tell("score", {"x": x.astype(SYMBOL_DTYPE)})
+        return score_together(self.engine, x)
+
+    def log_probs(self, x: np.ndarray) -> np.ndarray:
+        """Distributions from this rank alone, in passes of as many rows as `score` gives to one rank: in bfloat16 the
+        audit could not compare them with a score from a pass of another shape."""
+        shares = [rows_to_score(x, rank, self.ranks) for rank in range(self.ranks.world_size)]
+        return np.concatenate([self.engine.log_probs(x[share]) for share in shares])[: len(x)]
+
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        self._tell("use_symbol_weights", {"weights": weights})
+        self.engine.use_symbol_weights(weights)
+
+    def use_weights(self, kind: WeightsKind) -> None:
+        self._tell("use_weights", {}, kind=kind)
+        self.engine.use_weights(kind)
+
+    def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
+        return self.engine.export_weights(kind)
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """The state of rank 0, after a look whether all ranks still hold the same. Raises RunError if not."""
+        # A rank that is gone takes nothing with it: what rank 0 holds is whole.
+        with contextlib.suppress(RanksError):
+            self._tell("compare", {})
+            compare(self.engine)
+        return self.engine.save_state()
+
+    def load_state(self, state: Weights) -> None:
+        self._tell("load_state", state)
+        self.engine.load_state(state)
+
+    def peak_memory_bytes(self) -> int:
+        return self.engine.peak_memory_bytes()
+
+    def synchronise(self) -> None:
+        self.engine.synchronise()
+
+    def device_name(self) -> str:
+        return self.engine.device_name()
+
+    def dismiss(self) -> None:
+        """Let the followers go, those that are left. The engine cannot be used afterwards."""
+        with contextlib.suppress(RanksError):
+            self._tell("dismiss", {})
+
+    def _tell(self, call: str, arrays: Weights, **arguments: Any) -> None:
+        header = json.dumps({"call": call, "arguments": arguments}).encode()
+        length = len(header).to_bytes(HEADER_LENGTH_BYTES, "little")
+        body = arrays_to_bytes({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        self.ranks.broadcast(length + header + body)
+
+
+@contextlib.contextmanager
+def leading(engine: Engine) -> Iterator[Engine]:
+    """Rank 0's engine for as long as the followers are needed; the engine itself where there are none."""
+    if engine.ranks.world_size == 1:
+        yield engine
+        return
+    leader = LeadingEngine(engine)
+    try:
+        yield leader
+    finally:
+        leader.dismiss()
+
+
+def follow(engine: Engine) -> None:
+    """Do on this rank what rank 0 does, until it dismisses us."""
+    ranks = engine.ranks
+    while True:
+        message = ranks.broadcast(b"")
+        first = HEADER_LENGTH_BYTES + int.from_bytes(message[:HEADER_LENGTH_BYTES], "little")
+        header = json.loads(message[HEADER_LENGTH_BYTES:first])
+        if header["call"] == "dismiss":
+            return
+        _obey(engine, header["call"], arrays_from_bytes(message[first:]), header["arguments"])
+
+
+def check_divisible(spec: Spec, ranks: Ranks) -> None:
+    """Raise SpecError if the rows of a batch cannot be shared out evenly."""
+    rows, count = spec.training.batch_symbols // spec.model.seq_len, ranks.world_size
+    if rows % count:
+        raise SpecError(
+            f"training.batch_symbols = {spec.training.batch_symbols}: its {rows} rows of model.seq_len "
+            f"{spec.model.seq_len} cannot be shared by {count} ranks; the number of ranks must divide {rows}"
+        )
+
+
+def share_of_rows(x: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """This rank's rows of a global batch x [B, T], B a multiple of the world size."""
+    rows = len(x) // ranks.world_size
+    return x[rows * ranks.rank : rows * (ranks.rank + 1)]
+
+
+def score_together(engine: Engine, x: np.ndarray) -> np.ndarray:
+    """`engine.score` of any number of rows x [B, T], each rank scoring some: [B, T] float32, on every rank."""
+    ranks = engine.ranks
+    return np.concatenate(ranks.gather(engine.score(x[rows_to_score(x, ranks.rank, ranks)])))[: len(x)]
+
+
+def rows_to_score(x: np.ndarray, rank: int, ranks: Ranks) -> np.ndarray:
+    """Which rows of x [B, T] a rank scores, equally many for each; one without a row of its own repeats the last."""
+    rows = -(-len(x) // ranks.world_size)
+    return np.minimum(np.arange(rows * rank, rows * (rank + 1)), len(x) - 1)
+
+
+def compare(engine: Engine) -> None:
+    """Raise RunError, on every rank, if the ranks no longer hold the same weights to the last bit."""
+    weights = engine.export_weights("trained")
+    sums = [weights[name].view(np.uint32).sum(dtype=np.uint64) for name in sorted(weights)]
+    others = engine.ranks.gather(np.array(sums, np.uint64).view(np.int64))
+    odd = next((rank for rank, other in enumerate(others) if not np.array_equal(other, others[0])), None)
+    if odd is not None:
+        raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes something else")
+
+
+def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> None:
+    """One call of rank 0, on this rank's share."""
+    x = arrays["x"].astype(np.int32) if "x" in arrays else np.zeros((0, 0), np.int32)
+    if call == "initialise":
+        engine.initialise(arrays)
+    elif call == "load_state":
+        engine.load_state(arrays)
+    elif call == "use_symbol_weights":
+        engine.use_symbol_weights(arrays["weights"])
+    elif call == "use_weights":
+        engine.use_weights(arguments["kind"])
+    elif call == "compare":
+        compare(engine)
+    elif call == "score":
+        score_together(engine, x)
+    elif call == "train_step":
+        engine.train_step(share_of_rows(x, engine.ranks), arguments["hyper"])
+    elif call == "warm_up":
+        engine.warm_up(share_of_rows(x, engine.ranks))
+    elif call == "gradients":
+        engine.gradients(share_of_rows(x, engine.ranks), arguments["hyper"])
+    else:
+        raise RanksError(f"rank 0 asks for {call!r}, which is unknown here: the ranks run different versions")

@@ -1,0 +1,147 @@
+"""What a command works on: a run, an artifact file or a spec, found from one word on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from shared.artifact import Artifact, read_artifact
+from shared.engine.state import split_state
+from shared.errors import ArtifactError, RunError, UserError
+from shared.model import model_weights, random_weights
+from shared.ops import NumpyOps
+from shared.optim import averaged_weights
+from shared.scoring.document import ChosenPart, WeightsName
+from data.datasets import bind_tokenizer
+from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
+from shared.runs.checkpoints import Checkpoint, CheckpointStore
+from shared.runs.run_directory import RunDirectory
+
+RUNS = Path("runs")
+# Where an artifact says that held-out text chose its weights: in the free part of its header.
+CHOSEN_KEY = "chosen"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Float32 weights with their spec. `weights_name` says what they are: out of an artifact, out of a
+    checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` and
+    `artifact_sha256` are of the artifact where it is one; `run` is the run directory where the word named one.
+    `chosen` says so if held-out text chose the weights."""
+
+    source: str
+    spec: Spec
+    weights: dict[str, np.ndarray]
+    weights_name: WeightsName
+    artifact_bytes: int | None
+    run: RunDirectory | None = None
+    artifact_sha256: str | None = None
+    chosen: ChosenPart | None = None
+
+
+def load_trained(source: str, weights_name: WeightsName | None = None) -> Target:
+    """A run (by name in `runs/` or by path) or an artifact file.
+
+    `weights_name` None means the artifact, or for a run without one the average in its last checkpoint; `best` means
+    the average in the checkpoint that was best on held-out text. Raises UserError where there is nothing such, RunError
+    or ArtifactError where it is damaged.
+    """
+    run = find_run(source)
+    if run is not None:
+        return _load_run(source, run, weights_name)
+    if not Path(source).is_file():
+        raise UserError(f"{source}: no such run in {RUNS}/ and no such artifact file")
+    if weights_name not in (None, "packed"):
+        raise UserError(f"{source}: an artifact holds packed weights only, not {weights_name} ones")
+    return _load_artifact(source, Path(source))
+
+
+def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> Target:
+    """A run, an artifact file, or a spec (preset or .toml) with random weights, as a fresh model hides leaks."""
+    if source.endswith(".toml") or source in preset_names():
+        spec = bind_tokenizer(load_spec(source, overrides))
+        return Target(source, spec, random_weights(spec, seed), "random", None)
+    if overrides:
+        raise UserError(f"--set applies to a spec; {source} has its own")
+    if find_run(source) is None and not Path(source).exists():
+        presets = ", ".join(preset_names())
+        raise UserError(f"{source}: no such run in {RUNS}/, artifact file or spec; presets: {presets}")
+    return load_trained(source)
+
+
+def find_run(source: str) -> RunDirectory | None:
+    """The run of that name in `runs/` or at that path, None if there is none."""
+    for path in (Path(source), RUNS / source):
+        if path.is_dir():
+            return RunDirectory(path)
+    return None
+
+
+def refuse_run_artifact(path: Path, what: str) -> None:
+    """Raise UserError if `path` is the artifact of a run: its score, and then records and comparisons, are of that."""
+    run = RunDirectory(path.resolve().parent)
+    if path.resolve() == run.artifact_path and run.spec_path.is_file():
+        raise UserError(f"{path} is the artifact of run {path.parent}: {what} needs --output with another file")
+
+
+def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) -> Target:
+    spec = run.read_spec()
+    if weights_name == "packed" or (weights_name is None and run.artifact_path.exists()):
+        target = _load_artifact(source, run.artifact_path)
+        if spec_id(target.spec) != spec_id(spec):
+            raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
+        return replace(target, run=run)
+    checkpoint = _checkpoint(run, spec, best=weights_name == "best")
+    stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
+    if spec_id(stored) != spec_id(spec):
+        raise RunError(f"{checkpoint.path}: made for spec {spec_id(stored)}, the run is {spec_id(spec)}")
+    trained, state = split_state(stored, checkpoint.state)
+    if weights_name == "trained":
+        return Target(source, spec, model_weights(stored, trained), "trained", None, run)
+    average = model_weights(stored, averaged_weights(NumpyOps(), stored.training, trained, state))
+    if weights_name != "best":
+        return Target(source, spec, average, "averaged", None, run)
+    validation = checkpoint.info.last_validation
+    assert validation is not None
+    chosen = ChosenPart(step=checkpoint.info.step, bpb=validation["bpb"], dataset=spec.data.heldout)
+    return Target(source, spec, average, "best", None, run, chosen=chosen)
+
+
+def _checkpoint(run: RunDirectory, spec: Spec, *, best: bool) -> Checkpoint:
+    """The last checkpoint, or the one that was best on held-out text. Raises RunError where there is none."""
+    checkpoint = None
+    if run.checkpoints_path.is_dir():
+        store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
+        checkpoint = store.load_best() if best else store.load_latest()
+        if checkpoint is None and store.steps():
+            raise RunError(f"{run.path}: none of its checkpoints was validated, so none is known to be the best")
+    if checkpoint is None:
+        raise RunError(f"{run.path}: it has neither {run.artifact_path.name} nor a checkpoint yet")
+    return checkpoint
+
+
+def _load_artifact(source: str, path: Path) -> Target:
+    artifact = read_artifact(path)
+    info = artifact.info
+    return Target(
+        source,
+        artifact.spec,
+        dict(artifact.weights),
+        "packed",
+        info.artifact_bytes,
+        artifact_sha256=info.sha256,
+        chosen=_chosen(artifact, path),
+    )
+
+
+def _chosen(artifact: Artifact, path: Path) -> ChosenPart | None:
+    """How `bytetwin pack --weights best` chose the weights; None for other artifacts."""
+    values = artifact.header["extra"].get(CHOSEN_KEY)
+    try:
+        return None if values is None else ChosenPart.model_validate(values)
+    except ValidationError:
+        raise ArtifactError(f"{path}: header: extra.{CHOSEN_KEY} must be a step, its bpb and a dataset") from None

@@ -1,0 +1,238 @@
+"""The score document: bits per byte with everything without which the figure means nothing (docs/techniques.md 1.7)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.compressors import CompressorResult
+from shared.artifact import ArtifactInfo
+from shared.errors import RunError
+from shared.files import write_atomically
+from shared.model import parameter_counts
+from shared.scoring.audit import AuditReport
+from shared.scoring.bits_per_byte import Score
+from shared.spec import Spec, spec_id
+
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+# What is scored: the artifact, the last checkpoint (its average or as trained), the checkpoint that was best on
+# held-out text, or random weights of an untrained spec.
+WeightsName = Literal["packed", "averaged", "trained", "best", "random"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DatasetPart(_Part):
+    """The text: dataset and split, `sha256` of the whole split, `scored_sha256` of what was scored of it, which is the
+    same if `complete`. Both are of symbols and document starts; `text_sha256` is of the scored text's bytes, the same
+    for bytes and for tokens that decode to them."""
+
+    name: Annotated[str, Field(min_length=1)]
+    sha256: Sha256
+    scored_sha256: Sha256
+    text_sha256: Sha256
+    complete: bool
+
+
+class ConfidencePart(_Part):
+    """The interval of `shared.scoring.confidence`: its ends are null where the documents are too few for one, and
+    `reason` says so. Scores written before `effective_units` existed lack it, and may be of windows."""
+
+    level: Number
+    low_bpb: Number | None
+    high_bpb: Number | None
+    units: Literal["documents", "windows"]
+    num_units: Count
+    effective_units: Number | None = None
+    reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """`95% confidence interval: 2.09 to 2.18 (99 documents, as good as 36 of equal length)`, or why there is
+        none."""
+        counted = f"{self.num_units:,} {self.units}"
+        if self.low_bpb is None or self.high_bpb is None:
+            return f"no confidence interval: {self.reason or counted}"
+        if self.effective_units is not None:
+            counted += f", as good as {self.effective_units:.0f} of equal length"
+        return f"{self.level:.0%} confidence interval: {self.low_bpb:.4f} to {self.high_bpb:.4f} ({counted})"
+
+
+class CheckPart(_Part):
+    """One check of the audit; `measured` is null where it is not a number."""
+
+    name: str
+    passed: bool
+    measured: Number | None
+    limit: Number
+    detail: str
+    warning: bool
+
+
+class AuditPart(_Part):
+    passed: bool
+    checks: Annotated[list[CheckPart], Field(min_length=1)]
+
+
+class CompressorPart(_Part):
+    """A general compressor on the same text."""
+
+    compressed_bytes: Count
+    bpb: Number
+
+
+class ChosenPart(_Part):
+    """Weights that were chosen among those of a run by their score on held-out text: of `step`, which had `bpb` bits
+    per byte on a sample of `dataset`. A score on that text is too good by the choice."""
+
+    step: Count
+    bpb: Number
+    dataset: Annotated[str, Field(min_length=1)]
+
+    def __str__(self) -> str:
+        return (
+            f"the weights of step {self.step}, chosen by held-out text of {self.dataset} ({self.bpb:.4f} bits per byte "
+            "on a sample), which makes a score on that text optimistic"
+        )
+
+
+class ScoreDocument(_Part):
+    """score.json. A score that lacks a part is no score; a field has a default only if older files lack it.
+
+    `bpb` = nats / ln 2 / bytes; `adaptation` is the protocol by which the model learns from scored text,
+    `none` for a fixed predictor; `artifact_bytes` and `artifact_sha256` are null unless the weights were packed, the
+    hash in old files too; `chosen` is null unless held-out text chose the weights. `compressors` is empty until the
+    text was compressed, which a score does not wait for.
+    """
+
+    bpb: Number
+    nats: Number
+    symbols: Count
+    bytes: Annotated[int, Field(gt=0)]
+    documents: Count
+    window_symbols: Count
+    stride_symbols: Count
+    adaptation: Literal["none"]
+    confidence: ConfidencePart
+    dataset: DatasetPart
+    compressors: dict[str, CompressorPart]
+    audit: AuditPart
+    artifact_bytes: Count | None
+    artifact_sha256: Sha256 | None = None
+    code_bytes: Count
+    limit_bytes: Count
+    parameters: Count
+    spec_name: str
+    spec_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    engine: Annotated[str, Field(min_length=1)]
+    weights: WeightsName
+    chosen: ChosenPart | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScoreDocument:
+        implied = self.nats / math.log(2.0) / self.bytes
+        if not math.isclose(self.bpb, implied, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(f"bpb {self.bpb} is not nats / ln 2 / bytes, which is {implied}")
+        if (self.weights == "packed") != (self.artifact_bytes is not None):
+            raise ValueError("artifact_bytes must be given exactly where the weights are packed")
+        if self.weights != "packed" and self.artifact_sha256 is not None:
+            raise ValueError("artifact_sha256 must be null unless the weights are packed")
+        if self.weights == "best" and self.chosen is None:
+            raise ValueError("chosen must be given where the weights are the best")
+        if self.dataset.complete != (self.dataset.sha256 == self.dataset.scored_sha256):
+            raise ValueError("a complete dataset and a sample of it must differ in their hashes")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def is_of(self, artifact: ArtifactInfo) -> bool:
+        """Whether this is the score of that artifact; told by its size where an old score has no hash."""
+        same_hash = self.artifact_sha256 in (None, artifact.sha256)
+        return same_hash and self.artifact_bytes == artifact.artifact_bytes
+
+    def with_compressors(self, results: Mapping[str, CompressorResult]) -> ScoreDocument:
+        """The document with what general compressors make of the scored text."""
+        parts = {name: CompressorPart(**asdict(result)) for name, result in results.items()}
+        return self.model_copy(update={"compressors": parts})
+
+
+def score_document(
+    *,
+    spec: Spec,
+    score: Score,
+    dataset: Mapping[str, Any],
+    audit: AuditReport,
+    compressors: Mapping[str, CompressorResult],
+    engine: str,
+    weights: WeightsName,
+    artifact_bytes: int | None,
+    artifact_sha256: str | None,
+    code_bytes: int,
+    chosen: ChosenPart | None,
+) -> ScoreDocument:
+    """The document of its parts; `dataset` has the fields of DatasetPart. Raises RunError if one is wrong."""
+    return _validated(
+        {
+            "bpb": score.bpb,
+            "nats": score.nats,
+            "symbols": score.symbols,
+            "bytes": score.bytes,
+            "documents": score.documents,
+            "window_symbols": score.seq_len,
+            "stride_symbols": score.stride,
+            "adaptation": "none",
+            "confidence": asdict(score.confidence),
+            "dataset": dict(dataset),
+            "compressors": {name: asdict(result) for name, result in compressors.items()},
+            "audit": audit.to_document(),
+            "artifact_bytes": artifact_bytes,
+            "artifact_sha256": artifact_sha256,
+            "code_bytes": code_bytes,
+            "limit_bytes": spec.budget.total_bytes,
+            "parameters": parameter_counts(spec)["total"],
+            "spec_name": spec.name,
+            "spec_id": spec_id(spec),
+            "engine": engine,
+            "weights": weights,
+            "chosen": chosen.model_dump() if chosen is not None else None,
+        },
+        "score",
+    )
+
+
+def write_score(path: Path, document: ScoreDocument) -> None:
+    """Write score.json, whole or not at all."""
+    write_atomically(path, json.dumps(document.to_dict(), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_score(path: Path) -> ScoreDocument:
+    """Read score.json back. Raises RunError if it cannot be read, or a part is missing or wrong."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot read the score ({(error.strerror or str(error)).lower()})") from None
+    except ValueError:
+        raise RunError(f"{path}: not valid JSON") from None
+    return _validated(values, str(path))
+
+
+def _validated(values: Any, origin: str) -> ScoreDocument:
+    try:
+        return ScoreDocument.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "document"
+        raise RunError(f"{origin}: {place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None

@@ -1,0 +1,157 @@
+"""The README of a record, written from its figures alone, so that the two cannot differ."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from shared.model import parameter_counts
+from shared.scoring.confidence import student_quantile
+from shared.spec import Spec
+from shared.study.record import PREFLIGHT_FILE, SeedResult, deviation
+
+LEVEL = 0.99
+
+
+def default_blurb(results: Sequence[SeedResult]) -> str:
+    """One sentence on the model and its training."""
+    spec, result = results[0].spec, results[0]
+    model = spec.model
+    reads = f"{model.patch_size} bytes at a time" if model.patch_size > 1 else "single bytes"
+    counts = parameter_counts(spec)
+    return (
+        f"A transformer over {reads}, no tokenizer: {model.num_layers} layers of {model.model_dim}, "
+        f"{counts['total']:,} parameters in {result.artifact_bytes:,} bytes, trained for "
+        f"{result.last_step['elapsed_s']:.0f} s ({result.last_step['step']:,} steps) on {result.hardware}."
+    )
+
+
+def readme(results: Sequence[SeedResult], document: Mapping[str, Any]) -> str:
+    """README.md of the record whose submission.json is `document`."""
+    lines = [f"# {document['name']}", "", _headline(results), "", str(document["blurb"]), ""]
+    lines += ["## Scores", "", *_score_table(results, document), ""]
+    lines += ["## What was scored", "", *_bullets(_protocol(results)), ""]
+    lines += ["## Make it again", "", *_commands(results), ""]
+    lines += ["## The model", "", *_model(results[0].spec), ""]
+    lines += ["## Machine", "", *_bullets(_machine(results)), ""]
+    return "\n".join(lines)
+
+
+def _headline(results: Sequence[SeedResult]) -> str:
+    scores = [result.score.bpb for result in results]
+    mean, spread = statistics.fmean(scores), deviation(scores)
+    if spread is None:
+        return f"**{mean:.4f} bits per byte** (one seed)"
+    half = student_quantile(0.5 + LEVEL / 2.0, len(scores) - 1) * spread / math.sqrt(len(scores))
+    return (
+        f"**{mean:.4f} bits per byte** (mean of {len(scores)} seeds, standard deviation {spread:.4f}, "
+        f"{LEVEL:.0%} interval of the mean {mean - half:.4f} to {mean + half:.4f})"
+    )
+
+
+def _score_table(results: Sequence[SeedResult], document: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| seed | bits per byte | nats per symbol | over documents | steps | training s | artifact | with code |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        within = result.score.confidence
+        low, high = within.low_bpb, within.high_bpb
+        interval = "none" if low is None or high is None else f"{within.level:.0%}: {low:.4f} to {high:.4f}"
+        lines.append(
+            f"| {result.seed} | {result.score.bpb:.4f} | {result.loss_nats:.4f} | {interval} | "
+            f"{result.last_step['step']:,} | {result.last_step['elapsed_s']:.1f} | {result.artifact_bytes:,} | "
+            f"{result.total_bytes:,} |"
+        )
+    if document["val_bpb_std"] is not None:
+        lines.append(f"| mean | {document['val_bpb']:.4f} | {document['val_loss']:.4f} | | | | | |")
+        lines.append(f"| std (ddof 1) | {document['val_bpb_std']:.4f} | {document['val_loss_std']:.4f} | | | | | |")
+    lines += ["", f"The limit is {results[0].score.limit_bytes:,} bytes of code and artifact together."]
+    return lines
+
+
+def _protocol(results: Sequence[SeedResult]) -> list[str]:
+    score = results[0].score
+    whole = "all of it" if score.dataset.complete else "a fixed sample of its documents"
+    others = ", ".join(f"{name} {item.bpb:.4f}" for name, item in score.compressors.items())
+    facts = [
+        f"Text: held-out part of {score.dataset.name}, {whole}: {score.bytes:,} bytes, {score.documents:,} documents, "
+        f"sha256 {score.dataset.scored_sha256}",
+        f"Protocol: {score.symbols:,} symbols, each once, windows of {score.window_symbols} by {score.stride_symbols}, "
+        f"adaptation {score.adaptation}, the packed weights read back from artifact.btw",
+    ]
+    if others:
+        facts.append(f"The same text with general compressors, bits per byte: {others}")
+    for result in results:
+        checks = ", ".join(
+            f"{check.name}{' (warning)' if check.warning else ''}" for check in result.score.audit.checks
+        )
+        packing = result.finished.get("packing", {}).get("difference_bpb")
+        cost = "" if packing is None else f"; packing cost {packing:+.4f} bits per byte on the validation sample"
+        facts.append(f"Seed {result.seed}: audit passed: {checks}{cost}")
+        facts += [f"Seed {result.seed}: {problem}" for problem in result.finished.get("problems", [])]
+    return facts
+
+
+def _commands(results: Sequence[SeedResult]) -> list[str]:
+    """What trains each seed again from this folder, and what was typed."""
+    lines = ["```"]
+    for result in results:
+        words = ["bytetwin", "train", "spec.toml", "--engine", result.score.engine]
+        if result.ranks > 1:
+            words += ["--ranks", str(result.ranks)]
+        lines.append(shlex.join([*words, "--set", f"training.seed={result.seed}"]))
+    first = f"seed{results[0].seed}"
+    lines += [f"bytetwin score {first}/artifact.btw", f"bytetwin audit {first}/artifact.btw", "```"]
+    return [*lines, "", "What was typed, and all versions: `environment.json` of each seed."]
+
+
+def _model(spec: Spec) -> list[str]:
+    model, training = spec.model, spec.training
+    rows = [
+        ("layers, width, heads", f"{model.num_layers}, {model.model_dim}, {model.num_heads} over {model.num_kv_heads}"),
+        ("window, patch", f"{model.seq_len} symbols, {model.patch_size} bytes"),
+        ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameter_counts(spec).items() if count)),
+        ("batch", f"{training.batch_symbols:,} symbols, {training.dtype}"),
+        (
+            "schedule",
+            f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
+        ),
+        ("weights", f"{spec.artifact.matrix_bits} bits for matrices, {spec.artifact.embed_bits} for embeddings"),
+    ]
+    return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
+
+
+def _machine(results: Sequence[SeedResult]) -> list[str]:
+    facts = []
+    for result in results:
+        environment = result.environment
+        git = environment.get("git") or {}
+        commit = str(git.get("commit", "unknown"))[:12] + (", with changed files" if git.get("modified") else "")
+        starts = len(environment.get("earlier_starts", [])) + 1
+        resumed = "" if starts == 1 else f", resumed {starts - 1} times"
+        facts.append(
+            f"Seed {result.seed}: {result.hardware}, {environment.get('platform')}, "
+            f"Python {environment.get('python')}, source {commit}, started {environment.get('started')}{resumed}"
+        )
+        if result.preflight is not None:
+            forced, risks = _rows(result.preflight, "forced"), _rows(result.preflight, "risks")
+            verdict = "go" if result.preflight.get("go") else "no-go"
+            facts.append(
+                f"Seed {result.seed}: preflight said {verdict} ({PREFLIGHT_FILE})"
+                + (f", at risk: {', '.join(risks)}" if risks else "")
+                + (f", overridden by hand: {', '.join(forced)}" if forced else "")
+            )
+    return facts
+
+
+def _rows(preflight: Mapping[str, Any], key: Literal["forced", "risks"]) -> list[str]:
+    """Rows of a preflight document that said no and were overridden, or that said risk."""
+    return [str(name) for name in preflight.get(key, [])]
+
+
+def _bullets(facts: Sequence[str]) -> list[str]:
+    return [f"- {fact}" for fact in facts]

@@ -1,0 +1,17 @@
+"""Which view a run gets."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from shared.runs.observer import Observer
+from shared.views.live import LiveObserver
+from shared.views.plain import PlainObserver
+
+
+def make_observer(console: Console) -> Observer:
+    """The live view on a terminal that can redraw and knows braille, plain lines anywhere else."""
+    can_redraw = console.is_terminal and not console.is_dumb_terminal
+    if can_redraw and console.encoding.lower().startswith("utf"):
+        return LiveObserver(console)
+    return PlainObserver(console)

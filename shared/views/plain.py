@@ -1,0 +1,111 @@
+"""The view for files and pipes: one line an event."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+
+from shared.runs.observer import RunStart, StepReport, ValidationReport
+from shared.views.units import in_bytes, in_count, in_time
+
+# A stage reports its progress no more often than this.
+PROGRESS_EVERY_S = 10.0
+STOP_NOTICE = "stopping after this step, then saving a checkpoint; once more ends the process at once"
+
+
+class PlainObserver:
+    """Prints to a console that is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._stage = ""
+        self._stage_start_s = self._last_progress_s = 0.0
+        self._steps = 0
+
+    def __enter__(self) -> PlainObserver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def on_start(self, start: RunStart) -> None:
+        self._steps = start.spec.training.steps
+        for line in start_lines(start):
+            self._print(line)
+
+    def on_step(self, report: StepReport) -> None:
+        if report.logged:
+            left = f"  {in_time(report.left_s)} left" if report.left_s is not None else ""
+            self._print(
+                f"step {report.step:>{len(str(self._steps))}}/{self._steps}  loss {report.bpb:.4f} bpb  "
+                f"grad {report.grad_norm:.3g}  lr x{report.lr_factor:.3f}  {in_bytes(report.bytes_per_s)}/s  "
+                f"memory {in_bytes(report.peak_memory_bytes)}{left}"
+            )
+
+    def on_stage(self, stage: str) -> None:
+        self._stage = stage
+        self._stage_start_s = self._last_progress_s = time.monotonic()
+
+    def on_progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last_progress_s >= PROGRESS_EVERY_S:
+            self._last_progress_s = now
+            left_s = (now - self._stage_start_s) / done * (total - done)
+            self._print(f"{self._stage}: {in_count(done)} of {in_count(total)} symbols  {in_time(left_s)} left")
+
+    def on_validation(self, report: ValidationReport) -> None:
+        whose = f"of the {report.weights} weights"
+        self._print(f"validation at step {report.step}: {score_text(report)} {whose}  ({in_time(report.seconds)})")
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        self._print(f"checkpoint {path}")
+
+    def on_warning(self, message: str) -> None:
+        self._print(f"warning: {message}")
+
+    def on_end(self, status: str) -> None:
+        self._print(f"run {status}")
+
+    def on_stop_requested(self) -> None:
+        notify(self.console, STOP_NOTICE + "\n")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def start_lines(start: RunStart) -> list[str]:
+    """What is about to be trained on what, with the hashes of the text."""
+    spec = start.spec
+    lines = [
+        f"run {start.run_path}  spec {spec.name}  engine {start.engine}  device {start.device}",
+        f"model {in_count(start.parameters)} parameters, patch size {spec.model.patch_size}; "
+        f"{spec.training.steps} steps of {in_count(spec.training.batch_symbols)} symbols",
+    ]
+    for role, text in start.data.items():
+        lines.append(
+            f"{role} {text['name']}: {in_bytes(text['bytes'])} in {text['documents']} documents, "
+            f"sha256 {text['sha256'][:16]}"
+        )
+    if start.step:
+        lines.append(f"resumed after step {start.step}")
+    return lines
+
+
+def score_text(report: ValidationReport) -> str:
+    """`2.753 bpb [2.711, 2.795]`."""
+    interval = f" [{report.low_bpb:.3f}, {report.high_bpb:.3f}]" if report.low_bpb and report.high_bpb else ""
+    return f"{report.bpb:.3f} bpb{interval}"
+
+
+def notify(console: Console, text: str) -> None:
+    """Write past the console, straight to its file descriptor: another thread may be printing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, io.UnsupportedOperation):
+        os.write(console.file.fileno(), text.encode())

@@ -1,0 +1,213 @@
+"""The predicted size of an artifact: against packed models, its exact parts, its bounds, its behaviour."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.artifact import code_bytes, entropy_bits, pack_bytes, quantise, unpack_bytes
+from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
+from shared.artifact.predict_calibration import CALIBRATION
+from shared.artifact.predict_model import FEATURES, gaussian_code_bits, mean_lr_factor, role_features, role_of
+from shared.engine.flops import training_flops
+from shared.engine.package import available_engines, create_engine
+from shared.errors import ArtifactError
+from shared.model import initial_weights, parameter_manifest, random_weights
+from shared.optim import step_hyperparameters
+from shared.spec import Spec, load_spec, preset_names, spec_from_dict, with_overrides
+from shared.tolerances import GAUSSIAN_CODE_BITS_ABS, PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
+from shared.training.sources import open_sources
+from tests.parity.test_random_specs import specs as random_specs
+
+MEASURED = Path(__file__).parents[2] / "bench" / "artifact_prediction.json"
+
+
+def measured_models(held_out: bool) -> list[dict[str, Any]]:
+    """Models that were trained and packed by the experiment in tests/bench: never fitted, or fitted."""
+    rows: list[dict[str, Any]] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return [row for row in rows if row["name"].startswith("v-") == held_out]
+
+
+def prediction_of(row: dict[str, Any], bits: str) -> Prediction:
+    spec = with_overrides(spec_from_dict(row["spec"], origin=row["name"]), [f"artifact.matrix_bits={bits}"])
+    return predict_artifact_bytes(spec, row["steps"])
+
+
+def test_packed_models_that_were_never_fitted_are_within_the_tolerance() -> None:
+    errors = {
+        (row["name"], bits): prediction_of(row, bits).expected_bytes / packed - 1
+        for row in measured_models(held_out=True)
+        for bits, packed in row["artifact_bytes"].items()
+    }
+    beyond = {name for (name, _), error in errors.items() if abs(error) > PREDICTED_ARTIFACT_REL}
+    assert len({name for name, _ in errors} - beyond) >= 5, errors
+    assert np.mean([abs(error) for error in errors.values()]) <= PREDICTED_ARTIFACT_REL, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held_out", [False, True])
+def test_nine_packed_models_in_ten_lie_within_the_stated_band(held_out: bool) -> None:
+    inside = [
+        (prediction := prediction_of(row, bits)).low_bytes <= packed <= prediction.high_bytes
+        for row in measured_models(held_out)
+        for bits, packed in row["artifact_bytes"].items()
+    ]
+    assert np.mean(inside) >= 0.9
+
+
+@pytest.mark.slow
+def test_a_model_trained_here_lies_within_the_band() -> None:
+    spec = load_spec("tiny", ["training.compile=false", "optimizer.matrix_lr=0.05"])
+    engine = create_engine(available_engines()[0], spec)
+    engine.initialise(initial_weights(spec))
+    loader = open_sources(spec).loader
+    for step in range(spec.training.steps):
+        result = engine.train_step(loader.batch(step), step_hyperparameters(spec, step, step / spec.training.steps))
+        result()
+    packed = len(pack_bytes(spec, engine.export_weights("averaged")))
+    prediction = predict_artifact_bytes(spec)
+    assert prediction.high_bytes < 1.12 * prediction.low_bytes, "a band that says nothing"
+    assert prediction.low_bytes <= packed <= prediction.high_bytes, (packed, prediction)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "smoke", "itchy"])
+def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
+    spec = load_spec(preset, ["artifact.brotli_quality=1", "model.num_layers=2"])
+    info = unpack_bytes(pack_bytes(spec, random_weights(spec, 0))).info
+    sections = {name: float(stored) for name, (_, stored) in info.section_bytes.items()}
+    assert abs(header_bytes(spec, sections) - info.header_bytes) <= PREDICTED_HEADER_BYTES
+
+
+@pytest.mark.parametrize("row_length", [16, 128, 768])
+@pytest.mark.parametrize("bits", [6, 8])
+def test_the_gaussian_code_agrees_with_quantised_gaussian_rows(row_length: int, bits: int) -> None:
+    rows_RC = np.random.default_rng(row_length).standard_normal((1_200_000 // row_length, row_length))
+    spec = load_spec("tiny", [f"artifact.matrix_bits={bits}"]).artifact
+    codes = quantise({"w": rows_RC.astype(np.float32)}, {"w": "matrix"}, spec)["w"].data
+    assert gaussian_code_bits(row_length, bits) == pytest.approx(
+        entropy_bits(codes.astype(np.int8)), abs=GAUSSIAN_CODE_BITS_ABS
+    )
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """Models of all decoders and widths, small enough to pack in a moment."""
+    patch_size = draw(st.sampled_from([1, 2, 4, 8]))
+    kinds = ["linear", "experts"] if patch_size == 1 else ["autoregressive", "mlp", "linear", "experts"]
+    overrides = [
+        f"model.patch_size={patch_size}",
+        f"model.decoder.kind={draw(st.sampled_from(kinds))}",
+        f"model.num_layers={draw(st.integers(1, 4))}",
+        f"model.model_dim={draw(st.sampled_from([32, 64, 128]))}",
+        f"model.decoder.context={draw(st.integers(1, 8))}",
+        f"artifact.matrix_bits={draw(st.sampled_from([6, 8]))}",
+        f"artifact.brotli_quality={draw(st.sampled_from([0, 1, 5, 9]))}",
+        f"optimizer.matrix_lr={draw(st.sampled_from([0.0, 0.02, 0.2]))}",
+        f"training.steps={draw(st.sampled_from([1, 100, 10_000, 10_000_000]))}",
+    ]
+    return load_spec("tiny", overrides)
+
+
+@pytest.mark.slow
+@given(specs())
+@settings(max_examples=40, deadline=None)
+def test_the_figures_of_any_spec_are_ordered(spec: Spec) -> None:
+    prediction = predict_artifact_bytes(spec)
+    assert 0 < prediction.low_bytes <= prediction.expected_bytes <= prediction.high_bytes
+    assert prediction.high_bytes <= prediction.worst_case_bytes
+
+
+@pytest.mark.slow
+@given(random_specs())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_technique_has_figures(spec: Spec) -> None:
+    """Whatever a spec may have, its tensors have a role and its products a count."""
+    assert 0 < predict_artifact_bytes(spec).expected_bytes <= worst_case_bytes(spec)
+    assert 0 < training_flops(spec).per_symbol < np.inf
+
+
+@pytest.mark.slow
+@given(specs(), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_more_layers_are_more_bytes(spec: Spec, more: int) -> None:
+    deeper = with_overrides(spec, [f"model.num_layers={spec.model.num_layers + more}"])
+    shallow, deep = predict_artifact_bytes(spec), predict_artifact_bytes(deeper)
+    assert deep.expected_bytes > shallow.expected_bytes
+    assert deep.worst_case_bytes > shallow.worst_case_bytes
+
+
+@given(specs(), st.sampled_from(["uniform", "signs", "columns", "bytes"]), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_no_weights_pack_into_more_than_the_worst_case(spec: Spec, kind: str, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    weights = {parameter.name: awkward(generator, kind, parameter.shape) for parameter in parameter_manifest(spec)}
+    assert len(pack_bytes(spec, weights)) <= worst_case_bytes(spec)
+
+
+def awkward(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights whose codes fill their width, change from place to place, or look like other data."""
+    values = generator.uniform(-1, 1, shape)
+    if kind == "signs":
+        values = np.where(generator.random(shape) < generator.random(), 1.0, values)
+    elif kind == "columns":
+        values = values * 2.0 ** generator.integers(-6, 1, shape[-1:])
+    elif kind == "bytes":
+        values = np.round(values * 31) / 31
+    return (values * 2.0 ** generator.uniform(-10, 2, (*shape[:-1], 1))).astype(np.float32)
+
+
+def test_every_parameter_of_every_preset_has_a_fitted_role() -> None:
+    decoders = ["kind=linear", "kind=mlp", "kind=autoregressive", "kind=experts"]
+    untied = load_spec("tiny", ["model.tie_embeddings=false"])
+    found = [load_spec(name) for name in preset_names()]
+    found += [load_spec("tiny", [f"model.decoder.{decoder}"]) for decoder in decoders]
+    for spec in [*found, untied]:
+        for parameter in parameter_manifest(spec):
+            if parameter.quantisation != "control":
+                assert len(CALIBRATION.roles[role_of(parameter, spec)]) == 1 + len(FEATURES)
+
+
+def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
+    spec = load_spec("tiny", ["training.steps=400", "schedule.warmup_frac=0.1"])
+    matrix = next(parameter for parameter in parameter_manifest(spec) if parameter.group == "matrix")
+    rates = [step_hyperparameters(spec, step, step / 400)["matrix_lr"] for step in range(400)]
+    dose = role_features(spec, matrix, 400)[FEATURES.index("dose")]
+    assert 4 * 2.0**dose == pytest.approx(sum(rates), rel=1e-2)
+    assert mean_lr_factor(spec) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)
+
+
+def test_a_large_batch_is_predicted_as_gaussian_and_said_to_be_outside() -> None:
+    spec = load_spec("h100")
+    prediction = predict_artifact_bytes(spec)
+    assert "batch above theirs" in prediction.how
+    assert prediction.high_bytes / prediction.low_bytes > 1 + 2 * CALIBRATION.error_frac
+
+
+def test_weights_that_hardly_moved_are_said_to_be_outside() -> None:
+    spec = load_spec("tiny")
+    prediction = predict_artifact_bytes(spec, steps=1)
+    assert "dose below theirs" in prediction.how
+    assert prediction.high_bytes == prediction.worst_case_bytes
+    packed = len(pack_bytes(spec, initial_weights(spec)))
+    assert packed <= prediction.worst_case_bytes
+
+
+def test_the_h100_preset_fills_the_budget_in_time() -> None:
+    spec = load_spec("h100")
+    begin = time.process_time()
+    prediction = predict_artifact_bytes(spec)
+    assert time.process_time() - begin < 5.0
+    share = (prediction.expected_bytes + code_bytes()) / spec.budget.total_bytes
+    assert 0.96 < share < 0.99, f"{share:.4f} of the budget: change the dimensions of the preset"
+
+
+def test_no_steps_at_all_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="steps = 0"):
+        predict_artifact_bytes(load_spec("tiny"), steps=0)

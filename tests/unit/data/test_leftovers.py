@@ -1,0 +1,122 @@
+"""What a killed import leaves behind goes with the next one; what a living one is writing stays."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.datasets import open_split
+from data.folders import dataset_names, datasets_root
+from data.writer import DatasetWriter, remove_leftovers
+from shared.spec import VocabularySpec
+
+ROOT = Path(__file__).resolve().parents[3]
+
+STOP_WHILE_WRITING = """
+import sys
+from pathlib import Path
+from data.writer import DatasetWriter
+with DatasetWriter(Path(sys.argv[1]), replace=True) as writer:
+    writer.add("train", [b"unfinished"])
+    if sys.argv[2] == "replacing":
+        # As far as the first of the two renames that put a new dataset in the place of an old one.
+        Path(sys.argv[1]).replace(writer._make_temporary("old"))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+
+
+def write(name: str, text: bytes = b"whole") -> None:
+    with DatasetWriter(datasets_root() / name, replace=True) as writer:
+        writer.add("train", [text])
+        writer.finish("a test")
+
+
+def start_writing(name: str, how: str = "writing") -> subprocess.Popen[str]:
+    """A process that is half-way through writing a dataset."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOP_WHILE_WRITING, str(datasets_root() / name), how],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def hidden() -> list[str]:
+    return sorted(path.name for path in datasets_root().iterdir() if path.name.startswith("."))
+
+
+def test_a_dead_process_leaves_nothing_for_ever() -> None:
+    first = start_writing("toy")
+    kill(first)
+    assert [name.startswith(f".toy.partial-{first.pid}-") for name in hidden()] == [True]
+    living = start_writing("toy")
+    (kept,) = hidden()
+    assert kept.startswith(f".toy.partial-{living.pid}-")
+    write("other")
+    assert hidden() == [kept]
+    kill(living)
+    write("other")
+    assert hidden() == []
+    assert dataset_names() == ["other"]
+
+
+def test_a_dataset_whose_replacement_was_cut_short_comes_back() -> None:
+    write("toy", b"the old text")
+    kill(start_writing("toy", "replacing"))
+    assert dataset_names() == []
+    assert len(hidden()) == 2
+    write("other")
+    assert hidden() == []
+    assert list(open_split("toy", "train", VocabularySpec()).documents()) == [b"the old text"]
+
+
+def test_the_old_one_goes_where_a_new_one_is_in_place() -> None:
+    write("toy", b"the old text")
+    kill(start_writing("toy", "replacing"))
+    old = next(name for name in hidden() if ".old-" in name)
+    (datasets_root() / "toy").mkdir()
+    remove_leftovers(datasets_root())
+    assert hidden() == []
+    assert not (datasets_root() / old).exists()
+    assert list((datasets_root() / "toy").iterdir()) == []
+
+
+def test_a_folder_that_another_machine_is_writing_is_left_alone() -> None:
+    # Its process is not known here, but its lock is held.
+    living = start_writing("toy")
+    (name,) = hidden()
+    unknown = datasets_root() / name.replace(f"-{living.pid}-", "-99999999999999-")
+    (datasets_root() / name).rename(unknown)
+    write("other")
+    assert hidden() == [unknown.name]
+    kill(living)
+    write("other")
+    assert hidden() == []
+
+
+def test_folders_of_other_kinds_are_left_alone() -> None:
+    datasets_root().mkdir()
+    for name in (".cache-1", ".toy.partial-abc", ".toy.partial-12", "toy.partial-99999999-x"):
+        (datasets_root() / name).mkdir()
+    before = sorted(datasets_root().iterdir())
+    remove_leftovers(datasets_root())
+    assert sorted(datasets_root().iterdir()) == before

@@ -1,0 +1,192 @@
+"""Several processes as one run, from the command line: torchrun and gloo, mlx.launch and its ring."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cuda_train import distributed
+from shared.engine.package import connect_ranks
+from shared.engine.ranks import OneRank
+from shared.errors import RunError, UserError
+from shared.tolerances import RANKS_LOSS_ABS
+from tests.processes import WAIT_S, children, wait_until
+
+# Every test here starts processes or trains several runs.
+pytestmark = pytest.mark.slow
+
+STEPS = 50
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ["tiny", "--set", "training.compile=false", "--set", f"training.steps={STEPS}"]
+OFTEN = ["--set", "training.log_every_steps=1", "--set", "training.checkpoint_every_steps=10"]
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+def torchrun(ranks: int, arguments: list[str], folder: Path) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "--"]
+    return [*launcher, "cuda_train", *arguments, "--runs-dir", str(folder)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, **QUIET, **more}
+
+
+def train(ranks: int, name: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = torchrun(ranks, [*TINY, *OFTEN, "--run", name, *more], folder)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=WAIT_S)
+
+
+def losses(folder: Path, name: str) -> np.ndarray:
+    """Training loss of each logged step, in nats."""
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["event"] == "step"]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return np.array([record["nats"] for record in records])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of one rank, `one`, and one of two, `two`."""
+    path = tmp_path_factory.mktemp("runs")
+    for ranks, name in ((1, "one"), (2, "two")):
+        result = train(ranks, name, path, "--no-finish")
+        assert result.returncode == 0, result.stderr
+    return path
+
+
+def test_the_number_of_ranks_does_not_change_the_loss_curve(folder: Path):
+    result = train(4, "four", folder)
+    assert result.returncode == 0, result.stderr
+    one = losses(folder, "one")
+    assert len(one) == STEPS and one[-1] < one[0] - 1.0
+    for name in ("two", "four"):
+        assert np.abs(losses(folder, name) - one).max() <= RANKS_LOSS_ABS
+    # Four ranks also packed and scored, and only rank 0 wrote and spoke.
+    # (gloo's own "Warning: unable to resolve hostname" is no Python warning.)
+    assert result.stderr.count("run finished") == 1 and not re.search(r"\w+Warning:", result.stderr)
+    score = json.loads((folder / "four" / "score.json").read_text())
+    assert score["weights"] == "packed" and all(check["passed"] for check in score["audit"]["checks"])
+    assert sorted(path.name for path in folder.iterdir()) == ["four", "one", "two"]
+
+
+def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
+    command = torchrun(2, [*TINY, *OFTEN, "--run", "killed", "--no-finish"], folder)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = folder / "killed" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
+    os.kill(rank_processes(process.pid)[1], signal.SIGKILL)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode != 0
+    assert not rank_processes(process.pid)
+    result = train(2, "killed", folder, "--no-finish", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(losses(folder, "killed"), losses(folder, "two"))
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_curve(folder: Path):
+    command = torchrun(2, [*TINY, *OFTEN, "--run", "fewer", "--no-finish"], folder)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = folder / "fewer" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
+    # A spot notice: all ranks get it, rank 0 saves what it has.
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=WAIT_S)
+    assert "resume with" in output
+    saved = max(int(path.stem.split("-")[1]) for path in (folder / "fewer" / "checkpoints").glob("step-*.json"))
+    assert saved > 0 and f"stopped by a signal after step {saved}" in output
+    result = train(1, "fewer", folder, "--no-finish", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert np.abs(losses(folder, "fewer") - losses(folder, "one")).max() <= RANKS_LOSS_ABS
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path: Path):
+    result = train(3, "three", tmp_path)
+    told = [line for line in result.stderr.splitlines() if line.startswith("bytetwin:")]
+    assert result.returncode != 0 and len(told) == 1
+    assert "training.batch_symbols = 512: its 8 rows" in told[0] and "must divide 8" in told[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path):
+    with socket.socket() as taken:
+        # On every address: on a Mac a server may open a port on all of them that another has taken on one.
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        result = subprocess.run(
+            [sys.executable, "-m", "cuda_train", *TINY, "--runs-dir", str(tmp_path)],
+            env=environment(**place),
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+    told = [line for line in result.stderr.splitlines() if line.startswith("bytetwin:")]
+    assert result.returncode == 2 and len(told) == 1 and "Traceback" not in result.stderr
+    assert f"rank 0 cannot join the others at 127.0.0.1:{port}" in told[0]
+
+
+def test_too_many_ranks_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "65")
+    with pytest.raises(UserError, match="65 ranks: at most 64 are allowed"):
+        connect_ranks("torch")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_mixed_gpus_are_refused_on_every_rank(rank: int, monkeypatch: pytest.MonkeyPatch):
+    names = [
+        "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
+        "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
+        "NVIDIA A100-SXM4-80GB (CUDA 13.0)",
+    ]
+
+    class Others(OneRank):
+        def gather(self, values: np.ndarray) -> list[np.ndarray]:
+            padded = [np.frombuffer(name.encode().ljust(len(values), b"\0"), np.uint8) for name in names]
+            assert np.array_equal(values, padded[rank])
+            return padded
+
+    monkeypatch.setattr(distributed.device, "device_name", lambda: names[rank])
+    with pytest.raises(UserError, match=r"rank 0 runs on NVIDIA H100 .* and rank 2 on NVIDIA A100"):
+        distributed.check_alike(Others())
+    names[2] = names[0]
+    distributed.check_alike(Others())
+
+
+def test_two_mlx_processes_train_as_one(folder: Path):
+    launch = Path(sys.executable).with_name("mlx.launch")
+    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(free_port()), "--", sys.executable]
+    command += ["-m", "mlx_train", *TINY, *OFTEN, "--run", "macs", "--no-finish", "--runs-dir", str(folder)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=WAIT_S)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert np.abs(losses(folder, "macs") - losses(folder, "one")).max() <= RANKS_LOSS_ABS
+
+
+def test_mlx_processes_that_cannot_meet_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text('[["127.0.0.1:1"]]')
+    monkeypatch.setenv("MLX_RANK", "3")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    with pytest.raises(RunError, match="rank 3 cannot reach the other ranks"):
+        connect_ranks("mlx")
+
+
+def rank_processes(launcher: int) -> list[int]:
+    """The launcher's children that run the engine, in the order of their ranks, in which they are started."""
+    return [pid for pid, command in children(launcher) if "cuda_train" in command]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,247 @@
+"""Stages of a run: which function a step trains, on both engines, and that the switch compiles nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from shared.engine.oracle import Oracle
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.protocol import Engine
+from shared.model import random_weights
+from shared.optim import HYPERPARAMETERS, step_hyperparameters
+from shared.parity.gradient_checks import gradient_rows, oracle_loss
+from shared.scoring.random_bytes import random_bytes_spec
+from shared.spec import Spec, load_spec
+from shared.spec.reduced import reduced_spec
+from shared.stages import LOOP_RAMP, STAGE, split_numbers, stage_numbers, training_stages, warm_up_numbers
+from shared.tolerances import GRADIENT_REL, LOGITS_ABS, NATS_ABS
+
+every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+STEPS = 60
+
+
+def looped(*overrides: str, extra_loops: int = 2, compiled: bool = False) -> Spec:
+    """Three layers, the middle one looped from a third of the run on."""
+    return load_spec(
+        "tiny",
+        [
+            f"training.compile={str(compiled).lower()}",
+            "model.loop.first_layer=1",
+            "model.loop.last_layer=1",
+            f"model.loop.extra_loops={extra_loops}",
+            "schedule.loop.start_frac=0.35",
+            *overrides,
+        ],
+    )
+
+
+def batch(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 64)).astype(np.int32)
+
+
+def started(name: str, spec: Spec) -> Engine:
+    engine = create_engine(name, spec)
+    engine.initialise(random_weights(spec, 3))
+    return engine
+
+
+def numbers_at(spec: Spec, step: int) -> dict[str, float]:
+    return stage_numbers(spec, step, step / STEPS)
+
+
+def loops_of(spec: Spec) -> list[int]:
+    return [stage.model.loop.extra_loops for stage in training_stages(spec)]
+
+
+def test_a_spec_without_a_later_loop_has_one_stage_and_no_numbers():
+    for spec in (load_spec("tiny"), looped("schedule.loop.start_frac=0.0"), looped(extra_loops=0)):
+        assert training_stages(spec) == (spec,)
+        assert stage_numbers(spec, 7, 0.1) == {}
+        assert tuple(step_hyperparameters(spec, 7, 0.1)) == HYPERPARAMETERS
+        assert warm_up_numbers(spec, ("a", "b")) == [{"a": 1.0, "b": 1.0}]
+
+
+def test_the_loop_starts_by_progress():
+    spec = looped()
+    assert loops_of(spec) == [0, 2] and training_stages(spec)[-1] is spec
+    assert stage_numbers(spec, 0, 0.3499) == {STAGE: 0.0}
+    assert stage_numbers(spec, 0, 0.35) == {STAGE: 1.0}
+
+
+def test_the_loop_starts_by_step():
+    spec = looped("schedule.loop.start_frac=0.0", "schedule.loop.start_step=20")
+    assert [numbers_at(spec, step)[STAGE] for step in (0, 19, 20, 59)] == [0.0, 0.0, 1.0, 1.0]
+    both = looped("schedule.loop.start_step=30")
+    assert [numbers_at(both, step)[STAGE] for step in (21, 29, 30)] == [0.0, 0.0, 1.0]
+
+
+def test_loops_start_one_after_the_other():
+    """docs/techniques.md 6.1, #1412: one extra loop from 0.5, two from 0.65."""
+    spec = looped("schedule.loop.start_frac=0.5", "schedule.loop.stagger_frac=0.15")
+    assert loops_of(spec) == [0, 1, 2]
+    assert [stage_numbers(spec, 0, progress)[STAGE] for progress in (0.49, 0.5, 0.64, 0.66, 1.0)] == [0, 1, 1, 2, 2]
+    at_once = looped("schedule.loop.start_frac=0.0", "schedule.loop.stagger_steps=10")
+    assert loops_of(at_once) == [1, 2]
+    assert [numbers_at(at_once, step)[STAGE] for step in (0, 9, 10)] == [0.0, 0.0, 1.0]
+
+
+def test_the_ramp_by_hand():
+    """docs/techniques.md 13.5: the gates rise from 0 over 20 steps, from the step in which the loop starts."""
+    by_step = ("schedule.loop.start_frac=0.0", "schedule.loop.start_step=30", "schedule.loop.ramp_steps=20")
+    spec = looped("model.loop.gates=true", *by_step)
+    ramps = [numbers_at(spec, step)[LOOP_RAMP] for step in (0, 29, 30, 31, 40, 50, 59)]
+    assert ramps == [0.0, 0.0, 0.0, 0.05, 0.5, 1.0, 1.0]
+    by_progress = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.25")
+    assert stage_numbers(by_progress, 0, 0.475)[LOOP_RAMP] == pytest.approx(0.5)
+
+
+def test_numbers_travel_as_json_and_are_told_apart():
+    spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.25")
+    hyper = step_hyperparameters(spec, 30, 0.475)
+    assert json.loads(json.dumps(hyper)) == hyper
+    numbers = split_numbers(spec, hyper)
+    assert numbers.stage == 1 and list(numbers.run) == [LOOP_RAMP] and tuple(numbers.optimizer) == HYPERPARAMETERS
+    assert split_numbers(spec, {}).stage == 1, "without a stage the end of training is meant"
+
+
+@every_engine
+def test_each_stage_trains_its_own_function(name: str):
+    """Before the switch the loss is that of the plain order; the loop's own parameters do not move."""
+    spec = looped("model.loop.gates=true", "model.skip_gates=true", "schedule.loop.ramp_frac=0.5")
+    plain = looped("model.skip_gates=true", extra_loops=0)
+    engine, weights, x = started(name, spec), random_weights(spec, 3), batch()
+    before, after = (step_hyperparameters(spec, step, step / STEPS) for step in (10, 50))
+    expected = {id(before): oracle_loss(plain, weights, x), id(after): oracle_loss(spec, weights, x, after)}
+    assert abs(expected[id(before)] - expected[id(after)]) > 10 * LOGITS_ABS
+    for hyper in (before, after):
+        assert oracle_loss(spec, weights, x, hyper) == pytest.approx(expected[id(hyper)], abs=1e-12)
+        loss, gradients = engine.gradients(x, hyper)
+        assert loss == pytest.approx(expected[id(hyper)], abs=LOGITS_ABS)
+        moves = {key for key, gradient in gradients.items() if np.abs(gradient).max() > 0.0}
+        late = {"loop.gates", "skips.1.weight", "skips.1.gate"}
+        assert moves == gradients.keys() - (late if hyper is before else set())
+    assert engine.train_step(x, before)()[0] == pytest.approx(expected[id(before)], abs=LOGITS_ABS)
+    moved = engine.export_weights("trained")
+    assert (moved["loop.gates"] == weights["loop.gates"]).all()
+    assert np.abs(engine.score(x) - Oracle(spec, moved).score(x)).max() <= NATS_ABS, "a score uses every loop"
+
+
+def test_both_engines_agree_in_every_stage():
+    spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "model.parallel.form=two_lane")
+    engines = {name: started(name, spec) for name in ENGINE_PACKAGES}
+    for step in (10, 40):
+        hyper = step_hyperparameters(spec, step, step / STEPS)
+        found = {name: engine.gradients(batch(), hyper)[1] for name, engine in engines.items()}
+        assert [row for row in gradient_rows(spec, found) if not row.passed] == []
+
+
+def test_at_the_foot_of_the_ramp_the_loop_does_nothing():
+    spec = looped("model.loop.gates=true", "model.loop.skips=outside", "schedule.loop.ramp_frac=0.5")
+    weights = random_weights(spec, 3)
+    foot = {STAGE: 1.0, LOOP_RAMP: 0.0}
+    assert oracle_loss(spec, weights, batch(), foot) == pytest.approx(
+        oracle_loss(spec, weights, batch(), {STAGE: 0.0, LOOP_RAMP: 0.0}), abs=1e-12
+    )
+
+
+@every_engine
+def test_warm_up_leaves_no_trace(name: str):
+    spec = looped("training.micro_batch_symbols=192")
+    engine = started(name, spec)
+    before = engine.save_state()
+    engine.warm_up(batch())
+    after = engine.save_state()
+    assert all((after[key] == value).all() for key, value in before.items())
+
+
+def switch(engine: Engine, spec: Spec) -> list[float]:
+    """Losses of the same batch right before and right after the loop starts, the learning rate being 0."""
+    return [engine.train_step(batch(), step_hyperparameters(spec, step, step / STEPS))()[0] for step in (20, 21, 22)]
+
+
+FROZEN = tuple(f"optimizer.{group}_lr=0.0" for group in ("matrix", "embed", "head", "scalar"))
+RAMPED = ("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "training.micro_batch_symbols=192")
+
+
+def assert_the_switch_shows(losses: list[float], spec: Spec) -> None:
+    weights = random_weights(spec, 3)
+    expected = [
+        oracle_loss(spec, weights, batch(), step_hyperparameters(spec, step, step / STEPS)) for step in (20, 21, 22)
+    ]
+    assert len({round(loss, 5) for loss in expected}) == 3, "the ramp must show as well"
+    assert losses == pytest.approx(expected, abs=GRADIENT_REL)
+
+
+@pytest.mark.slow
+def test_mlx_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
+    import mlx_train.engine as mlx_engine
+
+    traces = []
+    training_loss = mlx_engine.training_loss
+
+    def counted(*arguments, **keywords):
+        traces.append(1)
+        return training_loss(*arguments, **keywords)
+
+    monkeypatch.setattr(mlx_engine, "training_loss", counted)
+    spec = looped(*FROZEN, *RAMPED, compiled=True)
+    engine = started("mlx", spec)
+    engine.warm_up(batch())
+    assert traces
+    traces.clear()
+    losses = switch(engine, spec)
+    assert traces == []
+    assert_the_switch_shows(losses, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    # What is compiled again is decided before a backend sees the graph, so a quick one serves.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    small = ("model.num_layers=2", "model.resid_mix=false", "model.decoder.kind=linear", "model.tie_embeddings=false")
+    spec = looped(*FROZEN, *RAMPED, *small, "optimizer.ns_steps=1", compiled=True)
+    engine = started("torch", spec)
+    engine.warm_up(batch())
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        losses = switch(engine, spec)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    torch._dynamo.reset()
+    assert_the_switch_shows(losses, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_sees_each_stage_as_one_graph():
+    import torch
+
+    spec = looped(*RAMPED, "model.skip_gates=true", "model.ln_scale=true", "model.parallel.form=two_lane")
+    engine = started("torch", spec)
+    whole = torch.compile(engine._loss, backend="eager", fullgraph=True)
+    x = torch.zeros((2, 64), dtype=torch.int32)
+    torch._dynamo.reset()
+    for stage in ("0", "1"):
+        assert torch.isfinite(whole(x, stage, {LOOP_RAMP: torch.tensor(0.5)})[0])
+    torch._dynamo.reset()
+
+
+def test_shorter_runs_of_a_spec_still_reach_the_loop():
+    spec = looped(
+        "training.steps=1000",
+        "model.loop.gates=true",
+        "schedule.loop.start_frac=0.0",
+        "schedule.loop.start_step=600",
+        "schedule.loop.ramp_steps=20",
+    )
+    for short in (reduced_spec(spec, 50)[0], random_bytes_spec(spec, 100)):
+        loop, steps = short.schedule.loop, short.training.steps
+        assert (loop.start_step, loop.ramp_steps) == (600 * steps // 1000, 20 * steps // 1000)
+        assert stage_numbers(short, steps - 1, (steps - 1) / steps)[STAGE] == 1.0

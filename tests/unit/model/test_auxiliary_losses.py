@@ -1,0 +1,468 @@
+"""Losses and parameters that exist in training only: definitions, gradients, and that nothing else sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.artifact import pack_bytes, unpack_bytes
+from shared.artifact.predict import predict_artifact_bytes
+from shared.cli.spec import spec_text, training_only_count
+from shared.engine.flops import newton_schulz_flops, training_flops
+from shared.engine.microbatch import activation_bytes_per_row
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.protocol import Engine
+from shared.engine.state import split_state
+from shared.errors import ArtifactError, RunError, SpecError
+from shared.model import (
+    auxiliary_parameters,
+    initial_weights,
+    model_weights,
+    parameter_counts,
+    parameter_manifest,
+    random_weights,
+    training_loss,
+    training_parameters,
+)
+from shared.model.auxiliary_loss import distance_from_normal, unit_directions
+from shared.model.code_entropy import code_entropy_values
+from shared.model.embedding import embed_patches
+from shared.model.forward import trunk_outputs
+from shared.ops import NumpyOps
+from shared.optim import state_bytes, step_hyperparameters
+from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
+from shared.preflight.workload import resized
+from shared.scoring.random_bytes import random_bytes_spec
+from shared.spec import Spec, load_spec, spec_from_dict, spec_id, spec_to_dict
+from shared.spec.reduced import reduced_spec
+from shared.stages import (
+    CODE_ENTROPY,
+    CODE_ENTROPY_ROW,
+    DIRECTIONS_STEP,
+    MULTI_SYMBOL,
+    split_numbers,
+    stage_numbers,
+    warm_up_numbers,
+)
+from shared.tolerances import (
+    LOGITS_ABS,
+    PARAMETERS_REL,
+    QUADRATURE_REL,
+)
+from tests.implementations import OPS, assert_close, every_implementation, normal, run
+
+every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+TERMS = {
+    "multi_symbol": ["training.loss.multi_symbol.weights=[0.5,0.25]"],
+    "embed_prediction": ["training.loss.embed_prediction.weight=0.1", "training.loss.embed_prediction.symbols=5"],
+    "chunk_prediction": [
+        "training.loss.chunk_prediction.weight=0.1",
+        "training.loss.chunk_prediction.chunk_patches=3",
+        "training.loss.chunk_prediction.hidden_dim=16",
+        "training.loss.chunk_prediction.latent_dim=8",
+        "training.loss.chunk_prediction.directions=4",
+    ],
+    "code_entropy": [
+        "training.loss.code_entropy.weight=0.1",
+        "training.loss.code_entropy.row_stride=3",
+        "training.loss.code_entropy.start_frac=0.0",
+    ],
+}
+ALL = [override for overrides in TERMS.values() for override in overrides]
+BYTES = ["model.patch_size=1", "model.seq_len=16", "training.batch_symbols=64", "model.decoder.kind=linear"]
+CASES = {
+    **TERMS,
+    "all with quantisation": [*ALL, "training.qat.form=straight_through", "training.loss.focal_gamma=1.5"],
+}
+every_case = pytest.mark.parametrize("case", list(CASES))
+
+
+def tiny(*overrides: str) -> Spec:
+    return load_spec("tiny", ["training.compile=false", "training.batch_symbols=256", *overrides])
+
+
+def batch(spec: Spec, seed: int = 0) -> np.ndarray:
+    rows = spec.training.batch_symbols // spec.model.seq_len
+    return np.random.default_rng(seed).integers(0, 256, (rows, spec.model.seq_len)).astype(np.int32)
+
+
+def started(name: str, spec: Spec) -> Engine:
+    engine = create_engine(name, spec)
+    engine.initialise(random_weights(spec, 3))
+    return engine
+
+
+def oracle_params(spec: Spec) -> dict[str, np.ndarray]:
+    return {key: OPS["numpy"].asarray(value) for key, value in random_weights(spec, 3).items()}
+
+
+@every_implementation
+def test_the_new_operations(name: str):
+    ops, rows, positive = OPS[name], normal(1, 5, 9), np.abs(normal(2, 4, 6)) + 0.01
+    rows[2] = 0.0
+    assert_close(name, run(name, lambda ops: ops.log(ops.asarray(positive))), np.log(positive.astype(np.float64)))
+    scale = (np.abs(rows).max(axis=1, keepdims=True) / np.float32(31)).astype(np.float16).astype(np.float32)
+    scale[2] = 1.0
+    np.testing.assert_array_equal(ops.to_numpy(ops.row_scale(ops.asarray(rows), 31)), scale)
+    np.testing.assert_array_equal(ops.to_numpy(ops.stop_gradient(ops.asarray(rows))), rows)
+    index = ops.cast_like(ops.asarray(np.array(3.0, np.float32)), ops.asarray(np.arange(4, dtype=np.int32)))
+    assert ops.to_numpy(index).dtype.kind == "i" and int(index) == 3
+
+
+def test_what_is_constant_to_derivatives():
+    import mlx.core as mx
+    import torch
+
+    def value(ops: Any, x: Any) -> Any:
+        return ops.sum(x * ops.stop_gradient(x) + x * ops.row_scale(x, 7))
+
+    rows = normal(3, 4, 5)
+    expected = rows + OPS["numpy"].row_scale(rows, 7)
+    np.testing.assert_allclose(np.array(mx.grad(lambda x: value(OPS["mlx"], x))(mx.array(rows))), expected, rtol=1e-6)
+    x = torch.from_numpy(rows.copy()).requires_grad_()
+    value(OPS["torch"], x).backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)
+
+
+def naive_terms(spec: Spec) -> dict[str, float]:
+    """Each loss of the section, weighted, one position at a time."""
+    ops, params, x = NumpyOps(), oracle_params(spec), batch(spec)
+    loss, size, softcap = spec.training.loss, spec.model.patch_size, spec.model.logit_softcap
+    h, inputs = trunk_outputs(ops, spec, params, x), embed_patches(ops, spec, params, x)
+    rows, patches = h.shape[:2]
+    terms = dict.fromkeys(TERMS, 0.0)
+    for k, weight in enumerate(loss.multi_symbol.weights, 1):
+        nats = []
+        for b, i in np.ndindex(rows, patches - k):
+            logits = (params[f"auxiliary.multi_symbol.{k}.weight"] @ h[b, i]).reshape(size, -1)
+            capped = softcap * np.tanh(logits / softcap)
+            for place in range(size):
+                target = x[b, (i + k) * size + place]
+                nats.append(np.log(np.exp(capped[place]).sum()) - capped[place, target])
+        terms["multi_symbol"] += weight * float(np.mean(nats))
+    if loss.embed_prediction.weight:
+        distances = []
+        for k in range(1, loss.embed_prediction.symbols + 1):
+            for b, i in np.ndindex(rows, patches):
+                if i * size + k - 1 < x.shape[1]:
+                    z = params[f"auxiliary.embed_prediction.{k}.weight"] @ h[b, i]
+                    distances.append(np.sum((z - params["embed.weight"][x[b, i * size + k - 1]]) ** 2))
+        terms["embed_prediction"] = loss.embed_prediction.weight * float(np.mean(distances))
+    if loss.chunk_prediction.weight:
+        terms["chunk_prediction"] = loss.chunk_prediction.weight * naive_chunks(spec, params, h, inputs)
+    if loss.code_entropy.weight:
+        terms["code_entropy"] = loss.code_entropy.weight * naive_code_bits(spec, params)
+    return terms
+
+
+def naive_chunks(spec: Spec, params: dict[str, np.ndarray], h: np.ndarray, inputs: np.ndarray) -> float:
+    chunks = spec.training.loss.chunk_prediction
+    size, count = chunks.chunk_patches, (h.shape[1] - 1) // chunks.chunk_patches
+
+    def two_layers(side: str, value: np.ndarray) -> np.ndarray:
+        hidden = params[f"auxiliary.chunk_prediction.{side}_in.weight"] @ value
+        hidden = hidden / np.sqrt(np.mean(hidden**2) + spec.model.norm_eps)
+        return params[f"auxiliary.chunk_prediction.{side}_out.weight"] @ (hidden / (1.0 + np.exp(-hidden)))
+
+    errors, statistics = [], []
+    directions = unit_directions(NumpyOps(), np.ones((chunks.latent_dim, 2)), chunks.directions, np.array(0))
+    for b in range(len(h)):
+        latents = np.array(
+            [two_layers("latent", inputs[b, j * size + 1 : (j + 1) * size + 1].mean(axis=0)) for j in range(count)]
+        )
+        errors += [two_layers("prediction", h[b, j * size]) - latents[j] for j in range(count)]
+        statistics += [by_quadrature(latents @ direction) for direction in directions]
+    return float(np.mean(np.square(errors)) + chunks.regulariser_weight * np.mean(statistics))
+
+
+def by_quadrature(values: np.ndarray) -> float:
+    """Integral of |mean exp(i t y) - exp(-t^2 / 2)|^2 against a normal density of t."""
+    t = np.linspace(-12.0, 12.0, 4001)
+    difference = np.exp(1j * np.outer(t, values)).mean(axis=1) - np.exp(-(t**2) / 2)
+    density = np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
+    return float(np.sum(np.abs(difference) ** 2 * density) * (t[1] - t[0]))
+
+
+def naive_code_bits(spec: Spec, params: dict[str, np.ndarray]) -> float:
+    """At step 0, so from row 0 on."""
+    entropy, limit = spec.training.loss.code_entropy, 2 ** (spec.artifact.matrix_bits - 1) - 1
+    total, count = 0.0, 0
+    for parameter in parameter_manifest(spec):
+        if parameter.quantisation == "matrix":
+            shares = []
+            number = -(-parameter.shape[0] // entropy.row_stride)
+            for j in range(number):
+                row = params[parameter.name][j * entropy.row_stride % parameter.shape[0]]
+                scale = float(np.float16(np.float32(np.abs(row).max()) / np.float32(limit)))
+                scores = np.exp(-((row[:, None] / scale - np.arange(-limit, limit + 1)) ** 2) / entropy.temperature)
+                shares.append((scores / scores.sum(axis=1, keepdims=True)).mean(axis=0))
+            p = np.mean(shares, axis=0)
+            total -= parameter.count * float(np.sum(p * np.log2(p + 1e-9)))
+            count += parameter.count
+    return total / count
+
+
+@pytest.mark.parametrize("shape", ["patches of 4", "bytes"])
+def test_the_definitions(shape: str):
+    spec = tiny(*(BYTES if shape == "bytes" else []), *ALL)
+    weights, x = random_weights(spec, 3), batch(spec)
+    terms = naive_terms(spec)
+    for term, overrides in TERMS.items():
+        only = tiny(*(BYTES if shape == "bytes" else []), *overrides)
+        added = oracle_objective(only, weights, x) - oracle_loss(only, weights, x)
+        assert added == pytest.approx(terms[term], rel=QUADRATURE_REL), term
+        assert abs(terms[term]) > 1e-3
+    added = oracle_objective(spec, weights, x) - oracle_loss(spec, weights, x)
+    assert added == pytest.approx(sum(terms.values()), rel=QUADRATURE_REL)
+
+
+def test_the_regulariser_knows_a_normal_sample_from_a_collapse():
+    ops, rng = NumpyOps(), np.random.default_rng(0)
+    directions = unit_directions(ops, np.ones((6, 2)), 32, np.array(5))
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0, rtol=1e-12)
+    assert not np.allclose(directions, unit_directions(ops, np.ones((6, 2)), 32, np.array(6)))
+    samples = {
+        "normal": rng.standard_normal((1, 400, 6)),
+        "wide": 3.0 * rng.standard_normal((1, 400, 6)),
+        "collapsed": np.zeros((1, 400, 6)),
+    }
+    found = {name: float(distance_from_normal(ops, values, directions)) for name, values in samples.items()}
+    assert 0.0 < found["normal"] < 0.01 < found["wide"] and found["collapsed"] > 0.15
+
+
+@every_case
+def test_gradients_agree_and_the_reported_loss_stays_plain(case: str):
+    spec = tiny(*CASES[case])
+    plain = tiny(*(each for each in CASES[case] if "qat" in each))
+    x, gradients = batch(spec), {}
+    for name in ENGINE_PACKAGES:
+        loss, gradients[name] = started(name, spec).gradients(x)
+        plain_loss, plain_gradients = started(name, plain).gradients(x)
+        assert loss == plain_loss
+        moved = [key for key, value in plain_gradients.items() if not np.allclose(value, gradients[name][key])]
+        assert "layers.0.attn.q_proj.weight" in moved
+        assert all(np.abs(gradients[name][each.name]).max() > 0 for each in auxiliary_parameters(spec))
+    rows = gradient_rows(spec, gradients) + directional_rows(spec, random_weights(spec, 3), x, gradients, seed=3)
+    assert [row for row in rows if not row.passed] == []
+
+
+@every_engine
+def test_with_adapters_the_reported_loss_is_that_of_the_scored_function(name: str):
+    """Of the head too, which is not part of the trunk outputs that the auxiliary losses share."""
+    adapters = ["model.lora.rank=2", 'model.lora.targets=["q","head"]', "model.tie_embeddings=false"]
+    spec = tiny(*BYTES, *adapters, "model.embed_rank=8", *ALL)
+    engine, x = started(name, spec), batch(spec)
+    loss, gradients = engine.gradients(x)
+    assert loss == pytest.approx(float(engine.score(x).mean()), abs=LOGITS_ABS)
+    assert loss == pytest.approx(oracle_loss(spec, random_weights(spec, 3), x), abs=LOGITS_ABS)
+    rows = directional_rows(spec, random_weights(spec, 3), x, {name: gradients}, seed=3)
+    assert [row for row in rows if not row.passed] == []
+
+
+@every_engine
+def test_every_parameter_learns_from_the_start(name: str):
+    spec = tiny(*ALL)
+    engine = create_engine(name, spec)
+    engine.initialise(initial_weights(spec))
+    for step in range(3):
+        engine.train_step(batch(spec, step), step_hyperparameters(spec, step, step / 60))()
+    gradients = engine.gradients(batch(spec))[1]
+    assert set(gradients) == {each.name for each in training_parameters(spec)}
+    assert [key for key, value in gradients.items() if not np.abs(value).max() > 0] == []
+
+
+@every_engine
+def test_micro_batches_make_no_difference(name: str):
+    spec = tiny(*ALL)
+    cut = tiny(*ALL, f"training.micro_batch_symbols={spec.model.seq_len}")
+    (loss, whole), (cut_loss, parts) = (started(name, each).gradients(batch(spec)) for each in (spec, cut))
+    assert cut_loss == pytest.approx(loss, abs=LOGITS_ABS)
+    assert [row for row in gradient_rows(spec, {"whole": whole, "parts": parts}) if not row.passed] == []
+
+
+def test_the_numbers_of_a_step():
+    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25")
+    expected = {MULTI_SYMBOL: 0.5, DIRECTIONS_STEP: 16.0, CODE_ENTROPY: 1.0, CODE_ENTROPY_ROW: 1.0}
+    assert stage_numbers(spec, 16, 0.25) == expected
+    assert stage_numbers(spec, 0, 0.0)[CODE_ENTROPY] == 0.0 and stage_numbers(spec, 50, 0.8)[MULTI_SYMBOL] == 0.0
+    assert warm_up_numbers(spec, ("a",)) == [dict.fromkeys(["a", *expected], 1.0)]
+    assert stage_numbers(tiny(), 16, 0.25) == {}
+
+
+@every_engine
+def test_what_changes_during_a_run_does(name: str):
+    """Against the oracle with the same numbers, and off means as if it were not there."""
+    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25")
+    engine, x, key = started(name, spec), batch(spec), "layers.1.mlp.up_proj.weight"
+    found = {}
+    for step in (0, 15, 16, 45):
+        found[step] = engine.gradients(x, step_hyperparameters(spec, step, step / 60))[1]
+    heads = {step: np.abs(grads["auxiliary.multi_symbol.1.weight"]).max() for step, grads in found.items()}
+    assert heads[0] > heads[15] > heads[16] > heads[45] == 0.0
+    only = tiny(*TERMS["code_entropy"], "training.loss.code_entropy.start_frac=0.25")
+    grads = [started(name, only).gradients(x, step_hyperparameters(only, s, s / 60))[1][key] for s in (0, 15, 16, 18)]
+    np.testing.assert_array_equal(grads[0], started(name, tiny()).gradients(x)[1][key])
+    # Rows 0, 3, 6, .. at steps 15 and 18, rows 1, 4, 7, .. at step 16.
+    pull = [np.abs(value - grads[0]).max(axis=1) for value in grads]
+    assert np.array_equal(grads[1], grads[3]) and not np.array_equal(grads[1], grads[2])
+    assert (pull[1][0::3] > 0).all() and (pull[2][1::3] > 0).all() and pull[2][0::3].max() < pull[1][0::3].max()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_it_is_the_same_and_nothing_compiles_again():
+    import torch
+
+    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "model.num_layers=1", "training.compile=true")
+    eager = spec.model_copy(update={"training": spec.training.model_copy(update={"compile": False})})
+    x, ops, graphs = batch(spec), OPS["torch"], []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    loss = torch.compile(lambda params, x: training_loss(ops, spec, params, x)[0], backend=counted, fullgraph=True)
+    params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
+    compiled, plain = started("mlx", spec), started("mlx", eager)
+    for step in (2, 3):
+        hyper = step_hyperparameters(spec, step, step / 60)
+        gradients = {"compiled": compiled.gradients(x, hyper)[1], "eager": plain.gradients(x, hyper)[1]}
+        assert [row for row in gradient_rows(spec, gradients) if not row.passed] == []
+        numbers = split_numbers(spec, hyper).run
+        expected = training_loss(OPS["numpy"], spec, {**oracle_params(spec), **numbers}, x)[0]
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.items()}
+        assert float(loss(params | arrays, ops.asarray(x))) == pytest.approx(float(expected), abs=LOGITS_ABS)
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compiled_rounds_scales_to_float16():
+    """Compiled, a conversion to float16 and back rounds nothing: codes were not those of the artifact."""
+    import torch
+
+    ops, rows = OPS["torch"], torch.from_numpy(normal(4, 300, 40) * np.logspace(-8, 3, 300, dtype=np.float32)[:, None])
+    found = torch.compile(lambda x: (ops.row_scale(x, 31), ops.rounding_error(x, 31)))(rows)
+    for ours, name in zip(found, ("row_scale", "rounding_error"), strict=True):
+        expected = getattr(OPS["numpy"], name)(rows.numpy(), 31)
+        difference = np.abs(ours.numpy() - expected) / np.abs(rows.numpy()).max(axis=1, keepdims=True)
+        assert difference.max() <= 1e-7, name
+    np.testing.assert_array_equal(found[0].numpy(), OPS["numpy"].row_scale(rows.numpy(), 31))
+
+
+def test_the_model_is_as_without():
+    """Counts, initial values, identity, size and speed of what is scored."""
+    spec, plain = tiny(*ALL), tiny()
+    assert parameter_manifest(spec) == parameter_manifest(plain) == training_parameters(plain)
+    assert parameter_counts(spec) == parameter_counts(plain) and spec_id(spec) == spec_id(plain)
+    ours = initial_weights(spec)
+    for key, value in initial_weights(plain).items():
+        np.testing.assert_array_equal(ours[key], value)
+    only = training_only_count(spec)
+    assert only == 2 * 1024 * 32 + 5 * 32 * 32 + 2 * (16 * 32 + 8 * 16)
+    assert f"{only:,} more in training only" in spec_text(spec) and " more in" not in spec_text(plain)
+    matrices = 5 * 32 * 32 + 2 * (16 * 32 + 8 * 16)
+    # Weights and their average; a Muon matrix has one number more in the optimizer, a head two.
+    assert state_bytes(spec) - state_bytes(plain) == 4 * (3 * matrices + 4 * 2 * 1024 * 32)
+    # Of 16 patches 15 and 14 have one that far ahead, four symbols of the next five are in the same patch, and behind
+    # the first patch there are 5 chunks of 3, whose latents four directions look along.
+    heads, embeds = (15 + 14) * 1024 * 32, (4 * 16 + 15) * 32 * 32
+    chunks, along = 5 * 2 * (16 * 32 + 8 * 16), 5 * 4 * 8
+    # Chunks are made of the trunk's inputs, which are embedded for them once more.
+    inputs = 16 * 4 * 32 * 32
+    # Directions are constants, so the last product has one gradient and not two.
+    expected = (6 * (heads + embeds + chunks + inputs) + 4 * along) / 64
+    assert training_flops(spec).matrices - training_flops(plain).matrices == pytest.approx(expected)
+    assert newton_schulz_flops(spec) > newton_schulz_flops(plain)
+    assert activation_bytes_per_row(spec) > activation_bytes_per_row(plain)
+    assert code_entropy_values(plain) == 0 < code_entropy_values(spec)
+    difference = predict_artifact_bytes(spec).expected_bytes - predict_artifact_bytes(plain).expected_bytes
+    assert abs(difference) < 100  # the header holds the spec
+
+
+@every_engine
+def test_artifacts_and_scores_do_not_know_them(name: str):
+    spec, plain = tiny(*ALL), tiny()
+    engine, x = started(name, spec), batch(spec)
+    exported, before = engine.export_weights("trained"), engine.score(x)
+    assert set(exported) == {each.name for each in training_parameters(spec)}
+    packed = unpack_bytes(pack_bytes(spec, exported))
+    without = unpack_bytes(pack_bytes(plain, started(name, plain).export_weights("trained")))
+    assert packed.header["tensors"] == without.header["tensors"]
+    assert packed.header["sections"] == without.header["sections"]
+    engine.initialise(packed.weights)
+    bare = create_engine(name, plain)
+    bare.initialise(packed.weights)
+    np.testing.assert_array_equal(engine.score(x), bare.score(x))
+    np.testing.assert_array_equal(before, started(name, plain).score(x))
+    # From an artifact they start anew.
+    key = "auxiliary.chunk_prediction.latent_in.weight"
+    np.testing.assert_array_equal(engine.export_weights("trained")[key], initial_weights(spec)[key])
+    with pytest.raises(ArtifactError, match=r"auxiliary\.multi_symbol"):
+        pack_bytes(plain, exported)
+
+
+def test_a_run_resumes_on_the_other_engine(tmp_path: Path):
+    spec = tiny(*ALL, "training.ema_decay=0.5")
+    engine = create_engine("mlx", spec)
+    engine.initialise(initial_weights(spec))
+    other = create_engine("torch", spec)
+    for step in range(4):
+        hyper = step_hyperparameters(spec, step, step / 60)
+        engine.train_step(batch(spec, step), hyper)()
+        if step >= 2:
+            other.train_step(batch(spec, step), hyper)()
+        if step == 1:
+            other.load_state(engine.save_state())
+    expected, found = engine.export_weights("averaged"), other.export_weights("averaged")
+    for parameter in training_parameters(spec):
+        difference = np.linalg.norm(found[parameter.name] - expected[parameter.name])
+        assert difference <= PARAMETERS_REL * np.linalg.norm(expected[parameter.name])
+    with pytest.raises(RunError, match="unknown in the checkpoint: it belongs to another spec"):
+        split_state(tiny("training.ema_decay=0.5"), engine.save_state())
+
+
+def test_short_runs_and_windows_still_hold_them():
+    spec = tiny(
+        "training.loss.multi_symbol.weights=[0.1,0.1,0.1,0.1,0.1,0.1]",
+        "training.loss.embed_prediction.weight=0.1",
+        "training.loss.embed_prediction.symbols=12",
+        "training.loss.chunk_prediction.weight=0.1",
+        "training.loss.code_entropy.weight=0.1",
+        "training.loss.code_entropy.start_frac=0.8",
+    )
+    small = resized(spec, 2 * spec.model.patch_size, 1).training.loss
+    assert len(small.multi_symbol.weights) == 1 and small.chunk_prediction.chunk_patches == 1
+    assert small.embed_prediction.symbols == 8
+    assert resized(spec, 64, 1).training.loss.code_entropy.start_frac == 0.8
+    short, notes = reduced_spec(spec, 4)
+    assert short.training.loss.code_entropy.start_frac == 0.75 and any("code_entropy" in note for note in notes)
+    assert random_bytes_spec(spec, 200).training.loss.multi_symbol == spec.training.loss.multi_symbol
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["training.loss.multi_symbol.weights=[0.0]"], "multi_symbol.weights"),
+        ([*BYTES, "model.seq_len=2", f"training.loss.multi_symbol.weights={[0.1] * 2}"], "multi_symbol.weights = "),
+        ([*BYTES, "model.seq_len=2", "training.loss.embed_prediction.weight=1.0"], "embed_prediction.symbols = 4"),
+        (
+            ["training.loss.chunk_prediction.weight=1.0", "training.loss.chunk_prediction.chunk_patches=16"],
+            "chunk_prediction.chunk_patches = 16",
+        ),
+        (
+            [*TERMS["code_entropy"], "training.loss.code_entropy.start_frac=0.99", "training.steps=60"],
+            "code_entropy.start_frac = 0.99",
+        ),
+        (["training.loss.code_entropy.temperature=0.0"], "code_entropy.temperature"),
+    ],
+)
+def test_what_is_refused(overrides: list[str], field: str):
+    with pytest.raises(SpecError, match=field):
+        tiny(*overrides)
+    assert spec_from_dict(spec_to_dict(tiny(*ALL))) == tiny(*ALL)
+    assert model_weights(tiny(), {"any": 1}) == {"any": 1}

@@ -1,0 +1,279 @@
+"""Quantisation-aware training: what it does to the weights, when, and that it acts in compiled functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.artifact.quantise import dequantise, quantise
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.protocol import Engine
+from shared.errors import SpecError
+from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
+from shared.model.qat import quantised_matrices
+from shared.optim import optimizer_step, step_hyperparameters
+from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
+from shared.parity.result import Row
+from shared.parity.training_checks import rounds_in_training, step_by_step_row
+from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.random_bytes import random_bytes_spec
+from shared.spec import ArtifactSpec, Spec, load_spec, with_overrides
+from shared.spec.reduced import reduced_spec
+from shared.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
+from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
+from tests.implementations import OPS, every_implementation, normal, seeds
+from tests.museum.dead_switch import Switch, flagged_loss
+
+every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_form = pytest.mark.parametrize("form", ["straight_through", "noise"])
+
+
+def tiny(form: str, *overrides: str, compiled: bool = False) -> Spec:
+    return load_spec("tiny", [f"training.compile={str(compiled).lower()}", f"training.qat.form={form}", *overrides])
+
+
+def batch(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 64)).astype(np.int32)
+
+
+def started(name: str, spec: Spec) -> Engine:
+    engine = create_engine(name, spec)
+    engine.initialise(random_weights(spec, 3))
+    return engine
+
+
+@every_implementation
+@pytest.mark.parametrize("bits", [6, 8])
+@settings(max_examples=50, derandomize=True, deadline=None, database=None)
+@given(seed=seeds, rows=st.integers(1, 30), columns=st.integers(1, 40))
+def test_rounded_weights_are_those_of_the_artifact(name: str, bits: int, seed: int, rows: int, columns: int):
+    """Rows of all sizes from 1e-8 to 1e3: of the small ones float16 keeps few digits of the scale, or none."""
+    spec = ArtifactSpec(matrix_bits=bits)
+    sizes = np.random.default_rng(seed).uniform(-8.0, 3.0, (rows, 1))
+    weights = {"w": (normal(seed, rows, columns) * 10.0**sizes).astype(np.float32)}
+    weights["w"][::7] = 0.0
+    packed = quantise(weights, {"w": "matrix"}, spec)
+    ops, limit = OPS[name], 2 ** (bits - 1) - 1
+    given_rows = ops.asarray(weights["w"])
+    rounded = ops.to_numpy(given_rows + ops.rounding_error(given_rows, limit)).astype(np.float32)
+    np.testing.assert_array_equal(rounded, dequantise(packed)["w"])
+    stored = packed["w"].scales.astype(np.float32)[:, None]
+    np.testing.assert_array_equal(ops.to_numpy(ops.row_scale(given_rows, limit)), np.where(stored > 0, stored, 1.0))
+
+
+@pytest.mark.parametrize("bits", [4, 5, 7])
+def test_codes_of_few_bits(bits: int):
+    limit = 2 ** (bits - 1) - 1
+    rows = normal(2, 6, 50)
+    rounded = rows + OPS["numpy"].rounding_error(rows, limit)
+    for row, source in zip(rounded, rows, strict=True):
+        scale = np.float64(np.float16(np.abs(source).max() / limit))
+        codes = row / scale
+        assert np.abs(codes - np.rint(codes)).max() < 1e-5 and len(set(np.rint(codes))) <= 2 * limit + 1
+        assert np.abs(row - source).max() <= 0.51 * scale
+
+
+@every_implementation
+def test_noise_is_the_same_everywhere_and_uniform(name: str):
+    ops, rows = OPS[name], normal(3, 64, 100)
+    noise = {step: _noise(name, rows, step, salt=77) for step in (0, 1, 16_000_000)}
+    for step, values in noise.items():
+        np.testing.assert_allclose(values, _noise("numpy", rows, step, salt=77), rtol=0, atol=1e-6)
+        uniform = values / np.abs(rows).max(axis=1, keepdims=True) + 0.5
+        assert uniform.min() >= 0.0 and uniform.max() <= 1.0
+        # Of 6400 values: means to 0.0036, spreads of 1/12 to 0.001, neighbours without correlation to 0.0125.
+        assert abs(uniform.mean() - 0.5) < 0.02 and abs(uniform.var() - 1 / 12) < 0.005
+        assert abs(np.corrcoef(uniform[:, :-1].ravel(), uniform[:, 1:].ravel())[0, 1]) < 0.06
+        assert abs(np.corrcoef(uniform[:-1].ravel(), uniform[1:].ravel())[0, 1]) < 0.06
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.06
+    assert abs(np.corrcoef(noise[0].ravel(), _noise(name, rows, 0, salt=78).ravel())[0, 1]) < 0.06
+    assert ops.name == name
+
+
+def _noise(name: str, rows: np.ndarray, step: int, salt: int) -> np.ndarray:
+    ops = OPS[name]
+    return ops.to_numpy(ops.row_noise(ops.asarray(rows), ops.asarray(np.array(step, np.float32)), salt))
+
+
+@every_form
+def test_gradients_are_those_at_the_changed_weights(form: str):
+    """Straight through: the gradient of the plain loss at the rounded or disturbed weights."""
+    spec = tiny(form, *(["training.qat.bits=4"] if form == "noise" else []))
+    weights, x, gradients = random_weights(spec, 3), batch(), {}
+    changed = {name: value.astype(np.float32) for name, value in straight_through(spec, weights, x).items()}
+    for name in ENGINE_PACKAGES:
+        loss, gradients[name] = started(name, spec).gradients(x)
+        plain = create_engine(name, without_qat(spec))
+        plain.initialise(changed)
+        expected, gradients[f"{name}, plain"] = plain.gradients(x)
+        assert loss == pytest.approx(expected, abs=LOGITS_ABS)
+        assert loss == pytest.approx(oracle_loss(spec, weights, x), abs=LOGITS_ABS)
+    rows = gradient_rows(spec, gradients)
+    rows += directional_rows(spec, weights, x, {name: gradients[name] for name in ENGINE_PACKAGES}, seed=3)
+    assert [row for row in rows if not row.passed] == []
+
+
+@every_form
+def test_only_matrices_change(form: str):
+    spec = tiny(form)
+    weights = random_weights(spec, 3)
+    changed = straight_through(spec, weights, batch())
+    moved = {name for name in weights if not np.array_equal(changed[name], weights[name])}
+    assert moved == {each.name for each in parameter_manifest(spec) if each.quantisation == "matrix"}
+    assert moved == set(quantised_matrices(spec)) and quantised_matrices(without_qat(spec)) == {}
+
+
+def test_when_it_acts():
+    spec = tiny("noise", "training.qat.start_frac=0.5", "training.qat.start_step=40")
+    acting = [stage_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
+    assert acting == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    assert stage_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
+    assert warm_up_numbers(spec, ("a",)) == [{"a": 1.0, QAT: 1.0, QAT_STEP: 1.0}]
+    assert stage_numbers(tiny("off"), 41, 0.7) == {}
+
+
+@pytest.mark.parametrize("bits", [6, 8])
+def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
+    """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""
+    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix_bits={bits}", "training.steps=4"), 4)
+    assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
+    batches = [batch(step)[:3] for step in range(4)]
+
+    def row() -> Row:
+        pair = (create_engine("mlx", spec), create_engine("torch", spec))
+        return step_by_step_row(spec, pair, initial_weights(spec), batches)
+
+    honest = row()
+    assert honest.passed and honest.tolerance == PARAMETERS_REL and honest.check == "parameters step by step"
+
+    def slower(ops, spec, params, grads, state, norm, hyper, *rest):
+        return optimizer_step(ops, spec, params, grads, state, norm, {**hyper, "momentum": 0.5}, *rest)
+
+    monkeypatch.setattr("cuda_train.engine.optimizer_step", slower)
+    planted = row()
+    assert not planted.passed and "(Muon) in step" in planted.worst
+
+
+@every_form
+@every_engine
+def test_before_its_start_it_changes_nothing(name: str, form: str):
+    spec = tiny(form, "training.qat.start_frac=0.5")
+    engine, plain = started(name, spec), started(name, without_qat(spec))
+    early = step_hyperparameters(spec, 3, 0.4)
+    assert engine.gradients(batch(), early)[0] == plain.gradients(batch())[0]
+    assert engine.gradients(batch(), step_hyperparameters(spec, 40, 0.6))[0] != plain.gradients(batch())[0]
+    # Scores never see it.
+    np.testing.assert_array_equal(engine.score(batch()), plain.score(batch()))
+
+
+@every_engine
+def test_noise_is_another_in_every_step_and_the_same_when_repeated(name: str):
+    spec = tiny("noise")
+    engine = started(name, spec)
+    losses = [engine.gradients(batch(), step_hyperparameters(spec, step, 0.5))[0] for step in (5, 6, 7, 5)]
+    assert len(set(losses)) == 3 and losses[0] == losses[3]
+
+
+@pytest.fixture
+def switch() -> Iterator[type[Switch]]:
+    yield Switch
+    Switch.is_on = False
+
+
+@pytest.mark.slow
+@every_form
+def test_switching_it_on_acts_in_a_compiled_function(form: str):
+    """MLX, through the engine; torch's engine in the slow test, its graph in the next one."""
+    # One layer: MLX compiles the noise of each matrix by itself, a second for each.
+    spec = tiny(form, "model.num_layers=1", compiled=True)
+    assert check_qat_acts(started("mlx", spec), batch()).passed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@every_form
+def test_switching_it_on_acts_in_torch_compiled(form: str):
+    assert check_qat_acts(started("torch", tiny(form, "model.num_layers=1", compiled=True)), batch()).passed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@every_form
+def test_torch_makes_one_graph_for_before_and_after(form: str):
+    import torch
+
+    spec, ops, graphs = tiny(form), OPS["torch"], []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda params, x: training_loss(ops, spec, params, x)[1], backend=counted, fullgraph=True)
+    params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
+    losses = []
+    for acting, step in ((0.0, 3), (1.0, 4), (1.0, 5)):
+        run = split_numbers(spec, step_hyperparameters(spec, step, 0.5) | {QAT: acting}).run
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in run.items()}
+        losses.append(float(function(params | arrays, ops.asarray(batch()))))
+        hyper = step_hyperparameters(spec, step, 0.5) | {QAT: acting}
+        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), hyper), abs=LOGITS_ABS)
+    assert len(graphs) == 1 and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(("compiled", "acts"), [(True, False), (False, True)])
+def test_a_flag_in_a_class_never_acts_once_compiled(
+    monkeypatch: pytest.MonkeyPatch, switch: type[Switch], compiled: bool, acts: bool
+):
+    """The museum's exhibit: without compilation it works, so nobody noticed."""
+    import mlx_train.engine as mlx_engine
+
+    monkeypatch.setattr(mlx_engine, "training_loss", flagged_loss)
+    engine = started("mlx", tiny("straight_through", compiled=compiled))
+    # A process's first compiled function is traced once more at its second call.
+    before = [engine.gradients(batch())[0] for _ in range(2)][-1]
+    switch.is_on = True
+    assert (engine.gradients(batch())[0] != before) == acts
+    # Switched as the engine's own numbers say, the check finds it dead either way.
+    assert not check_qat_acts(engine, batch()).passed
+
+
+def test_short_runs_still_reach_it():
+    spec = tiny("straight_through", "training.steps=1000", "training.qat.start_frac=0.9", "training.qat.start_step=900")
+    small, _ = reduced_spec(spec, 3)
+    assert small.training.qat.start_frac == 0.0 and small.training.qat.start_step == 2
+    assert random_bytes_spec(spec, 200).training.qat.start_frac == 0.9
+    assert reduced_spec(spec, 1)[0].training.qat.is_acting(0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["training.qat.bits=3"], "training.qat.bits"),
+        (["training.qat.bits=9"], "training.qat.bits"),
+        (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix_bits \(6\)"),
+        (["training.qat.bits=6", "artifact.matrix_bits=8"], r"training.qat.bits = 6: must be artifact.matrix_bits \(8"),
+        (["artifact.matrix_bits=4"], "artifact.matrix_bits = 4"),
+        (["training.qat.start_step=60", "training.steps=60"], "training.qat.start_step"),
+        (["training.qat.start_frac=0.99", "training.steps=60"], "training.qat.start_frac"),
+        (
+            ["training.qat.start_step=3", "schedule.driver=time", "training.time_limit_s=9.0"],
+            "training.qat.start_step",
+        ),
+    ],
+)
+def test_what_is_refused(overrides: list[str], field: str):
+    with pytest.raises(SpecError, match=field):
+        tiny("straight_through", *overrides)
+
+
+def test_the_width_is_the_artifacts():
+    for form in ("off", "straight_through", "noise"):
+        assert tiny(form).training.qat.bits == 6
+        assert tiny(form, "artifact.matrix_bits=8").training.qat.bits == 8
+    assert tiny("noise", "training.qat.bits=5").training.qat.bits == 5
+    # Packing at another width than was trained for stays possible.
+    assert with_overrides(tiny("straight_through"), ["artifact.matrix_bits=8"]).training.qat.bits == 6

@@ -1,0 +1,511 @@
+"""`bytetwin preflight` from the command line: what it passes, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.datasets import load_manifest
+from data.folders import dataset_folder
+from data.writer import DatasetWriter
+from shared.artifact.budget import code_bytes
+from shared.artifact.predict import predict_artifact_bytes
+from shared.cli.main import main
+from shared.engine.device_facts import device_facts, peak_resident_bytes
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.model import forward, parameter_counts
+from shared.ops import Array, Ops
+from shared.optim import state_bytes
+from shared.preflight import ROWS, Row
+from shared.preflight import function_rows as functions
+from shared.preflight import run as preflight_run
+from shared.preflight.measure import measure_here
+from shared.preflight.question import Bench
+from shared.preflight.row import VERDICTS, go
+from shared.spec import Spec, load_spec
+from shared.training.sources import open_sources
+from tests.museum.attention_leaks import smear_across_documents
+from tests.museum.leaks import megabyte_own_patch
+
+pytestmark = pytest.mark.slow
+
+GIB = 1 << 30
+DOCUMENTS = [
+    f"document {index} of a text that is long enough to be cut into windows\n".encode() for index in range(600)
+]
+TOY = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "data.heldout=toy"]
+every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
+
+
+def tiny(*overrides: str) -> Spec:
+    return load_spec("tiny", ["training.compile=false", *overrides])
+
+
+@pytest.fixture(autouse=True)
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset `toy`, in several shards, that every command line here trains on."""
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+    folder = dataset_folder("toy")
+    with DatasetWriter(folder, max_shard_symbols=20_000) as writer:
+        for document in DOCUMENTS:
+            writer.add("train", [document])
+        writer.add("heldout", [b"other text that is not trained on, long enough for a window of a small model\n"])
+        writer.finish("made for a test")
+    return folder
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Leave out all rows but the named ones, and measure the step in this process, as that is faster."""
+
+    def leave(*names: str) -> None:
+        for name in ROWS.keys() - set(names):
+            monkeypatch.setitem(preflight_run.ASKED, name, functools.partial(_left_out, name))
+        monkeypatch.setattr(preflight_run, "measure_step", measure_here)
+
+    return leave
+
+
+def _left_out(name: str, bench: Bench) -> Row:
+    return go(name, "", "left out of this test")
+
+
+def preflight(
+    capsys: pytest.CaptureFixture[str], *words: object, engine: str = "torch"
+) -> tuple[int, dict[str, Any], dict[str, dict[str, Any]]]:
+    """(status, document, rows by name) of a command line."""
+    status = main(["preflight", "tiny", "--json", "--engine", engine, *TOY, *map(str, words)])
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == list(ROWS)
+    assert document["go"] == (status == 0)
+    assert document["counts"] == {verdict: len(said(rows, verdict)) for verdict in VERDICTS}
+    return status, document, rows
+
+
+def said(rows: Mapping[str, Mapping[str, Any]], verdict: str) -> list[str]:
+    return [name for name, row in rows.items() if row["verdict"] == verdict]
+
+
+def refused(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return said(rows, "no-go")
+
+
+@pytest.mark.slow
+def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = tmp_path / "fit.json"
+    fit.write_text('{"c": 1.0, "a": 3.0, "alpha": 0.1, "points": 7}')
+    record = tmp_path / "preflight.json"
+    words = ("--price", "3", "--fit", fit, "--record", record, "--runs-dir", tmp_path / "runs")
+    status, document, rows = preflight(capsys, *words)
+    assert status == 0, [row for row in rows.values() if row["verdict"] == "no-go"]
+    verdicts = {name: row["verdict"] for name, row in rows.items()}
+    on_gpu = device_facts("torch").kind == "gpu"
+    assert verdicts == dict.fromkeys(ROWS, "go") | {"driver": "go" if on_gpu else "unknown"}
+    assert all(row["how"] for row in rows.values())
+    assert json.loads(record.read_text()) == document
+    assert not (tmp_path / "runs").exists()
+    seen = 60 * 512
+    assert rows["step_time"]["values"]["symbols"] == rows["enough_data"]["values"]["seen_symbols"] == seen
+    assert rows["projected_score"]["values"]["bpb"] == pytest.approx(1.0 + 3.0 * seen**-0.1)
+    assert rows["parameters"]["values"]["total"] == parameter_counts(tiny())["total"]
+    assert 0 < rows["mfu"]["values"]["mfu"] < 1
+    assert rows["memory"]["values"]["peak_bytes"] > state_bytes(tiny())
+    assert rows["shards"]["values"]["files"] == rows["shards"]["values"]["hashed"] >= 4
+    assert document["forced"] == [] and document["spec"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize(("over", "expected"), [(1.01, ["artifact_bytes"]), (0.99, [])])
+def test_one_percent_over_budget(
+    over: float, expected: list[str], only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("artifact_bytes", "code_bytes")
+    data = ("data.train=toy", "data.heldout=toy")
+    limit = int((predict_artifact_bytes(tiny(*data)).expected_bytes + code_bytes()) / over)
+    status, _, rows = preflight(capsys, "--set", f"budget.total_bytes={limit}")
+    assert (status, refused(rows)) == (len(expected), expected)
+    total = predict_artifact_bytes(tiny(*data, f"budget.total_bytes={limit}")).expected_bytes + code_bytes()
+    assert rows["artifact_bytes"]["values"]["total_bytes"] == total
+    assert "over the limit: " in rows["artifact_bytes"]["how"] or not expected
+
+
+@pytest.mark.slow
+def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(
+    only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told and forbids nothing; --strict refuses it, --force lets it pass again."""
+    only("artifact_bytes")
+    prediction = predict_artifact_bytes(tiny("data.train=toy", "data.heldout=toy"))
+    between = (prediction.expected_bytes + prediction.high_bytes) // 2 + code_bytes()
+    words = ("--set", f"budget.total_bytes={between}")
+    for more, status, ending in (
+        ((), 0, "GO; risk: artifact_bytes; "),
+        (("--strict",), 1, "NO-GO: artifact_bytes; risk: artifact_bytes (refused by --strict); "),
+        (("--strict", "--force", "artifact_bytes"), 0, "GO; forced: artifact_bytes; "),
+    ):
+        assert preflight(capsys, *words, *more)[0] == status
+        main(["preflight", "tiny", "--engine", "torch", *TOY, *words, *more])
+        table = capsys.readouterr().err
+        assert f"\n{ending}" in table
+    status, document, rows = preflight(capsys, *words)
+    assert status == 0 and said(rows, "risk") == document["risks"] == ["artifact_bytes"]
+    assert "over the limit: high estimate by" in rows["artifact_bytes"]["how"]
+    fits = prediction.high_bytes + code_bytes() + 100
+    assert said(preflight(capsys, "--strict", "--set", f"budget.total_bytes={fits}")[2], "risk") == []
+
+
+def test_code_alone_over_budget(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    only("artifact_bytes", "code_bytes")
+    status, _, rows = preflight(capsys, "--set", "budget.total_bytes=1000")
+    assert status == 1 and refused(rows) == ["artifact_bytes", "code_bytes"]
+
+
+def leaky_embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """The trunk's inputs one patch too early: row i has read patch i."""
+    from shared.model.embedding import embed_patches
+
+    patch = spec.model.patch_size
+    return embed_patches(ops, spec, params, ops.concatenate([x[:, patch:], x[:, :patch]], axis=1))
+
+
+@every_engine
+def test_a_leak_planted_in_the_model(
+    engine: str, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the one forward pass of both engines and the oracle, as a wrong edit would be."""
+    only("causality")
+    monkeypatch.setattr(sys.modules["shared.model.forward"], "embed_patches", leaky_embed_patches)
+    status, _, rows = preflight(capsys, engine=engine)
+    assert status == 1 and refused(rows) == ["causality"]
+    assert {"future", "target"} <= set(rows["causality"]["values"]["failed"])
+    assert "when symbol" in rows["causality"]["figure"]
+
+
+def test_a_leak_of_the_museum(
+    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("causality")
+    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=megabyte_own_patch))
+    status, _, rows = preflight(capsys)
+    assert status == 1 and refused(rows) == ["causality"]
+
+
+def causality_bench(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
+    """What the row looks at, on torch; a `kind` of gpu is this CPU under that name."""
+    question = SimpleNamespace(engine="torch", as_trained=as_trained)
+    return SimpleNamespace(spec=spec, facts=SimpleNamespace(kind=kind), question=question, host_free_bytes=2**40)
+
+
+def leaky_where_it_is_paid_for(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """An honest function, but for the compiled one in bfloat16: a kernel that was tested in float32 alone."""
+    import torch
+
+    logits = forward(ops, spec, params, x)
+    if spec.training.dtype == "float32" or not torch.compiler.is_compiling():
+        return logits
+    return logits + torch.nn.functional.one_hot(x.long(), spec.vocabulary.size)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU in the spec's dtype and compiled, on a CPU in float32, unless it is asked for."""
+    import torch
+
+    # Traced as for a GPU, and run as it stands: the kernels of a CPU take a minute to make.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    spec = load_spec("tiny", ["training.dtype=bfloat16", "model.num_layers=1", "model.decoder.kind=linear"])
+    honest = functions.causality_row(causality_bench(spec, "gpu"))
+    assert honest.verdict == "go" and honest.values["future"] == honest.values["target"] == 0.0
+    assert honest.how.endswith("windows of 64 symbols, bfloat16, compiled")
+    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=leaky_where_it_is_paid_for))
+    on_cpu = functions.causality_row(causality_bench(spec))
+    assert on_cpu.verdict == "go" and "float32, uncompiled; on a GPU, or with --as-trained, bfloat16" in on_cpu.how
+    row = functions.causality_row(causality_bench(spec, as_trained=True))
+    assert row.verdict == "no-go" and "target" in row.values["failed"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_causality_of_tokens(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text needs no tokenizer; isolation is asked of a model that claims it."""
+    words = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.patch_size=1", "model.decoder.kind=linear"]
+    spec = tiny(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
+    bench = causality_bench(spec)
+    assert functions.causality_row(bench).verdict == "go"
+    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=smear_across_documents))
+    assert functions.causality_row(bench).values["failed"] == (["isolation"] if masked else [])
+
+
+def test_engines_that_differ_are_refused(
+    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RoPE turned the other way in one engine, which is how the public pair of scripts differs."""
+    from cuda_train.ops import TorchOps
+
+    only("parity")
+    rope = TorchOps.rope
+    monkeypatch.setattr(TorchOps, "rope", lambda self, x, base: rope(self, x.flip(1), base).flip(1))
+    status, _, rows = preflight(capsys)
+    assert status == 1 and refused(rows) == ["parity"]
+    assert any("logits" in check for check in rows["parity"]["values"]["failed"])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [(Path.unlink, "missing"), (cut, "bytes; the manifest says"), (flip, "SHA-256")],
+    ids=["missing", "truncated", "changed"],
+)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_damaged_shard(
+    damage: Callable[[Path], None],
+    problem: str,
+    split: str,
+    dataset: Path,
+    only: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only("shards", "enough_data")
+    path = dataset / load_manifest("toy").splits[split].shards[-1].file  # type: ignore[index]
+    damage(path)
+    status, _, rows = preflight(capsys)
+    assert status == 1 and refused(rows) == ["shards"]
+    assert str(path) in rows["shards"]["how"] and problem in rows["shards"]["how"]
+    forced, document, rows = preflight(capsys, "--force", "shards")
+    assert forced == 0 and document["forced"] == ["shards"]
+    assert rows["shards"]["verdict"] == "no-go" and rows["shards"]["forced"]
+
+
+def test_quick_checks_sizes_alone_and_says_so(
+    dataset: Path, only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("shards")
+    flip(dataset / load_manifest("toy").splits["train"].shards[0].file)
+    status, _, rows = preflight(capsys, "--quick")
+    assert status == 0 and rows["shards"]["values"]["hashed"] == 0
+    assert "by size alone (--quick" in rows["shards"]["how"]
+
+
+def test_no_such_dataset(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    only("shards", "enough_data")
+    status, _, rows = preflight(capsys, "--set", "data.train=elsewhere")
+    assert status == 1 and refused(rows) == ["shards"]
+    assert "no dataset 'elsewhere'" in rows["shards"]["how"]
+    assert rows["enough_data"]["verdict"] == "unknown"
+
+
+def test_held_out_text_that_is_trained_on(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    with DatasetWriter(dataset_folder("leaky")) as writer:
+        for document in DOCUMENTS[::100]:
+            writer.add("heldout", [document.upper()])
+        writer.finish("made for a test")
+    only("overlap")
+    assert preflight(capsys)[2]["overlap"]["values"]["measured"] == 0.0
+    status, _, rows = preflight(capsys, "--set", "data.heldout=leaky")
+    assert status == 1 and refused(rows) == ["overlap"] and rows["overlap"]["values"]["measured"] == 1.0
+    assert "6 of 6 documents of leaky/heldout occur in toy/train" in rows["overlap"]["how"]
+
+
+def test_text_that_would_repeat(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    only("enough_data")
+    status, _, rows = preflight(capsys, "--set", "training.steps=90")
+    assert status == 1 and refused(rows) == ["enough_data"]
+    values = rows["enough_data"]["values"]
+    assert values["available_symbols"] <= sum(map(len, DOCUMENTS)) < values["seen_symbols"] == 90 * 512
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("model.num_layers=64", "model.model_dim=16384"), ("training.batch_symbols=1073741824",)],
+    ids=["weights", "micro-batch"],
+)
+def test_far_too_large_is_refused_without_allocating(
+    words: tuple[str, ...], only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("memory", "step_time", "mfu", *(("parity", "causality") if len(words) > 1 else ()))
+    before = peak_resident_bytes()
+    status, _, rows = preflight(capsys, *(part for word in words for part in ("--set", word)))
+    assert status == 1 and refused(rows) == ["memory"]
+    assert "by estimate, nothing allocated" in rows["memory"]["how"]
+    assert rows["step_time"]["verdict"] == rows["mfu"]["verdict"] == "unknown"
+    if len(words) > 1:
+        assert rows["parity"]["verdict"] == rows["causality"]["verdict"] == "unknown"
+    assert peak_resident_bytes() - before < GIB
+
+
+@every_engine
+def test_too_large_by_measurement(
+    engine: str, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("memory")
+    facts = replace(device_facts(engine), free_bytes=50_000_000)
+    monkeypatch.setattr(preflight_run, "device_facts", lambda name: facts)
+    status, _, rows = preflight(capsys, engine=engine)
+    assert status == 1 and refused(rows) == ["memory"]
+    assert rows["memory"]["values"]["peak_bytes"] > 50_000_000 > rows["memory"]["values"]["estimated_least_bytes"]
+
+
+def test_force_overrides_only_what_says_no(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    only("clock")
+    status, document, rows = preflight(capsys, "--force", "clock", "--force", "mfu")
+    assert status == 0 and document["forced"] == [] and not rows["clock"]["forced"]
+
+
+def test_text_that_is_kept_out_of_training_is_not_counted(
+    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the text is reserved, and the run sees more than the other half."""
+    only("enough_data")
+    words = ("--set", "data.selection_frac=0.5", "--set", "training.steps=45")
+    status, _, rows = preflight(capsys, *words)
+    assert status == 1 and refused(rows) == ["enough_data"]
+    sources = open_sources(tiny("data.train=toy", "data.heldout=toy", "data.selection_frac=0.5"))
+    available = rows["enough_data"]["values"]["available_symbols"]
+    assert sources.train.num_symbols - 2 * 64 < available <= sources.train.num_symbols < 45 * 512
+    assert rows["enough_data"]["values"]["epochs"] == 45 * 512 / available
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(0, "go"), (1, "no-go")])
+def test_enough_is_where_the_loader_repeats_nothing(
+    more: int,
+    verdict: str,
+    only: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To the very step: the last one without a window that was seen before, and the next."""
+    only("enough_data")
+    sources = open_sources(tiny("data.train=toy", "data.heldout=toy"))
+    steps = sources.loader.windows_per_epoch // 8 + more
+    assert preflight(capsys, "--set", f"training.steps={steps}")[2]["enough_data"]["verdict"] == verdict
+    starts: list[int] = []
+    read = sources.train.read
+    monkeypatch.setattr(sources.train, "read", lambda start, count: starts.append(start) or read(start, count))
+    for step in range(steps):
+        sources.loader.batch(step)
+    seen = np.zeros(sources.train.num_symbols, int)
+    for start in starts:
+        seen[start : start + 64] += 1
+    assert (seen.max() > 1) == (more == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.selection_frac=0.0001"], "no document begins in its last 0.01%"),
+        (["model.seq_len=65536", "training.batch_symbols=65536", "evaluation.batch_symbols=65536"], "65536"),
+    ],
+    ids=["nothing reserved", "too short"],
+)
+def test_text_that_the_run_would_refuse(
+    words: list[str], message: str, only: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row opens the text as the run does, so what ends the run is a no-go."""
+    only("shards")
+    status, _, rows = preflight(capsys, *(part for word in words for part in ("--set", word)))
+    assert status == 1 and refused(rows) == ["shards"]
+    assert message in rows["shards"]["how"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--force", "clocks"], "--force clocks: no such row; rows: parity, causality,"),
+        (["--ranks", "3"], "--ranks 3: must be a divisor of the 8 windows"),
+        (["--ranks", "-1"], "--ranks -1: must be a divisor"),
+        (["--ranks", "0"], "--ranks 0: must be a divisor"),
+        (["--ranks", "128"], "--ranks 128: at most 64"),
+        (["--ranks", "4", "--nodes", "3"], "--nodes 3: must be a divisor of the 4 ranks"),
+        (["--nodes", "0", "--ranks", "4"], "--nodes 0: must be 1 or more"),
+        (["--fit", "absent.json"], "--fit absent.json: cannot be read"),
+        (["--record", "absent/file.json"], "the folder absent does not exist"),
+        (["--set", "model.depth=3"], "unknown key model.depth"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", "tiny", "--engine", "torch", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "must be an object"),
+        ('{"c": 1, "a": 2}', "alpha = None"),
+        ('{"c": "1", "a": 2, "alpha": 0.1}', "c = '1'"),
+        ('{"c": 1, "a": NaN, "alpha": 0.1}', "a = nan"),
+        ('{"c": true, "a": 1, "alpha": 0.1}', "c = True"),
+        ('{"c": 1, "a": 2, "alpha": 0}', "alpha must be above 0"),
+    ],
+)
+def test_a_bad_fit_is_one_line(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fit.json").write_text(text)
+    assert main(["preflight", "tiny", "--fit", str(tmp_path / "fit.json")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_help_lists_the_rows_and_a_bad_price_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, status in ((["--help"], 0), (["tiny", "--price", "-2"], 2), (["tiny", "--price", "nan"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            main(["preflight", *words])
+        assert stopped.value.code == status
+        captured = capsys.readouterr()
+        assert all(name in captured.out for name in ROWS) if status == 0 else "must be a number" in captured.err
+
+
+def test_what_breaks_down_says_no(only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def broken(bench: Bench) -> Row:
+        raise RuntimeError("CUDA error: an illegal memory access\nlong story")
+
+    only()
+    monkeypatch.setitem(preflight_run.ASKED, "parity", broken)
+    status, _, rows = preflight(capsys)
+    assert status == 1 and refused(rows) == ["parity"]
+    assert rows["parity"]["how"] == "RuntimeError: CUDA error: an illegal memory access"
+
+
+@pytest.mark.parametrize("patch", [1, 4, 16])
+def test_passes_of_the_audit_are_counted(
+    patch: int, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bound on the work holds: no more scoring passes than the plan allows for, and not half as many."""
+    only("causality")
+    made = 0
+    engine = create_engine("torch", tiny(f"model.patch_size={patch}"))
+
+    def counted(method: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Any, np.ndarray], np.ndarray]:
+        def call(self: Any, x: np.ndarray) -> np.ndarray:
+            nonlocal made
+            made += len(x)
+            return method(self, x)
+
+        return call
+
+    for name in ("score", "log_probs"):
+        monkeypatch.setattr(type(engine), name, counted(getattr(type(engine), name)))
+    assert preflight(capsys, "--set", f"model.patch_size={patch}")[0] == 0
+    allowed = functions.AUDIT_ROWS * functions.audit_passes(64, patch)
+    assert allowed / 2 < made <= allowed

@@ -1,0 +1,488 @@
+"""The figures of preflight's rows: how a step is measured, and what follows from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuda_train.engine import TrainingEngine
+from data.folders import dataset_folder
+from data.writer import DatasetWriter
+from shared.engine.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
+from shared.engine.flops import scoring_flops, training_flops
+from shared.engine.microbatch import micro_batches
+from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.protocol import Engine
+from shared.model import parameter_counts
+from shared.preflight import Question
+from shared.preflight import function_rows as functions
+from shared.preflight.data_rows import enough_data_row
+from shared.preflight.function_rows import audit_seq_len, shrunken_spec
+from shared.preflight.hardware import PEAKS, find_peak
+from shared.preflight.machine_rows import clock_row, driver_row
+from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
+from shared.preflight.memory import estimate_memory
+from shared.preflight.question import Bench
+from shared.preflight.row import gigabytes
+from shared.preflight.run import prepare
+from shared.preflight.speed_rows import (
+    GPU_RESERVE_BYTES,
+    average_row,
+    cost_row,
+    memory_row,
+    mfu_row,
+    plan_run,
+    projected_score_row,
+    step_time_row,
+)
+from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
+from shared.runs.scaling_curve import ScalingCurve
+from shared.spec import Spec, load_spec
+from shared.stages import STAGE
+
+GIB = 1 << 30
+H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
+CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+cpu")
+STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
+
+every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
+
+
+def tiny(*overrides: str) -> Spec:
+    return load_spec("tiny", ["training.compile=false", *overrides])
+
+
+# One step
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Put a shell script in place of the Python that measures."""
+
+    def replace_by(script: str) -> None:
+        path = tmp_path / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    yield replace_by
+
+
+@pytest.mark.parametrize(
+    ("script", "out_of_memory", "reason"),
+    [
+        ("kill -9 $$", True, "killed by the system"),
+        ("kill -11 $$", False, "signal 11"),
+        ("echo first >&2; echo 'ImportError: x' >&2; exit 3", False, "failed: ImportError: x"),
+        ('echo \'{"reason": "CUDA out of memory", "out_of_memory": true}\'', True, "CUDA out of memory"),
+    ],
+)
+def test_a_measurement_that_dies_is_a_failure(
+    script: str, out_of_memory: bool, reason: str, python: Callable[[str], None]
+) -> None:
+    python(script)
+    failure = measure_step(tiny(), "torch", 8, 1.0)
+    assert isinstance(failure, StepFailure)
+    assert failure.out_of_memory == out_of_memory and reason in failure.reason
+    bench = make_bench(tiny(), facts=CPU, step=failure)
+    assert (memory_row(bench).verdict == "no-go") == out_of_memory
+    assert (step_time_row(bench).verdict == "no-go") == (not out_of_memory)
+    assert mfu_row(bench).verdict == "unknown"
+
+
+@every_engine
+def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
+    for rows, passes in ((8, 1.0), (2, 4.0)):
+        step = measure_here(tiny(), engine, rows, passes)
+        assert step.full == (passes == 1 or device_facts(engine).kind == "gpu")
+        assert step.nats == pytest.approx(np.log(256), abs=0.1)
+        assert 0 < step.start_bytes <= step.backward_bytes <= step.peak_bytes
+        assert step.step_s > 0 and step.group_s > 0 and step.first_s > 0 and step.product_flops_per_s > 1e8
+        if not step.full:
+            assert step.step_s == pytest.approx(step.fixed_s + 4 * step.group_s)
+
+
+@every_engine
+def test_facts_of_a_device(engine: str) -> None:
+    facts = device_facts(engine)
+    assert facts.names and facts.framework.startswith(engine) and facts.workers >= 1
+    assert 0 < facts.free_bytes <= facts.total_bytes
+    assert facts.alike
+    assert device_module(engine).matrix_product_flops_per_s("float32") > 1e8
+
+
+def test_memory_of_the_host() -> None:
+    available, total = host_memory_bytes()
+    assert 0 < peak_resident_bytes() < total and 0 < available <= total
+
+
+# Figures that follow from a measurement
+
+
+def make_bench(
+    spec: Spec, facts: DeviceFacts = H100, step: StepMeasurement | StepFailure | None = STEP, **question: Any
+) -> Bench:
+    asked = Question(spec, "torch", **{"ranks": 1, **question})
+    _, group_rows = rows_of_rank(spec, asked.ranks, facts.workers)
+    memory = estimate_memory(measured_spec(spec, facts), "torch", group_rows)
+    return Bench(asked, facts, plan_workload(spec, asked.ranks, facts, memory), memory, step)
+
+
+def h100(*overrides: str) -> Spec:
+    return load_spec("h100", overrides)
+
+
+def test_a_run_against_the_clock() -> None:
+    spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
+    bench = make_bench(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
+    plan = plan_run(bench)
+    assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
+    assert plan.train_s == pytest.approx(600)
+    assert cost_row(bench).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
+    assert projected_score_row(bench).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
+    assert step_time_row(bench).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
+    assert plan_run(make_bench(h100("training.steps=100"), ranks=8)).steps == 100
+
+
+LATER_LOOP = (
+    "model.num_layers=2",
+    "model.loop.extra_loops=2",
+    "model.loop.last_layer=1",
+    "schedule.loop.start_frac=0.5",
+)
+
+
+def test_a_run_whose_loop_starts_later() -> None:
+    """Half of its time or of its steps go to the short function, by its share of the operations."""
+    steps = tiny(*LATER_LOOP, "training.steps=1000")
+    plain = tiny(*LATER_LOOP[:1])
+    share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
+    assert 0.3 < share < 0.6
+    plan = plan_run(make_bench(steps, step=replace(STEP, step_s=0.1)))
+    assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
+    clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
+    plan = plan_run(make_bench(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
+    assert plan.train_s is not None and 99 < plan.train_s <= 100
+
+
+@every_engine
+def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: set[float] = set()
+    real = create_engine(engine, tiny()).__class__.train_step
+
+    def seen(self: Engine, x: np.ndarray, hyper: dict[str, float]) -> Any:
+        stages.add(hyper[STAGE])
+        return real(self, x, hyper)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
+    measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
+    assert stages == {1.0}
+
+
+def test_share_of_peak_is_operations_over_peak() -> None:
+    bench = make_bench(h100(), ranks=8)
+    symbols_per_s = bench.spec.training.batch_symbols / 8 / 0.05
+    row = mfu_row(bench)
+    assert row.verdict == "go"
+    assert row.values["mfu"] == pytest.approx(training_flops(bench.spec).per_symbol * symbols_per_s / 989.4e12)
+    assert row.values["mfu_with_optimizer"] > row.values["mfu"]
+    impossible = make_bench(h100(), ranks=8, step=replace(STEP, step_s=1e-4))
+    assert mfu_row(impossible).verdict == "no-go"
+    float32 = make_bench(h100("training.dtype=float32"), ranks=8)
+    assert mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
+    unlisted = make_bench(h100(), facts=replace(H100, names=("NVIDIA Z9",)))
+    assert mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
+
+
+def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
+    bench = make_bench(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
+    for ask in (memory_row, step_time_row, mfu_row, projected_score_row, driver_row):
+        row = ask(bench)
+        assert row.verdict == "unknown" and "needs a GPU" in row.how
+    cost = cost_row(bench)
+    assert cost.verdict == "go" and "at most" in cost.figure and cost.values["dollars"] == pytest.approx(1 / 3)
+    assert cost_row(make_bench(h100("schedule.driver=steps", "training.time_limit_s=0.0"), CPU, price=2.0)).verdict == (
+        "unknown"
+    )
+
+
+def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path))
+    with DatasetWriter(dataset_folder("toy")) as writer:
+        writer.add("train", [bytes(40_000)])
+        writer.finish("made for a test")
+    short = h100("data.train=toy", "training.steps=1", "training.batch_symbols=32768", "model.seq_len=2048")
+    assert enough_data_row(make_bench(short, CPU)).verdict == "go"
+    row = enough_data_row(make_bench(h100("data.train=toy"), CPU))
+    assert row.verdict == "unknown" and "needs a GPU" in row.how
+
+
+def test_a_time_limit_for_no_steps() -> None:
+    bench = make_bench(h100("training.time_limit_s=0.5"))
+    assert step_time_row(bench).verdict == "no-go" and "fewer than" in step_time_row(bench).how
+    none = make_bench(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
+    assert projected_score_row(none).verdict == "unknown"
+
+
+def test_a_reserve_is_no_time_for_steps() -> None:
+    reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
+    plan = plan_run(make_bench(reserved, ranks=8))
+    assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
+    assert "60 s of which are reserved" in step_time_row(make_bench(reserved, ranks=8)).figure
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "verdict"),
+    [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],
+)
+def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
+    spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
+    row = average_row(make_bench(spec, CPU, step=replace(STEP, step_s=10.0)))
+    assert row.verdict == verdict
+    assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
+    if verdict == "no-go":
+        assert f"at most {1 - 1 / steps:.4g} fits {steps} steps" in row.how
+
+
+def test_an_average_in_a_run_by_the_clock() -> None:
+    """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
+    assert average_row(make_bench(h100(), ranks=8)).verdict == "go"
+    assert average_row(make_bench(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert average_row(make_bench(h100(), CPU)).verdict == "unknown"
+    assert average_row(make_bench(h100("training.steps=300"), CPU)).verdict == "no-go"
+
+
+def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
+    free = STEP.peak_bytes + GPU_RESERVE_BYTES
+    assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
+    assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
+
+
+def test_a_mac_keeps_no_memory_for_a_driver() -> None:
+    mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
+    assert memory_row(make_bench(h100(), facts=mac)).verdict == "go"
+
+
+@pytest.mark.parametrize("products", ["float32", "tf32"])
+def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
+    step = replace(STEP, float32_products=products)
+    assert f"data sheet, dense {products})" in mfu_row(make_bench(h100("training.dtype=float32"), step=step)).how
+    assert "data sheet, dense bfloat16)" in mfu_row(make_bench(h100(), step=step)).how
+
+
+def test_memory_of_a_validation_counts() -> None:
+    large = replace(STEP, scored_bytes=9 * 10**9)
+    for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
+        row = memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
+        assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+
+
+def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU under the name of a GPU, which counts by resident memory: windows enough to show."""
+    monkeypatch.setattr("shared.preflight.measure.device_facts", lambda engine: replace(H100, kind="gpu"))
+    scored: list[tuple[int, ...]] = []
+    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
+    step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
+    assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
+
+
+def test_memory_is_scaled_by_the_windows_left_out() -> None:
+    bench = make_bench(h100("training.dtype=float32"), facts=CPU)
+    work = bench.workload
+    assert work.left_out == 64 * 2048 / work.measured_symbols > 1
+    assert work.passes == bench.spec.training.batch_symbols / work.measured_symbols
+    expected = STEP.start_bytes + (STEP.backward_bytes - STEP.start_bytes) * work.left_out
+    row = memory_row(bench)
+    assert step_time_row(bench).verdict == "go"
+    assert row.values["peak_bytes"] == pytest.approx(max(STEP.peak_bytes, expected), rel=1e-9)
+    assert row.verdict == "no-go" and "scaled" in row.how
+
+
+def test_gpus_must_be_alike_and_enough() -> None:
+    assert driver_row(make_bench(h100(), ranks=8)).verdict == "go"
+    assert "16 GPUs" in driver_row(make_bench(h100(), ranks=16)).how
+    mixed = replace(H100, names=("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"))
+    row = driver_row(make_bench(h100(), facts=mixed, ranks=2))
+    assert row.verdict == "no-go" and "differ" in row.how
+
+
+def test_ranks_of_several_nodes() -> None:
+    """Each node has its part of the ranks; memory, time and cost are those of as many ranks anywhere."""
+    two = make_bench(h100(), ranks=16, nodes=2, price=2.5)
+    one = make_bench(h100(), ranks=16, price=2.5)
+    assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
+    assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
+    assert driver_row(make_bench(h100(), ranks=32, nodes=2)).verdict == "no-go"
+    for ask in (memory_row, step_time_row, cost_row):
+        assert ask(two).verdict == "go" and ask(two).values == ask(one).values
+    assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
+    assert two.workload.rank_rows == h100().training.batch_symbols // 2048 // 16
+
+
+def test_ranks_on_a_cpu_share_it() -> None:
+    """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
+    spec = tiny("training.steps=30")
+    for facts, expected in ((CPU, 2), (H100, 1)):
+        row, plan = (ask(make_bench(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        assert row.values["step_s"] == expected * STEP.step_s
+        assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
+        assert ("2 of them share this CPU" in row.how) == (facts is CPU)
+    assert step_time_row(make_bench(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+
+
+def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.preflight.run.device_facts", lambda engine: CPU)
+    monkeypatch.setattr("shared.preflight.run.measure_step", lambda *words: replace(STEP, full=True))
+    benches = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    assert {ranks: bench.facts.free_bytes for ranks, bench in benches.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
+    assert [memory_row(bench).verdict for bench in benches.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in memory_row(benches[8]).how
+
+
+def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench(tiny(), facts=CPU)
+    assert clock_row(bench).verdict == "go"
+    monkeypatch.setattr("shared.preflight.machine_rows.time.time", lambda: 1.0e9)
+    assert clock_row(bench).verdict == "no-go"
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3 (CUDA 12.8)", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA RTX A4000", None),
+        ("Tesla T4", None),
+        ("Apple M3 Max", None),
+    ],
+)
+def test_peaks_by_device_name(device: str, name: str | None) -> None:
+    found = find_peak(device)
+    assert (found[0] if found else None) == name
+
+
+def test_peaks_are_plausible() -> None:
+    for name, peak in PEAKS:
+        assert find_peak(f"NVIDIA {name}") == (name, peak)
+        assert peak.bfloat16 / peak.tf32 == pytest.approx(2, rel=0.02)
+        assert peak.float32 <= peak.tf32 * 1.02
+
+
+# What is run in place of the whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    layers=st.integers(1, 12),
+    width=st.sampled_from([32, 96, 128, 512]),
+    patch=st.sampled_from([1, 4, 12]),
+    most=st.integers(20_000, 3_000_000),
+    kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
+)
+def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most: int, kind: str) -> None:
+    spec = tiny(
+        f"model.num_layers={layers}",
+        f"model.model_dim={width}",
+        f"model.patch_size={patch}",
+        f"model.decoder.kind={kind}",
+        "model.seq_len=96",
+        "training.batch_symbols=960",
+        "evaluation.batch_symbols=960",
+    )
+    small, changes = shrunken_spec(spec, most, 64)
+    model, smaller = spec.model, small.model
+    total = parameter_counts(small)["total"]
+    assert smaller.seq_len <= 64 + patch and smaller.patch_size == patch and smaller.decoder.kind == kind
+    assert smaller.num_heads == model.num_heads and smaller.num_layers >= min(layers, functions.MIN_LAYERS)
+    assert total <= parameter_counts(spec)["total"] and changes
+    if total > most:
+        assert smaller.head_dim % 4 or smaller.model_dim // 2 < smaller.num_heads
+
+
+def test_a_small_model_stays_whole() -> None:
+    spec = tiny()
+    assert shrunken_spec(spec, 10**9, 10**6) == (spec, ())
+
+
+@settings(max_examples=30, deadline=None)
+@given(seq=st.sampled_from([48, 64, 1024]), patch=st.sampled_from([1, 4, 16]), flops=st.floats(1e6, 1e13))
+def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> None:
+    spec = tiny(
+        f"model.seq_len={seq}",
+        f"model.patch_size={patch}",
+        f"training.batch_symbols={seq}",
+        f"evaluation.batch_symbols={seq}",
+    )
+    chosen = audit_seq_len(spec, flops)
+    assert seq % chosen == 0 and chosen % patch == 0
+    per_window = functions.AUDIT_ROWS * scoring_flops(spec)
+
+    def work(window: int) -> float:
+        return window * functions.audit_passes(window, patch) * per_window
+
+    assert chosen == seq or work(2 * chosen) > flops
+    assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ranks=st.sampled_from([1, 2, 4, 8]),
+    workers=st.integers(1, 5),
+    micro_rows=st.integers(1, 8),
+    free=st.integers(2**20, 2**36),
+    kind=st.sampled_from(["cpu", "gpu"]),
+)
+def test_workload_is_that_of_the_run(ranks: int, workers: int, micro_rows: int, free: int, kind: Any) -> None:
+    spec = tiny(f"training.micro_batch_symbols={64 * micro_rows}")
+    facts = DeviceFacts(kind, ("X",), free, free, "torch", workers=workers)
+    rank_rows, group_rows = rows_of_rank(spec, ranks, workers)
+    share = np.zeros((8 // ranks, 64), np.int32)
+    first = next(micro_batches(spec, share, workers))[1]
+    assert rank_rows == len(share) and group_rows == min(len(share), workers * len(first))
+    work = plan_workload(spec, ranks, facts, estimate_memory(spec, "torch", group_rows))
+    assert (work.rank_rows, work.group_rows) == (rank_rows, group_rows)
+    assert 1 <= work.measured_rows <= group_rows
+    assert work.measured_seq_len == 64 or (kind == "cpu" and work.measured_rows == min(workers, group_rows))
+    assert kind == "cpu" or work == Workload(64, rank_rows, group_rows, group_rows, 64)
+    assert work.passes == 8 // ranks * 64 / work.measured_symbols >= work.left_out >= 1
+
+
+def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
+    spec = measured_spec(h100(), CPU)
+    work = plan_workload(spec, 1, CPU, estimate_memory(spec, "torch", 64))
+    assert work.measured_rows == 1 and work.measured_seq_len < 2048 and 2048 % work.measured_seq_len == 0
+    assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
+    assert work.measured == f"1 window of {work.measured_seq_len} symbols"
+    assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1500, "1.5 kB"),
+        (2_500_000, "2.5 MB"),
+        (17.4e9, "17.4 GB"),
+        (3e15, "3,000 TB"),
+    ],
+)
+def test_bytes_in_words(count: float, words: str) -> None:
+    assert gigabytes(count) == words

@@ -1,0 +1,329 @@
+"""A run, its artifact and its score stay one thing: what may replace which, and how a run that fell apart is mended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.importing import import_dataset
+from shared.artifact import read_artifact, write_artifact
+from shared.cli.main import main
+from shared.engine.state import split_state
+from shared.errors import ArtifactError, RunError
+from shared.model import model_weights
+from shared.ops import NumpyOps
+from shared.optim import averaged_weights
+from shared.scoring.documents import read_document_scores
+from shared.scoring.document import read_score
+from shared.spec import load_spec, with_overrides
+from shared.runs.checkpoints import CheckpointStore
+from shared.runs.metrics import last_ending, read_records
+from shared.training.run import train_run
+from shared.runs.target import CHOSEN_KEY, load_trained
+from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
+
+pytestmark = pytest.mark.slow
+
+SPEC = (
+    "training.steps=6",
+    "training.val_every_steps=2",
+    "training.checkpoint_every_steps=2",
+    "training.keep_checkpoints=3",
+    "training.ema_decay=0.5",
+    "evaluation.val_symbols=512",
+    "evaluation.batch_symbols=4096",
+    "data.train=toy",
+    "data.heldout=toy",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets `toy` and `other`, made without the figures of compressors, and the run `first` on `toy`."""
+    root = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
+        for name, factor in (("toy", 7919), ("other", 104_729)):
+            documents = [f"document {index}: {index * factor % 9973} words, or so they say.\n" for index in range(300)]
+            path = root / f"{name}.jsonl"
+            path.write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
+            import_dataset(name, [path], heldout_frac=0.2)
+        result = train_run(tiny_spec(*SPEC), "mlx", quiet_observer(), runs_dir=root, run_name="first")
+        assert result.exit_status == 0
+    return root
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run."""
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
+    return Path(shutil.copytree(root / "first", tmp_path / "run"))
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, " ".join(captured.err.split())
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--set", "artifact.matrix_bits=8"],
+        ["--weights", "best"],
+        ["--weights", "trained"],
+    ],
+)
+def test_another_artifact_needs_a_file_of_its_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    before = snapshot(run)
+    for more in ([], ["--output", run / "artifact.btw"], ["--output", run / ".." / "run" / "artifact.btw"]):
+        status, _, errors = call(capsys, "pack", run, *words, *more)
+        assert status == 2 and errors.startswith("bytetwin: ") and "needs --output with another file" in errors
+    assert snapshot(run) == before
+    assert call(capsys, "pack", run, *words, "--output", tmp_path / "new.btw")[0] == 0
+    assert (tmp_path / "new.btw").read_bytes() != before["artifact.btw"] and snapshot(run) == before
+
+
+def test_the_artifact_of_another_run_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    before = snapshot(tmp_path / "other")
+    status, _, errors = call(capsys, "pack", run, "--output", tmp_path / "other" / "artifact.btw")
+    assert status == 2 and f"is the artifact of run {tmp_path / 'other'}" in errors
+    assert snapshot(tmp_path / "other") == before
+
+
+def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(run)
+    status, _, errors = call(capsys, "soup", run, run, "--output", run / "artifact.btw")
+    assert status == 2 and "is the artifact of run" in errors and snapshot(run) == before
+
+
+def test_packing_as_the_run_does_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(run)
+    status, out, errors = call(capsys, "pack", run, "--json")
+    assert status == 0 and "bytetwin score" not in errors and snapshot(run) == before
+    assert json.loads(out)["sha256"] == read_score(run / "score.json").artifact_sha256
+
+
+def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resumed run may have other settings of the artifact than its checkpoints."""
+    text = (run / "spec.toml").read_text()
+    assert "matrix_bits = 6" in text
+    (run / "spec.toml").write_text(text.replace("matrix_bits = 6", "matrix_bits = 8"))
+    status, _, errors = call(capsys, "pack", run)
+    assert status == 0 and f"`bytetwin score {run}` scores this one" in errors
+    assert read_artifact(run / "artifact.btw").spec.artifact.matrix_bits == 8
+
+
+def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, spec = snapshot(run), load_spec(run / "spec.toml")
+    # As `pack RUN --set` of older versions left it, then as a change of one weight that keeps the size.
+    write_artifact(
+        run / "artifact.btw",
+        with_overrides(spec, ["artifact.matrix_bits=8"]),
+        load_trained(str(run), "averaged").weights,
+    )
+    for command in (["record", run, "--out", tmp_path / "record"], ["compare", run]):
+        status, _, errors = call(capsys, *command)
+        assert status == 2 and f"`bytetwin pack {run}` and, if that says so, `bytetwin score {run}`" in errors
+    # A score of what lies there is not that of the run.
+    status, _, errors = call(capsys, "score", run)
+    assert status == 0 and "artifact.btw is not as the run packs it" in errors
+    assert (run / "score.json").read_bytes() == before["score.json"]
+    assert call(capsys, "pack", run)[0] == 0
+    assert snapshot(run) == before
+    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+
+
+def test_a_new_artifact_of_the_run_is_scored_into_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Packing may change with the program: the size is the same here, the hash is not."""
+    spec, score = load_spec(run / "spec.toml"), read_score(run / "score.json")
+    weights = load_trained(str(run), "averaged").weights
+    (name, scalar) = next((name, value) for name, value in weights.items() if value.size < 64)
+    weights[name] = scalar + np.float32(0.25)
+    write_artifact(run / "artifact.btw", spec, weights)
+    values = json.loads((run / "score.json").read_text())
+    (run / "score.json").write_text(json.dumps({**values, "artifact_bytes": (run / "artifact.btw").stat().st_size}))
+    status, _, errors = call(capsys, "compare", run)
+    assert status == 2 and "packed again; mend it with" in errors
+    status, out, errors = call(capsys, "score", run, "--json")
+    assert status == 0 and f"score {run / 'score.json'}" in errors
+    found = read_score(run / "score.json")
+    assert found.to_dict() == json.loads(out)
+    assert found.artifact_sha256 == hashlib.sha256((run / "artifact.btw").read_bytes()).hexdigest()
+    assert found.bpb != score.bpb and found.compressors == score.compressors
+    # What belongs to the score moved with it.
+    documents = read_document_scores(
+        run / "documents.safetensors", documents=found.documents, num_bytes=found.bytes, nats=found.nats
+    )
+    assert documents is not None
+    ending = last_ending(read_records(run / "metrics.jsonl"))
+    assert ending is not None and ending["bpb"] == found.bpb and ending["packing"]["limit_bpb"] == 0.01
+    assert f"{found.bpb:.4f} bits per byte" in (run / "report.html").read_text()
+    assert call(capsys, "compare", run)[0] == 0
+    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--stride", "16"], "the run is scored with a stride of 64"),
+        (["--max-symbols", "300"], "of a sample of the text"),
+        (["--data", "other"], "it is of other/heldout, the run is scored on toy"),
+        (["--weights", "averaged"], "of the averaged weights"),
+        (["--weights", "best"], "of the best weights"),
+        (["--engine", "numpy"], "it is by numpy, the run is one of mlx"),
+    ],
+)
+def test_any_other_score_is_kept_only_where_it_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    before = snapshot(run)
+    status, _, errors = call(capsys, "score", run, *words)
+    assert status == 0 and f"not written to {run / 'score.json'}: " in errors and reason in errors
+    status, out, errors = call(capsys, "score", run, *words, "--output", tmp_path / "new.json", "--json")
+    assert status == 0 and "not written" not in errors
+    assert read_score(tmp_path / "new.json").to_dict() == json.loads(out)
+    assert snapshot(run) == before
+
+
+def test_an_unfinished_run_or_another_text_keeps_its_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "score.json").read_bytes()
+    environment = json.loads((run / "environment.json").read_text())
+    data = environment["data"]
+    environment["data"] = {**data, "heldout": {**data["heldout"], "sha256": "0" * 64}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert "toy/heldout is not the text it was when the run began" in call(capsys, "score", run)[2]
+    environment["data"] = {**data, "train": {**data["train"], "sha256": "0" * 64}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert "the text that it was trained on is not there to compare with" in call(capsys, "score", run)[2]
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if '"finished"' not in line))
+    assert "the run is not finished" in call(capsys, "score", run)[2]
+    assert (run / "score.json").read_bytes() == before
+
+
+def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Say that the checkpoint of a step had the best validation; returns the average that was validated there."""
+    path = run / "checkpoints" / f"step-{step:08d}.json"
+    values = json.loads(path.read_text())
+    values["last_validation"]["bpb"] = 1.25
+    path.write_text(json.dumps(values))
+    checkpoint = CheckpointStore(run / "checkpoints", 3).load_best()
+    assert checkpoint is not None and checkpoint.info.step == step
+    spec = load_spec(run / "spec.toml")
+    trained, state = split_state(spec, checkpoint.state)
+    return model_weights(spec, averaged_weights(NumpyOps(), spec.training, trained, state))
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_the_best_weights_can_be_scored_and_packed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    expected = make_best(run, step)
+    loaded = load_trained(str(run), "best").weights
+    assert loaded.keys() == expected.keys()
+    assert all(np.array_equal(loaded[name], value) for name, value in expected.items())
+    chosen = {"step": step, "bpb": 1.25, "dataset": "toy"}
+    warned = f"the weights of step {step}, chosen by held-out text of toy (1.2500 bits per byte on a sample), which"
+    status, out, errors = call(capsys, "score", run, "--weights", "best", "--json")
+    score = json.loads(out)
+    assert status == 0 and (score["weights"], score["chosen"], score["artifact_bytes"]) == ("best", chosen, None)
+    assert warned in errors
+    artifact = tmp_path / "best.btw"
+    status, out, errors = call(capsys, "pack", run, "--weights", "best", "--output", artifact, "--json")
+    assert status == 0 and warned in errors and json.loads(out)["chosen"] == chosen
+    # The artifact remembers, so that no score of it looks like that of a run.
+    status, out, errors = call(capsys, "score", artifact, "--engine", "mlx", "--json")
+    packed = json.loads(out)
+    assert (packed["weights"], packed["chosen"]) == ("packed", chosen) and warned in errors
+    assert packed["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
+    assert abs(packed["bpb"] - score["bpb"]) < 0.05
+
+
+def test_a_run_without_validated_checkpoints_has_no_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (run / "checkpoints").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "last_validation": None}))
+    status, _, errors = call(capsys, "score", run, "--weights", "best")
+    assert status == 2 and "none of its checkpoints was validated" in errors
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match="nor a checkpoint yet"):
+        load_trained(str(run), "best")
+
+
+@pytest.mark.parametrize("extra", ["no", {"step": -1, "bpb": 1.0, "dataset": "toy"}, {"step": 1}])
+def test_an_artifact_that_lies_about_its_choice_is_refused(run: Path, tmp_path: Path, extra: Any) -> None:
+    target = load_trained(str(run), "averaged")
+    write_artifact(tmp_path / "odd.btw", target.spec, target.weights, {CHOSEN_KEY: extra})
+    with pytest.raises(ArtifactError, match=r"extra\.chosen must be a step"):
+        load_trained(str(tmp_path / "odd.btw"))
+
+
+def forget_figures(root: Path) -> None:
+    for path in (root / "datasets").glob("*/compressors*"):
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a dataset without figures they are measured after the score is written; a signal then costs only them."""
+    runs, text = run.parent, "datasets/toy/compressors*.json"
+    seen: dict[str, Any] = {}
+
+    def watch(name: str, step: int) -> None:
+        if name == "compressors":
+            seen["score"] = read_score(runs / "new" / "score.json")
+            seen["report"] = (runs / "new" / "report.html").exists()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    forget_figures(root)
+    spec = tiny_spec(*SPEC)
+    observer = RecordingObserver(watch)
+    result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="new")
+    assert observer.named("stage")[-3:] == ["audit", "report", "compressors"]
+    assert seen["report"] and seen["score"].compressors == {}
+    assert (result.exit_status, result.outcome.status) == (143, "interrupted") and result.finished is not None
+    assert result.outcome.message == "the run is finished, its score lacks the general compressors"
+    assert read_score(runs / "new" / "score.json") == seen["score"] == result.finished.score
+    assert not list(root.glob(text))
+    # It counts as finished, and the next score completes it.
+    status, _, _ = call(capsys, "record", runs / "new", "--out", runs / "record", "--json")
+    assert status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
+    status, _, errors = call(capsys, "score", runs / "new")
+    assert status == 0 and "brotli -11: " in errors
+    assert set(read_score(runs / "new" / "score.json").compressors) == {"xz -9", "zstd -19", "brotli -11"}
+    assert len(list(root.glob(text))) == 1
+    # From now on they are known.
+    observer = RecordingObserver()
+    result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="newer")
+    assert "compressors" not in observer.named("stage") and result.finished is not None
+    assert len(result.finished.score.compressors) == 3
+
+
+def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
+    forget_figures(root)
+    observer = RecordingObserver()
+    result = train_run(tiny_spec(*SPEC), "mlx", observer, runs_dir=run.parent, run_name="new")
+    assert result.exit_status == 0 and observer.named("stage")[-1] == "compressors"
+    assert result.finished is not None and len(result.finished.score.compressors) == 3
+    assert read_score(run.parent / "new" / "score.json") == result.finished.score
+    assert "brotli -11" in (run.parent / "new" / "report.html").read_text()
+    assert "compressors" in result.stage_s

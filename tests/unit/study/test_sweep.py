@@ -1,0 +1,321 @@
+"""`bytetwin sweep`: what it plans, that it never repeats a finished run, and that one broken run stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shared.study.sweep
+from shared.cli.main import main
+from shared.errors import SpecError, UserError
+from shared.spec import spec_to_toml
+from shared.study.own_process import Ending, Order
+from shared.study.plan import parse_seeds, parse_vary, plan_runs
+from shared.study.record import finished_with
+from shared.study.sweep import sweep
+from shared.training.interruption import Interruption
+from tests.fake_study import copy_run
+from tests.fake_training import quiet_observer, tiny_spec
+
+SHORT = ("training.compile=false", "training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [0, 1, 2]), ("0,1,2", [0, 1, 2]), ("7,", [7]), ("42, 314,999", [42, 314, 999])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0", "a", "1,,2", "1,1", "-1", ",", "1.5"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "values"),
+    [
+        ("model.patch_size=1,2, 4", "model.patch_size", ["1", "2", "4"]),
+        ("a.b=[1,2],[3,[4,5]]", "a.b", ["[1,2]", "[3,[4,5]]"]),
+        ("a.b={x=1,y=2}", "a.b", ["{x=1,y=2}"]),
+        ("a.b=\"x,y\",'[',z", "a.b", ['"x,y"', "'['", "z"]),
+    ],
+)
+def test_varied_values(word: str, key: str, values: list[str]) -> None:
+    assert parse_vary(word) == (key, values)
+
+
+@pytest.mark.parametrize("word", ["a.b", "a.b=", "=1", "a.b=1,,2", "a.b=1,1"])
+def test_bad_varied_values(word: str) -> None:
+    with pytest.raises(UserError, match="--vary"):
+        parse_vary(word)
+
+
+def test_every_combination_for_every_seed_with_the_seeds_outside() -> None:
+    varied = ["model.patch_size=1,4", "optimizer.matrix_lr=0.02,0.04"]
+    plan = plan_runs(["tiny"], SHORT, varied, [5, 6])
+    assert [run.name for run in plan[:4]] == [
+        "tiny-patch_size-1-matrix_lr-0.02-seed5",
+        "tiny-patch_size-1-matrix_lr-0.04-seed5",
+        "tiny-patch_size-4-matrix_lr-0.02-seed5",
+        "tiny-patch_size-4-matrix_lr-0.04-seed5",
+    ]
+    assert [run.seed for run in plan] == [5] * 4 + [6] * 4
+    assert all(run.spec.training.seed == run.seed and run.spec.training.steps == 4 for run in plan)
+    # What follows from a varied field follows in each run: a head for single bytes, a decoder for patches.
+    assert [run.spec.model.decoder.kind for run in plan[::2]] == ["linear", "autoregressive"] * 2
+
+
+def test_fields_of_the_same_last_name_are_told_apart() -> None:
+    (run,) = plan_runs(["tiny"], (), ["model.num_heads=4", "model.decoder.num_heads=1"], [0])
+    assert run.label == "tiny-model.num_heads-4-model.decoder.num_heads-1"
+
+
+def test_tried_changes_come_one_at_a_time() -> None:
+    tried = ["model.unet_skips=false", "optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.1"]
+    plan = plan_runs(["tiny"], (), ["model.patch_size=2,4"], [0], tried)
+    assert [run.label for run in plan[:3]] == [
+        "tiny-patch_size-2",
+        "tiny-patch_size-2-unet_skips-false",
+        "tiny-patch_size-2-matrix_lr-0.5-scalar_lr-0.1",
+    ]
+    assert [run.spec.model.unet_skips for run in plan] == [True, False, True] * 2
+    assert [run.spec.optimizer.scalar_lr for run in plan] == [0.02, 0.02, 0.1] * 2
+
+
+def test_a_tried_change_may_have_a_name() -> None:
+    tried = ["model.unet_skips=false", "rates: optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.1"]
+    plan = plan_runs(["tiny"], (), ["model.patch_size=2"], [0], tried)
+    assert [run.label for run in plan] == [
+        "tiny-patch_size-2",
+        "tiny-patch_size-2-unet_skips-false",
+        "tiny-patch_size-2-rates",
+    ]
+    assert plan[2].spec.optimizer.matrix_lr == 0.5 and plan[2].spec.model.unet_skips
+
+
+def test_a_label_that_no_folder_can_have_is_refused() -> None:
+    words = " ".join(f"model.decoder.dim={width}" for width in range(128, 128 + 8 * 40, 8))
+    with pytest.raises(UserError, match="give the change a name"):
+        plan_runs(["tiny"], (), [], [0], [words])
+    assert len(plan_runs(["tiny"], (), [], [0], [f"wide: {words}"])) == 2
+
+
+@pytest.mark.parametrize("word", ["", "a.b", "a.b=1 c", "=1", "a.b=", "name:", "name: a.b", "a name: a.b=1"])
+def test_bad_tried_changes(word: str) -> None:
+    with pytest.raises(UserError, match="--try"):
+        plan_runs(["tiny"], (), [], [0], [word])
+
+
+@pytest.mark.parametrize(
+    ("sources", "overrides", "varied", "message"),
+    [
+        (["tiny"], ["training.seed=1"], [], "given by --seeds"),
+        (["tiny"], [], ["training.seed=1,2"], "given by --seeds"),
+        (["tiny"], [], ["model.patch_size=1,2", "model.patch_size=4"], "varied twice"),
+        (["tiny", "tiny"], [], [], "both be called 'tiny'"),
+        (["tiny"], [], ["optimizer.matrix_lr=0.5,5e-1"], "are the same experiment"),
+    ],
+)
+def test_plans_that_make_no_sense(sources: list[str], overrides: list[str], varied: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_runs(sources, overrides, varied, [0])
+
+
+def test_a_bad_value_is_told_before_anything_is_trained() -> None:
+    with pytest.raises(SpecError, match=r"model\.patch_size"):
+        plan_runs(["tiny"], (), ["model.patch_size=4,17"], [0])
+
+
+def test_two_specs_of_different_names_but_equal_content(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(spec_to_toml(tiny_spec()).replace('name = "tiny"', f'name = "{name}"'))
+    with pytest.raises(UserError, match="one and two are the same experiment"):
+        plan_runs([str(tmp_path / "one.toml"), str(tmp_path / "two.toml")], (), [], [0])
+
+
+class FakeTraining:
+    """Stands in for `train_apart`; `endings` are the statuses of the calls, in order."""
+
+    def __init__(self, *endings: str) -> None:
+        self.endings, self.names = list(endings), [""] * 0
+
+    def __call__(self, order: Order, interruption: Interruption) -> Ending:
+        self.names.append(order.name)
+        status: Any = self.endings[len(self.names) - 1]
+        message = "" if status == "finished" else f"it {status}"
+        return Ending(status, message, {"finished": 0, "failed": 1, "interrupted": 130}[status])
+
+
+def swept(monkeypatch: pytest.MonkeyPatch, folder: Path, training: FakeTraining) -> tuple[int, Sequence[str]]:
+    monkeypatch.setattr(shared.study.sweep, "train_apart", training)
+    plan = plan_runs(["tiny"], SHORT, ["model.patch_size=2,4"], [0, 1])
+    result = sweep(plan, "mlx", folder, quiet_observer, lambda number, planned, before: None)
+    return result.exit_status, [run.status for run in result.runs]
+
+
+def test_one_broken_run_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    training = FakeTraining("finished", "failed", "finished", "finished")
+    assert swept(monkeypatch, tmp_path, training) == (1, ["finished", "failed", "finished", "finished"])
+    assert len(training.names) == 4
+
+
+def test_a_signal_between_two_runs_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Signalled(FakeTraining):
+        def __call__(self, order: Order, interruption: Interruption) -> Ending:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(order, interruption)
+
+    training = Signalled("finished")
+    assert swept(monkeypatch, tmp_path, training) == (143, ["finished", *["not started"] * 3])
+
+
+def test_a_signal_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    training = FakeTraining("finished", "interrupted")
+    assert swept(monkeypatch, tmp_path, training) == (130, ["finished", "interrupted", "not started", "not started"])
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder after a real sweep of one spec and one seed."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(words(runs, "--seeds", "0,")) == 0
+    return runs
+
+
+def words(runs: Path, *more: str) -> list[str]:
+    settings = [word for override in SHORT for word in ("--set", override)]
+    return ["sweep", "tiny", *settings, "--engine", "mlx", "--runs-dir", str(runs), *more]
+
+
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_apart(order: Order, interruption: Interruption) -> Ending:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
+
+
+def test_a_finished_run_is_not_repeated(
+    once: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_training(monkeypatch)
+    capsys.readouterr()
+    assert main(words(once, "--seeds", "0,", "--json")) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [run["status"] for run in document["runs"]] == ["finished before"]
+    assert json.loads((once / "tiny-sweep/sweep.json").read_text()) == document
+    score = json.loads((once / "tiny-sweep/tiny-seed0/score.json").read_text())
+    (group,) = document["comparison"]["groups"]
+    assert group["bpb"] == {"n": 1, "mean": score["bpb"], "std": None, "interval": None}
+    assert "run 1 of 1: tiny-seed0: finished before" in captured.err
+
+
+def test_an_interrupted_run_goes_on_and_the_others_stay(
+    once: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed 1 was trained but not scored when the sweep was stopped: its score is all that is made."""
+    folder = once / "tiny-sweep"
+    other = copy_run(folder / "tiny-seed0", folder / "tiny-seed1", "training.seed=1", factor=1.01)
+    spec = tiny_spec(*SHORT[1:], "training.seed=1")
+    assert finished_with(shared.study.sweep.RunDirectory(other), spec) is not None
+    (other / "score.json").unlink()
+    resumed = []
+
+    def train_apart(order: Order, interruption: Interruption) -> Ending:
+        resumed.append(order.name)
+        (other / "score.json").write_text((folder / "tiny-seed0/score.json").read_text())
+        (other / "documents.safetensors").unlink()
+        return Ending("finished", "", 0)
+
+    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
+    capsys.readouterr()
+    assert main(words(once, "--seeds", "2", "--json", "--record", str(once / "r.md"))) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert resumed == ["tiny-seed1"]
+    assert [run["status"] for run in document["runs"]] == ["finished before", "finished"]
+    assert document["comparison"]["groups"][0]["bpb"]["n"] == 2
+    assert "bytetwin sweep tiny --seeds 2 --set training.compile=false" in (once / "r.md").read_text()
+
+
+def test_a_finished_run_of_a_text_that_has_changed_is_refused(
+    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of the dataset is the same, and its text is not."""
+    forbid_training(monkeypatch)
+    old = copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0")
+    environment = json.loads((old / "environment.json").read_text())
+    now = environment["data"]["train"]["sha256"]
+    environment["data"]["train"]["sha256"] = "ab" * 32
+    (old / "environment.json").write_text(json.dumps(environment))
+    capsys.readouterr()
+    for command in (words(tmp_path, "--seeds", "0,"), train_words(old)):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert f"{old} was trained on builtin when its sha256 was {'ab' * 8}, now it is {now[:16]}" in err
+        assert err.count("\n") == 1
+
+
+def train_words(run: Path) -> list[str]:
+    """The command that would finish a run of the sweep by itself."""
+    settings = [word for override in (*SHORT, "training.seed=0") for word in ("--set", override)]
+    return ["train", "tiny", *settings, "--runs-dir", str(run.parent), "--run", run.name, "--resume"]
+
+
+def test_finished_runs_need_no_text(
+    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep whose dataset is gone can still be looked at: nothing can be trained on another text then."""
+    forbid_training(monkeypatch)
+    copied = ("data.train=gone", "data.heldout=gone")
+    copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0", *copied)
+    assert main(words(tmp_path, "--seeds", "0,", *(word for field in copied for word in ("--set", field)))) == 0
+    assert "finished before" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(words(once, "--seeds", "0,", "--set", "optimizer.matrix_lr=0.5")) == 2
+    assert "was started with optimizer.matrix_lr = 0.02, now it is 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--name", "a/b"], "--name 'a/b'"),
+        (["--baseline", "x"], "no such group; groups: tiny"),
+        (["--record", "no/such/folder/r.md"], "does not exist"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(
+    more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_training(monkeypatch)
+    assert main(words(tmp_path, *more)) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert main(words(tmp_path)) == 2
+
+
+def test_nothing_is_compared_without_the_baseline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shared.study.sweep, "train_apart", FakeTraining("interrupted"))
+    assert main(words(tmp_path, "--json")) == 130
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["comparison"] is None
+    assert (
+        "no run of the baseline tiny is finished" in captured.err and "resume with: bytetwin sweep tiny" in captured.err
+    )

@@ -1,0 +1,207 @@
+"""The loop on a small fake engine: cadence, stopping anywhere, failures."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.optim import lr_factor
+from shared.runs.checkpoints import CheckpointStore
+from tests.loop_harness import Harness, make
+
+
+def test_everything_happens_when_it_is_due(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+    outcome = harness.start()
+    assert outcome.status == "finished" and outcome.step == 23 and outcome.message == ""
+    assert [r["step"] for r in harness.records("step")] == [1, 4, 8, 12, 16, 20, 23]
+    assert [r["step"] for r in harness.records("validation")] == [5, 10, 15, 20, 23]
+    assert harness.observer.named("checkpoint") == [6, 12, 18, 23]
+    assert len(harness.observer.named("step")) == 23
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000023.safetensors"
+    assert outcome.validation is not None and outcome.validation.step == 23
+    assert outcome.best_validation is not None
+    assert outcome.best_validation.bpb == min(r["bpb"] for r in harness.records("validation"))
+
+
+def test_zero_cadence_means_only_at_the_end(tmp_path: Path) -> None:
+    harness = make(tmp_path, "training.val_every_steps=0", "training.checkpoint_every_steps=0")
+    harness.start()
+    assert harness.observer.named("checkpoint") == [23]
+    assert [r["step"] for r in harness.records("validation")] == [23]
+
+
+def test_the_learning_rate_follows_the_progress_at_the_start_of_a_step(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+    harness.start()
+    factors = [report.lr_factor for report in harness.observer.named("step")]
+    assert factors == [lr_factor(harness.spec.schedule, step / 23) for step in range(23)]
+
+
+def test_a_second_start_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    first = make(tmp_path).start()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = make(tmp_path)
+    outcome = again.start()
+    assert outcome.status == "finished" and outcome.step == 23 and outcome.nats is None
+    assert again.observer.events == []
+    assert outcome.validation == first.validation
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(
+    stops=st.lists(st.tuples(st.sampled_from(["step", "validation"]), st.integers(1, 8)), min_size=1, max_size=6),
+    val_every=st.integers(0, 6),
+    checkpoint_every=st.integers(0, 6),
+)
+def test_stopped_anywhere_and_resumed_it_is_the_same_run(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[tuple[str, int]], val_every: int, checkpoint_every: int
+) -> None:
+    """A stop is asked for after some steps of a start, or in its first validation after some events."""
+    overrides = (f"training.val_every_steps={val_every}", f"training.checkpoint_every_steps={checkpoint_every}")
+    straight = make(tmp_path_factory.mktemp("straight"), *overrides)
+    straight.start()
+    folder = tmp_path_factory.mktemp("stopped")
+    statuses = []
+    for kind, count in stops:
+        harness = make(folder, *overrides)
+        seen = 0
+
+        def stop(name: str, step: int, harness: Harness = harness, kind: str = kind, count: int = count) -> None:
+            nonlocal seen
+            seen += 1
+            if seen >= count and name == kind:
+                harness.interruption.signal_number = signal.SIGINT
+
+        harness.observer.on_event = stop
+        statuses.append(harness.start().status)
+    assert make(folder, *overrides).start().status == "finished"
+    resumed = make(folder, *overrides)
+    assert set(statuses) <= {"interrupted", "finished"}
+    for event in ("step", "validation"):
+        assert resumed.records(event) == straight.records(event)
+    newest = [CheckpointStore(f / "checkpoints", 2).load_latest() for f in (folder, straight.folder)]
+    assert newest[0] is not None and newest[1] is not None
+    for name, value in newest[1].state.items():
+        assert newest[0].state[name].tobytes() == value.tobytes()
+
+
+def test_an_interrupted_run_says_so_and_has_a_checkpoint(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+    harness.observer.on_event = lambda name, step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
+    with harness.interruption:
+        outcome = harness.start()
+    # Step 8 is in flight when step 7 is reported.
+    assert outcome.status == "interrupted" and outcome.step == 8
+    assert harness.interruption.exit_status == 143
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000008.safetensors"
+    assert harness.records("interrupted") == [{"event": "interrupted", "step": 8, "signal": signal.SIGTERM}]
+    assert [report.step for report in harness.observer.named("step")] == list(range(1, 9))
+
+
+def test_an_engine_that_fails_because_of_a_signal_is_no_error_and_is_not_saved(tmp_path: Path) -> None:
+    """Ctrl-C also ends a compiler that the engine has started."""
+    harness = make(tmp_path)
+
+    def compiler_is_killed(step: int) -> None:
+        if step == 7:
+            harness.interruption.signal_number = signal.SIGINT
+            harness.engine.state["weight/w"][:] = 1e9
+            raise RuntimeError("could not load what was compiled")
+
+    harness.engine.fail = compiler_is_killed
+    outcome = harness.start()
+    assert outcome.status == "interrupted" and outcome.message == "stopped by a signal in step 8"
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000006.safetensors"
+    assert [report.step for report in harness.observer.named("step")] == list(range(1, 8)), "step 7 was done"
+
+
+def test_a_result_that_cannot_be_read_because_of_a_signal_is_no_error_and_is_not_saved(tmp_path: Path) -> None:
+    """Step 8 is queued when the result of step 7 is asked for; neither counts."""
+    harness = make(tmp_path)
+
+    def broken(step: int) -> None:
+        if step == 6:
+            harness.interruption.signal_number = signal.SIGTERM
+            raise RuntimeError("a rank is gone")
+
+    harness.engine.fail_result = broken
+    outcome = harness.start()
+    assert outcome.status == "interrupted" and outcome.message == "stopped by a signal in step 7"
+    assert outcome.step == 6 and harness.store_steps() == [6]
+
+
+def test_an_engine_that_fails_by_itself_is_an_error(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+
+    def fail(step: int) -> None:
+        raise RuntimeError("out of memory")
+
+    harness.engine.fail = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        harness.start()
+
+
+def test_a_stop_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+    harness.interruption.signal_number = signal.SIGINT
+    outcome = harness.start()
+    assert outcome.status == "interrupted" and outcome.step == 0 and outcome.checkpoint is None
+
+
+def test_a_gradient_that_is_no_number_names_step_parameter_and_checkpoint(tmp_path: Path) -> None:
+    harness = make(tmp_path, engine={"broken_at": 14})
+    outcome = harness.start()
+    checkpoint = tmp_path / "checkpoints" / "step-00000012.safetensors"
+    assert outcome.status == "failed" and outcome.step == 14
+    assert outcome.message == (
+        "step 15: the gradient of layers.1.attn.q_proj.weight is not a finite number; training stopped; "
+        f"the last good checkpoint is {checkpoint}"
+    )
+    (record,) = harness.records("failed")
+    assert record["failed_step"] == 15 and record["parameter"] == "layers.1.attn.q_proj.weight"
+    assert record["last_checkpoint"] == str(checkpoint)
+
+
+def test_a_failure_before_any_checkpoint_says_there_is_none(tmp_path: Path) -> None:
+    outcome = make(tmp_path, engine={"broken_at": 0}).start()
+    assert outcome.message.endswith("training stopped; there is no checkpoint yet")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    outcome = make(tmp_path, engine={"infinite_after": 12}).start()
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("step 12: weight/w is not finite after the update; training stopped")
+    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000006.safetensors"
+
+
+def test_a_validation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    outcome = make(tmp_path, validation_fails=True).start()
+    assert outcome.status == "failed" and outcome.step == 5
+    assert outcome.message.startswith(
+        "step 5: validation gave no finite number (the score of symbol 5 is nan); training stopped"
+    )
+
+
+def test_a_first_loss_below_ln_v_is_a_failure_and_above_it_a_warning(tmp_path: Path) -> None:
+    low = make(tmp_path / "low", engine={"loss_scale": 0.5})
+    low.folder.mkdir()
+    outcome = low.start()
+    assert outcome.status == "failed" and outcome.message.startswith("step 1: the first loss is 2.773 nats per symbol")
+    assert f"ln V = {math.log(256):.3f}" in outcome.message
+    high = make(tmp_path / "high", engine={"loss_scale": 2.0})
+    high.folder.mkdir()
+    assert high.start().status == "finished"
+    assert len(high.observer.named("warning")) == 1
+    usual = make(tmp_path / "usual")
+    usual.folder.mkdir()
+    usual.start()
+    assert usual.observer.named("warning") == []

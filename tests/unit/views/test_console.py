@@ -1,0 +1,242 @@
+"""Both views show what matters, at any width, and the parts they are made of are right."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from shared.runs.observer import Observer, RunStart, StepReport, ValidationReport
+from shared.training.pace import Pace
+from shared.views.console import make_observer
+from shared.views.live import LiveObserver
+from shared.views.plain import PlainObserver
+from shared.views.plot import BLANK, History, braille_lines, column_values
+from shared.views.units import in_bytes, in_count, in_step_time, in_time
+from tests.fake_training import tiny_spec
+
+TEXT = {"name": "builtin/train", "symbols": 1000, "bytes": 2_700_000, "documents": 7, "sha256": "ab" * 32}
+
+
+def terminal(width: int, height: int = 30) -> Console:
+    return Console(file=io.StringIO(), width=width, height=height, force_terminal=True, _environ={"TERM": "xterm"})
+
+
+def step_report(step: int, logged: bool = True) -> StepReport:
+    return StepReport(
+        step=step,
+        nats=5.5 * step**-0.25,
+        bpb=2.75 * step**-0.25 / math.log(2),
+        grad_norm=0.25,
+        lr_factor=0.875,
+        progress_frac=step / 60,
+        elapsed_s=0.3 * step,
+        symbols=512 * step,
+        bytes_per_s=45_100.0,
+        step_s=0.364,
+        left_s=42.0,
+        peak_memory_bytes=812_000_000,
+        logged=logged,
+    )
+
+
+def play(observer: Observer) -> None:
+    """A run as the loop reports it, up to the middle."""
+    observer.on_start(
+        RunStart(Path("runs/tiny-mlx-1"), tiny_spec(), "mlx", "CPU", 48_702, {"train": TEXT}, history=[(0.0, 5.6)])
+    )
+    for step in range(1, 41):
+        observer.on_step(step_report(step, logged=step % 10 == 0))
+    observer.on_stage("validation")
+    observer.on_progress(1, 2)
+    observer.on_validation(ValidationReport(40, 2.753, 2.711, 2.795, 1.0, 1, 1, 9, "averaged", 3.0))
+    observer.on_checkpoint(40, Path("runs/tiny-mlx-1/checkpoints/step-00000040.safetensors"))
+
+
+def rendered(observer: LiveObserver, width: int, height: int = 30) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, record=True)
+    console.print(observer)
+    return console.export_text().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_live_view_shows_every_figure(width: int) -> None:
+    observer = LiveObserver(terminal(width))
+    with observer:
+        play(observer)
+    lines = rendered(observer, width)
+    text = "\n".join(lines)
+    for shown in (
+        "tiny on mlx",
+        "runs/tiny-mlx-1",
+        "step 40/60",
+        "0:42 left",
+        "1.5776 bpb, 2.1870 nats/symbol",
+        "x0.875",
+        "45.1 kB/s, 364 ms/step",
+        "20.5 k",
+        "2.753 bpb [2.711, 2.795]",
+        "averaged weights after step 40",
+        "812 MB",
+        "checkpoint",
+        "5.600 ",
+    ):
+        assert shown in text, f"{shown!r} is not in\n{text}"
+    assert {len(line) for line in lines} == {min(width, 120)}, "a clean rectangle"
+    assert sum(any(ord(character) > BLANK for character in line) for line in lines) >= 4, "the curve has some height"
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 10), (60, 16), (30, 5), (300, 80)])
+def test_the_live_view_survives_any_size(width: int, height: int) -> None:
+    observer = LiveObserver(terminal(80))
+    with observer:
+        play(observer)
+    lines = rendered(observer, width, height)
+    assert all(len(line) == min(width, 120) for line in lines)
+
+
+def test_the_live_view_tells_of_validation_and_of_stopping() -> None:
+    observer = LiveObserver(terminal(80))
+    with observer:
+        play(observer)
+        observer.on_stage("scoring")
+        observer.on_progress(50_000, 200_000)
+        text = "\n".join(rendered(observer, 80))
+        assert "scoring" in text and "50.0 k/200 k symbols" in text and "left" in text
+        assert "stopping after this step" not in text
+        observer.on_stop_requested()
+        assert "stopping after this step" in "\n".join(rendered(observer, 80))
+        observer.on_end("interrupted")
+        text = "\n".join(rendered(observer, 80))
+        assert "interrupted" in text and "left" not in text
+
+
+def test_plain_lines_one_for_each_logged_event() -> None:
+    stream = io.StringIO()
+    observer = PlainObserver(Console(file=stream, width=80))
+    with observer:
+        play(observer)
+        observer.on_warning("careful [1]")
+        observer.on_end("finished")
+    lines = stream.getvalue().splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 4
+    assert "step 40/60  loss 1.5776 bpb  grad 0.25  lr x0.875  45.1 kB/s  memory 812 MB  0:42 left" in lines, lines
+    assert "validation at step 40: 2.753 bpb [2.711, 2.795] of the averaged weights  (0:03)" in lines
+    assert "checkpoint runs/tiny-mlx-1/checkpoints/step-00000040.safetensors" in lines
+    assert "train builtin/train: 2.70 MB in 7 documents, sha256 abababababababab" in lines
+    assert lines[-2:] == ["warning: careful [1]", "run finished"]
+
+
+def test_a_slow_stage_reports_its_progress_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr("shared.views.plain.time.monotonic", lambda: now[0])
+    observer = PlainObserver(Console(file=stream, width=80))
+    observer.on_stage("scoring")
+    for done in range(1, 41):
+        now[0] += 1.0
+        observer.on_progress(done * 1000, 40_000)
+    assert stream.getvalue().splitlines() == [
+        "scoring: 10.0 k of 40.0 k symbols  0:30 left",
+        "scoring: 20.0 k of 40.0 k symbols  0:20 left",
+        "scoring: 30.0 k of 40.0 k symbols  0:10 left",
+    ]
+
+
+def test_a_stop_notice_needs_nothing_but_a_file_descriptor(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        PlainObserver(Console(file=file)).on_stop_requested()
+        assert "stopping after this step" in (tmp_path / "out").read_text()
+    PlainObserver(Console(file=io.StringIO())).on_stop_requested()
+
+
+def test_the_live_view_is_for_terminals_that_can_show_it(tmp_path: Path) -> None:
+    assert isinstance(make_observer(terminal(80)), LiveObserver)
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        assert isinstance(make_observer(Console(file=file)), PlainObserver)
+        assert isinstance(
+            make_observer(Console(file=file, force_terminal=True, _environ={"TERM": "xterm"})), LiveObserver
+        )
+        dumb = Console(file=file, force_terminal=True, _environ={"TERM": "dumb"})
+        assert isinstance(make_observer(dumb), PlainObserver)
+    with (tmp_path / "latin").open("w", encoding="latin-1") as file:
+        console = Console(file=file, force_terminal=True, _environ={"TERM": "xterm"})
+        assert isinstance(make_observer(console), PlainObserver)
+
+
+def test_units() -> None:
+    assert [in_bytes(n) for n in (0, 999, 1000, 45_120, 999_600, 8.12e8, 3e12)] == [
+        "0 B",
+        "999 B",
+        "1.00 kB",
+        "45.1 kB",
+        "1.00 MB",
+        "812 MB",
+        "3.00 TB",
+    ]
+    assert [in_count(n) for n in (7, 1234, 3_600_000)] == ["7", "1.23 k", "3.60 M"]
+    assert [in_time(s) for s in (0, 42.4, 725, 3723, -1)] == ["0:00", "0:42", "12:05", "1:02:03", "0:00"]
+    assert [in_step_time(s) for s in (0.0004, 0.364, 2.6)] == ["0 ms", "364 ms", "2.60 s"]
+
+
+def test_pace_leaves_out_the_step_that_compiles() -> None:
+    pace = Pace()
+    assert pace.step_s == pace.slowest_s == 0.0 and not pace.is_known
+    pace.add(40.0)
+    assert pace.step_s == pace.slowest_s == 40.0 and not pace.is_known
+    for seconds in (0.5, 0.6, 0.5, 0.5):
+        pace.add(seconds)
+    assert 0.5 < pace.step_s < 0.55 and pace.slowest_s == 0.6 and pace.is_known
+    for _ in range(2000):
+        pace.add(0.5)
+    assert math.isclose(pace.step_s, 0.5) and pace.slowest_s == 0.5, "the slowest of recent steps"
+
+
+def test_pace_of_an_earlier_start_holds_until_two_steps_are_known() -> None:
+    pace = Pace(0.5, 0.7)
+    pace.add(40.0)
+    assert pace.is_known and (pace.step_s, pace.slowest_s) == (0.5, 0.7)
+    pace.add(0.6)
+    assert (pace.step_s, pace.slowest_s) == (0.6, 0.7)
+
+
+def test_braille_of_a_falling_line() -> None:
+    lines = braille_lines([8.0, 4.0, 2.0, 1.0], width=3, height=1, low=1.0, high=8.0)
+    # Dots of columns 0 and 1 in the first cell: rows 0 and 0-1; the second cell: rows 1-2 and 2-3.
+    assert lines == [chr(BLANK + 0x01 + 0x08 + 0x10) + chr(BLANK + 0x02 + 0x04 + 0x20 + 0x80) + chr(BLANK)]
+
+
+def test_columns_are_means_with_straight_lines_between() -> None:
+    assert column_values([], 10) == []
+    assert column_values([(0.0, 4.0), (0.05, 6.0), (0.45, 1.0)], 10) == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert column_values([(1.0, 2.0)], 4) == [2.0] * 4
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 30)), max_size=80), st.integers(1, 40), st.integers(1, 9))
+def test_any_curve_can_be_drawn(points: list[tuple[float, float]], width: int, height: int) -> None:
+    values = column_values(sorted(points), 2 * width)
+    assert len(values) <= 2 * width
+    if values:
+        lines = braille_lines(values, width, height, min(values), max(values))
+        assert [len(line) for line in lines] == [width] * height
+        dots = [sum((ord(c) - BLANK).bit_count() for c in line) for line in lines]
+        assert sum(dots) >= len(values), "every column has a dot"
+
+
+def test_a_long_history_is_merged_not_cut() -> None:
+    history = History((step / 10_000, 5.0 - step / 10_000) for step in range(10_000))  # type: ignore[arg-type]
+    points = history.points()
+    assert len(points) <= History.MOST_POINTS
+    assert points[0][0] < 0.001 and points[-1] == (0.9999, 5.0 - 0.9999)
+    assert all(math.isclose(place + value, 5.0) for place, value in points)
+
+
+def test_the_view_for_this_process_is_plain_when_stderr_is_a_pipe(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w", encoding="utf-8") as file:
+        assert isinstance(make_observer(Console(file=file)), PlainObserver)

@@ -1,0 +1,391 @@
+"""report.html: one page, well formed, closed to the network, that says what the run directory says."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shared.errors import RunError
+from shared.model import parameter_counts
+from shared.runs.run_directory import RunDirectory
+from shared.scoring.document import ScoreDocument, write_score
+from shared.spec import Spec, spec_id
+from shared.views.report.document import write_report
+from shared.views.report.markup import element, page
+from shared.views.report.svg_chart import (
+    MOST_POINTS,
+    Axis,
+    Bar,
+    Point,
+    Series,
+    bar_chart,
+    finite_points,
+    line_chart,
+    log_ticks,
+)
+from shared.views.report.svg_chart import ticks as linear_ticks
+from tests.fake_training import tiny_spec
+
+HOSTILE = "<script>alert('x')</script>\"&amp;\x00\x1b[31m\u202e\ud800"
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+class Page(HTMLParser):
+    """Parses strictly: every element is closed where it must be."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.feed(content.decode("utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"{tag}: attribute given twice"
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def named(self, tag: str, class_: str = "") -> list[dict[str, str]]:
+        return [values for name, values in self.elements if name == tag and class_ in values.get("class", "")]
+
+
+def score_of(spec: Spec, **changes: Any) -> ScoreDocument:
+    """A score of 2.5 bits per byte on 10,000 bytes."""
+    check = {"name": "future", "passed": True, "measured": 1.5e-7, "limit": 1e-4, "detail": "moved", "warning": False}
+    values = {
+        "bpb": 2.5,
+        "nats": 2.5 * 10_000 * math.log(2.0),
+        "symbols": 10_000,
+        "bytes": 10_000,
+        "documents": 12,
+        "window_symbols": 64,
+        "stride_symbols": 32,
+        "adaptation": "none",
+        "confidence": {"level": 0.95, "low_bpb": 2.4123, "high_bpb": 2.5877, "units": "documents", "num_units": 12},
+        "dataset": {
+            "name": "text/heldout",
+            "sha256": "a" * 64,
+            "scored_sha256": "a" * 64,
+            "text_sha256": "c" * 64,
+            "complete": True,
+        },
+        "compressors": {
+            "xz -9": {"compressed_bytes": 4100, "bpb": 3.28},
+            "zstd -19": {"compressed_bytes": 4000, "bpb": 3.2},
+            "brotli -11": {"compressed_bytes": 3900, "bpb": 3.12},
+        },
+        "audit": {"passed": True, "checks": [check]},
+        "artifact_bytes": 123_456,
+        "code_bytes": 234_567,
+        "limit_bytes": 16_000_000,
+        "parameters": parameter_counts(spec)["total"],
+        "spec_name": spec.name,
+        "spec_id": spec_id(spec),
+        "engine": "mlx",
+        "weights": "packed",
+        **changes,
+    }
+    return ScoreDocument.model_validate(values)
+
+
+def step_record(step: int, nats: float) -> dict[str, Any]:
+    return {
+        "event": "step",
+        "step": step,
+        "nats": nats,
+        "grad_norm": 1.0,
+        "lr_factor": 1.0 - step / 100,
+        "progress_frac": step / 60,
+        "elapsed_s": 0.5 * step,
+        "symbols": 512 * step,
+        "bytes_per_s": 1_500_000.0,
+        "step_s": 0.5,
+        "peak_memory_bytes": 7_000_000,
+    }
+
+
+def validation_record(step: int, bpb: float) -> dict[str, Any]:
+    return {"event": "validation", "step": step, "bpb": bpb, "low_bpb": bpb - 0.1, "high_bpb": bpb + 0.1}
+
+
+PACKING = {"unpacked_bpb": 2.4011, "packed_bpb": 2.4044, "difference_bpb": 0.0033, "limit_bpb": 0.01}
+FINISHED = {"event": "finished", "step": 60, "bpb": 2.5, "packing": PACKING, "problems": []}
+RECORDS = [
+    {"event": "start", "step": 0, "engine": "mlx"},
+    *(step_record(step, 5.5 - 0.06 * step) for step in range(1, 61)),
+    validation_record(30, 3.7),
+    validation_record(60, 2.4),
+    FINISHED,
+]
+ENVIRONMENT = {
+    "started": "2026-01-02T03:04:05+00:00",
+    "command": "bytetwin train tiny --run first",
+    "engine": "mlx",
+    "device": "some processor",
+    "python": "3.11.9",
+    "platform": "Linux-6",
+    "cpu_count": 8,
+    "packages": {"numpy": "2.4.6", "mlx": "0.32.4"},
+    "git": {"commit": "c0ffee", "modified": True},
+    "data": {"train": {"name": "text/train", "symbols": 1000, "bytes": 2000, "documents": 3, "sha256": "b" * 64}},
+    "earlier_starts": [],
+}
+
+
+def report(
+    folder: Path,
+    records: list[dict[str, Any]] = RECORDS,
+    environment: Mapping[str, Any] = ENVIRONMENT,
+    spec: Spec | None = None,
+    **score: Any,
+) -> Page:
+    """The page of a run directory with these files, parsed."""
+    spec = spec or tiny_spec()
+    folder.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory(folder)
+    run.write_spec(spec)
+    run.environment_path.write_text(json.dumps(environment))
+    run.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_score(run.score_path, score_of(spec, **score))
+    write_report(run)
+    assert not list(folder.glob(".*.tmp"))
+    content = run.report_path.read_bytes()
+    found = Page(content)
+    drawn = [value for name, values in found.elements for key, value in values.items() if key != "aria-label"]
+    assert not [value for value in drawn if re.search(r"\b(nan|inf)\b", value, re.IGNORECASE)]
+    return found
+
+
+def coordinates(path: Mapping[str, str]) -> list[tuple[float, float]]:
+    numbers = [float(number) for number in NUMBER.findall(path["d"])]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
+    text = report(tmp_path / "first").text
+    for fact in (
+        "first",
+        "spec tiny, engine mlx on some processor, started 2026-01-02T03:04:05+00:00",
+        "2.5000 bits per byte",
+        "95% confidence interval: 2.4123 to 2.5877 (12 documents)",
+        "xz -9",
+        "3.2800 (4.10 kB)",
+        "brotli -11",
+        "60 of 60 steps, 30.7 k symbols",
+        "30.0 s of training alone",
+        "7.00 MB",
+        "future passed 1.5e-07 0.0001 moved",
+        "artifact 123,456 0.8%",
+        "code 234,567 1.5%",
+        "together 358,023 2.2%",
+        "15,641,977 bytes left",
+        "from 2.4011 to 2.4044 bits per byte: +0.0033 , at most +0.01 is allowed",
+        f"total {parameter_counts(tiny_spec())['total']:,} 100.0%",
+        "numpy 2.4.6, mlx 0.32.4",
+        "c0ffee, with local changes",
+        "text/train: 2,000 bytes, 3 documents",
+        "bytetwin train tiny --run first",
+        "--run first --resume",
+        "[model.decoder]",
+        "Every check of the audit passed",
+    ):
+        assert fact in text, fact
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    found = report(tmp_path / "first")
+    assert not found.named("script") and not found.named("link") and not found.named("img")
+    for _, values in found.elements:
+        assert not {"src", "href", "onload", "onclick", "style"} & values.keys()
+    content = (tmp_path / "first" / "report.html").read_text()
+    assert "://" not in content and "@import" not in content and "url(" not in content
+    assert "prefers-color-scheme: dark" in content and "@media print" in content
+    assert {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"} in (
+        found.named("meta")
+    )
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    hostile = {"name": HOSTILE, "bytes": HOSTILE, "symbols": HOSTILE, HOSTILE: 1}
+    environment = {
+        **dict.fromkeys(ENVIRONMENT, HOSTILE),
+        "packages": {HOSTILE: HOSTILE},
+        "git": {"commit": HOSTILE},
+        "data": {"train": hostile, HOSTILE: hostile},
+        "earlier_starts": [{"engine": HOSTILE, "started": HOSTILE, "git": {"commit": HOSTILE}}, HOSTILE],
+    }
+    records = [*RECORDS[:-1], {"event": "resume", "step": 9, "engine": HOSTILE}, {**FINISHED, "problems": [HOSTILE]}]
+    check = {"name": HOSTILE, "passed": False, "measured": None, "limit": 0.0, "detail": HOSTILE, "warning": True}
+    plain = HOSTILE[:-1]
+    found = report(
+        tmp_path / "<b>&'run\"",
+        records,
+        environment,
+        tiny_spec('data.train="<i>text</i>"'),
+        engine=plain,
+        spec_name=plain,
+        dataset={
+            "name": plain,
+            "sha256": "a" * 64,
+            "scored_sha256": "b" * 64,
+            "text_sha256": "c" * 64,
+            "complete": False,
+        },
+        compressors={plain: {"compressed_bytes": 1, "bpb": 1.0}},
+        audit={"passed": False, "checks": [json.loads(json.dumps(check).replace("\\ud800", ""))]},
+    )
+    assert not found.named("script") and not found.named("b") and not found.named("i")
+    assert "<b>&'run\"" in found.text and "<i>text</i>" in found.text
+    assert "<script>alert('x')</script>\"&amp;\ufffd\ufffd[31m\ufffd" in found.text
+    assert "failed" in found.text and "not a number" in found.text and "fixed sample" in found.text
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+def test_any_text_survives_as_text(text: str, value: str) -> None:
+    content = page(text, "", [element("p", text, element("b", title=value), text)])
+    found = Page(content)
+    assert len(found.elements) == len(Page(page("", "", [element("p", element("b"))])).elements)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", content.decode())
+    readable = re.sub(r"[^!-~]+", "", text)
+    assert readable in re.sub(r"[^!-~]+", "", html.unescape("".join(found.texts)))
+
+
+def test_without_validation_the_loss_stands_alone(tmp_path: Path) -> None:
+    found = report(tmp_path / "a", [record for record in RECORDS if record["event"] != "validation"])
+    assert len(found.named("path", "line first")) == 3 and not found.named("path", "second")
+    assert "Validation is" not in found.text
+
+
+def test_the_caption_says_which_weights_were_validated(tmp_path: Path) -> None:
+    assert "Validation is the score on a fixed sample" in report(tmp_path / "unknown").text
+    records = [{**record, "weights": "averaged"} if record["event"] == "validation" else record for record in RECORDS]
+    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", records).text
+
+
+def test_a_single_step_is_a_dot(tmp_path: Path) -> None:
+    found = report(tmp_path / "a", [step_record(1, 5.5), validation_record(1, 4.0), FINISHED])
+    assert len(found.named("circle", "first")) == 3 and len(found.named("circle", "second")) == 1
+    assert "1 of 60 steps" in found.text
+
+
+def test_without_steps_the_charts_say_so(tmp_path: Path) -> None:
+    assert report(tmp_path / "a", [FINISHED]).text.count("no points were logged") == 3
+
+
+def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
+    spoiled = [
+        {**step_record(61, math.nan), "lr_factor": math.inf, "bytes_per_s": None, "peak_memory_bytes": "much"},
+        {**validation_record(61, math.nan), "low_bpb": None},
+        {"event": "step", "step": 62},
+    ]
+    found = report(tmp_path / "a", [*RECORDS[:-1], *spoiled, FINISHED])
+    assert len(found.named("circle", "second")) == 2 and "nan" not in found.text.lower().split()
+
+
+def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
+    """A step that was logged twice counts once, the last time; the last `finished` record is the one that holds."""
+    again = [{"event": "resume", "step": 30, "engine": "torch"}, *(step_record(step, 3.0) for step in range(30, 61))]
+    ending = {**FINISHED, "packing": {**PACKING, "packed_bpb": 2.4111, "difference_bpb": 0.01}}
+    environment = {**ENVIRONMENT, "earlier_starts": [{"engine": "mlx", "device": "old one", "started": "before"}]}
+    found = report(tmp_path / "a", [*RECORDS, *again, validation_record(60, 2.3), ending], environment)
+    assert "resumed at step 30 (torch)" in found.text and "before: engine mlx on old one" in found.text
+    assert "2.4111" in found.text and "2.4044" not in found.text
+    places = [x for x, _ in coordinates(found.named("path", "line first")[0])]
+    assert len(places) == 60 and places == sorted(set(places))
+    assert len(found.named("circle", "second")) == 2
+
+
+def test_training_loss_is_converted_with_the_bytes_of_a_symbol(tmp_path: Path) -> None:
+    """Two bytes a symbol: 4 ln 2 nats per symbol are 2 bits per byte, where the validation stands."""
+    records = [step_record(1, 8 * math.log(2)), step_record(2, 4 * math.log(2)), validation_record(2, 2.0), FINISHED]
+    found = report(tmp_path / "a", records)
+    end = coordinates(found.named("path", "line first")[0])[-1]
+    mark = found.named("circle", "second")[0]
+    assert end == (float(mark["cx"]), float(mark["cy"]))
+
+
+def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
+    nothing = {"level": 0.95, "low_bpb": None, "high_bpb": None, "units": "documents", "num_units": 1}
+    nothing |= {"effective_units": 1.0, "reason": "1 document, at least 5 are needed"}
+    ending = {**FINISHED, "problems": ["budget: too much"]}
+    found = report(tmp_path / "a", [*RECORDS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
+    assert "budget: too much" in found.text and "Every check" not in found.text
+    assert "357,023 bytes over the budget" in found.text and len(found.named("path", "limit")) == 1
+    assert "no confidence interval: 1 document, at least 5 are needed" in found.text
+    assert "not run from a git checkout" in found.text and not found.named("path", "whisker")
+
+
+@pytest.mark.parametrize("name", ["environment.json", "score.json", "spec.toml"])
+def test_a_missing_file_is_an_error_and_no_report(tmp_path: Path, name: str) -> None:
+    report(tmp_path)
+    (tmp_path / "report.html").unlink()
+    (tmp_path / name).unlink()
+    with pytest.raises(RunError, match=name):
+        write_report(RunDirectory(tmp_path))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_bars_are_proportional_from_zero() -> None:
+    chart = bar_chart([Bar("a", 2.0, "2", 1.5, 2.5, emphasised=True), Bar("b", 4.0, "4")], "sizes")
+    first, second = (float(bar.attrib["width"]) for bar in chart.findall("rect"))
+    assert second == pytest.approx(2 * first, abs=0.1)
+    assert len(chart.findall("path")) == 3
+
+
+@given(
+    st.lists(st.floats(width=32), max_size=30),
+    st.sampled_from(["near", "zero", "log"]),
+)
+def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
+    points = [Point(index, value, value, value) for index, value in enumerate(values)]
+    chart = line_chart([Series("s", points, marked=True)], x_name="step", y_name="y", axis=axis)
+    marks = chart.findall("circle")
+    assert len(marks) == sum(map(math.isfinite, values))
+    for mark in marks:
+        assert 0.0 <= float(mark.attrib["cx"]) <= 720.0 and 0.0 <= float(mark.attrib["cy"]) <= 300.0
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
+@example(1.0, 400_001.0, 2)
+def test_ticks_are_few_and_in_range(low: float, span: float, most: int) -> None:
+    found = linear_ticks(low, low + span, most)
+    assert 1 <= len(found) <= most + 1 and found == sorted(set(found))
+    assert low - span * 1e-6 <= found[0] and found[-1] <= low + span * (1 + 1e-6)
+
+
+def test_logarithmic_ticks_are_round() -> None:
+    assert log_ticks(1.9, 8.3, 6) == [2.0, 3.0, 4.0, 6.0, 8.0]
+    assert log_ticks(2.01, 2.19, 6) == pytest.approx([2.05, 2.1, 2.15])
+    assert log_ticks(0.9, 1e5, 6) == [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+
+
+def test_very_long_curves_are_thinned_to_their_means() -> None:
+    points = [Point(step, float(step % 2)) for step in range(1, 10 * MOST_POINTS + 1)]
+    thin = finite_points(points)
+    assert len(thin) == MOST_POINTS and thin[-1].x == points[-1].x
+    assert all(point.y == 0.5 for point in thin)
