@@ -2,7 +2,8 @@
 
     python -m tests.bench.activation_memory --engine mlx --random 80 --seed 1 tiny smoke
 
-Peaks of presets and of random specs, and the constants that fit them best; another --seed draws specs to judge a fit by.
+Peaks of presets and of random specs, and the constants that fit them best; another --seed draws specs to judge a fit
+by.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def measured(spec: Spec, engine: str, rows: int, compiled: bool) -> tuple[float,
 
 
 def report(name: str, values: list[tuple[float, float, float, float]]) -> None:
-    """The estimate over the peak, and the constants that fit these peaks best in relative terms, with standard errors."""
+    """The estimate over the peak, and the constants that fit the peaks best in relative terms, with standard errors."""
     peak, estimate, *sizes = np.array(values).T
     ratio, off = estimate / peak, np.abs(estimate / peak - 1)
     columns = np.stack(sizes, axis=1) / peak[:, None]
