@@ -54,8 +54,10 @@ def activation_bytes(spec: Spec, engine: str, rows: int) -> ActivationBytes:
 
 def rows_within(spec: Spec, limit_bytes: int, engines: Sequence[str] = ("mlx", "torch")) -> int:
     """Most rows of a micro-batch whose peak lies below the limit for certain in every engine; 0 where none does."""
-    one, two = (max(activation_bytes(spec, engine, rows).most for engine in engines) for rows in (1, 2))
-    return max(0, 1 + (limit_bytes - one) // (two - one))
+    one, two, three = (max(activation_bytes(spec, engine, rows).most for engine in engines) for rows in (1, 2, 3))
+    # Linear from two rows on: of a single one more can be read without a copy.
+    rows = 2 + (limit_bytes - two) // (three - two)
+    return rows if rows > 1 else int(one <= limit_bytes)
 
 
 def loss_of_shapes(spec: Spec, rows: int, keeps_scores: bool = False) -> tuple[ShapeOps, Shaped, list[Shaped]]:
