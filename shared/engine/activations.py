@@ -14,12 +14,13 @@ from shared.stages import SYMBOL_WEIGHTS
 
 @dataclass(frozen=True)
 class PeakFit:
-    """The peak of a pass is `kept` times what its gradients read (shared.ops.shape_ops), and `logits` times the
-    largest logits in float32, of which a loss makes several arrays at once. Peaks that were measured lie between
-    `least` and `most` times that."""
+    """The peak of a pass is `kept` times what its gradients read (shared.ops.shape_ops), and what is at work: `logits`
+    times the largest logits in float32, of which a loss makes several arrays at once, or `scores` times the largest
+    attention scores. Every peak that was measured lies between `least` and `most` times that."""
 
     kept: float
     logits: float
+    scores: float
     least: float
     most: float
 
@@ -27,10 +28,10 @@ class PeakFit:
 # By engine, and by whether it compiles. How they were fitted, and to what: records/2026-11-26-house.md, "Activation
 # memory"; python -m tests.bench.activation_memory measures again.
 PEAK_FITS = {
-    ("torch", False): PeakFit(kept=1.0, logits=2.0, least=0.85, most=1.4),
-    ("torch", True): PeakFit(kept=0.8, logits=1.6, least=0.6, most=1.4),
-    ("mlx", False): PeakFit(kept=1.08, logits=11.3, least=0.6, most=1.4),
-    ("mlx", True): PeakFit(kept=0.92, logits=7.5, least=0.6, most=1.6),
+    ("torch", False): PeakFit(kept=1.0, logits=2.0, scores=0.0, least=0.85, most=1.4),
+    ("torch", True): PeakFit(kept=0.83, logits=1.66, scores=0.0, least=0.6, most=1.4),
+    ("mlx", False): PeakFit(kept=1.12, logits=11.0, scores=2.25, least=0.6, most=1.4),
+    ("mlx", True): PeakFit(kept=1.0, logits=7.0, scores=1.25, least=0.6, most=1.5),
 }
 ENGINES_THAT_KEEP_SCORES = ("mlx",)
 
@@ -47,8 +48,8 @@ class ActivationBytes:
 def activation_bytes(spec: Spec, engine: str, rows: int) -> ActivationBytes:
     """Bytes that a pass over a micro-batch of `rows` windows needs at its peak, in the last stage of the run."""
     fit = PEAK_FITS[engine, spec.training.compile]
-    kept, logits = _counted(spec, rows, engine in ENGINES_THAT_KEEP_SCORES)
-    expected = fit.kept * kept + fit.logits * logits
+    kept, logits, scores = _counted(spec, rows, engine in ENGINES_THAT_KEEP_SCORES)
+    expected = fit.kept * kept + max(fit.logits * logits, fit.scores * scores)
     return ActivationBytes(round(expected), int(fit.least * expected), round(fit.most * expected))
 
 
@@ -72,7 +73,8 @@ def loss_of_shapes(spec: Spec, rows: int, keeps_scores: bool = False) -> tuple[S
 
 
 @lru_cache(maxsize=64)
-def _counted(spec: Spec, rows: int, keeps_scores: bool) -> tuple[int, int]:
-    """(bytes that gradients read, bytes of the largest logits). Kept, as micro-batches are cut anew in every step."""
+def _counted(spec: Spec, rows: int, keeps_scores: bool) -> tuple[int, int, int]:
+    """Bytes (that gradients read, of the largest logits, of the largest scores). Cached, as micro-batches are cut anew
+    in every step."""
     ops, loss, beside = loss_of_shapes(spec, rows, keeps_scores)
-    return ops.kept_bytes(loss, beside), ops.logits_bytes
+    return ops.kept_bytes(loss, beside), ops.logits_bytes, ops.scores_bytes

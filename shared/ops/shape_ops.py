@@ -24,14 +24,15 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 class ShapeOps:
     """`shared.ops.Ops` over `Shaped`. Adds up the operations of the products that are made in `forward`, and notes the
-    largest logits, in float32, in `logits_bytes`. `keeps_scores`: the gradient of attention reads its scores."""
+    largest logits and attention scores, in float32, in `logits_bytes` and `scores_bytes`. `keeps_scores`: the gradient
+    of attention reads its scores, of which plain causal attention makes half."""
 
     name = "shapes"
 
     def __init__(self, keeps_scores: bool = False) -> None:
         self.forward: Counter[Products] = Counter()
         self.keeps_scores = keeps_scores
-        self.logits_bytes = 0
+        self.logits_bytes = self.scores_bytes = 0
 
     def array(self, shape: Sequence[int], traced: bool = False) -> Shaped:
         """An array to begin with, of symbols or weights; `traced` where it is trained."""
@@ -89,7 +90,8 @@ class ShapeOps:
         result.kind, result.backward = "activations", operations * (scores.traced + v.traced)
         self.forward["activations"] += operations
         mask = [Storage(q.item_bytes * (1 if documents is None else batch) * time**2)] if masked else []
-        held = [scores.storage] if self.keeps_scores else []
+        held = [Storage(4 * batch * heads * (time**2 if masked else pairs))] if self.keeps_scores else []
+        self.scores_bytes = max(self.scores_bytes, 4 * batch * heads * time**2)
         result.kept += (q.storage, k.storage, v.storage, Storage(4 * batch * heads * time), *mask, *held)
         return result
 

@@ -1,9 +1,8 @@
-"""`python -m tests.bench.activation_memory`: the memory of a pass, measured, beside its estimate and its fit.
+"""`python -m tests.bench.activation_memory`: the memory of a pass, measured, beside its estimate.
 
     python -m tests.bench.activation_memory --engine mlx --random 80 --seed 1 tiny smoke
 
-Peaks of presets and of random specs, and the constants that fit them best; another --seed draws specs to judge a fit
-by.
+Peaks of presets and of random specs; another --seed draws others.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import mlx_train.engine  # noqa: F401  # before torch: it loads the BLAS
 from mlx_train.device import compute_streams
-from shared.engine.activations import ENGINES_THAT_KEEP_SCORES, activation_bytes, loss_of_shapes
+from shared.engine.activations import activation_bytes
 from shared.spec import Spec, load_spec
 from tests.measured_memory import for_passes, mlx_peak_bytes, torch_peak_bytes
 from tests.parity.test_random_specs import specs
@@ -45,26 +44,22 @@ def drawn(count: int, number: int) -> list[Spec]:
     return found
 
 
-def measured(spec: Spec, engine: str, rows: int, compiled: bool) -> tuple[float, float, float, float]:
-    """(peak, estimate, kept bytes, bytes of the largest logits) of one micro-batch."""
+def measured(spec: Spec, engine: str, rows: int, compiled: bool) -> tuple[int, int]:
+    """(peak, estimate) of one micro-batch."""
     spec = for_passes(spec, rows, len(compute_streams()) if engine == "mlx" else 1, compiled)
-    ops, loss, beside = loss_of_shapes(spec, rows, engine in ENGINES_THAT_KEEP_SCORES)
     peak = mlx_peak_bytes(spec) if engine == "mlx" else torch_peak_bytes(spec)
-    return peak, activation_bytes(spec, engine, rows).expected, ops.kept_bytes(loss, beside), ops.logits_bytes
+    return peak, activation_bytes(spec, engine, rows).expected
 
 
-def report(name: str, values: list[tuple[float, float, float, float]]) -> None:
-    """The estimate over the peak, and the constants that fit the peaks best in relative terms, with standard errors."""
-    peak, estimate, *sizes = np.array(values).T
+def report(name: str, values: list[tuple[int, int]]) -> None:
+    """How the estimates lie to the peaks, and the factor for them that these peaks ask for, with its standard error."""
+    peak, estimate = np.array(values, float).T
     ratio, off = estimate / peak, np.abs(estimate / peak - 1)
-    columns = np.stack(sizes, axis=1) / peak[:, None]
-    best, *_ = np.linalg.lstsq(columns, np.ones(len(peak)), rcond=None)
-    spread = np.sum((columns @ best - 1) ** 2) / max(1, len(peak) - 2)
-    errors = np.sqrt(spread * np.diag(np.linalg.pinv(columns.T @ columns)))
-    fit = ", ".join(f"{value:.2f} +- {error:.2f}" for value, error in zip(best, errors, strict=True))
+    error = np.std(1 / ratio) / len(ratio) ** 0.5
     print(
         f"{name}: {len(peak)} specs, estimate / peak median {np.median(ratio):.3f}, {ratio.min():.2f} to "
-        f"{ratio.max():.2f}; off by {np.median(off):.1%}, 90th percentile {np.quantile(off, 0.9):.1%}; fit {fit}"
+        f"{ratio.max():.2f}; off by {np.median(off):.1%}, 90th percentile {np.quantile(off, 0.9):.1%}; "
+        f"factor {np.mean(1 / ratio):.3f} +- {error:.3f}"
     )
 
 
@@ -83,7 +78,7 @@ def main() -> None:
         yield from (("presets", load_spec(name), 1) for name in words.presets)
         yield from (("random", spec, chosen.choice(ROWS)) for spec in drawn(words.random, words.seed))
 
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    found: dict[str, list[tuple[int, int]]] = {}
     for kind, spec, rows in asked():
         values = measured(spec, words.engine, rows, words.compile)
         found.setdefault(kind, []).append(values)
