@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,8 +29,8 @@ class PeakFit:
 PEAK_FITS = {
     ("torch", False): PeakFit(kept=1.0, logits=2.0, scores=0.0, least=0.85, most=1.4),
     ("torch", True): PeakFit(kept=0.83, logits=1.66, scores=0.0, least=0.6, most=1.4),
-    ("mlx", False): PeakFit(kept=1.12, logits=11.0, scores=2.25, least=0.6, most=1.4),
-    ("mlx", True): PeakFit(kept=1.0, logits=7.0, scores=1.25, least=0.6, most=1.5),
+    ("mlx", False): PeakFit(kept=1.12, logits=11.0, scores=2.25, least=0.4, most=1.4),
+    ("mlx", True): PeakFit(kept=1.0, logits=7.0, scores=1.25, least=0.4, most=1.5),
 }
 ENGINES_THAT_KEEP_SCORES = ("mlx",)
 
@@ -53,8 +52,9 @@ def activation_bytes(spec: Spec, engine: str, rows: int) -> ActivationBytes:
     return ActivationBytes(round(expected), int(fit.least * expected), round(fit.most * expected))
 
 
-def rows_within(spec: Spec, limit_bytes: int, engines: Sequence[str] = ("mlx", "torch")) -> int:
+def rows_within(spec: Spec, limit_bytes: int) -> int:
     """Most rows of a micro-batch whose peak lies below the limit for certain in every engine; 0 where none does."""
+    engines = {engine for engine, _ in PEAK_FITS}
     one, two, three = (max(activation_bytes(spec, engine, rows).most for engine in engines) for rows in (1, 2, 3))
     # Linear from two rows on: of a single one more can be read without a copy.
     rows = 2 + (limit_bytes - two) // (three - two)
