@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from shared.engine.activations import activation_bytes
 from shared.engine.synthetic import synthetic_engine
 from shared.model import random_weights
+from shared.model.stages import split_numbers, stage_numbers, training_stages
 from shared.optim import step_hyperparameters
 from shared.preflight.memory import gradient_bytes
 from shared.preflight.workload import changed
 from shared.spec import Spec
-from shared.stages import split_numbers, stage_numbers, training_stages
 
 
 class Saved:

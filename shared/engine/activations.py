@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from shared.model import trained_parameters, training_loss, training_parameters
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Shaped, ShapeOps
 from shared.spec import Spec
-from shared.stages import SYMBOL_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Engine(Scorer, Protocol):
     def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
         """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
-        `hyper` is the result of `step_hyperparameters`; it also says which function is trained (shared.stages).
+        `hyper` is the result of `step_hyperparameters`; it also says which function is trained (shared.model.stages).
         The result is asked for after the next step is queued, so that the device never waits for the host.
         """
         ...

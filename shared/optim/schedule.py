@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
+from shared.model.stages import stage_numbers
 from shared.optim.averaging import ema_rate, takes_snapshot
 from shared.spec import OptimizerSpec, ScheduleSpec, Spec
-from shared.stages import stage_numbers
 
 # Names of the numbers of an update in `step_hyperparameters`.
 HYPERPARAMETERS = (
@@ -82,7 +82,7 @@ def step_hyperparameters(spec: Spec, step: int, progress: float, step_frac: floa
     """The numbers one step needs; `step` counts from 0. Learning rates already carry the factor.
 
     The step begins with `progress` and adds `step_frac` to it, by default one of training.steps.
-    Besides HYPERPARAMETERS these are what `shared.stages` says of the forward pass, nothing for most specs.
+    Besides HYPERPARAMETERS these are what `shared.model.stages` says of the forward pass, nothing for most specs.
     """
     optimizer = spec.optimizer
     step_frac = 1.0 / spec.training.steps if step_frac is None else step_frac

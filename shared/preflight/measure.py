@@ -22,9 +22,9 @@ from shared.engine.device_facts import Multiplied, device_facts, device_module, 
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
+from shared.model.stages import stage_numbers
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, spec_from_dict, spec_to_dict
-from shared.stages import stage_numbers
 
 T = TypeVar("T")
 

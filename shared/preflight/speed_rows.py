@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.engine.flops import training_flops
+from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
-from shared.stages import training_stages
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0

@@ -19,12 +19,12 @@ from shared.engine.flops import training_flops
 from shared.engine.package import ENGINE_PACKAGES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import ShapeOps
 from shared.optim import initial_state, state_bytes, state_shapes
 from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
-from shared.stages import SYMBOL_WEIGHTS
 from shared.tolerances import KEPT_BYTES_REL
 from tests.measured_memory import assert_as_estimated, torch_saved_bytes
 from tests.parity.test_random_specs import ROWS, specs

@@ -27,17 +27,10 @@ from shared.model import (
     training_loss,
     training_parameters,
 )
-from shared.model.auxiliary_loss import distance_from_normal, unit_directions
+from shared.model.auxiliary import distance_from_normal, unit_directions
 from shared.model.embedding import embed_patches
 from shared.model.forward import trunk_outputs
-from shared.ops import NumpyOps
-from shared.optim import state_bytes, step_hyperparameters
-from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
-from shared.preflight.workload import resized
-from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec, spec_from_dict, spec_id, spec_to_dict
-from shared.spec.reduced import reduced_spec
-from shared.stages import (
+from shared.model.stages import (
     CODE_ENTROPY,
     CODE_ENTROPY_ROW,
     DIRECTIONS_STEP,
@@ -46,6 +39,13 @@ from shared.stages import (
     stage_numbers,
     warm_up_numbers,
 )
+from shared.ops import NumpyOps
+from shared.optim import state_bytes, step_hyperparameters
+from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
+from shared.preflight.workload import resized
+from shared.scoring.random_bytes import random_bytes_spec
+from shared.spec import Spec, load_spec, spec_from_dict, spec_id, spec_to_dict
+from shared.spec.reduced import reduced_spec
 from shared.tolerances import (
     LOGITS_ABS,
     PARAMETERS_REL,

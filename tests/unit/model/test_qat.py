@@ -15,6 +15,7 @@ from shared.engine.protocol import Engine
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
+from shared.model.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
 from shared.parity.result import Row
@@ -23,7 +24,6 @@ from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import ArtifactSpec, Spec, load_spec, with_overrides
 from shared.spec.reduced import reduced_spec
-from shared.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from tests.implementations import OPS, every_implementation, normal, seeds
 from tests.museum.dead_switch import Switch, flagged_loss

@@ -13,12 +13,12 @@ from shared.engine.protocol import Engine
 from shared.engine.synthetic import synthetic_engine, synthetic_tables
 from shared.errors import RunError, SpecError
 from shared.model import initial_weights, log_probs, random_weights, symbol_weights, training_loss
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import Spec, load_spec
-from shared.stages import SYMBOL_WEIGHTS
 from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
 from tests.implementations import OPS, assert_close, every_implementation, normal, run
 from tests.token_text import small_tokenizer

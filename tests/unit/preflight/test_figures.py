@@ -22,6 +22,7 @@ from shared.engine.microbatch import micro_batches
 from shared.engine.package import ENGINE_PACKAGES, create_engine
 from shared.engine.protocol import Engine
 from shared.model import parameter_counts
+from shared.model.stages import STAGE
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
 from shared.preflight.data_rows import enough_data_row
@@ -46,7 +47,6 @@ from shared.preflight.speed_rows import (
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
-from shared.stages import STAGE
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")

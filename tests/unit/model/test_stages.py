@@ -12,12 +12,12 @@ from shared.engine.oracle import Oracle
 from shared.engine.package import ENGINE_PACKAGES, create_engine
 from shared.engine.protocol import Engine
 from shared.model import random_weights
+from shared.model.stages import LOOP_RAMP, STAGE, split_numbers, stage_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, step_hyperparameters
 from shared.parity.gradient_checks import gradient_rows, oracle_loss
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.spec import Spec, load_spec
 from shared.spec.reduced import reduced_spec
-from shared.stages import LOOP_RAMP, STAGE, split_numbers, stage_numbers, training_stages, warm_up_numbers
 from shared.tolerances import GRADIENT_REL, LOGITS_ABS, NATS_ABS
 
 every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
