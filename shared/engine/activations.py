@@ -5,34 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from shared.engine.registry import ENGINES
 from shared.model import trained_parameters, training_loss, training_parameters
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Shaped, ShapeOps
 from shared.spec import Spec
-
-
-@dataclass(frozen=True)
-class PeakFit:
-    """The peak of a pass is `kept` times what its gradients read (shared.ops.shape_ops), and what is at work: `logits`
-    times the largest logits in float32, of which a loss makes several arrays at once, or `scores` times the largest
-    attention scores. Every peak that was measured lies between `least` and `most` times that."""
-
-    kept: float
-    logits: float
-    scores: float
-    least: float
-    most: float
-
-
-# By engine, and by whether it compiles. How they were fitted, and to what: records/2026-11-26-house.md, "Activation
-# memory"; python -m tests.bench.activation_memory measures again.
-PEAK_FITS = {
-    ("torch", False): PeakFit(kept=1.0, logits=2.0, scores=0.0, least=0.85, most=1.4),
-    ("torch", True): PeakFit(kept=0.83, logits=1.66, scores=0.0, least=0.6, most=1.4),
-    ("mlx", False): PeakFit(kept=1.12, logits=11.0, scores=2.25, least=0.4, most=1.4),
-    ("mlx", True): PeakFit(kept=1.0, logits=7.0, scores=1.25, least=0.4, most=1.5),
-}
-ENGINES_THAT_KEEP_SCORES = ("mlx",)
 
 
 @dataclass(frozen=True)
@@ -46,16 +23,16 @@ class ActivationBytes:
 
 def activation_bytes(spec: Spec, engine: str, rows: int) -> ActivationBytes:
     """Bytes that a pass over a micro-batch of `rows` windows needs at its peak, in the last stage of the run."""
-    fit = PEAK_FITS[engine, spec.training.compile]
-    kept, logits, scores = _counted(spec, rows, engine in ENGINES_THAT_KEEP_SCORES)
+    registered = ENGINES[engine]
+    fit = registered.compiled_fit if spec.training.compile else registered.fit
+    kept, logits, scores = _counted(spec, rows, registered.keeps_scores)
     expected = fit.kept * kept + max(fit.logits * logits, fit.scores * scores)
     return ActivationBytes(round(expected), int(fit.least * expected), round(fit.most * expected))
 
 
 def rows_within(spec: Spec, limit_bytes: int) -> int:
     """Most rows of a micro-batch whose peak lies below the limit for certain in every engine; 0 where none does."""
-    engines = {engine for engine, _ in PEAK_FITS}
-    one, two, three = (max(activation_bytes(spec, engine, rows).most for engine in engines) for rows in (1, 2, 3))
+    one, two, three = (max(activation_bytes(spec, engine, rows).most for engine in ENGINES) for rows in (1, 2, 3))
     # Linear from two rows on: of a single one more can be read without a copy.
     rows = 2 + (limit_bytes - two) // (three - two)
     return rows if rows > 1 else int(one <= limit_bytes)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cuda_train.engine import TrainingEngine
 from shared.engine.activations import loss_of_shapes
 from shared.engine.flops import training_flops
-from shared.engine.package import ENGINE_PACKAGES
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
@@ -103,7 +103,7 @@ def test_bytes_that_gradients_read_are_those_that_torch_saves(spec: Spec) -> Non
     assert ops.kept_bytes(loss, beside) == pytest.approx(torch_saved_bytes(spec, ROWS), rel=KEPT_BYTES_REL)
 
 
-@pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("engine", list(ENGINES))
 @settings(random_figures, max_examples=15)
 @given(spec=specs(), rows=st.sampled_from([4, 16]))
 def test_the_peak_of_a_pass_is_as_estimated(engine: str, spec: Spec, rows: int) -> None:
