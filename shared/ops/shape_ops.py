@@ -140,8 +140,12 @@ class ShapeOps:
         kept = [(1 if keepdims else 0) if axis in summed else size for axis, size in enumerate(x.shape)]
         return made([size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
 
-    def row_scale(self, x: Shaped, limit: int) -> Shaped:
-        return self.array((*x.shape[:-1], 1))
+    def largest(self, x: Shaped) -> Shaped:
+        """Of absolute values, which are written out; read are these and the result."""
+        absolute = elementwise([x], [x])
+        result = made((*x.shape[:-1], 1), [absolute], [absolute])
+        result.kept += (result.storage,)
+        return result
 
     def softplus(self, x: Shaped) -> Shaped:
         """As the logarithm of a sum with an array of zeros."""
@@ -170,7 +174,7 @@ class ShapeOps:
     sqrt = sigmoid = exp = relu = softmax = _of_result
     log = minimum = power = _of_input
     running_sum = lower_triangle = _linear_map
-    running_count = unit_step = rounding_error = row_noise = _constant
+    running_count = unit_step = round = float16 = row_noise = _constant
 
     def stop_gradient(self, x: Shaped) -> Shaped:
         return Shaped(self.forward, x.layout, x.storage, x.item_bytes)

@@ -120,7 +120,7 @@ def _model(spec: Spec) -> list[str]:
             "schedule",
             f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
         ),
-        ("weights", f"{spec.artifact.matrix_bits} bits for matrices, {spec.artifact.embed_bits} for embeddings"),
+        ("weights", f"{spec.artifact.matrix.bits} bits for matrices, {spec.artifact.embed.bits} for embeddings"),
     ]
     return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
 

@@ -60,12 +60,13 @@ def checksum(weights: Weights) -> str:
 def artifact_facts(path: Path) -> dict[str, Any]:
     """What an artifact holds, and the oracle's bits per byte on the held-out text of its spec."""
     artifact, chosen = read_artifact(path), load_trained(str(path)).chosen
+    widths = [tensor.storage.bits for tensor in artifact.tensors.values()]
     stream = open_split(artifact.spec.data.heldout, "heldout", artifact.spec.vocabulary)
     return {
         "weights_sha256": checksum(artifact.weights),
         "parameters": artifact.info.parameters,
         "chosen_step": chosen.step if chosen else None,
-        "tensors_by_bits": {str(bits): [t.bits for t in artifact.tensors.values()].count(bits) for bits in (6, 8, 32)},
+        "tensors_by_bits": {str(bits): widths.count(bits) for bits in (6, 8, 32)},
         "oracle_bpb": score_by_spec(Oracle(artifact.spec, artifact.weights), stream).bpb,
     }
 

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from shared.artifact.quantise import dequantise, quantise
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
@@ -23,10 +20,10 @@ from shared.parity.result import Row
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import ArtifactSpec, Spec, load_spec, with_overrides
+from shared.spec import Spec, load_spec, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
-from tests.implementations import OPS, every_implementation, normal, seeds
+from tests.implementations import OPS, every_implementation, normal
 from tests.museum.dead_switch import Switch, flagged_loss
 
 every_engine = pytest.mark.parametrize("name", list(ENGINES))
@@ -45,37 +42,6 @@ def started(name: str, spec: Spec) -> Engine:
     engine = create_engine(name, spec)
     engine.initialise(random_weights(spec, 3))
     return engine
-
-
-@every_implementation
-@pytest.mark.parametrize("bits", [6, 8])
-@settings(max_examples=50, derandomize=True, deadline=None, database=None)
-@given(seed=seeds, rows=st.integers(1, 30), columns=st.integers(1, 40))
-def test_rounded_weights_are_those_of_the_artifact(name: str, bits: int, seed: int, rows: int, columns: int):
-    """Rows of all sizes from 1e-8 to 1e3: of the small ones float16 keeps few digits of the scale, or none."""
-    spec = ArtifactSpec(matrix_bits=bits)
-    sizes = np.random.default_rng(seed).uniform(-8.0, 3.0, (rows, 1))
-    weights = {"w": (normal(seed, rows, columns) * 10.0**sizes).astype(np.float32)}
-    weights["w"][::7] = 0.0
-    packed = quantise(weights, {"w": "matrix"}, spec)
-    ops, limit = OPS[name], 2 ** (bits - 1) - 1
-    given_rows = ops.asarray(weights["w"])
-    rounded = ops.to_numpy(given_rows + ops.rounding_error(given_rows, limit)).astype(np.float32)
-    np.testing.assert_array_equal(rounded, dequantise(packed)["w"])
-    stored = packed["w"].scales.astype(np.float32)[:, None]
-    np.testing.assert_array_equal(ops.to_numpy(ops.row_scale(given_rows, limit)), np.where(stored > 0, stored, 1.0))
-
-
-@pytest.mark.parametrize("bits", [4, 5, 7])
-def test_codes_of_few_bits(bits: int):
-    limit = 2 ** (bits - 1) - 1
-    rows = normal(2, 6, 50)
-    rounded = rows + OPS["numpy"].rounding_error(rows, limit)
-    for row, source in zip(rounded, rows, strict=True):
-        scale = np.float64(np.float16(np.abs(source).max() / limit))
-        codes = row / scale
-        assert np.abs(codes - np.rint(codes)).max() < 1e-5 and len(set(np.rint(codes))) <= 2 * limit + 1
-        assert np.abs(row - source).max() <= 0.51 * scale
 
 
 @every_implementation
@@ -140,7 +106,7 @@ def test_when_it_acts():
 @pytest.mark.parametrize("bits", [6, 8])
 def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
     """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""
-    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix_bits={bits}", "training.steps=4"), 4)
+    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix.bits={bits}", "training.steps=4"), 4)
     assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
     batches = [batch(step)[:3] for step in range(4)]
 
@@ -255,9 +221,9 @@ def test_short_runs_still_reach_it():
     [
         (["training.qat.bits=3"], "training.qat.bits"),
         (["training.qat.bits=9"], "training.qat.bits"),
-        (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix_bits \(6\)"),
-        (["training.qat.bits=6", "artifact.matrix_bits=8"], r"training.qat.bits = 6: must be artifact.matrix_bits \(8"),
-        (["artifact.matrix_bits=4"], "artifact.matrix_bits = 4"),
+        (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix.bits \(6\)"),
+        (["training.qat.bits=6", "artifact.matrix.bits=8"], r"training.qat.bits = 6: must be artifact.matrix.bits \(8"),
+        (["artifact.matrix.bits=4"], "artifact.matrix.bits = 4"),
         (["training.qat.start_step=60", "training.steps=60"], "training.qat.start_step"),
         (["training.qat.start_frac=0.99", "training.steps=60"], "training.qat.start_frac"),
         (
@@ -274,7 +240,7 @@ def test_what_is_refused(overrides: list[str], field: str):
 def test_the_width_is_the_artifacts():
     for form in ("off", "straight_through", "noise"):
         assert tiny(form).training.qat.bits == 6
-        assert tiny(form, "artifact.matrix_bits=8").training.qat.bits == 8
+        assert tiny(form, "artifact.matrix.bits=8").training.qat.bits == 8
     assert tiny("noise", "training.qat.bits=5").training.qat.bits == 5
     # Packing at another width than was trained for stays possible.
-    assert with_overrides(tiny("straight_through"), ["artifact.matrix_bits=8"]).training.qat.bits == 6
+    assert with_overrides(tiny("straight_through"), ["artifact.matrix.bits=8"]).training.qat.bits == 6

@@ -81,7 +81,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--set", "artifact.matrix_bits=8"],
+        ["--set", "artifact.matrix.bits=8"],
         ["--weights", "best"],
         ["--weights", "trained"],
     ],
@@ -119,16 +119,18 @@ def test_packing_as_the_run_does_changes_nothing(run: Path, capsys: pytest.Captu
     status, out, errors = call(capsys, "pack", run, "--json")
     assert status == 0 and "bytetwin score" not in errors and snapshot(run) == before
     assert json.loads(out)["sha256"] == read_score(run / "score.json").artifact_sha256
+    # Of codes alone: float32 values have none.
+    assert set(json.loads(out)["entropy_bits_per_weight"]) == {"matrix", "embedding"}
 
 
 def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A resumed run may have other settings of the artifact than its checkpoints."""
     text = (run / "spec.toml").read_text()
-    assert "matrix_bits = 6" in text
-    (run / "spec.toml").write_text(text.replace("matrix_bits = 6", "matrix_bits = 8"))
+    assert "bits = 6" in text
+    (run / "spec.toml").write_text(text.replace("bits = 6", "bits = 8"))
     status, _, errors = call(capsys, "pack", run)
     assert status == 0 and f"`bytetwin score {run}` scores this one" in errors
-    assert read_artifact(run / "artifact.btw").spec.artifact.matrix_bits == 8
+    assert read_artifact(run / "artifact.btw").spec.artifact.matrix.bits == 8
 
 
 def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +138,7 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
     # As `pack RUN --set` of older versions left it, then as a change of one weight that keeps the size.
     write_artifact(
         run / "artifact.btw",
-        with_overrides(spec, ["artifact.matrix_bits=8"]),
+        with_overrides(spec, ["artifact.matrix.bits=8"]),
         load_trained(str(run), "averaged").weights,
     )
     for command in (["record", run, "--out", tmp_path / "record"], ["compare", run]):

@@ -82,7 +82,7 @@ def test_resume_refuses_a_spec_that_trains_something_else(tmp_path: Path, overri
 
 def test_resume_allows_what_does_not_change_the_training(tmp_path: Path) -> None:
     changed = tiny_spec(
-        "training.log_every_steps=1", "evaluation.val_symbols=512", "artifact.matrix_bits=8", "budget.total_bytes=1000"
+        "training.log_every_steps=1", "evaluation.val_symbols=512", "artifact.matrix.bits=8", "budget.total_bytes=1000"
     )
     check_same_training(tiny_spec(), changed, "here")
     open_run(tmp_path, "a", tiny_spec(), "mlx", resume=False).unlock()
@@ -91,9 +91,9 @@ def test_resume_allows_what_does_not_change_the_training(tmp_path: Path) -> None
 
 
 def test_the_width_of_codes_is_free_only_where_no_loss_reads_it() -> None:
-    wider = "artifact.matrix_bits=8"
+    wider = "artifact.matrix.bits=8"
     entropy = "training.loss.code_entropy.weight=0.1"
-    with pytest.raises(RunError, match=r"was started with artifact\.matrix_bits = 6, now it is 8"):
+    with pytest.raises(RunError, match=r"was started with artifact\.matrix\.bits = 6, now it is 8"):
         check_same_training(tiny_spec(entropy), tiny_spec(entropy, wider), "here")
     rounded = "training.qat.form=straight_through"
     with pytest.raises(RunError, match=r"was started with training\.qat.bits = 6, now it is 8"):
@@ -108,7 +108,7 @@ def test_a_run_of_before_the_rule_about_widths_can_be_read(tmp_path: Path) -> No
     values["training"]["qat"]["bits"] = 5
     run.write_spec(spec_from_dict(values))
     assert run.read_spec().training.qat.bits == 5
-    with pytest.raises(SpecError, match=r"training\.qat\.bits = 5: must be artifact\.matrix_bits \(6\)"):
+    with pytest.raises(SpecError, match=r"training\.qat\.bits = 5: must be artifact\.matrix\.bits \(6\)"):
         load_spec(run.spec_path)
 
 
