@@ -26,14 +26,6 @@ def coded_matrices(spec: Spec) -> list[Parameter]:
     return [each for each in parameter_manifest(spec) if each.quantisation == "matrix" and len(each.shape) == 2]
 
 
-def code_entropy_values(spec: Spec) -> int:
-    """Softmax values that one evaluation makes: rows looked at x columns x codes, over all matrices."""
-    if not spec.training.loss.code_entropy.weight:
-        return 0
-    stride, codes = spec.training.loss.code_entropy.row_stride, 2 * quantiser(spec.artifact.matrix).code_limit + 1
-    return sum(-(-each.shape[0] // stride) * each.shape[1] * codes for each in coded_matrices(spec))
-
-
 def _matrix_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], parameter: Parameter, x: Array) -> Array:
     """-sum p_k log2(p_k + 1e-9) of one matrix."""
     entropy, coded = spec.training.loss.code_entropy, quantiser(spec.artifact.matrix)

@@ -146,14 +146,13 @@ def prepare(question: Question) -> Bench:
     facts = _facts_for_a_rank(question)
     run_here = measured_spec(spec, facts)
     _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
-    memory = estimate_memory(run_here, question.engine, group_rows)
+    memory = estimate_memory(run_here, question.engine, group_rows, facts.workers)
     workload = plan_workload(run_here, question.ranks, facts, memory)
     measured = run_here
-    if workload.measured_seq_len < workload.seq_len:
+    if workload.shortened:
         measured = resized(run_here, workload.measured_seq_len, workload.measured_rows)
-    smallest = estimate_memory(measured, question.engine, workload.measured_rows)
     step = None
-    if max(memory.least_bytes, smallest.least_bytes) <= facts.free_bytes:
+    if memory.least_bytes <= facts.free_bytes:
         step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
     return Bench(question, facts, workload, memory, step)
 

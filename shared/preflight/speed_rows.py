@@ -63,11 +63,12 @@ def memory_row(bench: Bench) -> Row:
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
     device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
-        f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
-        f"windows; free on {device}: {gigabytes(free)}"
+        f"estimate {gigabytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
+        f"free on {device}: {gigabytes(free)}"
     )
     values = {
         "free_bytes": free,
+        "estimated_bytes": estimate.expected_bytes,
         "estimated_least_bytes": estimate.least_bytes,
         "estimated_most_bytes": estimate.most_bytes,
         "windows": rows.group_rows,
@@ -87,6 +88,7 @@ def memory_row(bench: Bench) -> Row:
     how = f"peak of {'a validation' if scored else 'one step'} on "
     how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
     how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
+    how += ", at least the upper bound of the estimate" if rows.shortened else ""
     how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
     if bench.needs_gpu:
@@ -96,10 +98,11 @@ def memory_row(bench: Bench) -> Row:
 
 def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
     """The peak of a validation, or of a step with all windows in memory, where that is more: what grew in the measured
-    backward pass grows with the windows."""
+    backward pass grows with the windows. Attention scores grow faster with their length, so for windows that were
+    shortened it is no less than the upper bound of the estimate."""
     growth = max(0, step.backward_bytes - step.start_bytes)
     scaled = step.start_bytes + int(growth * bench.workload.left_out)
-    return max(step.scored_bytes, scaled)
+    return max(step.scored_bytes, scaled, bench.memory.most_bytes if bench.workload.shortened else 0)
 
 
 def step_time_row(bench: Bench) -> Row:
