@@ -15,6 +15,7 @@ from rich.console import Console
 from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
+from shared.stages import StepNumbers
 from shared.views.plain import PlainObserver
 
 
@@ -68,15 +69,15 @@ class FakeEngine:
     def warm_up(self, x: np.ndarray) -> None:
         pass
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         step = self.steps
         self.fail(step)
         self.calls.append(("queue", step))
         self.steps += 1
         grad = np.resize(np.cos(x.astype(np.float32)).mean(axis=1), 8)
         loss = self.loss_scale * (math.log(self.spec.vocabulary.size) - float(np.abs(self.state["weight/w"]).mean()))
-        momentum = np.float32(hyper["momentum"]) * self.state["momentum/w"] + grad
-        weight = self.state["weight/w"] - np.float32(hyper["matrix_lr"]) * momentum
+        momentum = np.float32(numbers.optimizer["momentum"]) * self.state["momentum/w"] + grad
+        weight = self.state["weight/w"] - np.float32(numbers.optimizer["matrix_lr"]) * momentum
         if self.steps == self.infinite_after:
             weight = np.full_like(weight, np.inf)
         if step == self.broken_at:

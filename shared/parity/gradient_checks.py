@@ -18,7 +18,7 @@ from shared.parity.held_kinks import HeldKinks
 from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec
-from shared.stages import split_numbers, training_stages
+from shared.stages import StepNumbers, final_numbers, training_stages
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL, LOGITS_ABS
 
 Tensors = Mapping[str, np.ndarray]
@@ -74,9 +74,9 @@ def directional_rows(
     ]
 
 
-def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> float:
-    """Mean nats per symbol in float64, of the function that a step with `hyper` trains or of the final one."""
-    ops, numbers = NumpyOps(), split_numbers(spec, hyper or {})
+def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, numbers: StepNumbers | None = None) -> float:
+    """Mean nats per symbol in float64, of the function that a step with `numbers` trains or of the final one."""
+    ops, numbers = NumpyOps(), numbers or final_numbers(spec)
     params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, training_stages(spec)[numbers.stage], params | numbers.run, x)[1])
 

@@ -16,6 +16,7 @@ from shared.optim import global_norm, initial_state, optimizer_step, progress_fr
 from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import Row, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
+from shared.stages import StepNumbers
 from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 
 UPDATE_STEPS = 10
@@ -49,7 +50,7 @@ def train_record(
     for step, x in enumerate(batches):
         begin(step)
         try:
-            losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))()
+            losses[step], _ = engine.train_step(x, _numbers(engine.spec, step))()
         except NonFiniteError as error:
             return TrainingRecord(losses, params or engine.export_weights("trained"), error.parameter)
         if step + 1 == min(UPDATE_STEPS, len(batches)):
@@ -106,7 +107,7 @@ def first_deviation(
         begin(step)
         for engine in pair:
             try:
-                engine.train_step(x, _hyper(spec, step))()
+                engine.train_step(x, _numbers(spec, step))()
             except NonFiniteError as error:
                 return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
@@ -133,7 +134,7 @@ def step_by_step_row(
         right.load_state(left.save_state())
         try:
             for engine in pair:
-                engine.train_step(x, _hyper(spec, step))()
+                engine.train_step(x, _numbers(spec, step))()
         except NonFiniteError as error:
             measured, worst = math.inf, f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
             break
@@ -155,12 +156,12 @@ def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.
     measured, expected = np.zeros(len(batches)), np.zeros(len(batches))
     row: Row | None = None
     for step, x in enumerate(batches):
-        hyper = _hyper(spec, step)
-        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x, hyper)
+        numbers = _numbers(spec, step)
+        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x, numbers)
         if step < UPDATE_STEPS:
-            grads = {name: ops.asarray(value) for name, value in engine.gradients(x, hyper)[1].items()}
-            params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
-        measured[step], _ = engine.train_step(x, hyper)()
+            grads = {name: ops.asarray(value) for name, value in engine.gradients(x, numbers)[1].items()}
+            params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), numbers.optimizer)
+        measured[step], _ = engine.train_step(x, numbers)()
         if step < UPDATE_STEPS and (row is None or row.passed):
             ours = TrainingRecord(measured[: step + 1], engine.export_weights("trained"))
             row = _parameter_row(spec, pair, TrainingRecord(expected[: step + 1], params), ours)
@@ -168,7 +169,7 @@ def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.
     return [row, _loss_row(TrainingRecord(expected, {}), TrainingRecord(measured, {}), pair)]
 
 
-def _hyper(spec: Spec, step: int) -> dict[str, float]:
+def _numbers(spec: Spec, step: int) -> StepNumbers:
     return step_hyperparameters(spec, step, progress_frac(spec, step, 0.0))
 
 

@@ -150,11 +150,11 @@ class TrainingLoop:
         """Queue the next step, then read the result of the one before it."""
         self.queue.start()
         step = self._steps()
-        hyper, factor = self.deadline.hyperparameters(step, self._begin_s())
+        numbers, factor = self.deadline.hyperparameters(step, self._begin_s())
         x = self.loader.batch(step)
         try:
             with self.interruption.expected():
-                self.queue.push(x, hyper, factor)
+                self.queue.push(x, numbers, factor)
         except StopRequested:
             self.in_step = True
             raise

@@ -27,6 +27,7 @@ from shared.engine.package import ENGINE_PACKAGES
 from shared.engine.protocol import Engine, StepResult
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.stages import StepNumbers
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
 SKIPPED_STEPS = 3
@@ -144,11 +145,11 @@ class ProfiledEngine:
         self._stop_early()
         return self._engine.save_state()
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         """The engine's step, traced if its turn has come."""
         if self._taken == self._skipped:
             self._start()
-        result = self._engine.train_step(x, hyper)
+        result = self._engine.train_step(x, numbers)
         self._taken += 1
         if self._watching and self._taken == self._skipped + self._steps:
             self._stop()

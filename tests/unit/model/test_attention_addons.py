@@ -21,6 +21,7 @@ from shared.optim import HYPERPARAMETERS
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
 from shared.spec import Spec, load_spec, with_overrides
+from shared.stages import StepNumbers
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
@@ -213,17 +214,10 @@ def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[
     trained = create_engine(engine, spec)
     trained.initialise(initial_weights(spec))
     x = symbols(spec)
+    rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
+    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
     for _ in range(4):
-        trained.train_step(
-            x,
-            {
-                **dict.fromkeys(HYPERPARAMETERS, 0.9),
-                "matrix_lr": 0.02,
-                "embed_lr": 0.02,
-                "head_lr": 0.02,
-                "scalar_lr": 0.02,
-            },
-        )()
+        trained.train_step(x, numbers)()
     _, grads = trained.gradients(x)
     assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
 

@@ -21,6 +21,7 @@ from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
 from shared.optim import HYPERPARAMETERS
 from shared.spec import Spec, load_spec
+from shared.stages import StepNumbers
 from shared.tolerances import CAUSALITY_ABS, MEMORY_ESTIMATE_FACTOR, NATS_ABS, ORACLE_OPERATION_REL, SCAN_REL
 from tests.implementations import ENGINES, OPS, every_implementation, examples, normal
 from tests.unit.engine.test_flops import CountingOps
@@ -252,8 +253,9 @@ def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[
     trained.initialise(initial_weights(spec))
     x = symbols(spec)
     rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
+    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
     for _ in range(4):
-        trained.train_step(x, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)()
+        trained.train_step(x, numbers)()
     _, grads = trained.gradients(x)
     assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
 

@@ -46,7 +46,7 @@ from shared.preflight.speed_rows import (
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
-from shared.stages import STAGE
+from shared.stages import StepNumbers
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
@@ -176,16 +176,16 @@ def test_a_run_whose_loop_starts_later() -> None:
 
 @every_engine
 def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages: set[float] = set()
+    stages: set[int] = set()
     real = create_engine(engine, tiny()).__class__.train_step
 
-    def seen(self: Engine, x: np.ndarray, hyper: dict[str, float]) -> Any:
-        stages.add(hyper[STAGE])
-        return real(self, x, hyper)  # type: ignore[arg-type]
+    def seen(self: Engine, x: np.ndarray, numbers: StepNumbers) -> Any:
+        stages.add(numbers.stage)
+        return real(self, x, numbers)  # type: ignore[arg-type]
 
     monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
     measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
-    assert stages == {1.0}
+    assert stages == {1}
 
 
 def test_share_of_peak_is_operations_over_peak() -> None:

@@ -18,6 +18,7 @@ from shared.errors import RunError
 from shared.model import parameter_counts, parameter_manifest
 from shared.optim import initial_state
 from shared.spec import load_spec
+from shared.stages import StepNumbers
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.interruption import GRACE_S, Interruption
 from shared.runs.metrics import read_records
@@ -125,9 +126,9 @@ class FullSizeEngine(FakeEngine):
         ones = {parameter.name: np.ones(parameter.shape, np.float32) for parameter in parameter_manifest(spec)}
         self.large = {f"weight/{name}": value for name, value in ones.items()} | initial_state(spec, ones)
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         time.sleep(0.02)
-        return super().train_step(x, hyper)
+        return super().train_step(x, numbers)
 
     def save_state(self) -> dict[str, np.ndarray]:
         return {name: value.copy() for name, value in {**self.large, **super().save_state()}.items()}
