@@ -136,12 +136,12 @@ class FakeLoader:
     def state(self, step: int) -> dict[str, Any]:
         return {"step": step}
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
-        return int(state["step"])
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        pass
 
 
 class RecordingObserver:
-    """Keeps every event as (name, arguments); calls `on_event(name, step)` after each step and stage."""
+    """Keeps every event as (name, arguments); calls `on_event(name, step)` after each step and phase."""
 
     def __init__(self, on_event: Callable[[str, int], None] = lambda name, step: None) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -166,9 +166,9 @@ class RecordingObserver:
         self.events.append(("step", report))
         self.on_event("step", report.step)
 
-    def on_stage(self, stage: str) -> None:
-        self.events.append(("stage", stage))
-        self.on_event(stage, 0)
+    def on_phase(self, phase: str) -> None:
+        self.events.append(("phase", phase))
+        self.on_event(phase, 0)
 
     def on_progress(self, done: int, total: int) -> None:
         self.events.append(("progress", (done, total)))

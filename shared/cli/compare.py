@@ -6,10 +6,10 @@ import argparse
 
 from shared.cli.command import CommandResult, console
 from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
-from shared.study.scored_run import find_scored_runs
+from shared.study.groups import find_finished_runs
 
 NAME = "compare"
-HELP = "hold finished runs against a baseline: mean, deviation, paired difference and its interval over seeds"
+HELP = "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Print the comparison; status 1 if a score does not count."""
     check_record(args)
-    runs = find_scored_runs(args.runs)
+    runs = find_finished_runs(args.runs)
     words = ["compare", *args.runs, *comparison_words(args)]
     comparison = compare_runs(args, runs, console(), title="Comparison", words=words)
     return CommandResult(comparison.to_document(), 1 if comparison.problems else 0)

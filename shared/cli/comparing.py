@@ -11,15 +11,15 @@ from rich.console import Console
 
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.runs.finished_run import FinishedRun
 from shared.study.comparison import LEVEL, Comparison, compare_groups
 from shared.study.groups import group_runs
-from shared.study.scored_run import ScoredRun
 from shared.study.table import markdown, print_comparison
 
 
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     """--baseline, --confidence, --margin-nats and --record."""
-    parser.add_argument("--baseline", metavar="LABEL", help="the group the others are held against; default: the first")
+    parser.add_argument("--baseline", metavar="LABEL", help="group to compare the others with; default: the first")
     parser.add_argument(
         "--confidence", type=_level, default=LEVEL, metavar="LEVEL", help="of the intervals; default %(default)s"
     )
@@ -48,7 +48,7 @@ def comparison_words(args: argparse.Namespace) -> list[str]:
 
 
 def compare_runs(
-    args: argparse.Namespace, runs: Sequence[ScoredRun], out: Console, *, title: str, words: Sequence[str]
+    args: argparse.Namespace, runs: Sequence[FinishedRun], out: Console, *, title: str, words: Sequence[str]
 ) -> Comparison:
     """Compare, print, and write the record if one is asked for; `words` is the command line that makes it again."""
     groups = group_runs(runs)

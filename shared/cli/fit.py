@@ -12,7 +12,7 @@ from rich.table import Table
 from shared.cli.command import CommandResult, console
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.runs.target import RUNS, find_run
+from shared.runs.target import run_named
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
 
 NAME = "fit"
@@ -32,12 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Fit, print and write. Raises UserError where there is too little to fit."""
-    found = []
-    for word in args.runs:
-        directory = find_run(word)
-        if directory is None:
-            raise UserError(f"{word}: no such run in {RUNS}/ and no such folder")
-        found.append((directory, directory.read_spec()))
+    runs = [run_named(word) for word in args.runs]
+    found = [(run, run.read_spec()) for run in runs]
     check_one_curve(found)
     if args.symbols is not None and not 0 < args.symbols < float("inf"):
         raise UserError(f"--symbols {args.symbols}: must be a number of symbols above 0")

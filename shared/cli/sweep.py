@@ -16,16 +16,16 @@ from shared.cli.train import default_training_engine
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.runs.finished_run import read_finished
 from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
 from shared.study.comparison import Comparison
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
-from shared.study.scored_run import read_scored_run
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
 
 NAME = "sweep"
-HELP = "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"
+HELP = "train specs over seeds, one run after the other, and compare them; rerun to resume"
 DOCUMENT_FILE = "sweep.json"
 
 
@@ -115,7 +115,7 @@ def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console,
         out.print(f"no run of the baseline {baseline} is finished: nothing to compare", style="yellow", soft_wrap=True)
         return None
     order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
-    runs = [read_scored_run(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
+    runs = [read_finished(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
     return compare_runs(args, runs, out, title=f"Sweep {folder.name}", words=words)
 
 

@@ -17,10 +17,11 @@ from data.datasets import load_manifest, open_split
 from data.folders import dataset_folder
 from shared.errors import DataError
 from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
+from shared.preflight.row import Row, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
 from shared.training.run_data import overlap_with_training
 from shared.training.sources import open_sources, open_training_text, training_loader
+from shared.units import format_bytes
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
 HASH_LIMIT_S = 20.0
@@ -58,7 +59,7 @@ def shards_row(bench: Bench) -> Row:
     except DataError as error:
         return no_go("shards", "not usable", str(error), problems=[str(error)])
     hashed = sum(outcome.hashed for outcome in checked)
-    size = gigabytes(sum(file.num_bytes for file in files))
+    size = format_bytes(sum(file.num_bytes for file in files))
     by_size = len(files) - hashed
     how = f"{hashed} of {len(files)} files ({size}) hashed with SHA-256"
     if by_size:

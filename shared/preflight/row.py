@@ -92,13 +92,5 @@ def judged(passed: bool, name: str, figure: str, how: str, /, **values: Any) -> 
     return (go if passed else no_go)(name, figure, how, **values)
 
 
-def gigabytes(count: float) -> str:
-    """Bytes in words: 1.5 GB, 12 MB, 900 bytes (decimal)."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

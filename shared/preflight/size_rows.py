@@ -8,9 +8,10 @@ from pathlib import Path
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
 from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
+from shared.preflight.row import Row, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
 from shared.runs.checkpoints import checkpoint_bytes
+from shared.units import format_bytes
 
 # Beside the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2
@@ -61,10 +62,10 @@ def disk_row(bench: Bench) -> Row:
     folder = _existing(bench.question.runs_dir)
     free = shutil.disk_usage(folder).free
     how = (
-        f"{count} checkpoints of {gigabytes(checkpoint)} (kept {training.keep_checkpoints}, best, one being written), "
-        f"artifact, report; free space of {folder}"
+        f"{count} checkpoints of {format_bytes(checkpoint)} (kept {training.keep_checkpoints}, best, one being "
+        f"written), artifact, report; free space of {folder}"
     )
-    figure = f"{gigabytes(needed)} needed, {gigabytes(free)} free"
+    figure = f"{format_bytes(needed)} needed, {format_bytes(free)} free"
     return judged(
         needed <= free, "disk", figure, how, needed_bytes=needed, free_bytes=free, checkpoint_bytes=checkpoint
     )

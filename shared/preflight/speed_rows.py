@@ -9,8 +9,9 @@ from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+from shared.preflight.row import Row, go, judged, no_go, unknown
 from shared.stages import training_stages
+from shared.units import format_bytes, format_duration
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0
@@ -63,8 +64,8 @@ def memory_row(bench: Bench) -> Row:
     free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
     device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
     beside = (
-        f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
-        f"windows; free on {device}: {gigabytes(free)}"
+        f"estimate {format_bytes(estimate.least_bytes)} to {format_bytes(estimate.most_bytes)} for {rows.group_rows} "
+        f"windows; free on {device}: {format_bytes(free)}"
     )
     values = {
         "free_bytes": free,
@@ -76,7 +77,7 @@ def memory_row(bench: Bench) -> Row:
     step = bench.step
     if step is None:
         how = f"by estimate, nothing allocated: {beside}"
-        return no_go("memory", f"at least {gigabytes(estimate.least_bytes)} needed", how, **values)
+        return no_go("memory", f"at least {format_bytes(estimate.least_bytes)} needed", how, **values)
     if isinstance(step, StepFailure):
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
@@ -86,12 +87,12 @@ def memory_row(bench: Bench) -> Row:
     scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
     how = f"peak of {'a validation' if scored else 'one step'} on "
     how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
-    how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
-    how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
+    how += f", {format_bytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
+    how += f", and {format_bytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
     if bench.needs_gpu:
-        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", gigabytes(peak), **values)
-    return judged(peak <= free, "memory", f"{gigabytes(peak)} of {gigabytes(free)}", f"{how}; {beside}", **values)
+        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", format_bytes(peak), **values)
+    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {beside}", **values)
 
 
 def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
@@ -115,14 +116,14 @@ def step_time_row(bench: Bench) -> Row:
     symbols_per_s = bench.rank_symbols * bench.question.ranks / step_s
     values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
-    figure, how = f"{_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
+    figure, how = f"{format_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
     if bench.needs_gpu:
         return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
     plan = plan_run(bench)
     assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
     limited = f" in the limit of {training.time_limit_s:g} s" if bench.spec.schedule.driver == "time" else ""
     limited += f", {training.reserve_s:g} s of which are reserved" if training.reserve_s else ""
-    figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {_duration(plan.train_s)} of training"
+    figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {format_duration(plan.train_s)} of training"
     enough = plan.steps >= min(MIN_STEPS, training.steps)
     if not enough:
         how = f"fewer than {MIN_STEPS} steps train nothing; {how}"
@@ -195,7 +196,7 @@ def cost_row(bench: Bench) -> Row:
     dollars = hours * question.price
     bound = "at most " if plan.at_most else ""
     how = (
-        f"{question.ranks} x {_duration(plan.train_s)} of training x ${question.price:g} per GPU-hour; "
+        f"{question.ranks} x {format_duration(plan.train_s)} of training x ${question.price:g} per GPU-hour; "
         "set-up, compilation, packing and scoring come on top"
     )
     return go("cost", f"{bound}${dollars:,.2f}", how, dollars=dollars, gpu_hours=hours)
@@ -224,7 +225,7 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
     if not step.full:
         how = (
             f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
-            f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
+            f"{format_duration(step.group_s)} each time, optimizer {format_duration(step.fixed_s)}"
         )
     if len(training_stages(bench.spec)) > 1:
         how += ", in the last stage; earlier ones by their operations"
@@ -232,10 +233,3 @@ def _how_timed(bench: Bench, step: StepMeasurement) -> str:
         how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
         how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""
     return how
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds / S_PER_HOUR:,.2f} h"

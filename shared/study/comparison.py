@@ -1,4 +1,4 @@
-"""Groups of runs held against a baseline: means, differences with intervals, and what may be said of them."""
+"""Groups of runs compared with a baseline: means, differences with intervals, and what may be said of them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Comparison:
             "baseline": self.rows[0].group.label,
             "confidence": self.level,
             "margin_bpb": self.margin_bpb,
-            "protocol": asdict(self.rows[0].group.runs[0].protocol),
+            "protocol": self.rows[0].group.runs[0].score.protocol(),
             "differing_fields": differences([row.group for row in self.rows]),
             "groups": [_row_document(row) for row in self.rows],
             "notes": notes(self),
@@ -82,7 +82,7 @@ class Comparison:
 def compare_groups(
     groups: Sequence[Group], *, baseline: str | None = None, level: float = LEVEL, margin_nats: float = 0.0
 ) -> Comparison:
-    """Hold every group against the one labelled `baseline`, by default the first.
+    """Compare every group with the one labelled `baseline`, by default the first.
 
     `margin_nats` is in nats per symbol of the baseline (FEATURES 3.13: a record asks for 0.005). Raises UserError
     for a label that no group has.
@@ -92,7 +92,7 @@ def compare_groups(
         raise UserError(f"--baseline {baseline!r}: no such group; groups: {', '.join(labels)}")
     old = groups[0] if baseline is None else groups[labels.index(baseline)]
     run = old.runs[0]
-    margin_bpb = margin_nats / math.log(2.0) * run.symbols / run.bytes
+    margin_bpb = margin_nats / math.log(2.0) * run.score.symbols / run.score.bytes
     others = [_row(group, old, level, margin_bpb) for group in groups if group is not old]
     return Comparison((_baseline_row(old, others, level), *others), level, margin_bpb)
 
@@ -146,7 +146,7 @@ def _text_notes(rows: Sequence[Row]) -> list[str]:
     if len({run.train_text for run in runs}) == 1:
         return []
     texts = (
-        f"{row.group.label} on {run.train_name} (sha256 {run.train_text[:16]})"
+        f"{row.group.label} on {run.spec.data.train} (sha256 {run.train_text[:16]})"
         for row, run in zip(rows, runs, strict=True)
     )
     return [f"the training texts differ: {', '.join(texts)}"]
@@ -154,12 +154,15 @@ def _text_notes(rows: Sequence[Row]) -> list[str]:
 
 def _window_notes(rows: Sequence[Row]) -> list[str]:
     """Symbols of different vocabularies hold different amounts of text, and more context is an advantage."""
-    runs = [row.group.runs[0] for row in rows]
-    if len({(run.protocol.window_symbols, run.protocol.stride_symbols) for run in runs}) == 1 and (
-        len({run.bytes / run.symbols for run in runs}) == 1
+    scores = [row.group.runs[0].score for row in rows]
+    if len({(score.window_symbols, score.stride_symbols) for score in scores}) == 1 and (
+        len({score.bytes / score.symbols for score in scores}) == 1
     ):
         return []
-    windows = (f"{row.group.label} {run.window_bytes:,.0f}" for row, run in zip(rows, runs, strict=True))
+    windows = (
+        f"{row.group.label} {score.window_symbols * score.bytes / score.symbols:,.0f}"
+        for row, score in zip(rows, scores, strict=True)
+    )
     return [f"the vocabularies differ; mean bytes of text in a scored window: {', '.join(windows)}"]
 
 
@@ -168,7 +171,7 @@ def _load_notes(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         slow, fast = row.steps_per_s
-        if row.group.runs[0].timed and slow > 0 and fast > (1.0 + SPEED_SPREAD_FRAC) * slow:
+        if row.group.runs[0].spec.schedule.driver == "time" and slow > 0 and fast > (1.0 + SPEED_SPREAD_FRAC) * slow:
             lines.append(
                 f"{row.group.label}: {slow:.3g} to {fast:.3g} steps per second between seeds: the machine was not "
                 "equally loaded, so equal time was not equal compute"
@@ -237,13 +240,13 @@ def _row_document(row: Row) -> dict[str, Any]:
             {
                 "run": str(run.path),
                 "seed": run.seed,
-                "bpb": run.bpb,
+                "bpb": run.score.bpb,
                 "steps": run.steps,
                 "train_s": run.train_s,
-                "symbols_per_s": run.steps_per_s * run.fields["training.batch_symbols"],
-                "parameters": run.parameters,
-                "total_bytes": run.total_bytes,
-                "engine": run.engine,
+                "symbols_per_s": run.steps_per_s * run.spec.training.batch_symbols,
+                "parameters": run.score.parameters,
+                "total_bytes": run.score.total_bytes,
+                "engine": run.score.engine,
                 "device": run.device,
             }
             for run in row.group.runs

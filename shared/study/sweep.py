@@ -12,8 +12,8 @@ from shared.runs.observer import Observer
 from shared.runs.run_directory import RunDirectory
 from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
-from shared.study.record import finished_with
 from shared.training.interruption import GRACE_S, Interruption
+from shared.training.run_data import finished_with
 
 Status = Literal["finished", "finished before", "failed", "interrupted", "not started"]
 

@@ -31,7 +31,6 @@ from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Bench
-from shared.preflight.row import gigabytes
 from shared.preflight.run import prepare
 from shared.preflight.speed_rows import (
     GPU_RESERVE_BYTES,
@@ -471,18 +470,3 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1500, "1.5 kB"),
-        (2_500_000, "2.5 MB"),
-        (17.4e9, "17.4 GB"),
-        (3e15, "3,000 TB"),
-    ],
-)
-def test_bytes_in_words(count: float, words: str) -> None:
-    assert gigabytes(count) == words

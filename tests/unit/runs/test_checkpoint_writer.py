@@ -21,7 +21,7 @@ from shared.spec import load_spec
 from shared.stages import StepNumbers
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.interruption import GRACE_S, Interruption
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
 from tests.fake_training import FakeEngine
 from tests.loop_harness import make
 from tests.processes import WAIT_S, wait_until
@@ -63,7 +63,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert outcome.status == "finished" and outcome.checkpoint == store.latest_path()
     assert all(steps == [] for steps in announced[:10])
     assert harness.observer.named("checkpoint") == [6, 12, 18, 23]
-    assert [r["step"] for r in harness.records("checkpoint")] == [6, 12, 18, 23]
+    assert [r["step"] for r in harness.events("checkpoint")] == [6, 12, 18, 23]
 
 
 def test_a_checkpoint_holds_the_state_of_its_own_step_though_it_is_written_later(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_sigterm_saves_the_h100_preset_in_time(tmp_path: Path) -> None:
     assert process.returncode == 143 and errors == "", errors
     assert 0.0 < float(output) < GRACE_S, f"{float(output):.1f} s from the signal to the end"
     checkpoint = CheckpointStore(checkpoints, 2).load_latest()
-    (interrupted,) = [r for r in read_records(tmp_path / "metrics.jsonl") if r["event"] == "interrupted"]
+    (interrupted,) = [r for r in read_events(tmp_path / "metrics.jsonl") if r["event"] == "interrupted"]
     assert checkpoint is not None and checkpoint.warnings == [] and checkpoint.info.step == interrupted["step"]
     # Weights, momenta and average, 4 bytes each.
     least_bytes = 3 * 4 * parameter_counts(load_spec("h100"))["total"]

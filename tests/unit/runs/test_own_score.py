@@ -25,7 +25,7 @@ from shared.scoring.documents import read_document_scores
 from shared.scoring.document import read_score
 from shared.spec import load_spec, with_overrides
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import last_ending, read_records
+from shared.runs.metrics import last_ending, read_events
 from shared.training.run import train_run
 from shared.runs.target import CHOSEN_KEY, load_trained
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
@@ -175,7 +175,7 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
         run / "documents.safetensors", documents=found.documents, num_bytes=found.bytes, nats=found.nats
     )
     assert documents is not None
-    ending = last_ending(read_records(run / "metrics.jsonl"))
+    ending = last_ending(read_events(run / "metrics.jsonl"))
     assert ending is not None and ending["bpb"] == found.bpb and ending["packing"]["limit_bpb"] == 0.01
     assert f"{found.bpb:.4f} bits per byte" in (run / "report.html").read_text()
     assert call(capsys, "compare", run)[0] == 0
@@ -298,7 +298,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     spec = tiny_spec(*SPEC)
     observer = RecordingObserver(watch)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="new")
-    assert observer.named("stage")[-3:] == ["audit", "report", "compressors"]
+    assert observer.named("phase")[-3:] == ["audit", "report", "compressors"]
     assert seen["report"] and seen["score"].compressors == {}
     assert (result.exit_status, result.outcome.status) == (143, "interrupted") and result.finished is not None
     assert result.outcome.message == "the run is finished, its score lacks the general compressors"
@@ -314,7 +314,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     # From now on they are known.
     observer = RecordingObserver()
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="newer")
-    assert "compressors" not in observer.named("stage") and result.finished is not None
+    assert "compressors" not in observer.named("phase") and result.finished is not None
     assert len(result.finished.score.compressors) == 3
 
 
@@ -322,8 +322,8 @@ def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
     forget_figures(root)
     observer = RecordingObserver()
     result = train_run(tiny_spec(*SPEC), "mlx", observer, runs_dir=run.parent, run_name="new")
-    assert result.exit_status == 0 and observer.named("stage")[-1] == "compressors"
+    assert result.exit_status == 0 and observer.named("phase")[-1] == "compressors"
     assert result.finished is not None and len(result.finished.score.compressors) == 3
     assert read_score(run.parent / "new" / "score.json") == result.finished.score
     assert "brotli -11" in (run.parent / "new" / "report.html").read_text()
-    assert "compressors" in result.stage_s
+    assert "compressors" in result.phase_s

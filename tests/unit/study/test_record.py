@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.scoring.confidence import student_quantile
-from shared.spec import load_spec, spec_to_toml, with_overrides
+from shared.spec import load_spec
 from shared.study import record
 from shared.training.run import train_run
+from tests.fake_study import copy_run
 from tests.fake_training import quiet_observer, tiny_spec
 
 SHORT = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
@@ -59,16 +60,8 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def another(trained: Path, folder: Path, *overrides: str, bpb: float | None = None) -> Path:
     """A copy of the run as another seed would have left it, with another score."""
-    shutil.copytree(trained, folder)
-    spec = with_overrides(load_spec(folder / "spec.toml"), overrides)
-    (folder / "spec.toml").write_text(spec_to_toml(spec))
-    if bpb is not None:
-
-        def rescore(values: dict[str, Any]) -> None:
-            values["bpb"], values["nats"] = bpb, bpb * math.log(2.0) * values["bytes"]
-
-        edit_json(folder / "score.json", rescore)
-    return folder
+    before = json.loads((trained / "score.json").read_text())["bpb"]
+    return copy_run(trained, folder, *overrides, factor=(bpb or before) / before)
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -198,7 +191,7 @@ def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path, capsys: pyt
     for run in (unscored, resumed, empty):
         message = refused(capsys, run, "--out", tmp_path / "out")
         assert f"{run}: not finished" in message and f"--run {run.name} --resume" in message
-    assert "no such run" in refused(capsys, tmp_path / "absent")
+    assert "no run named" in refused(capsys, tmp_path / "absent")
     assert "not a run directory" in refused(capsys, tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -235,7 +228,7 @@ def test_a_folder_is_replaced_only_if_asked_and_only_a_record(
 ) -> None:
     out = tmp_path / "out"
     assert call(capsys, trained, "--out", out)[0] == 0
-    assert "exists; --replace writes it anew" in refused(capsys, trained, "--out", out)
+    assert "exists; --replace overwrites it" in refused(capsys, trained, "--out", out)
     (out / "stale").touch()
     assert call(capsys, trained, "--out", out, "--replace")[0] == 0
     assert not (out / "stale").exists() and (out / "submission.json").exists()

@@ -17,9 +17,9 @@ from shared.errors import SpecError, UserError
 from shared.spec import spec_to_toml
 from shared.study.own_process import Ending, Order
 from shared.study.plan import parse_seeds, parse_vary, plan_runs
-from shared.study.record import finished_with
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
+from shared.training.run_data import finished_with
 from tests.fake_study import copy_run
 from tests.fake_training import quiet_observer, tiny_spec
 
