@@ -20,11 +20,11 @@ HELP = "fit bpb = c + a T^-alpha to the validations of runs at constant learning
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN..., --out and --symbols."""
+    """Declare RUN..., --output and --symbols."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="a run's name or folder; several differ in seed or length"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: fit.json in the first run's folder")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: fit.json in the first run's folder")
     parser.add_argument(
         "--symbols", type=float, metavar="T", help="also say what the curve gives after T training symbols"
     )
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.symbols is not None and not 0 < args.symbols < float("inf"):
         raise UserError(f"--symbols {args.symbols}: must be a number of symbols above 0")
     result = fit_points([point for directory, _ in found for point in run_points(directory)])
-    path = args.out or found[0][0].path / "fit.json"
+    path = args.output or found[0][0].path / "fit.json"
     document = result.to_document()
     write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
     out = console()

@@ -26,7 +26,7 @@ RECORDS = Path("records")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN... and what goes into submission.json."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; one run per seed")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
     parser.add_argument("--replace", action="store_true", help="overwrite an existing record")
     parser.add_argument("--author", metavar="NAME", help="who made it")
     parser.add_argument("--github", metavar="ID", help="the author's GitHub name")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if problems:
         return CommandResult({"folder": None, "problems": problems}, 1)
     author = Author(args.author, args.github)
-    folder = args.out or RECORDS / first.path.resolve().name
+    folder = args.output or RECORDS / first.path.resolve().name
     document = submission(results, args.title or results[0].spec.name, args.blurb or default_blurb(results), author)
     write_record(folder, results, readme(results, document), document, replace=args.replace)
     _print(out, folder, results, author)

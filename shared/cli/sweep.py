@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
-from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
+from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
 from shared.cli.train import default_training_engine
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     number if it was stopped."""
     if is_launched():
         raise UserError("sweep starts its own processes, one run at a time: start it without torchrun or mlx.launch")
-    check_record(args)
+    check_output(args)
     plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)
     if args.name is not None and not NAME_PATTERN.fullmatch(args.name):
         raise UserError(f"--name {args.name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")

@@ -30,7 +30,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedGroup:
     """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
     where a run kept no scores by document.
 
@@ -56,7 +56,7 @@ class Row:
 class Comparison:
     """`rows` begin with the baseline. `margin_bpb` is by how much a group must be better for the one-sided test."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedGroup, ...]
     level: float
     margin_bpb: float
 
@@ -125,7 +125,7 @@ def notes(comparison: Comparison) -> list[str]:
     ]
 
 
-def _seed_notes(rows: Sequence[Row]) -> list[str]:
+def _seed_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Means are over the seeds that were compared, so that a mean and a difference never contradict each other."""
     lines = []
     if any(row.summary.n < len(row.group.runs) for row in rows):
@@ -140,7 +140,7 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _text_notes(rows: Sequence[Row]) -> list[str]:
+def _text_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Another training text is another experiment, also under the same name."""
     runs = [row.group.runs[0] for row in rows]
     if len({run.train_text for run in runs}) == 1:
@@ -152,7 +152,7 @@ def _text_notes(rows: Sequence[Row]) -> list[str]:
     return [f"the training texts differ: {', '.join(texts)}"]
 
 
-def _window_notes(rows: Sequence[Row]) -> list[str]:
+def _window_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Symbols of different vocabularies hold different amounts of text, and more context is an advantage."""
     scores = [row.group.runs[0].score for row in rows]
     if len({(score.window_symbols, score.stride_symbols) for score in scores}) == 1 and (
@@ -166,7 +166,7 @@ def _window_notes(rows: Sequence[Row]) -> list[str]:
     return [f"the vocabularies differ; mean bytes of text in a scored window: {', '.join(windows)}"]
 
 
-def _load_notes(rows: Sequence[Row]) -> list[str]:
+def _load_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Equal time is equal compute only on an equally loaded machine."""
     lines = []
     for row in rows:
@@ -179,20 +179,20 @@ def _load_notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _device_notes(rows: Sequence[Row]) -> list[str]:
+def _device_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     devices = sorted({run.device for row in rows for run in row.group.runs})
     return [f"the runs were made on different devices: {'; '.join(devices)}"] if len(devices) > 1 else []
 
 
-def _baseline_row(old: Group, others: Sequence[Row], level: float) -> Row:
+def _baseline_row(old: Group, others: Sequence[ComparedGroup], level: float) -> ComparedGroup:
     """Summarise the baseline over the seeds that every other was compared with, or over its own if these differ."""
     compared = [row.baseline_summary for row in others]
     alike = bool(compared) and all(summary == compared[0] for summary in compared)
     summary = compared[0] if alike else summarise(list(old.bpb.values()), level)
-    return Row(old, summary, summary, None, None, _counts(old) or "baseline")
+    return ComparedGroup(old, summary, summary, None, None, _counts(old) or "baseline")
 
 
-def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
+def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedGroup:
     found = difference(group.bpb, old.bpb, level, margin_bpb)
     shared = sorted(group.bpb.keys() & old.bpb.keys())
     paired = found.method == "paired" or (found.method == "none" and shared)
@@ -201,7 +201,7 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
     verdict = _counts(group) or _counts(old) or _verdict(found, over_documents)
     summary = summarise([group.bpb[seed] for seed in new_seeds], level)
     baseline_summary = summarise([old.bpb[seed] for seed in old_seeds], level)
-    return Row(group, summary, baseline_summary, found, over_documents, verdict)
+    return ComparedGroup(group, summary, baseline_summary, found, over_documents, verdict)
 
 
 def _counts(group: Group) -> Verdict | None:
@@ -226,7 +226,7 @@ def _verdict(found: Difference, over_documents: Confidence | None) -> Verdict:
     return "undecided"
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def _row_document(row: ComparedGroup) -> dict[str, Any]:
     slow, fast = row.steps_per_s
     return {
         "label": row.group.label,

@@ -129,7 +129,7 @@ def write_record(
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """
     if folder.exists() and not replace:
-        raise RunError(f"{folder} exists; --replace overwrites it, --out names another folder")
+        raise RunError(f"{folder} exists; --replace overwrites it, --output names another folder")
     if folder.exists() and not (folder / SUBMISSION_FILE).is_file():
         raise RunError(f"{folder} exists and is no record (it has no {SUBMISSION_FILE}): it is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)

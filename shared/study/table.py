@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.scoring.statistics import Interval
-from shared.study.comparison import Comparison, Row, notes
+from shared.study.comparison import ComparedGroup, Comparison, notes
 from shared.study.groups import TRAIN_TEXT_KEY, differences
 
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
@@ -92,7 +92,7 @@ def _headings(comparison: Comparison) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ComparedGroup) -> list[str]:
     found, documents = row.difference, row.over_documents
     slow, fast = row.steps_per_s
     within = None

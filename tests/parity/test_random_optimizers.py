@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.model import parameter_manifest
 from shared.model.initialise import named_generator
 from shared.optim import averaged_weights, global_norm, initial_state, optimizer_step, step_hyperparameters
-from shared.parity.run import make_ops
+from shared.parity.compare_engines import make_ops
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import PARAMETERS_REL
 

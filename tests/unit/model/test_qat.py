@@ -17,7 +17,7 @@ from shared.model import initial_weights, parameter_manifest, random_weights, tr
 from shared.model.qat import quantised_matrices
 from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
-from shared.parity.result import Row
+from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
@@ -143,7 +143,7 @@ def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, mo
     assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
     batches = [batch(step)[:3] for step in range(4)]
 
-    def row() -> Row:
+    def row() -> ParityRow:
         pair = (create_engine("mlx", spec), create_engine("torch", spec))
         return step_by_step_row(spec, pair, initial_weights(spec), batches)
 

@@ -139,7 +139,7 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
         with_overrides(spec, ["artifact.matrix_bits=8"]),
         load_trained(str(run), "averaged").weights,
     )
-    for command in (["record", run, "--out", tmp_path / "record"], ["compare", run]):
+    for command in (["record", run, "--output", tmp_path / "record"], ["compare", run]):
         status, _, errors = call(capsys, *command)
         assert status == 2 and f"`bytetwin pack {run}` and, if that says so, `bytetwin score {run}`" in errors
     # A score of what lies there is not that of the run.
@@ -148,7 +148,7 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
     assert (run / "score.json").read_bytes() == before["score.json"]
     assert call(capsys, "pack", run)[0] == 0
     assert snapshot(run) == before
-    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
 
 
 def test_a_new_artifact_of_the_run_is_scored_into_it(
@@ -179,7 +179,7 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
     assert ending is not None and ending["bpb"] == found.bpb and ending["packing"]["limit_bpb"] == 0.01
     assert f"{found.bpb:.4f} bits per byte" in (run / "report.html").read_text()
     assert call(capsys, "compare", run)[0] == 0
-    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     assert read_score(runs / "new" / "score.json") == seen["score"] == result.finished.score
     assert not list(root.glob(text))
     # It counts as finished, and the next score completes it.
-    status, _, _ = call(capsys, "record", runs / "new", "--out", runs / "record", "--json")
+    status, _, _ = call(capsys, "record", runs / "new", "--output", runs / "record", "--json")
     assert status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
     status, _, errors = call(capsys, "score", runs / "new")
     assert status == 0 and "brotli -11: " in errors

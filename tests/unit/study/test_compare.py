@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.cli.main import main
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun
-from shared.study.comparison import Comparison, Row, compare_groups, notes
+from shared.study.comparison import ComparedGroup, Comparison, compare_groups, notes
 from shared.study.groups import differences, group_runs
 from shared.study.table import markdown
 from shared.training.run import train_run
@@ -30,7 +30,7 @@ def compared(*runs: list[FinishedRun], **options: Any) -> Comparison:
     return compare_groups(group_runs([run for group in runs for run in group]), **options)
 
 
-def only_other(*runs: list[FinishedRun], **options: Any) -> Row:
+def only_other(*runs: list[FinishedRun], **options: Any) -> ComparedGroup:
     (_, row) = compared(*runs, **options).rows
     return row
 
@@ -259,7 +259,7 @@ def test_a_folder_of_runs_on_the_command_line(
         copy_run(trained, tmp_path / f"new-seed{seed}", f"training.seed={seed}", lr, factor=0.9 + seed / 1000)
     (tmp_path / "notes.txt").write_text("not a run")
     record = tmp_path / "record.md"
-    words = (tmp_path, "--baseline", "old", "--json", "--record", record, "--confidence", "0.95")
+    words = (tmp_path, "--baseline", "old", "--json", "--output", record, "--confidence", "0.95")
     status, out, err = call(capsys, *words)
     document = json.loads(out)
     assert status == 0 and document["baseline"] == "old" and document["confidence"] == 0.95
@@ -282,7 +282,7 @@ def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
         ((tmp_path / "empty",), "neither a run nor a folder of finished runs"),
         ((tmp_path / "nowhere",), "no run named"),
         ((trained, "--baseline", "x"), "no such group; groups: first"),
-        ((trained, "--record", tmp_path / "no" / "r.md"), "does not exist"),
+        ((trained, "--output", tmp_path / "no" / "r.md"), "does not exist"),
     ):
         status, _, err = call(capsys, *words)
         assert status == 2 and message in err and err.count("\n") == 1

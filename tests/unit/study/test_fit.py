@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.errors import UserError
-from shared.runs.run_directory import RunDirectory
 from shared.runs.metrics import Event
+from shared.runs.run_directory import RunDirectory
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import spec_to_toml
 from shared.study.scaling import Point, check_one_curve, fit_curve, fit_points, run_points
@@ -148,7 +147,7 @@ def test_several_runs_share_a_curve_if_they_differ_in_seed_or_length(tmp_path: P
     one = make_run(tmp_path / "one", scores=falling(10, 20, 30), rates=rates)
     two = make_run(tmp_path / "two", "training.seed=5", "training.steps=99", scores=falling(40, 50), rates=rates)
     out = tmp_path / "fit.json"
-    assert main(["fit", str(one), str(two), "--out", str(out)]) == 0
+    assert main(["fit", str(one), str(two), "--output", str(out)]) == 0
     assert len(json.loads(out.read_text())["points"]) == 5
     other = make_run(tmp_path / "other", "optimizer.matrix_lr=0.5", scores=falling(40, 50), rates=rates)
     runs = [(RunDirectory(path), RunDirectory(path).read_spec()) for path in (one, other)]

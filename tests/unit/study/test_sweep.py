@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
 
     monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
     capsys.readouterr()
-    assert main(words(once, "--seeds", "2", "--json", "--record", str(once / "r.md"))) == 0
+    assert main(words(once, "--seeds", "2", "--json", "--output", str(once / "r.md"))) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert resumed == ["tiny-seed1"]
@@ -292,7 +292,7 @@ def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.Ca
     [
         (["--name", "a/b"], "--name 'a/b'"),
         (["--baseline", "x"], "no such group; groups: tiny"),
-        (["--record", "no/such/folder/r.md"], "does not exist"),
+        (["--output", "no/such/folder/r.md"], "does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(
