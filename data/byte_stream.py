@@ -2,7 +2,7 @@
 
 Shards hold raw bytes. `byte256` reads them as they are, document after document. `byte260` reads
 symbol = byte + 4 and puts the document-start symbol before every document while reading, so that one
-dataset serves both (FEATURES 3.14). Legend: T symbols of a read.
+dataset serves both (docs/techniques.md 2.2). Legend: T symbols of a read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Token shards to documents of bytes, exactly and in bounded memory (FEATURES 3.14).
+"""Token shards to documents of bytes, exactly and in bounded memory (docs/techniques.md 2.2).
 
 The stream of a split is cut at the document start id, never at a fixed size, and a document goes on from
-one shard file into the next. Every document's bytes are compared with the byte table (FEATURES 1.2), and
+one shard file into the next. Every document's bytes are compared with the byte table (docs/techniques.md 1.2), and
 their total with the table summed over the stream before it was cut.
 """
 

@@ -1,7 +1,7 @@
 """Datasets of bytes to datasets of tokens: `encode_dataset` is what `bytetwin tokenizer encode` does.
 
 Every document is encoded on its own, with the document start in front, and accounted for three times: by
-the byte table (FEATURES 1.2), by decoding its tokens, and by the tokenizer's normalised form of the source.
+the byte table (docs/techniques.md 1.2), by decoding its tokens, and by the tokenizer's normalised form of the source.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 class HubSource:
     """Where a dataset lies: shards `FOLDER/PREFIX_{train,val}_%06d.bin`, and their SentencePiece model.
 
-    `bytes_per_token` bounds the text bytes of a token on average, to foresee the disk space (FEATURES 1.2).
+    `bytes_per_token` bounds the text bytes of a token on average, to foresee the disk space (docs/techniques.md 1.2).
     """
 
     repo_id: str
@@ -52,7 +52,7 @@ def _fineweb(repo_id: str, vocab_size: int, bytes_per_token: float) -> HubSource
     return HubSource(repo_id, folder, f"{tokenizer}.model", bytes_per_token)
 
 
-# The public challenge data by name and tokenizer (FEATURES 3.14), all in the layout of its own download script.
+# The public challenge data by name and tokenizer (docs/techniques.md 2.1), in the layout of its own download script.
 SOURCES: dict[str, dict[str, HubSource]] = {
     "fineweb": {
         "sp1024": _fineweb("willdepueoai/parameter-golf", 1024, 2.5),

@@ -1,4 +1,4 @@
-"""Text to choose by: the last part of the training text, which no run trains on (FEATURES 3.8).
+"""Text to choose by: the last part of the training text, which no run trains on (docs/techniques.md 2.5).
 
 What is chosen between runs (the weights of a soup) must not be chosen by the text that is scored afterwards.
 `data.selection_frac` keeps this part out of training; training and choosing cut it by the same rule.

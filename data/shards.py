@@ -1,4 +1,4 @@
-"""The binary shard format, read strictly and memory-mapped (FEATURES 3.14).
+"""The binary shard format, read strictly and memory-mapped (docs/techniques.md 2.1).
 
 A shard is a header of 256 little-endian int32, `20240520, version, count, 0...`, then `count` symbols:
 little-endian uint16 under version 1 (the community's token shards), uint8 under version 2 (raw bytes).

@@ -1,4 +1,4 @@
-"""How many text bytes each token stands for (FEATURES 1.2), and the text that this definition gives.
+"""How many text bytes each token stands for (docs/techniques.md 1.2), and the text that this definition gives.
 
 The community scores bits per byte with a table: a control, unknown or unused id counts 0 bytes and is a
 boundary, a byte piece counts 1, any other piece its UTF-8 length without a leading U+2581; that leading

@@ -1,4 +1,4 @@
-"""A split of a dataset of tokens as one long stream (FEATURES 3.14), its bytes counted by the table.
+"""A split of a dataset of tokens as one long stream (docs/techniques.md 2.2), its bytes counted by the table.
 
 The document start is a token of the shards. Two counts of the
 text's bytes are independent of each other: `byte_counts` from the table, `text_bytes` from the tokenizer's decoder.

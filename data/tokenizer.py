@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers (FEATURES 3.14): text to tokens and back, and where their models are kept.
+"""SentencePiece tokenizers (docs/techniques.md 2.3): text to tokens and back, and where their models are kept.
 
 A tokenizer is one `.model` file, known by the SHA-256 of its content. Those trained here lie in
 `datasets_root()/tokenizers`; every dataset of tokens carries a copy of its own.
@@ -81,7 +81,7 @@ class Tokenizer:
         for token in range(NUM_SPECIALS):
             if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
                 raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
-        # Without it every space becomes three byte pieces, and the score is a fifth too low (FEATURES 1.2).
+        # Without it every space becomes three byte pieces, and the score is a fifth too low (docs/techniques.md 1.2).
         if processor.is_unknown(processor.piece_to_id(SPACE_MARK)):
             raise DataError(f"{origin}: it has no piece for a lone space; its bytes cannot be counted")
 

@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer with the settings of the public ones (FEATURES 3.14)."""
+"""Training a SentencePiece tokenizer with the settings of the public ones (docs/techniques.md 2.3)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ OVERLAP_WINDOWS_FRAC = 0.1
 # |sum of probabilities - 1| of one float32 distribution over a few hundred symbols.
 NORMALISATION_ABS = 1e-4
 
-# bits per byte on uniform random bytes may fall below 8 by no more than this (FEATURES 1.3, test 6).
+# bits per byte on uniform random bytes may fall below 8 by no more than this (docs/techniques.md 1.4).
 RANDOM_BYTES_BPB = 0.01
 
 # Rise in bits per byte that packing may cause.
@@ -96,7 +96,7 @@ PACKING_BPB = 0.01
 SCORE_AGREEMENT_ABS = 1e-4
 
 # Relative difference between bytes counted by symbol and bytes of the text: known honest counts differ by
-# 5e-5, known wrong ones by 4e-2 and more (FEATURES 1.2, 1.4).
+# 5e-5, known wrong ones by 4e-2 and more (docs/techniques.md 1.2, 1.8).
 DENOMINATOR_WARN_REL = 1e-3
 DENOMINATOR_REL = 5e-3
 

@@ -1,4 +1,4 @@
-"""What counts against the limit of bytes, and how close the codes are to their entropy (FEATURES 1.1).
+"""What counts against the limit of bytes, and how close the codes are to their entropy (docs/techniques.md 1.1).
 
 Counted code is every source file of the packages `shared`, `mlx_train`, `cuda_train` and `data` as it lies
 on disk, uncompressed: Python, TOML, and C++, CUDA or Metal kernels. Not counted are tests, datasets and

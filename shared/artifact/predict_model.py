@@ -1,4 +1,4 @@
-"""How many bits a trained weight costs: the Gaussian code, and what training does to it (FEATURES 3.10, 3.15).
+"""How many bits a trained weight costs: the Gaussian code, and what training does to it (docs/techniques.md 11.4).
 
 A row of C Gaussian weights scaled by its own maximum has codes whose entropy depends on C and the bit width
 alone. Trained rows differ from it by an excess of -1.5 to +0.3 bits that depends on what the tensor does (its

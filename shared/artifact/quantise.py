@@ -1,4 +1,4 @@
-"""Weights to integer codes and back: symmetric, one scale per row, plain NumPy (FEATURES 3.10).
+"""Weights to integer codes and back: symmetric, one scale per row, plain NumPy (docs/techniques.md 11.1).
 
 A row is the last axis of a tensor. With b bits the codes are -qmax..qmax, qmax = 2^(b-1) - 1, the scale
 of a row is its largest magnitude over qmax, and a weight is code * scale. The scale is rounded to float16

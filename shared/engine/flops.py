@@ -67,7 +67,7 @@ def scoring_flops(spec: Spec, rows: int = 1) -> float:
 
 
 def newton_schulz_flops(spec: Spec) -> float:
-    """Operations of one step's orthogonalisation of all matrices that are trained (FEATURES 3.5)."""
+    """Operations of one step's orthogonalisation of all matrices that are trained (docs/techniques.md 9.2)."""
     ops, optimizer = ShapeOps(), spec.optimizer
     for parameter in trained_parameters(spec):
         if parameter.group == "matrix":

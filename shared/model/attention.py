@@ -1,4 +1,4 @@
-"""Causal attention over the heads of one block, with its add-ons (FEATURES 3.1, 3.2)."""
+"""Causal attention over the heads of one block, with its add-ons (docs/techniques.md 3.2, 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attention of each trunk layer does beyond the plain form, as the spec says (FEATURES 3.1, 3.2)."""
+"""What the attention of each trunk layer does beyond the plain form, as the spec says (docs/techniques.md 3.3, 5)."""
 
 from __future__ import annotations
 

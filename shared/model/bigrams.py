@@ -1,4 +1,4 @@
-"""Embeddings from which symbols follow which: the SVD of their pointwise mutual information (FEATURES 3.1)."""
+"""Embeddings from the SVD of the pointwise mutual information of neighbours (docs/techniques.md 3.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One transformer block, of the trunk or of the local decoder (FEATURES 3.1)."""
+"""One transformer block, of the trunk or of the local decoder (docs/techniques.md 3.1)."""
 
 from __future__ import annotations
 

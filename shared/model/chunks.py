@@ -1,7 +1,7 @@
 """What the mixers with a state share: short convolutions, decays, and the layout of a sequence in chunks.
 
-A recurrence over N positions is computed chunk by chunk (FEATURES 3.4): matrix products inside of a chunk of L, and
-a loop over chunks that carries the state. Decays stay logarithms, never positive, until the exponential of a sum of
+A recurrence over N positions is computed chunk by chunk (docs/techniques.md 7): matrix products inside of a chunk of L,
+and a loop over chunks that carries the state. Decays stay logarithms, never positive, until the exponential of a sum of
 them is taken: nothing overflows, and no small factor is divided by another.
 """
 

@@ -1,4 +1,4 @@
-"""Entropy of the codes of the matrices, softened: `training.loss.code_entropy` (FEATURES 3.9)."""
+"""Entropy of the codes of the matrices, softened: `training.loss.code_entropy` (docs/techniques.md 8.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From trunk outputs to the logits of every symbol (FEATURES 2.1).
+"""From trunk outputs to the logits of every symbol (docs/techniques.md 4.2).
 
 The trunk output h[:, i] has seen patches < i only, so each decoder is honest by construction: the
 MLP, experts and linear decoders give every symbol of patch i a distribution from h[:, i] alone; the
@@ -61,7 +61,7 @@ def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array,
 
 
 def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
-    """One head per position: W2[p] relu(W1[p] (h + e[p])) (FEATURES 2.1, PerPositionDecode)."""
+    """One head per position: W2[p] relu(W1[p] (h + e[p])) (docs/techniques.md 4.2)."""
     positions = ops.cast_like(params["decoder.position"], h)
     logits = []
     for position in range(spec.model.patch_size):
@@ -72,7 +72,7 @@ def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> A
 
 
 def _experts(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
-    """sum over e of softmax(R z)[e] W_e z with z = h + position[p]: [B, N, P, V] (FEATURES 2.1, 3.4).
+    """sum over e of softmax(R z)[e] W_e z with z = h + position[p]: [B, N, P, V] (docs/techniques.md 4.2).
 
     Every map is linear, so W z is W h + W position[p], the first once per patch and the second once in all.
     """

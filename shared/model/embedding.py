@@ -49,7 +49,7 @@ def tied_logits(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> 
 def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
     """Trunk inputs [B, N, D] of symbols x [B, T] (int32): row i depends on patches < i only.
 
-    Patch i is rms(W concat(E[x[iP]], ..., E[x[iP + P - 1]])), for P = 1 rms(E[x[i]]) (FEATURES 2.1).
+    Patch i is rms(W concat(E[x[iP]], ..., E[x[iP + P - 1]])), for P = 1 rms(E[x[i]]) (docs/techniques.md 4.1).
     """
     model = spec.model
     batch, time = x.shape

@@ -1,4 +1,4 @@
-"""The gated delta rule as a mixer of the trunk, computed in chunks (FEATURES 3.4)."""
+"""The gated delta rule as a mixer of the trunk, computed in chunks (docs/techniques.md 7.2)."""
 
 from __future__ import annotations
 

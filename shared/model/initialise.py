@@ -13,7 +13,7 @@ from shared.model.bigrams import BIGRAM_SYMBOLS, bigram_embedding
 from shared.model.manifest import ADAPTER_B, Parameter
 from shared.spec import Spec
 
-# What model.embed_init is about, and what model.matrix_init = orthogonal leaves as it is (FEATURES 3.1).
+# What model.embed_init is about, and what model.matrix_init = orthogonal leaves as it is (docs/techniques.md 3.6).
 SYMBOL_TABLES = ("embed.weight", "decoder.embed.weight")
 LEAST_ORTHOGONAL_SIDE = 64
 

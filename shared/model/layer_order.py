@@ -1,4 +1,4 @@
-"""The virtual order of the trunk's layers, and where U-Net skips leave and enter (FEATURES 3.3).
+"""The virtual order of the trunk's layers, and where U-Net skips leave and enter (docs/techniques.md 6.1, 6.2).
 
 Everything that repeats or pairs layers is decided here: the manifest counts skips from it, the trunk walks it.
 """

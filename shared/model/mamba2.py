@@ -1,4 +1,4 @@
-"""The selective state space of Mamba-2 as a mixer of the trunk, computed in chunks (FEATURES 3.4)."""
+"""The selective state space of Mamba-2 as a mixer of the trunk, computed in chunks (docs/techniques.md 7.1)."""
 
 from __future__ import annotations
 

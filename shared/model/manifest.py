@@ -59,9 +59,9 @@ ADAPTED: dict[str, tuple[str, ...]] = {
     "mlp": (".up_proj.weight", ".down_proj.weight"),
     "head": (),
 }
-# What a two-lane block keeps of each lane at first (FEATURES 3.3).
+# What a two-lane block keeps of each lane at first (docs/techniques.md 6.3).
 LANE_RESID = 1.1
-# The initial scale of n-gram embeddings (FEATURES 3.2).
+# The initial scale of n-gram embeddings (docs/techniques.md 4.3).
 NGRAM_SCALE = 0.05
 # Positions that a mixer's short convolution reads, and what its steps and decays start from (shared.model.chunks).
 CONV_WIDTH = 4
@@ -254,7 +254,7 @@ def _head(name: str, rows: int, columns: int) -> Parameter:
 
 
 def _gate(name: str, rows: int, columns: int, initial: Initial) -> Parameter:
-    """The matrix of a gate: Adam like the scalars, stored like an embedding, by row (FEATURES 3.10)."""
+    """The matrix of a gate: Adam like the scalars, stored like an embedding, by row (docs/techniques.md 11.1)."""
     return Parameter(name, (rows, columns), initial, "scalar", "embedding")
 
 

@@ -1,4 +1,4 @@
-"""Which mixer a layer has in place of attention (FEATURES 3.4)."""
+"""Which mixer a layer has in place of attention (docs/techniques.md 7)."""
 
 from __future__ import annotations
 

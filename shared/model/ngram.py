@@ -1,4 +1,4 @@
-"""Hashed n-gram embeddings at the input (FEATURES 3.2).
+"""Hashed n-gram embeddings at the input (docs/techniques.md 4.3).
 
 The features of a symbol are of that symbol and those before it. They are added before the shift, so a position reads
 n-grams that end before what it predicts.

@@ -1,4 +1,4 @@
-"""Parallel residuals: attention and MLP of one block side by side (FEATURES 3.3)."""
+"""Parallel residuals: attention and MLP of one block side by side (docs/techniques.md 6.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the weights that the training loss reads (FEATURES 3.9, noise 3.3).
+"""Quantisation-aware training: the weights that the training loss reads (docs/techniques.md 11.2).
 
 Whether it acts is a number of the step, 0 or 1, that multiplies the change of every weight: a flag would be folded
 into the compiled function, and in four published systems never acted.

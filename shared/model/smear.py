@@ -1,4 +1,4 @@
-"""SmearGate: each trunk input takes in some of the one before it (FEATURES 3.2).
+"""SmearGate: each trunk input takes in some of the one before it (docs/techniques.md 4.4).
 
 It acts on inputs that are shifted already: position i mixes patches i - 1 and i - 2, both earlier than what it
 predicts. Where the vocabulary marks document starts nothing crosses one; without that mask the last symbol of a

@@ -1,4 +1,4 @@
-"""The trunk: transformer blocks in their virtual order, with U-Net skips and a mix of the input (FEATURES 3.1, 3.3)."""
+"""The trunk: blocks in their virtual order, with U-Net skips and a mix of the input (docs/techniques.md 3.1, 6)."""
 
 from __future__ import annotations
 

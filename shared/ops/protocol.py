@@ -56,7 +56,7 @@ class Ops(Protocol):
         ...
 
     def rope(self, x: Array, base: float) -> Array:
-        """Rotary position encoding of x [B, T, H, C], halves layout, rotation by -theta (FEATURES 3.1).
+        """Rotary position encoding of x [B, T, H, C], halves layout, rotation by -theta (docs/techniques.md 3.3).
 
         theta[t, i] = t * base^(-2i/C) for i < C/2; with x = (x1, x2) split in halves the result is
         (x1 cos + x2 sin, -x1 sin + x2 cos).

@@ -1,4 +1,4 @@
-"""Adam with bias correction, eps outside the root and decoupled weight decay (FEATURES 3.5)."""
+"""Adam with bias correction, eps outside the root and decoupled weight decay (docs/techniques.md 9.5)."""
 
 from __future__ import annotations
 

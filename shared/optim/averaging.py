@@ -1,4 +1,4 @@
-"""Averages of the weights over a run: EMA, SWA and their blend (FEATURES 3.8).
+"""Averages of the weights over a run: EMA, SWA and their blend (docs/techniques.md 10).
 
 State, by kind: `average` is the EMA; `snapshot_mean` the mean of the snapshots so far and `snapshot_count` their
 number, float32 [1]. What is collected is what is exported: `averaged_weights` reads all of it. An average is of the

@@ -1,4 +1,4 @@
-"""Decoupled weight decay, plain or cautious (FEATURES 3.5)."""
+"""Decoupled weight decay, plain or cautious (docs/techniques.md 9.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon: momentum, then the nearest semi-orthogonal matrix, for every weight matrix (FEATURES 3.5)."""
+"""Muon: momentum, then the nearest semi-orthogonal matrix, for every weight matrix (docs/techniques.md 9.1)."""
 
 from __future__ import annotations
 

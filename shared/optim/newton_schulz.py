@@ -1,4 +1,4 @@
-"""Orthogonalisation of a matrix by Newton-Schulz iteration, and its published coefficients (FEATURES 3.5)."""
+"""Orthogonalisation of a matrix by Newton-Schulz iteration, and its published coefficients (docs/techniques.md 9.2)."""
 
 from __future__ import annotations
 

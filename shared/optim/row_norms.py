@@ -1,6 +1,6 @@
 """What evens out the rows or columns of a Muon update: MuonEq-R before, NorMuon after it is made orthogonal.
 
-Source: FEATURES 3.5. Shapes: K matrices of one shape [R, C] in a stack.
+Source: docs/techniques.md 9.3, 9.4. Shapes: K matrices of one shape [R, C] in a stack.
 """
 
 from __future__ import annotations

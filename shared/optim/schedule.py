@@ -1,4 +1,4 @@
-"""Schedules: every hyperparameter of a step as a function of progress and step number (FEATURES 3.6).
+"""Schedules: every hyperparameter of a step as a function of progress and step number (docs/techniques.md 9.8).
 
 Computed on the host in double precision and handed to the compiled step as numbers, so that both
 engines use the same ones and nothing recompiles.

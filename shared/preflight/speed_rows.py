@@ -204,7 +204,7 @@ def cost_row(context: Context) -> Row:
 
 
 def projected_score_row(context: Context) -> Row:
-    """bits per byte = c + a T^-alpha at the symbols of the run (FEATURES 3.15)."""
+    """bits per byte = c + a T^-alpha at the symbols of the run (docs/techniques.md 12.1)."""
     fit, plan = context.question.fit, plan_run(context)
     if fit is None:
         return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")

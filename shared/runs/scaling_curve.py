@@ -1,4 +1,4 @@
-"""The scaling curve: bits per byte as a function of training symbols (FEATURES 3.15).
+"""The scaling curve: bits per byte as a function of training symbols (docs/techniques.md 12.1).
 
 `bytetwin fit` draws it through the validations of runs; `bytetwin preflight --fit` reads it to say what a run may
 reach.

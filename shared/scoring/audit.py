@@ -1,4 +1,4 @@
-"""All checks on one scorer and its score, as one report (FEATURES 1.3).
+"""All checks on one scorer and its score, as one report (docs/techniques.md 1.4).
 
 `audit_scorer` runs at the end of every run and behind `bytetwin audit`; `check_random_bytes` trains a
 model and is asked for with `--full`.
@@ -102,7 +102,7 @@ def audit_scorer(
 
 
 def check_initial_loss(fresh: Scorer, seed: int = 0) -> Check:
-    """A scorer of initial weights knows nothing: its loss is ln V (FEATURES 1.3, test 8)."""
+    """A scorer of initial weights knows nothing: its loss is ln V (docs/techniques.md 1.4)."""
     spec = fresh.spec
     x = np.random.default_rng(seed).integers(0, spec.vocabulary.size, (4, spec.model.seq_len)).astype(np.int32)
     nats = float(np.mean(fresh.score(x), dtype=np.float64))

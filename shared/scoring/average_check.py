@@ -1,5 +1,5 @@
 """Is every average that a run keeps part of what it scores and packs, and an average of its own weights alone?
-(FEATURES 3.8)"""
+(docs/techniques.md 10)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on a text: sum of nats / ln 2 / bytes of the text (FEATURES 1.2).
+"""Bits per byte of a model on a text: sum of nats / ln 2 / bytes of the text (docs/techniques.md 1.2).
 
 The nats come from the scorer, everything else from the text itself, and the text's bytes are counted
 twice, symbol by symbol and from the joined text, so that neither count can drift unseen.

@@ -1,4 +1,4 @@
-"""Is a score honest? Each check looks at one way in which published scores were not (FEATURES 1.3, 1.4).
+"""Is a score honest? Each check looks at one way in which published scores were not (docs/techniques.md 1.4).
 
 Here: what a check is, and those of a score's accounting. What the scorer itself is asked is in `shared.scoring.leaks`.
 """
@@ -14,7 +14,7 @@ from shared import tolerances
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.windows import times_counted
 
-# A model of fewer parameters than this that scores below the limit is stopped (FEATURES 1.3, test 8).
+# A model of fewer parameters than this that scores below the limit is stopped (docs/techniques.md 1.4).
 PLAUSIBLE_PARAMETERS = 20_000_000
 PLAUSIBLE_BPB = 1.0
 
@@ -35,7 +35,7 @@ class Check:
 
 
 def check_coverage(score: Score, num_symbols: int) -> Check:
-    """Every symbol of the stream was counted exactly once (FEATURES 1.3, test 9)."""
+    """Every symbol of the stream was counted exactly once (docs/techniques.md 1.4)."""
     times = times_counted(score.windows, num_symbols)
     missed, repeated = int(np.sum(times == 0)), int(np.sum(times > 1))
     wrong = missed + repeated + abs(score.symbols - int(times.sum()))
@@ -44,7 +44,7 @@ def check_coverage(score: Score, num_symbols: int) -> Check:
 
 
 def check_denominator(score: Score) -> Check:
-    """Bytes counted symbol by symbol against the bytes of the text itself (FEATURES 1.2, 1.3 test 5)."""
+    """Bytes counted symbol by symbol against the bytes of the text itself (docs/techniques.md 1.2)."""
     off = abs(score.bytes / score.text_bytes - 1.0) if score.text_bytes else math.inf
     detail = f"{score.bytes} bytes counted by symbol, {score.text_bytes} in the text"
     limit = tolerances.DENOMINATOR_REL
@@ -52,7 +52,7 @@ def check_denominator(score: Score) -> Check:
 
 
 def check_plausibility(score: Score, num_parameters: int) -> Check:
-    """A small model below one bit per byte is a leak until shown otherwise (FEATURES 1.3, test 8)."""
+    """A small model below one bit per byte is a leak until shown otherwise (docs/techniques.md 1.4)."""
     small = num_parameters < PLAUSIBLE_PARAMETERS
     passed = math.isfinite(score.bpb) and not (small and score.bpb < PLAUSIBLE_BPB)
     detail = f"{num_parameters} parameters; below {PLAUSIBLE_PARAMETERS} no score under the limit is believed"

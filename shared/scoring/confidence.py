@@ -1,7 +1,7 @@
 """How far a score may be from the score of much more text of the same kind.
 
 Documents are independent, the symbols of one document are not, so the documents are the sample
-(FEATURES 3.13 asks for Student's t). The score is a ratio of two sums over them.
+(docs/techniques.md 1.6). The score is a ratio of two sums over them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The score document: bits per byte with everything without which the figure means nothing (DESIGN 3)."""
+"""The score document: bits per byte with everything without which the figure means nothing (docs/techniques.md 1.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does everything that is trained learn? A parameter that no gradient ever reaches trains nothing (FEATURES 2.1, 3.2).
+"""Does everything that is trained learn? What no gradient ever reaches trains nothing (docs/techniques.md 12.2).
 
 Published systems had pairs of factors that both start at zero: the gradient of each is a product with the other, so
 both stay zero for good, and what they were said to add measured nothing.

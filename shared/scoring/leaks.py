@@ -22,7 +22,7 @@ _CHUNK_VALUES = 1 << 22
 
 
 def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Check]:
-    """The checks `future`, `target` and `normalisation` (FEATURES 1.3, tests 1 to 3).
+    """The checks `future`, `target` and `normalisation` (docs/techniques.md 1.4).
 
     Row by row everything from a position t on is replaced. No nats before t may change, and those at t must be what the
     distribution at t gave to the new symbol before: a distribution that depends on its own symbol, in whatever way

@@ -1,7 +1,7 @@
 """Does one text occur in another? Held-out text in the training text, text that was chosen by in scored text.
 
 Held-out text is compared by sketches (`data.sketch`): whole documents, white space and case folded, and windows of
-64 bytes. Chosen windows are compared symbol by symbol (FEATURES 1.3, test 7).
+64 bytes. Chosen windows are compared symbol by symbol (docs/techniques.md 1.4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does quantisation-aware training change what is trained? (FEATURES 3.9)"""
+"""Does quantisation-aware training change what is trained? (docs/techniques.md 11.2)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cheapest leak detector: uniform random bytes cannot be learnt (FEATURES 1.3, test 6).
+"""The cheapest leak detector: uniform random bytes cannot be learnt (docs/techniques.md 1.4).
 
 A model is trained afresh on random bytes and scored on others. An honest one ends at 8 bits per byte or
 above; one that sees what it is asked for learns to copy it and falls below. A model of tokens gets random

@@ -1,4 +1,4 @@
-"""Means, paired differences and their intervals (FEATURES 3.13): Student's t, standard deviations with ddof = 1.
+"""Means, paired differences and their intervals (docs/techniques.md 1.6): Student's t, deviations with ddof = 1.
 
 Two things make a measured difference uncertain, and each has an interval of its own. Over seeds: would training
 again give the same? Over documents: would other text of the same kind give the same?

@@ -1,4 +1,4 @@
-"""The fields of the model section about its table of symbols and what its weights start from (FEATURES 3.1)."""
+"""The model section's fields about its table of symbols and its initial weights (docs/techniques.md 3.6, 3.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the training section about the loss whose gradient is followed (FEATURES 3.1, 3.7)."""
+"""The part of the training section about the loss whose gradient is followed (docs/techniques.md 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each layer of the trunk mixes positions with (FEATURES 3.4)."""
+"""What each layer of the trunk mixes positions with (docs/techniques.md 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocabulary section: the alphabet of the model (FEATURES 3.14)."""
+"""The vocabulary section: the alphabet of the model (docs/techniques.md 2.2)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ MAX_TOKENS = 65_536
 
 
 class VocabularySpec(Section):
-    """The alphabet of the model. `byte256`: the raw bytes. `byte260` (FEATURES 3.14): four special
+    """The alphabet of the model. `byte256`: the raw bytes. `byte260` (docs/techniques.md 2.2): four special
     symbols, then the bytes at offset 4; symbol 1 stands before every document. `tokens`: the pieces of a
     SentencePiece tokenizer, whose first four ids are the same special symbols; text of a dataset that
     `bytetwin tokenizer encode` made, with the same tokenizer."""
 
-    kind: Literal["byte256", "byte260", "tokens"] = "byte256"
+    kind: Literal["byte256", "byte260", "tokens"] = Field(
+        "byte256",
+        description="what a symbol is: a byte, a byte with document starts, or a token of a tokenizer. Tokens shorten "
+        "the text and need a larger table; scores are per byte with each",
+    )
     vocab_size: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = Field(
         0, description="tokens of the tokenizer; 0 with bytes, whose number the kind gives"
     )

@@ -20,7 +20,7 @@ from shared.scoring.statistics import (
 )
 from shared.study.groups import Group, differences
 
-# FEATURES 3.13 asks for t at .995.
+# docs/techniques.md 1.6 asks for t at .995.
 LEVEL = 0.99
 # Runs of one experiment that were given the same time and differ by more than this share in speed did not
 # have the machine to themselves.
@@ -84,8 +84,8 @@ def compare_groups(
 ) -> Comparison:
     """Compare every group with the one labelled `baseline`, by default the first.
 
-    `margin_nats` is in nats per symbol of the baseline (FEATURES 3.13: a record asks for 0.005). Raises UserError
-    for a label that no group has.
+    `margin_nats` is in nats per symbol of the baseline (docs/techniques.md 1.1: a record asks for 0.005). Raises
+    UserError for a label that no group has.
     """
     labels = [group.label for group in groups]
     if baseline is not None and baseline not in labels:

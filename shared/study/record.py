@@ -23,7 +23,7 @@ from shared.errors import RunError
 from shared.files import sync_folder
 from shared.runs.finished_run import FinishedRun
 from shared.runs.run_directory import flatten
-from shared.spec import spec_to_dict, spec_to_toml
+from shared.spec import spec_id, spec_to_dict, spec_to_toml
 from shared.study.groups import SEED_KEY, TRAIN_KEY
 
 PREFLIGHT_FILE = "preflight.json"
@@ -38,7 +38,7 @@ KEPT_FILES = (
     "report.html",
     PREFLIGHT_FILE,
 )
-# What the public records promise (FEATURES 1.1).
+# What the public records promise (docs/techniques.md 1.1).
 LIMIT_BYTES, LIMIT_S, FEWEST_SEEDS = 16_000_000, 600.0, 3
 
 
@@ -105,7 +105,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
         "hardware": "; ".join(sorted({result.device for result in results})),
         "engine": "; ".join(sorted({result.score.engine for result in results})),
         "pytorch_version": _torch_version(results[0]),
-        "spec_id": results[0].score.spec_id,
+        "spec_id": spec_id(results[0].spec),
         "compliance": {
             "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
             "train_under_600s": max(train_s) <= LIMIT_S,
@@ -117,7 +117,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with ddof = 1 (FEATURES 3.13), None for one value."""
+    """Standard deviation with ddof = 1 (docs/techniques.md 1.6), None for one value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""The scaling fit bpb = c + a T^-alpha over training symbols T (FEATURES 3.15).
+"""The scaling fit bpb = c + a T^-alpha over training symbols T (docs/techniques.md 12.1).
 
 Only scores taken at the full, constant learning rate belong in it: in the warm-down the score falls much faster
 than with more data alone, so such points bend the curve and the extrapolation promises too much.

@@ -1,4 +1,4 @@
-"""Soups: one model whose weights are the weighted mean of those of several runs (FEATURES 3.8).
+"""Soups: one model whose weights are the weighted mean of those of several runs (docs/techniques.md 10.3).
 
 Runs can be mixed if they share their function and their initial weights: the same spec_id and training.seed, with
 other learning rates, decays or lengths. How much of each goes in is chosen by text that none of them was trained on

@@ -193,7 +193,7 @@ class TrainingLoop:
         self.position.elapsed_s = self.queue.elapsed_s
 
     def _check_first_loss(self, nats: float) -> None:
-        """A fresh model knows nothing, so its loss is near ln V (FEATURES 1.3, test 8). Below that something
+        """A fresh model knows nothing, so its loss is near ln V (docs/techniques.md 12.2). Below that something
         is counted wrongly; above it the initial weights are merely bad."""
         ignorant = math.log(self.spec.vocabulary.size)
         found = f"the first loss is {nats:.3f} nats per symbol, a model that knows nothing has ln V = {ignorant:.3f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ class FakeStream:
 
     def __init__(self, documents: Sequence[bytes], vocabulary: VocabularySpec | None = None) -> None:
         vocabulary = vocabulary or VocabularySpec()
-        self.documents, self.vocabulary, self.name = list(documents), vocabulary, "fake/heldout"
+        self.texts, self.vocabulary, self.name = list(documents), vocabulary, "fake/heldout"
         start = [] if vocabulary.document_start is None else [vocabulary.document_start]
         parts = [start + [byte + vocabulary.byte_offset for byte in document] for document in documents]
         self.symbols = np.array([symbol for part in parts for symbol in part], np.int32)
@@ -27,7 +27,7 @@ class FakeStream:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(b"\0".join(self.documents)).hexdigest()
+        return hashlib.sha256(b"\0".join(self.texts)).hexdigest()
 
     def read(self, start: int, count: int) -> np.ndarray:
         assert 0 <= start <= start + count <= self.num_symbols
@@ -39,14 +39,17 @@ class FakeStream:
     def document_ids(self, start: int, count: int) -> np.ndarray:
         return self.ids[start : start + count]
 
+    def documents(self) -> Iterator[bytes]:
+        return iter(self.texts)
+
     def text_bytes(self) -> bytes:
-        return b"".join(self.documents)
+        return b"".join(self.texts)
 
     def sketch(self) -> Sketch:
-        return sketch_documents(self.documents)
+        return sketch_documents(self.texts)
 
     def sample_documents(self, max_symbols: int, seed: int) -> FakeStream:
         order = np.random.default_rng(seed).permutation(self.num_documents)
         sizes = np.cumsum([np.sum(self.ids == document) for document in order])
         chosen = sorted(order[: int(np.sum(sizes <= max_symbols))].tolist())
-        return FakeStream([self.documents[document] for document in chosen], self.vocabulary)
+        return FakeStream([self.texts[document] for document in chosen], self.vocabulary)

@@ -42,6 +42,6 @@ def ngrams_across_documents(ops: Ops, spec: Spec, params: Mapping[str, Array], x
 
 
 def dead_factors(spec: Spec) -> dict[str, np.ndarray]:
-    """Initial weights with a projection of zero beside tables of zero: neither ever gets a gradient (FEATURES 3.2)."""
+    """Initial weights with a zero projection beside zero tables: neither gets a gradient (docs/techniques.md 4.3)."""
     weights = initial_weights(spec)
     return {**weights, "ngram_embed.proj.weight": 0.0 * weights["ngram_embed.proj.weight"]}

@@ -1,4 +1,4 @@
-"""Byte tables that published scores were computed with, and that count more than there is (FEATURES 1.4)."""
+"""Byte tables that published scores were computed with, and that count more than there is (docs/techniques.md 1.8)."""
 
 from __future__ import annotations
 

@@ -128,5 +128,5 @@ def test_gaussian_int6_codes_cost_what_their_entropy_says():
     tensor = _one(weights)
     entropy = entropy_bits(tensor.data)
     stored = 8 * sum(map(len, compress_blocks(tensor.data.tobytes(), quality=11, window=24))) / tensor.data.size
-    assert 5.1 < entropy < 5.25  # DESIGN section 5: about 5.2 bits per weight
+    assert 5.1 < entropy < 5.25  # docs/techniques.md 11.3: about 5.2 bits per weight
     assert entropy < stored < entropy * (1 + BROTLI_OVER_ENTROPY_FRAC)

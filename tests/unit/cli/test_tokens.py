@@ -114,7 +114,7 @@ def test_what_the_spec_refuses(changes: list[str], message: str) -> None:
 
 
 def test_the_baseline_has_the_published_number_of_parameters() -> None:
-    """FEATURES 3.1. The document start's row stands where other specs have a start vector."""
+    """docs/techniques.md 13.1. The document start's row stands where other specs have a start vector."""
     spec = load_spec("baseline")
     assert parameter_counts(spec)["total"] == 17_059_912
     assert (spec.model.num_layers, spec.model.model_dim, spec.model.mlp_dim) == (9, 512, 1024)

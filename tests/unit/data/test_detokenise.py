@@ -53,7 +53,7 @@ PUBLIC = PROCESSORS["the public one"]
 
 
 def reference_bytes(processor: Any, tokens: list[int]) -> int:
-    """FEATURES 1.2 token by token, for a stream that follows a document start."""
+    """docs/techniques.md 1.2 token by token, for a stream that follows a document start."""
     total = 0
     boundary = True
     for token in tokens:

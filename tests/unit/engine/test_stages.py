@@ -87,7 +87,7 @@ def test_the_loop_starts_by_step():
 
 
 def test_loops_start_one_after_the_other():
-    """FEATURES 3.3, #1412: one extra loop from 0.5, two from 0.65."""
+    """docs/techniques.md 6.1, #1412: one extra loop from 0.5, two from 0.65."""
     spec = looped("schedule.loop.start_frac=0.5", "schedule.loop.stagger_frac=0.15")
     assert loops_of(spec) == [0, 1, 2]
     assert [stage_of(spec, 0, progress) for progress in (0.49, 0.5, 0.64, 0.66, 1.0)] == [0, 1, 1, 2, 2]
@@ -97,7 +97,7 @@ def test_loops_start_one_after_the_other():
 
 
 def test_the_ramp_by_hand():
-    """FEATURES 2.4: the gates rise from 0 over 20 steps, beginning with the step in which the loop starts."""
+    """docs/techniques.md 13.5: the gates rise from 0 over 20 steps, from the step in which the loop starts."""
     by_step = ("schedule.loop.start_frac=0.0", "schedule.loop.start_step=30", "schedule.loop.ramp_steps=20")
     spec = looped("model.loop.gates=true", *by_step)
     ramps = [run_numbers(spec, step, step / STEPS)[LOOP_RAMP] for step in (0, 29, 30, 31, 40, 50, 59)]

@@ -58,7 +58,7 @@ def skips(model: ModelSpec) -> list[tuple[int, int]]:
 
 
 def test_the_order_of_the_record():
-    """FEATURES 3.3: N = 11, two extra loops over layers 3 to 5."""
+    """docs/techniques.md 6.2: N = 11, two extra loops over layers 3 to 5."""
     model = looped(11, 3, 5, 2).model
     assert layers(model)[:8] == [0, 1, 2, 3, 4, 5, 3, 4]
     assert layers(model)[8:] == [5, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -82,7 +82,7 @@ def test_the_plain_order():
 
 
 def test_skips_around_the_loop():
-    """FEATURES 2.4: layers 0, 1, then [2, 3, 4] nine times, then 5, 6, 7; skips between the two ends."""
+    """docs/techniques.md 13.5: layers 0, 1, then [2, 3, 4] nine times, then 5, 6, 7; skips between the two ends."""
     model = looped(8, 2, 4, 8, "model.loop.skips=outside").model
     assert layers(model) == [0, 1, *([2, 3, 4] * 9), 5, 6, 7]
     assert skips(model) == [(1, 29), (0, 30)]
@@ -172,7 +172,7 @@ def test_the_palm_form_by_hand():
 
 
 def test_the_two_lane_form_by_hand():
-    """FEATURES 3.3, #1530: the skip enters lane 0, attention reads its mix with x0, the lanes leave as their mean."""
+    """docs/techniques.md 6.3, #1530: the skip enters lane 0, attention reads its mix with x0, the mean leaves."""
     spec = tiny("model.num_layers=4", "model.parallel.form=two_lane", "model.parallel.first_layer=2")
     params, x0 = random_params(spec), inputs(spec)
     attention, mlp = branches(spec, params)
@@ -230,7 +230,7 @@ def test_new_parameters_and_their_initial_values():
 
 
 def test_the_published_size_of_the_recurrent_model():
-    """FEATURES 2.4: about 21.0 M parameters, 32 layers deep."""
+    """docs/techniques.md 13.5: about 21.0 M parameters, 32 layers deep."""
     spec = load_spec("recurrent")
     counts = parameter_counts(spec)
     block = 512 * (512 + 256 + 256 + 512) + 2 * 512 * 1536

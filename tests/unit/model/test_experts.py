@@ -43,7 +43,7 @@ def test_softmax(name: str):
 
 @pytest.mark.parametrize("patch_size", [1, 4])
 def test_the_definition(patch_size: int):
-    """Place by place, z written out (FEATURES 2.1)."""
+    """Place by place, z written out (docs/techniques.md 4.2)."""
     spec, ops = experts(f"model.patch_size={patch_size}", "model.decoder.num_experts=3"), NumpyOps()
     weights = {key: ops.asarray(value) for key, value in random_weights(spec, 1).items()}
     h = normal(5, 2, 3, spec.model.model_dim).astype(float)

@@ -185,7 +185,7 @@ def test_random_weights_leave_nothing_at_zero():
 
 @every_decoder
 def test_the_forward_pass_is_the_one_of_the_definition(case: str):
-    """The oracle against a second one, written from FEATURES 2.1 and 3.1 one vector at a time."""
+    """The oracle against a second one, written from docs/techniques.md 3 and 4 one vector at a time."""
     spec = spec_of(case)
     weights = random_weights(spec, 3)
     x = symbols(spec)

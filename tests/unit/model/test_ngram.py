@@ -51,7 +51,7 @@ def test_rows_are_the_same_everywhere(rows: int, multiplier: int, length: int, s
 
 
 def test_the_published_hash_of_bytes():
-    """256 previous + current, modulo 4096 (FEATURES 2.3)."""
+    """256 previous + current, modulo 4096 (docs/techniques.md 4.3)."""
     rows = ngram_rows([np.array([[7]]), np.array([[200]])], 256, 4096)
     assert rows.tolist() == [[(256 * 200 + 7) % 4096]]
 

@@ -77,7 +77,7 @@ def test_the_slope_of_a_power_at_zero_is_a_number():
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_the_definition(variant: str):
-    """Written out from log-probabilities and a symbol's bytes (FEATURES 3.1, 3.7)."""
+    """Written out from log-probabilities and a symbol's bytes (docs/techniques.md 8)."""
     spec, ops = tiny(*VARIANTS[variant]), NumpyOps()
     weights, x, loss = random_weights(spec, 3), batch(spec), spec.training.loss
     params = {key: ops.asarray(value) for key, value in weights.items()}

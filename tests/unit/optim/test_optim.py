@@ -204,7 +204,7 @@ def test_newton_schulz_in_bfloat16_is_near_and_not_the_same(name: str):
     update = ops.asarray(np.random.default_rng(1).standard_normal((1, 48, 96)))
     wide, narrow = (ops.to_numpy(orthogonalise(ops, update, 5, dtype)) for dtype in ("float32", "bfloat16"))
     assert narrow.dtype == np.float32
-    # One such step is known to be 4 % off (FEATURES 3.5), five roundings of bfloat16.
+    # One such step is known to be 4 % off (docs/techniques.md 9.2), five roundings of bfloat16.
     assert 1e-3 < relative(narrow, wide) < 5 * BF16_OPERATION_REL
 
 

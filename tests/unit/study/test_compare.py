@@ -194,7 +194,7 @@ def test_the_baseline_can_be_chosen_and_stands_first() -> None:
 
 
 def test_the_margin_is_in_nats_per_symbol_of_the_baseline() -> None:
-    """0.005 nats per token at 2 bytes a token are 0.005 / ln 2 / 2 bits per byte (FEATURES 3.13)."""
+    """0.005 nats per token at 2 bytes a token are 0.005 / ln 2 / 2 bits per byte (docs/techniques.md 1.6)."""
     old = runs_of("a", 2.0, 2.1, 2.2, symbols=500)
     assert compared(old, margin_nats=0.005).margin_bpb == pytest.approx(0.0036067376)
 

@@ -42,7 +42,7 @@ def test_exact_points_give_back_their_curve(c: float, share: float, alpha: float
 
 
 def test_the_published_curve() -> None:
-    """bpb = 1.165 + 1175 T^-.434 over eight points of one run (FEATURES 2.4)."""
+    """bpb = 1.165 + 1175 T^-.434 over eight points of one run (docs/techniques.md 12.1)."""
     truth = ScalingCurve(1.165, 1175.0, 0.434)
     found = fit_points(points_of(truth, [50_000_000 * k for k in range(1, 9)]))
     assert found.curve.bpb(1e9) == pytest.approx(truth.bpb(1e9), abs=1e-6)
