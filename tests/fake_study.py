@@ -1,4 +1,4 @@
-"""Finished runs for tests of comparisons: made up in memory, or copies of one real run with other figures."""
+"""Finished runs for tests of comparisons: synthetic ones in memory, or copies of one real run with other figures."""
 
 from __future__ import annotations
 

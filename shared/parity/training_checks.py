@@ -73,7 +73,7 @@ def training_rows(
 ) -> list[ParityRow]:
     """Parameters after some steps, and the loss curve, for each pair of engines.
 
-    On a failure `locate(left, right)` is asked where the two runs first part: ten steps later the
+    On a failure `locate(left, right)` is asked where the two runs first diverge: ten steps later the
     difference has spread to every parameter, and the largest need not be the first. `step_by_step` makes the
     row of a pair's parameters where given.
     """

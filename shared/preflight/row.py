@@ -23,20 +23,20 @@ ROWS: dict[str, str] = {
     "average": "can the run fill the memory of the average of the weights?",
     "mfu": "which share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",
-    "shards": "are all shards of the datasets there and intact?",
-    "enough_data": "does the training text last without repeating?",
+    "shards": "are all dataset shards present and intact?",
+    "enough_data": "is there enough training text for one pass?",
     "overlap": "is held-out text in the training text, which would make its score worthless?",
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
     "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",
-    "projected_score": "what score does the scaling fit of --fit promise?",
+    "projected_score": "what score does the --fit curve predict?",
 }
 
 
 @dataclass(frozen=True)
 class Row:
     """One answer. `figure` is the number with its unit, `how` says how it was obtained or what is missing,
-    `values` are the same numbers for a program. A risk is told and forbids nothing, unless the report is strict.
+    `values` are the same numbers for a program. A risk is reported and forbids nothing, unless the report is strict.
     A forced no-go or risk counts as go."""
 
     name: str

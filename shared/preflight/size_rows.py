@@ -21,7 +21,7 @@ REPORT_BYTES = 20_000_000
 
 def artifact_row(context: Context) -> Row:
     """Predicted artifact plus code against the limit: no-go if the expected size is over it, a risk if only the high
-    estimate is. The worst case is told."""
+    estimate is. The worst case is reported."""
     limit, code = context.spec.budget.total_bytes, code_bytes()
     # The planned steps, where the clock ends the run before training.steps and the step time is known.
     prediction = predict_artifact_bytes(context.spec, plan_run(context).steps or None)

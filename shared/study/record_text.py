@@ -167,7 +167,7 @@ def _preflight(path: Path) -> dict[str, Any] | None:
 
 
 def _rows(preflight: Mapping[str, Any], key: Literal["forced", "risks"]) -> list[str]:
-    """Rows of a preflight document that said no and were overridden, or that said risk."""
+    """Rows of a preflight document that were overridden, or that said risk."""
     return [str(name) for name in preflight.get(key, [])]
 
 

@@ -47,7 +47,7 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
 
 
 def replace_score(run: RunDirectory, document: ScoreDocument, score: Score) -> None:
-    """Write the score of a finished run anew with what belongs to it: scores by document, the `finished` event, the
+    """Overwrite the score of a finished run and what belongs to it: scores by document, the `finished` event, the
     report. Raises RunError if another process has the run, OSError if a file cannot be written."""
     run.lock()
     try:

@@ -1,4 +1,4 @@
-"""How long each phase of a run took, from what an observer is told anyway."""
+"""How long each phase of a run took, from what an observer hears anyway."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PhaseClock:
         return getattr(self._observer, name)
 
     def on_step(self, report: StepReport) -> None:
-        """A step is told when it is over, so its phase began that much earlier."""
+        """A step is reported when it is over, so its phase began that much earlier."""
         if self._phase != TRAINING:
             self._enter(TRAINING, self._clock() - report.step_s)
         self._trained_s += report.step_s
@@ -41,7 +41,7 @@ class PhaseClock:
         self._observer.on_phase(phase)
 
     def on_validation(self, report: ValidationReport) -> None:
-        """A validation is over; training goes on, or a checkpoint is written."""
+        """A validation is over; training continues, or a checkpoint is written."""
         self._enter(TRAINING, self._clock())
         self._observer.on_validation(report)
 

@@ -105,8 +105,8 @@ def profiled(engine: Engine, request: ProfileRequest | None, trace_path: Path) -
 
 class ProfiledEngine:
     """An engine whose training steps SKIPPED_STEPS to SKIPPED_STEPS + `steps` are traced. Enter it around the loop:
-    a run that ends before that leaves a trace of the steps there were. So does one that is validated or saved
-    in between, as this would be counted among the costs of a step."""
+    a run that ends before that leaves a trace of the steps there were. The trace also ends early at a validation or
+    save, so that their cost is not counted as a step's."""
 
     def __init__(
         self,

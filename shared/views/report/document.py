@@ -226,8 +226,8 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 def _commands(run: FinishedRun) -> Element:
     path, engine = run.path, run.score.engine
-    place = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
-    train = ["bytetwin", "train", str(path / "spec.toml"), "--engine", engine, *place, "--run"]
+    folder = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
+    train = ["bytetwin", "train", str(path / "spec.toml"), "--engine", engine, *folder, "--run"]
     commands = [
         ("Train the same spec with the same seed again", [*train, f"{path.name}-again"]),
         ("Continue from the last checkpoint; of a finished run, pack and score again", [*train, path.name, "--resume"]),
