@@ -17,9 +17,9 @@ from shared.engine.protocol import StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
+from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
 from shared.spec import Spec
-from shared.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 
 Arrays = dict[str, torch.Tensor]
 
@@ -190,7 +190,7 @@ class _Loss(torch.nn.Module):
         return dict(zip(self.names, self.weights, strict=True))
 
     def forward(self, x: torch.Tensor, stage: str, run: Arrays) -> tuple[torch.Tensor, torch.Tensor]:
-        """(training loss, mean nats) of x [B, T] in a stage, with the run's numbers (shared.stages)."""
+        """(training loss, mean nats) of x [B, T] in a stage, with the run's numbers (shared.model.stages)."""
         params = self.named
         loss, nats = training_loss(self.ops, self.stages[stage], {**params, **run}, x, self.model)
         for name in self.idle[stage]:

@@ -16,9 +16,9 @@ from shared.engine.protocol import StepResult
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
+from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
 from shared.spec import Spec
-from shared.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 
 Arrays = dict[str, mx.array]
 
@@ -85,7 +85,7 @@ class TrainingEngine(EngineState):
     ) -> tuple[mx.array, Arrays]:
         """Mean nats of one micro-batch and gradients of its training loss, each times its share of the batch.
 
-        `run`: shared.stages.
+        `run`: shared.model.stages.
         """
 
         def losses(trained: Arrays) -> tuple[mx.array, mx.array]:

@@ -13,9 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.model.stages import StepNumbers
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
-from shared.stages import StepNumbers
 from shared.views.plain import PlainObserver
 
 

@@ -8,9 +8,6 @@ from shared.cli.command import CommandResult, console
 from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
 from shared.study.groups import find_finished_runs
 
-NAME = "compare"
-HELP = "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN... and what every comparison asks."""

@@ -24,8 +24,6 @@ from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
 
-NAME = "sweep"
-HELP = "train specs over seeds, one run after the other, and compare them; rerun to resume"
 DOCUMENT_FILE = "sweep.json"
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from shared.engine.microbatch import micro_batches
 from shared.model import forward, parameter_manifest, trained_parameters, training_loss, training_parameters
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import ShapeOps
 from shared.optim import orthogonalise
 from shared.spec import Spec
-from shared.stages import SYMBOL_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from safetensors.numpy import save as arrays_to_bytes
 from shared.engine.protocol import Engine, StepResult, Weights, WeightsKind
 from shared.engine.ranks import Ranks
 from shared.errors import RanksError, RunError, SpecError
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
-from shared.stages import StepNumbers
 
 HEADER_LENGTH_BYTES = 4
 # Small enough for every alphabet, and half of what travels with int32.

@@ -8,10 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from shared.engine.ranks import Ranks
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
-from shared.stages import StepNumbers
-
-EngineName = Literal["mlx", "torch"]
 
 Weights = Mapping[str, np.ndarray]
 WeightsKind = Literal["trained", "averaged"]

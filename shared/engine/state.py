@@ -10,10 +10,10 @@ from shared.engine.protocol import NonFiniteError, Weights, WeightsKind
 from shared.engine.ranks import Ranks
 from shared.errors import RunError
 from shared.model import Forward, trained_parameters, training_parameters, with_auxiliary
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.optim import WEIGHTS, averaged_weights, initial_state, state_shapes
 from shared.spec import Spec
-from shared.stages import SYMBOL_WEIGHTS
 
 Arrays = dict[str, Array]
 
@@ -44,7 +44,7 @@ class EngineState:
         # Names of what has gradients and is updated: all of `params` that is not frozen.
         self.trained = [parameter.name for parameter in trained_parameters(spec)]
         self.state: Arrays = {}
-        # What the loss reads beside parameters and the numbers of a step, by names of shared.stages.
+        # What the loss reads beside parameters and the numbers of a step, by names of shared.model.stages.
         self.tables: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 

@@ -22,8 +22,8 @@ from shared.model import (
     training_parameters,
 )
 from shared.model.initialise import named_generator
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.spec import Spec, VocabularySpec
-from shared.stages import SYMBOL_WEIGHTS
 
 NUM_BYTES = 60_000
 NUM_WORDS = 300
@@ -46,7 +46,7 @@ def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 
 
 def synthetic_tables(spec: Spec) -> dict[str, np.ndarray]:
-    """What a spec's loss reads beside weights, under the names of shared.stages: a byte count for every token."""
+    """What a spec's loss reads beside weights, under the names of shared.model.stages: a byte count for every token."""
     if not spec.training.loss.byte_weighted:
         return {}
     symbol_bytes = np.arange(spec.vocabulary.size) % (MOST_SYMBOL_BYTES + 1)

@@ -1,4 +1,14 @@
-"""The model, once for both engines: manifest, initial weights, forward pass, losses."""
+"""The model, once for both engines: manifest, initial weights, forward pass, losses.
+
+A forward pass reads in this order: forward, embedding, layer, trunk, block, attention, decoder.
+
+The capitals at the end of a name are the axes of its array: x_BTD is [B, T, D].
+
+    B batch           T time: symbols, and in a block the positions of its sequence
+    N patches         P patch size
+    D model width     H query heads     G key/value heads     C head width
+    F MLP width       V vocabulary      K chunks of L positions and S state width, in mixers with a state
+"""
 
 from shared.model.adapters import trained_parameters, with_adapters
 from shared.model.auxiliary import auxiliary_parameters, model_weights, training_parameters

@@ -2,92 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from shared.model.attention_addons import AttentionAddons, rope_base
-from shared.model.block_shape import BlockShape
-from shared.model.trunk_context import TrunkContext
+from shared.model.block_shape import AttentionAddons
+from shared.model.layer import Layer
 from shared.ops import Array, Ops
-from shared.spec import ModelSpec
 
 
-def attend(
-    ops: Ops,
-    model: ModelSpec,
-    shape: BlockShape,
-    params: Mapping[str, Array],
-    prefix: str,
-    x: Array,
-    context: TrunkContext,
-) -> Array:
-    """Causal attention of x [B, T, D]: per-head norm, then RoPE, then the query gain, then softmax."""
-    batch, time, _ = x.shape
-    addons = shape.attention
+def attend(layer: Layer, x_BTD: Array) -> Array:
+    """Causal attention of x, [B, T, D]: per-head norm, then RoPE, then the query gain, then softmax."""
+    ops, shape, addons = layer.ops, layer.shape, layer.shape.attention
+    batch, time, _ = x_BTD.shape
 
     def heads(name: str, count: int) -> Array:
-        projected = ops.linear(x, params[f"{prefix}.{name}.weight"])
-        return projected.reshape((batch, time, count, shape.head_dim))
+        return layer.linear(name, x_BTD).reshape((batch, time, count, shape.head_dim))
 
-    q = ops.rms_norm(heads("q_proj", shape.num_heads), model.norm_eps)
-    k = ops.rms_norm(heads("k_proj", shape.num_kv_heads), model.norm_eps)
-    v = _values(ops, addons, params, prefix, heads("v_proj", shape.num_kv_heads), context)
+    q_BTHC = layer.rms_norm(heads("q_proj", shape.num_heads))
+    k_BTGC = layer.rms_norm(heads("k_proj", shape.num_kv_heads))
+    v_BTGC = _values(layer, heads("v_proj", shape.num_kv_heads))
     if addons.rope_dims:
-        base = rope_base(model.rope_base, addons, time)
-        q, k = _turned(ops, q, addons.rope_dims, base), _turned(ops, k, addons.rope_dims, base)
-    q = q * ops.cast_like(params[f"{prefix}.q_gain"], q)[:, None]
-    y = _read(ops, addons, q, k, v, context)
+        base = rope_base(layer.model.rope_base, addons, time)
+        q_BTHC = _rotated(ops, q_BTHC, addons.rope_dims, base)
+        k_BTGC = _rotated(ops, k_BTGC, addons.rope_dims, base)
+    q_BTHC = q_BTHC * layer.control("q_gain", q_BTHC)[:, None]
+    y_BTHC = _read(layer, q_BTHC, k_BTGC, v_BTGC)
     if addons.exclusive:
-        y = without_own_value(ops, y, v, model.norm_eps)
+        y_BTHC = without_own_value(ops, y_BTHC, v_BTGC, layer.model.norm_eps)
     if addons.output_gate != "none":
-        y = y * _output_gate(ops, addons, params[f"{prefix}.gate.weight"], x)[..., None]
-    y = y.reshape((batch, time, shape.num_heads * shape.head_dim))
-    return ops.linear(y, params[f"{prefix}.o_proj.weight"])
+        y_BTHC = y_BTHC * _output_gate(layer, x_BTD)[..., None]
+    return layer.linear("o_proj", y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim)))
 
 
-def without_own_value(ops: Ops, y: Array, v: Array, eps: float) -> Array:
-    """y [B, T, H, C] less its part along each position's own value v [B, T, G, C] (exclusive self attention)."""
-    batch, time, groups, width = v.shape
-    grouped = y.reshape((batch, time, groups, y.shape[2] // groups, width))
+def rope_base(base: float, addons: AttentionAddons, positions: int) -> float:
+    """The base of RoPE for a sequence of `positions`, stretched beyond the training window (NTK)."""
+    known, dims = addons.ntk_positions, addons.rope_dims
+    if not 0 < known < positions:
+        return base
+    # A compiler may hold the length as a symbol; range wants a number, and each length has a table of its own.
+    return base * (len(range(positions)) / known) ** (dims / (dims - 2))
+
+
+def without_own_value(ops: Ops, y_BTHC: Array, v_BTGC: Array, eps: float) -> Array:
+    """y less its part along each position's own value v (exclusive self attention): [B, T, H, C]."""
+    batch, time, groups, width = v_BTGC.shape
+    grouped = y_BTHC.reshape((batch, time, groups, y_BTHC.shape[2] // groups, width))
     # rms(v) is v / |v| times sqrt(C).
-    own = ops.rms_norm(v, eps)[:, :, :, None]
+    own = ops.rms_norm(v_BTGC, eps)[:, :, :, None]
     along = ops.sum(grouped * own, axes=(-1,), keepdims=True) / width
-    return (grouped - along * own).reshape(y.shape)
+    return (grouped - along * own).reshape(y_BTHC.shape)
 
 
-def _values(
-    ops: Ops, addons: AttentionAddons, params: Mapping[str, Array], prefix: str, v: Array, context: TrunkContext
-) -> Array:
-    """v [B, T, G, C] with value embeddings and the first layer's values, as far as this layer has them."""
+def _values(layer: Layer, v_BTGC: Array) -> Array:
+    """v with value embeddings and the first layer's values, as far as this layer has them."""
+    addons, context = layer.shape.attention, layer.context
     if addons.value_embed:
         assert context.value_embeds is not None
-        scale = ops.cast_like(params[f"{prefix}.value_embed_scale"], v)
-        v = v + scale * context.value_embeds.reshape(v.shape)
+        v_BTGC = v_BTGC + layer.control("value_embed_scale", v_BTGC) * context.value_embeds.reshape(v_BTGC.shape)
     if addons.takes_values:
         assert context.first_values is not None
-        v = v + ops.cast_like(ops.sigmoid(params[f"{prefix}.value_resid"]), v) * context.first_values
+        share = layer.ops.cast_like(layer.ops.sigmoid(layer.control("value_resid")), v_BTGC)
+        v_BTGC = v_BTGC + share * context.first_values
     if addons.gives_values and context.first_values is None:
-        context.first_values = v
-    return v
+        context.first_values = v_BTGC
+    return v_BTGC
 
 
-def _turned(ops: Ops, x: Array, dims: int, base: float) -> Array:
-    """RoPE on the first `dims` features of every head of x [B, T, H, C]."""
-    if dims == x.shape[-1]:
-        return ops.rope(x, base)
-    return ops.concatenate([ops.rope(x[..., :dims], base), x[..., dims:]], axis=-1)
+def _rotated(ops: Ops, x_BTHC: Array, dims: int, base: float) -> Array:
+    """RoPE on the first `dims` features of every head of x."""
+    if dims == x_BTHC.shape[-1]:
+        return ops.rope(x_BTHC, base)
+    return ops.concatenate([ops.rope(x_BTHC[..., :dims], base), x_BTHC[..., dims:]], axis=-1)
 
 
-def _read(ops: Ops, addons: AttentionAddons, q: Array, k: Array, v: Array, context: TrunkContext) -> Array:
+def _read(layer: Layer, q_BTHC: Array, k_BTGC: Array, v_BTGC: Array) -> Array:
+    addons = layer.shape.attention
     if not addons.window and not addons.document_mask:
-        return ops.attention(q, k, v)
-    documents = context.documents if addons.document_mask else None
+        return layer.ops.attention(q_BTHC, k_BTGC, v_BTGC)
+    documents = layer.context.documents if addons.document_mask else None
     assert addons.document_mask == (documents is not None)
-    return ops.attention(q, k, v, addons.window, documents)
+    return layer.ops.attention(q_BTHC, k_BTGC, v_BTGC, addons.window, documents)
 
 
-def _output_gate(ops: Ops, addons: AttentionAddons, weight: Array, x: Array) -> Array:
-    """The factor of every head, [B, T, H], from the block's normalised input x [B, T, D]."""
-    logits = ops.linear(x[..., : addons.gate_dims], weight)
+def _output_gate(layer: Layer, x_BTD: Array) -> Array:
+    """The factor of every head, [B, T, H], from the block's normalised input."""
+    addons = layer.shape.attention
+    logits_BTH = layer.linear("gate", x_BTD[..., : addons.gate_dims])
     if addons.output_gate == "attn_out":
-        return 2.0 * ops.sigmoid(logits)
-    return ops.sigmoid(addons.gate_scale * logits if addons.output_gate == "sparse" else logits)
+        return 2.0 * layer.ops.sigmoid(logits_BTH)
+    return layer.ops.sigmoid(addons.gate_scale * logits_BTH if addons.output_gate == "sparse" else logits_BTH)

@@ -1,62 +1,60 @@
-"""One transformer block, of the trunk or of the local decoder (docs/techniques.md 3.1)."""
+"""One block, of the trunk or of the local decoder: attention, or a mixer with a state in its place, and an MLP.
+
+One after the other, or side by side in a parallel form (docs/techniques.md 3.1, 6.3, 7).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from shared.model.attention import attend
-from shared.model.block_shape import BlockShape
-from shared.model.mixers import mix
-from shared.model.trunk_context import TrunkContext
-from shared.ops import Array, Ops
-from shared.spec import ModelSpec
+from shared.model.gated_delta import gated_delta
+from shared.model.layer import Layer
+from shared.model.mamba2 import mamba2
+from shared.ops import Array
+
+# What mixes the positions of a block.
+MIXERS = {"attention": attend, "mamba2": mamba2, "gated_delta": gated_delta}
 
 
-def run_block(
-    ops: Ops,
-    model: ModelSpec,
-    shape: BlockShape,
-    params: Mapping[str, Array],
-    prefix: str,
-    x: Array,
-    context: TrunkContext,
-) -> Array:
-    """One pre-norm block on x [B, T, D]: h = x + a * Attention(rms(x)); h + m * MLP(rms(h))."""
-    x = x + attention_branch(ops, model, shape, params, prefix, x, context)
-    return x + mlp_branch(ops, model, shape, params, prefix, x)
+def run_block(layer: Layer, x_BTD: Array) -> Array:
+    """One pre-norm block: h = x + a * Attention(rms(x)); h + m * MLP(rms(h))."""
+    x_BTD = x_BTD + attention_branch(layer, x_BTD)
+    return x_BTD + mlp_branch(layer, x_BTD)
 
 
-def attention_branch(
-    ops: Ops,
-    model: ModelSpec,
-    shape: BlockShape,
-    params: Mapping[str, Array],
-    prefix: str,
-    x: Array,
-    context: TrunkContext,
-) -> Array:
-    """a * Attention(rms(x)) of x [B, T, D], with the learned scale a [D]; or of what the layer has for attention."""
-    if shape.mixer != "attention":
-        mixed = mix(ops, model, shape, params, prefix, _normalised(ops, model, shape, x))
-        return ops.cast_like(params[f"{prefix}.{shape.mixer}.scale"], x) * mixed
-    attention = attend(ops, model, shape, params, f"{prefix}.attn", _normalised(ops, model, shape, x), context)
-    return ops.cast_like(params[f"{prefix}.attn.scale"], x) * attention
+def palm_block(layer: Layer, x_BTD: Array) -> Array:
+    """x + A(rms(x)) + M(rms(x)): both read the block's input."""
+    return x_BTD + attention_branch(layer, x_BTD) + mlp_branch(layer, x_BTD)
 
 
-def mlp_branch(
-    ops: Ops, model: ModelSpec, shape: BlockShape, params: Mapping[str, Array], prefix: str, x: Array
-) -> Array:
-    """m * MLP(rms(x)) of x [B, T, D], with the learned scale m [D]."""
-    mlp = ops.leaky_relu_squared_mlp(
-        _normalised(ops, model, shape, x),
-        params[f"{prefix}.mlp.up_proj.weight"],
-        params[f"{prefix}.mlp.down_proj.weight"],
-        model.mlp_negative_slope,
-    )
-    return ops.cast_like(params[f"{prefix}.mlp.scale"], x) * mlp
+def two_lane_block(layer: Layer, lanes: tuple[Array, Array], attention_input: Array) -> tuple[Array, Array]:
+    """Both lanes [B, T, D] after the block: lane k is r[k] lane k + p[0, k] A + p[1, k] M.
+
+    A reads `attention_input`, which is lane 0 or its mix with x0; M reads lane 1.
+    """
+    attention = attention_branch(layer, attention_input)
+    mlp = mlp_branch(layer, lanes[1])
+    keep, post = layer.control("lanes.resid", attention), layer.control("lanes.post", attention)
+    first, second = (keep[lane] * lanes[lane] + post[0, lane] * attention + post[1, lane] * mlp for lane in (0, 1))
+    return first, second
 
 
-def _normalised(ops: Ops, model: ModelSpec, shape: BlockShape, x: Array) -> Array:
+def attention_branch(layer: Layer, x_BTD: Array) -> Array:
+    """a * Attention(rms(x)), with the learned scale a [D]; or of what the layer has for attention."""
+    mixer = layer.shape.mixer
+    part = layer.part("attn" if mixer == "attention" else mixer)
+    mixed_BTD = MIXERS[mixer](part, _normalised(layer, x_BTD))
+    return part.control("scale", x_BTD) * mixed_BTD
+
+
+def mlp_branch(layer: Layer, x_BTD: Array) -> Array:
+    """m * MLP(rms(x)), with the learned scale m [D]."""
+    part, slope = layer.part("mlp"), layer.model.mlp_negative_slope
+    up_FD, down_DF = part.weight("up_proj"), part.weight("down_proj")
+    mlp_BTD = layer.ops.leaky_relu_squared_mlp(_normalised(layer, x_BTD), up_FD, down_DF, slope)
+    return part.control("scale", x_BTD) * mlp_BTD
+
+
+def _normalised(layer: Layer, x_BTD: Array) -> Array:
     """rms(x), times the block's norm scale where it has one."""
-    normalised = ops.rms_norm(x, model.norm_eps)
-    return normalised if shape.norm_scale == 1.0 else shape.norm_scale * normalised
+    normalised = layer.rms_norm(x_BTD)
+    return normalised if layer.shape.norm_scale == 1.0 else layer.shape.norm_scale * normalised

@@ -7,8 +7,7 @@ them is taken: nothing overflows, and no small factor is divided by another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from shared.model.layer import Layer
 from shared.model.manifest import CONV_WIDTH
 from shared.ops import Array, Ops
 
@@ -31,11 +30,11 @@ def silu(ops: Ops, x: Array) -> Array:
     return x * ops.sigmoid(x)
 
 
-def step_and_log_decay(ops: Ops, params: Mapping[str, Array], prefix: str, u: Array) -> tuple[Array, Array]:
+def step_and_log_decay(layer: Layer, u_BND: Array) -> tuple[Array, Array]:
     """(d, ln a) of every head, float32 [B, N, H]: d = softplus(W u + b) and a = exp(-d exp(A)), so ln a < 0."""
-    logits = ops.cast(ops.linear(u, params[f"{prefix}.step_proj.weight"]), "float32")
-    step = ops.softplus(logits + params[f"{prefix}.step_bias"])
-    return step, -1.0 * (step * ops.exp(params[f"{prefix}.log_rate"]))
+    logits_BNH = layer.ops.cast(layer.linear("step_proj", u_BND), "float32")
+    step_BNH = layer.ops.softplus(logits_BNH + layer.control("step_bias"))
+    return step_BNH, -1.0 * (step_BNH * layer.ops.exp(layer.control("log_rate")))
 
 
 def chunk_size(positions: int, largest: int = CHUNK) -> int:

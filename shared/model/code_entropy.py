@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.manifest import Parameter, parameter_manifest
+from shared.model.stages import CODE_ENTROPY_ROW
 from shared.ops import Array, Ops
 from shared.spec import Spec
-from shared.stages import CODE_ENTROPY_ROW
 
 LEAST_SHARE = 1e-9
 BITS_PER_NAT = 1.4426950408889634

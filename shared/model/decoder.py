@@ -11,41 +11,40 @@ from collections.abc import Mapping
 
 from shared.model.adapters import with_adapters
 from shared.model.block import run_block
-from shared.model.block_shape import decoder_block_shape
 from shared.model.embedding import shift_right, tied_logits
-from shared.model.trunk_context import TrunkContext
+from shared.model.layer import decoder_layer
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
 
-def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
-    """Logits [B, T, V] before the softcap, from trunk outputs h [B, N, D] and symbols x [B, T]."""
+def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
+    """Logits [B, T, V] before the softcap, from trunk outputs h and symbols x."""
     params = with_adapters(ops, spec.model, params)
-    batch, num_patches, _ = h.shape
     kind = spec.model.decoder.kind
     if kind == "autoregressive":
-        logits = _autoregressive(ops, spec, params, h, x)
+        logits = _autoregressive(ops, spec, params, h_BND, x_BT)
     elif kind == "mlp":
-        logits = _mlp_heads(ops, spec, params, h)
+        logits = _mlp_heads(ops, spec, params, h_BND)
     elif kind == "experts":
-        logits = _experts(ops, spec, params, h)
+        logits = _experts(ops, spec, params, h_BND)
     elif spec.model.tie_embeddings:
-        logits = tied_logits(ops, spec, params, h)
+        logits = tied_logits(ops, spec, params, h_BND)
     else:
-        logits = ops.linear(h, params["head.weight"])
-    return logits.reshape((batch, num_patches * spec.model.patch_size, spec.vocabulary.size))
+        logits = ops.linear(h_BND, params["head.weight"])
+    return logits.reshape((h_BND.shape[0], h_BND.shape[1] * spec.model.patch_size, spec.vocabulary.size))
 
 
-def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array, x: Array) -> Array:
-    """z[i, p] = W[p] h[i] + rms(c[iP + p]) + position[p], blocks inside the patch, head.
+def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
+    """z[i, p] = W[p] h[i] + rms(c[iP + p]) + position[p], blocks inside the patch, head: [B * N, P, V].
 
     c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ..., E[x[t - K]]).
     """
-    model, dim = spec.model, spec.model.decoder.dim
-    batch, num_patches, _ = h.shape
-    patches = (batch * num_patches, model.patch_size, dim)
-    condition = ops.linear(h, params["decoder.cond_proj.weight"]).reshape(patches)
-    embedded = ops.embedding(params["decoder.embed.weight"], x, spec.training.dtype)
+    model = spec.model
+    batch, num_patches, _ = h_BND.shape
+    # To the decoder each patch is a sequence of its own.
+    patches = (batch * num_patches, model.patch_size, model.decoder.dim)
+    condition = ops.linear(h_BND, params["decoder.cond_proj.weight"]).reshape(patches)
+    embedded = ops.embedding(params["decoder.embed.weight"], x_BT, spec.training.dtype)
     earlier = [shift_right(ops, embedded, params["decoder.start"])]
     for _ in range(model.decoder.context - 1):
         earlier.append(shift_right(ops, earlier[-1], params["decoder.start"]))
@@ -53,38 +52,38 @@ def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array,
     if model.decoder.context > 1:
         previous = ops.linear(ops.concatenate(earlier, axis=-1), params["decoder.context_proj.weight"])
     previous = ops.rms_norm(previous, model.norm_eps)
-    z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h)
-    for layer in range(model.decoder.num_layers):
-        z = run_block(ops, model, decoder_block_shape(model), params, f"decoder.layers.{layer}", z, TrunkContext())
+    z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h_BND)
+    for index in range(model.decoder.num_layers):
+        z = run_block(decoder_layer(ops, model, params, index), z)
     head = params["decoder.embed.weight"] if model.tie_embeddings else params["head.weight"]
     return ops.linear(ops.rms_norm(z, model.norm_eps), head)
 
 
-def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
-    """One head per position: W2[p] relu(W1[p] (h + e[p])) (docs/techniques.md 4.2)."""
-    positions = ops.cast_like(params["decoder.position"], h)
+def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array) -> Array:
+    """One head per position: W2[p] relu(W1[p] (h + e[p])), [B, N, P * V] (docs/techniques.md 4.2)."""
+    positions_PD = ops.cast_like(params["decoder.position"], h_BND)
     logits = []
     for position in range(spec.model.patch_size):
         prefix = f"decoder.heads.{position}"
-        hidden = ops.linear(h + positions[position], params[f"{prefix}.up_proj.weight"])
-        logits.append(ops.linear(ops.relu(hidden), params[f"{prefix}.down_proj.weight"]))
+        hidden_BNF = ops.linear(h_BND + positions_PD[position], params[f"{prefix}.up_proj.weight"])
+        logits.append(ops.linear(ops.relu(hidden_BNF), params[f"{prefix}.down_proj.weight"]))
     return ops.concatenate(logits, axis=-1)
 
 
-def _experts(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> Array:
+def _experts(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array) -> Array:
     """sum over e of softmax(R z)[e] W_e z with z = h + position[p]: [B, N, P, V] (docs/techniques.md 4.2).
 
     Every map is linear, so W z is W h + W position[p], the first once per patch and the second once in all.
     """
-    positions = ops.cast_like(params["decoder.position"], h)
+    positions_PD = ops.cast_like(params["decoder.position"], h_BND)
 
-    def of_each_place(weight: Array) -> Array:
+    def of_each_position(weight: Array) -> Array:
         """W z: [B, N, P, rows of W]."""
-        return ops.linear(h, weight)[:, :, None] + ops.linear(positions, weight)
+        return ops.linear(h_BND, weight)[:, :, None] + ops.linear(positions_PD, weight)
 
-    shares = ops.softmax(of_each_place(params["decoder.router.weight"]))
+    shares = ops.softmax(of_each_position(params["decoder.router.weight"]))
     logits = [
-        shares[..., expert : expert + 1] * of_each_place(params[f"decoder.experts.{expert}.weight"])
+        shares[..., expert : expert + 1] * of_each_position(params[f"decoder.experts.{expert}.weight"])
         for expert in range(spec.model.decoder.num_experts)
     ]
     total = logits[0]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from shared.model.block_shape import BlockShape
 from shared.model.chunks import (
     CHUNK,
     chunk_size,
@@ -15,55 +12,63 @@ from shared.model.chunks import (
     silu,
     step_and_log_decay,
 )
+from shared.model.layer import Layer
 from shared.ops import Array, Ops
 
 
-def gated_delta(ops: Ops, shape: BlockShape, params: Mapping[str, Array], prefix: str, u: Array, eps: float) -> Array:
-    """The mixer's output [B, N, D] of the block's normalised input u [B, N, D]; row i depends on rows <= i.
+def gated_delta(layer: Layer, u_BND: Array) -> Array:
+    """The mixer's output [B, N, D] of the block's normalised input u; row i depends on rows <= i.
 
     Every query head has keys and values of its own. The scan is computed in float32 whatever u is.
     """
-    batch, positions, _ = u.shape
-    inner = shape.num_heads * shape.head_dim
-    projected = [ops.linear(u, params[f"{prefix}.{name}_proj.weight"]) for name in ("q", "k", "v")]
-    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), params[f"{prefix}.conv"])
-    heads = ops.cast(mixed, "float32").reshape((batch, positions, 3 * shape.num_heads, shape.head_dim))
-    q, k, v = (heads[:, :, part * shape.num_heads : (part + 1) * shape.num_heads] for part in range(3))
-    # rms(k) is k / |k| times sqrt(K).
-    q, k = ops.rms_norm(q, eps), ops.rms_norm(k, eps) * shape.head_dim**-0.5
-    _, log_decay = step_and_log_decay(ops, params, prefix, u)
-    strength = ops.sigmoid(ops.cast(ops.linear(u, params[f"{prefix}.strength_proj.weight"]), "float32"))
-    y = delta_scan(ops, q, k, v, log_decay, strength)
-    y = ops.cast_like(y.reshape((batch, positions, inner)), u)
-    y = y * silu(ops, ops.linear(u, params[f"{prefix}.z_proj.weight"]))
-    return ops.linear(y, params[f"{prefix}.o_proj.weight"])
+    ops, heads, width = layer.ops, layer.shape.num_heads, layer.shape.head_dim
+    batch, positions, _ = u_BND.shape
+    projected = [layer.linear(f"{name}_proj", u_BND) for name in ("q", "k", "v")]
+    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("conv"))
+    qkv = ops.cast(mixed, "float32").reshape((batch, positions, 3 * heads, width))
+    q_BNHC, k_BNHC, v_BNHC = (qkv[:, :, part * heads : (part + 1) * heads] for part in range(3))
+    # rms(k) is k / |k| times sqrt(C).
+    q_BNHC, k_BNHC = layer.rms_norm(q_BNHC), layer.rms_norm(k_BNHC) * width**-0.5
+    _, log_decay_BNH = step_and_log_decay(layer, u_BND)
+    strength_BNH = ops.sigmoid(ops.cast(layer.linear("strength_proj", u_BND), "float32"))
+    y_BNHC = delta_scan(ops, q_BNHC, k_BNHC, v_BNHC, log_decay_BNH, strength_BNH)
+    y = ops.cast_like(y_BNHC.reshape((batch, positions, heads * width)), u_BND)
+    y = y * silu(ops, layer.linear("z_proj", u_BND))
+    return layer.linear("o_proj", y)
 
 
 def delta_scan(
-    ops: Ops, q: Array, k: Array, v: Array, log_decay: Array, strength: Array, largest_chunk: int = CHUNK
+    ops: Ops,
+    q_BNHS: Array,
+    k_BNHS: Array,
+    v_BNHC: Array,
+    log_decay_BNH: Array,
+    strength_BNH: Array,
+    largest_chunk: int = CHUNK,
 ) -> Array:
     """y[t] = S[t] q[t] with S[t] = a[t] S[t-1] (I - s[t] k[t] k[t]') + s[t] v[t] k[t]' from S = 0: [B, N, H, C].
 
-    q and k [B, N, H, K], v [B, N, H, C], ln a and s [B, N, H]; |k| at most 1 and s in (0, 1).
+    ln a is `log_decay` and s `strength`; |k| at most 1 and s in (0, 1).
 
     With w[t] = s[t] (v[t] - a[t] S[t-1] k[t]) it is S[t] = a[t] S[t-1] + w[t] k[t]', and inside of a chunk the w are
     the solution of a triangular system: w[i] = s[i] (v[i] - a[1..i] S k[i] - sum_{j < i} a[j+1..i] (k[j] k[i]) w[j])
     for the state S before the chunk.
     """
-    positions = q.shape[1]
+    positions = q_BNHS.shape[1]
     size = chunk_size(positions, largest_chunk)
-    q, k, v = (in_chunks(ops, x, size) for x in (q, k, v))
-    log_decay, strength = (in_chunks(ops, x[..., None], size) for x in (log_decay, strength))
-    decays = decay_matrix(ops, log_decay)
+    q_BKHLS, k_BKHLS, v_BKHLC = (in_chunks(ops, x, size) for x in (q_BNHS, k_BNHS, v_BNHC))
+    log_decay, strength = (in_chunks(ops, x[..., None], size) for x in (log_decay_BNH, strength_BNH))
+    decays_BKHLL = decay_matrix(ops, log_decay)
     from_start = ops.exp(ops.running_sum(log_decay, axis=-2))
-    keys = ops.transpose(k)
-    solve = unit_lower_inverse(ops, ops.lower_triangle(strength * decays * (k @ keys), -1))
-    own, read = solve @ (strength * v), solve @ (strength * from_start * k)
-    written, states = _carried(ops, own, read, keys * decays[..., -1:, :], from_start[..., -1:, :])
-    y = (decays * (q @ keys)) @ written
+    k_BKHSL = ops.transpose(k_BKHLS)
+    solve_BKHLL = unit_lower_inverse(ops, ops.lower_triangle(strength * decays_BKHLL * (k_BKHLS @ k_BKHSL), -1))
+    own_BKHLC, read_BKHLS = solve_BKHLL @ (strength * v_BKHLC), solve_BKHLL @ (strength * from_start * k_BKHLS)
+    to_end_BKHSL = k_BKHSL * decays_BKHLL[..., -1:, :]
+    written_BKHLC, states = _carried(ops, own_BKHLC, read_BKHLS, to_end_BKHSL, from_start[..., -1:, :])
+    y_BKHLC = (decays_BKHLL * (q_BKHLS @ k_BKHSL)) @ written_BKHLC
     if states is not None:
-        y = y + from_start * (q @ states)
-    return out_of_chunks(ops, y, positions)
+        y_BKHLC = y_BKHLC + from_start * (q_BKHLS @ states)
+    return out_of_chunks(ops, y_BKHLC, positions)
 
 
 def unit_lower_inverse(ops: Ops, x: Array) -> Array:
@@ -83,21 +88,21 @@ def unit_lower_inverse(ops: Ops, x: Array) -> Array:
     return ops.concatenate([upper, ops.concatenate([corner, last], axis=-1)], axis=-2)
 
 
-def _carried(ops: Ops, own: Array, read: Array, keys: Array, decay: Array) -> tuple[Array, Array | None]:
-    """(all w [B, K, H, L, C], the transposed state before each chunk [B, K, H, K, C]); None for a single chunk, whose
+def _carried(ops: Ops, own_BKHLC: Array, read_BKHLS: Array, k_BKHSL: Array, decay: Array) -> tuple[Array, Array | None]:
+    """(all w [B, K, H, L, C], the transposed state before each chunk [B, K, H, S, C]); None for a single chunk, whose
     state is 0.
 
-    In a chunk w = own - read S'; then S' becomes decay S' + keys w, with keys [B, K, H, K, L] decayed to its end.
+    In a chunk w = own - read S'; then S' becomes decay S' + k w, with keys decayed to its end.
     """
-    count = own.shape[1]
+    count = own_BKHLC.shape[1]
     if count == 1:
-        return own, None
-    written = [own[:, :1]]
+        return own_BKHLC, None
+    written = [own_BKHLC[:, :1]]
     # Zeros in the shape of a state, without a product.
-    states = [0.0 * (keys[:, :1, :, :, :1] * own[:, :1, :, :1])]
+    states = [0.0 * (k_BKHSL[:, :1, :, :, :1] * own_BKHLC[:, :1, :, :1])]
     for chunk in range(1, count):
         before = slice(chunk - 1, chunk)
-        states.append(decay[:, before] * states[-1] + keys[:, before] @ written[-1])
+        states.append(decay[:, before] * states[-1] + k_BKHSL[:, before] @ written[-1])
         here = slice(chunk, chunk + 1)
-        written.append(own[:, here] - read[:, here] @ states[-1])
+        written.append(own_BKHLC[:, here] - read_BKHLS[:, here] @ states[-1])
     return ops.concatenate(written, axis=1), ops.concatenate(states, axis=1)

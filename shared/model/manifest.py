@@ -11,8 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.model.attention_addons import FULL_GATE_STD, VALUE_EMBED_SCALE, VALUE_EMBED_STD
-from shared.model.block_shape import BlockShape, decoder_block_shape, trunk_block_shape
+from shared.model.block_shape import (
+    FULL_GATE_STD,
+    VALUE_EMBED_SCALE,
+    VALUE_EMBED_STD,
+    BlockShape,
+    decoder_block_shape,
+    trunk_block_shape,
+)
 from shared.model.layer_order import num_skips
 from shared.spec import ModelSpec, Spec
 
@@ -74,11 +80,12 @@ def parameter_manifest(spec: Spec) -> tuple[Parameter, ...]:
     model = spec.model
     parameters = [*_input_parameters(spec)]
     for layer in range(model.num_layers):
-        parameters += _block_parameters(f"layers.{layer}", trunk_block_shape(model, layer), model)
+        shape = trunk_block_shape(model, layer)
+        parameters += _block_parameters(f"layers.{layer}", shape, model)
         if model.resid_mix:
             mix = _resid_mix(model, layer)
             parameters.append(_control(f"layers.{layer}.resid_mix", (2, model.model_dim), mix))
-        if model.parallel.form == "two_lane" and layer >= model.parallel.first_layer:
+        if shape.parallel == "two_lane":
             parameters.append(_control(f"layers.{layer}.lanes.post", (2, 2), ONES))
             parameters.append(_control(f"layers.{layer}.lanes.resid", (2,), Initial("constant", LANE_RESID)))
     for skip in range(num_skips(model)):

@@ -12,27 +12,28 @@ from shared.ops import Array, Ops
 from shared.spec import Spec
 
 
-def ngram_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
-    """scale * W mean over a patch of sum over n of E_n[hash of x[t - n + 1], ..., x[t]]: [B, N, D] of x [B, T].
+def ngram_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
+    """scale * W mean over a patch of sum over n of E_n[hash of x[t - n + 1], ..., x[t]]: [B, N, D].
 
     An n-gram that begins before the window, or in another document than the one that its patch ends in, adds nothing.
     """
     model = spec.model
-    batch, time = x.shape
+    batch, time = x_BT.shape
     patches = (batch, time // model.patch_size, model.patch_size)
     start = spec.vocabulary.document_start
-    documents = 0 * x if start is None else ops.running_count(x, start)
-    # The trunk position that reads a patch belongs to the document that the patch ends in (shared.model.documents).
-    own = ops.broadcast_to(documents.reshape(patches)[:, :, model.patch_size - 1 :], patches).reshape((batch, time))
-    symbols = [x]
+    documents_BT = 0 * x_BT if start is None else ops.running_count(x_BT, start)
+    # The trunk position that reads a patch belongs to the document that the patch ends in (position_documents).
+    last_BN1 = documents_BT.reshape(patches)[:, :, model.patch_size - 1 :]
+    own_BT = ops.broadcast_to(last_BN1, patches).reshape((batch, time))
+    symbols = [x_BT]
     total = None
     for length in model.ngram.lengths:
         symbols.append(_earlier(ops, symbols[-1], before=0))
-        documents = _earlier(ops, documents, before=-1)
-        index = ngram_rows(symbols, model.ngram.multiplier, model.ngram.rows)
-        rows = ops.embedding(params[f"ngram_embed.tables.{length}.weight"], index, spec.training.dtype)
-        elsewhere = ops.minimum(ops.cast_like(own - documents, rows), 1.0)
-        rows = (1.0 - elsewhere)[:, :, None] * rows
+        documents_BT = _earlier(ops, documents_BT, before=-1)
+        index_BT = ngram_rows(symbols, model.ngram.multiplier, model.ngram.rows)
+        rows = ops.embedding(params[f"ngram_embed.tables.{length}.weight"], index_BT, spec.training.dtype)
+        elsewhere_BT = ops.minimum(ops.cast_like(own_BT - documents_BT, rows), 1.0)
+        rows = (1.0 - elsewhere_BT)[:, :, None] * rows
         total = rows if total is None else total + rows
     assert total is not None, "no n-grams"
     mean = ops.sum(total.reshape((*patches, model.ngram.dim)), axes=(2,)) / model.patch_size
@@ -50,6 +51,6 @@ def ngram_rows(symbols: list[Array], multiplier: int, rows: int) -> Array:
     return hashed
 
 
-def _earlier(ops: Ops, x: Array, before: int) -> Array:
-    """x [B, T] one place later, with `before` at place 0."""
-    return ops.concatenate([0 * x[:, :1] + before, x[:, :-1]], axis=1)
+def _earlier(ops: Ops, x_BT: Array, before: int) -> Array:
+    """x one position later, with `before` at position 0."""
+    return ops.concatenate([0 * x_BT[:, :1] + before, x_BT[:, :-1]], axis=1)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.manifest import parameter_manifest
+from shared.model.stages import QAT, QAT_STEP
 from shared.ops import Array, Ops
 from shared.spec import Spec
-from shared.stages import QAT, QAT_STEP
 
 # Spreads the numbers of parameters over 32 bits, so that their noise starts far apart.
 SALT_STEP = 0xC2B2_AE35

@@ -11,35 +11,35 @@ import numpy as np
 
 from shared.errors import RunError
 from shared.model.adapters import with_adapters
-from shared.model.auxiliary_loss import auxiliary_loss
+from shared.model.auxiliary import auxiliary_loss
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.spec import Spec
-from shared.stages import SYMBOL_WEIGHTS
 
 LEAST_SYMBOL_WEIGHT = 0.1
 
 
 def training_loss(
-    ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward
+    ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward
 ) -> tuple[Array, Array]:
-    """(the loss to differentiate, mean nats) over all B * T symbols of x [B, T], two scalars.
+    """(the loss to differentiate, mean nats) over all B * T symbols of x, two scalars.
 
     Both are of the function that is trained; without options of `training.loss` they are the same array.
     """
-    loss, count = spec.training.loss, x.shape[0] * x.shape[1]
-    stored, hidden = params, None
+    loss, count = spec.training.loss, x_BT.shape[0] * x_BT.shape[1]
+    stored, h_BND = params, None
     if spec.training.qat.form != "off":
-        params = training_weights(ops, spec, params, quantised_matrices(spec), x)
+        params = training_weights(ops, spec, params, quantised_matrices(spec), x_BT)
     if loss.has_auxiliary:
         params = with_adapters(ops, spec.model, params)
-        hidden = trunk_outputs(ops, spec, params, x)
+        h_BND = trunk_outputs(ops, spec, params, x_BT)
     # The same function either way; where it is known to be made of trunk outputs they are not made twice.
-    shares_trunk = hidden is not None and model is forward
-    logits = decode_patches(ops, spec, params, hidden, x) if shares_trunk else model(ops, spec, params, x)
-    nats = ops.softcapped_cross_entropy(logits, x, spec.model.logit_softcap)
+    shares_trunk = h_BND is not None and model is forward
+    logits = decode_patches(ops, spec, params, h_BND, x_BT) if shares_trunk else model(ops, spec, params, x_BT)
+    nats = ops.softcapped_cross_entropy(logits, x_BT, spec.model.logit_softcap)
     mean_nats = ops.sum(nats) / count
     if loss.is_plain:
         return mean_nats, mean_nats
@@ -51,13 +51,13 @@ def training_loss(
     if loss.byte_weighted:
         if SYMBOL_WEIGHTS not in params:
             raise RunError("training.loss.byte_weighted: the engine was given no weights of the symbols")
-        weighted = ops.embedding(params[SYMBOL_WEIGHTS], x, "float32")[..., 0] * weighted
+        weighted = ops.embedding(params[SYMBOL_WEIGHTS], x_BT, "float32")[..., 0] * weighted
     objective = ops.sum(weighted) / count
     if loss.z_weight:
         total = ops.softcapped_logsumexp(logits, spec.model.logit_softcap)
         objective = objective + loss.z_weight * (ops.sum(total * total) / count)
-    if hidden is not None:
-        objective = objective + auxiliary_loss(ops, spec, params, stored, hidden, x)
+    if h_BND is not None:
+        objective = objective + auxiliary_loss(ops, spec, params, stored, h_BND, x_BT)
     return objective, mean_nats
 
 

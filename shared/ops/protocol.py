@@ -8,8 +8,7 @@ parity check holds it to the definition.
 Arrays are the framework's own. Besides these methods the model uses only what all three frameworks
 share: `.shape`, `.reshape(shape)`, basic slicing, `+ - * /`, `%` of integers and `@` (batched matrix product).
 
-Shape letters: B batch, T time (symbols or patches), D model width, H query heads, G key/value heads,
-C head width, F mlp width, V vocabulary. `dtype` arguments are "float32" or "bfloat16".
+Shape letters are those of shared.model. `dtype` arguments are "float32" or "bfloat16".
 """
 
 from __future__ import annotations

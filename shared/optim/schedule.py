@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
+from shared.model.stages import StepNumbers, run_numbers, stage_of
 from shared.optim.averaging import ema_rate, takes_snapshot
 from shared.spec import OptimizerSpec, ScheduleSpec, Spec
-from shared.stages import StepNumbers, run_numbers, stage_of
 
 # Names of the numbers of an update.
 HYPERPARAMETERS = (

@@ -11,6 +11,7 @@ from shared.engine.synthetic import synthetic_tables
 from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
+from shared.model.stages import StepNumbers, final_numbers, training_stages
 from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
 from shared.parity.held_constants import HeldConstants
@@ -18,7 +19,6 @@ from shared.parity.held_kinks import HeldKinks
 from shared.parity.result import SMALL_GRADIENT_FRAC, ParityRow, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec
-from shared.stages import StepNumbers, final_numbers, training_stages
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL, LOGITS_ABS
 
 Tensors = Mapping[str, np.ndarray]

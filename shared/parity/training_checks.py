@@ -11,12 +11,12 @@ import numpy as np
 
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.model import training_parameters
+from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps
 from shared.optim import global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
 from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import ParityRow, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
-from shared.stages import StepNumbers
 from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 
 UPDATE_STEPS = 10

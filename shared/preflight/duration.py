@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from shared.engine.flops import training_flops
+from shared.model.stages import stage_of, training_stages
 from shared.optim import progress_frac
 from shared.spec import Spec
-from shared.stages import stage_of, training_stages
 
 # Steps of a run with several stages are taken together in about so many parts.
 PARTS = 1000

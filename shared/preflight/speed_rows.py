@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.engine.flops import training_flops
+from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, unknown
-from shared.stages import training_stages
 from shared.units import format_bytes, format_duration
 
 # A share of peak above one means that the peak or the count is wrong.

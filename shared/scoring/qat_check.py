@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from shared.engine.protocol import Engine
+from shared.model.stages import QAT
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
-from shared.stages import QAT
 
 # Below the float32 rounding of a loss; rounding a matrix to 4 to 8 bits moves it by more.
 LEAST_CHANGE_NATS = 1e-7

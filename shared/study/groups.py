@@ -11,26 +11,13 @@ from typing import Any
 
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun, read_finished
-from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.run_directory import RunDirectory
 from shared.runs.target import run_named
 from shared.scoring.documents import DocumentScores
-from shared.spec import spec_to_dict
+from shared.spec.difference import FREE_IN_EXPERIMENT, fields
 
 ENGINE_KEY = "engine"
-SEED_KEY = "training.seed"
-# The name of the training text. What counts is the text itself, as there may be another under this name tomorrow.
-TRAIN_KEY, TRAIN_TEXT_KEY = "data.train", "training text"
-# Fields that two runs of one experiment may differ in: the seed, and how a run is watched and stored.
-FREE_KEYS = frozenset(
-    {
-        "name",
-        SEED_KEY,
-        "training.log_every_steps",
-        "training.val_every_steps",
-        "training.checkpoint_every_steps",
-        "training.keep_checkpoints",
-    }
-)
+TRAIN_TEXT_KEY = "training text"
 SAME_TEXT = ("text_sha256", "adaptation", "weights")
 SAME_WINDOWS = ("window_symbols", "stride_symbols")
 ABSENT = "absent"
@@ -134,8 +121,7 @@ def _symbols(run: FinishedRun) -> tuple[str, str]:
 
 
 def _traits(run: FinishedRun) -> Mapping[str, Any]:
-    fields = {key: value for key, value in flatten(spec_to_dict(run.spec)) if key not in FREE_KEYS | {TRAIN_KEY}}
-    return {**fields, TRAIN_TEXT_KEY: run.train_text, ENGINE_KEY: run.score.engine}
+    return {**fields(run.spec, FREE_IN_EXPERIMENT), TRAIN_TEXT_KEY: run.train_text, ENGINE_KEY: run.score.engine}
 
 
 def _labels(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:

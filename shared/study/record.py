@@ -22,9 +22,8 @@ from typing import Any
 from shared.errors import RunError
 from shared.files import sync_folder
 from shared.runs.finished_run import FinishedRun
-from shared.runs.run_directory import flatten
-from shared.spec import spec_id, spec_to_dict, spec_to_toml
-from shared.study.groups import SEED_KEY, TRAIN_KEY
+from shared.spec import spec_id, spec_to_toml
+from shared.spec.difference import FREE_IN_RECORD, SEED_KEY, first_difference
 
 PREFLIGHT_FILE = "preflight.json"
 SUBMISSION_FILE = "submission.json"
@@ -53,15 +52,14 @@ class Author:
 def check_one_experiment(results: Sequence[FinishedRun]) -> None:
     """Raise RunError unless the runs differ in training.seed, in that certainly, and in nothing else."""
     first = results[0]
-    expected = dict(flatten(spec_to_dict(first.spec)))
     seeds: dict[int, FinishedRun] = {}
     for result in results:
-        for key, value in flatten(spec_to_dict(result.spec)):
-            if key not in (SEED_KEY, TRAIN_KEY) and expected.get(key) != value:
-                raise RunError(
-                    f"{first.path} has {key} = {expected.get(key)!r}, {result.path} has {value!r}: "
-                    f"the runs of a record differ in {SEED_KEY} only"
-                )
+        found = first_difference(first.spec, result.spec, FREE_IN_RECORD)
+        if found is not None:
+            raise RunError(
+                f"{first.path} has {found.key} = {found.first!r}, {result.path} has {found.second!r}: "
+                f"the runs of a record differ in {SEED_KEY} only"
+            )
         if result.train_text != first.train_text:
             raise RunError(
                 f"{first.path} was trained on {first.spec.data.train} with sha256 {first.train_text[:16]}, "

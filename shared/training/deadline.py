@@ -8,9 +8,9 @@ step in a thousand would cost a run more training than it is worth.
 
 from __future__ import annotations
 
+from shared.model.stages import StepNumbers
 from shared.optim import lr_factor, progress_frac, step_hyperparameters
 from shared.spec import Spec
-from shared.stages import StepNumbers
 from shared.training.pace import Pace
 
 # With these, none of 1,000 simulated runs whose steps vary by up to 20 % or sometimes take twice as long is late, and

@@ -22,12 +22,12 @@ import numpy as np
 from data.loader import Loader
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import RunError
+from shared.model.stages import training_stages
 from shared.runs.checkpoint_writer import CheckpointWriter
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, ValidationReport
 from shared.spec import Spec, spec_id, spec_to_dict
-from shared.stages import training_stages
 from shared.tolerances import FIRST_LOSS_REL
 from shared.training.deadline import Deadline
 from shared.training.interruption import Interruption, StopRequested

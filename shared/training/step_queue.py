@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.engine.protocol import Engine, StepResult
-from shared.stages import StepNumbers
+from shared.model.stages import StepNumbers
 
 Clock = Callable[[], float]
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from shared.engine.protocol import StepResult
+from shared.model.stages import StepNumbers
 from shared.optim import lr_factor
-from shared.stages import StepNumbers
 from tests.fake_training import FakeDevice, FakeEngine, FakeLoader
 from tests.loop_harness import make
 

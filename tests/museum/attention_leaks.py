@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.decoder import decode_patches
-from shared.model.embedding import embed_patches, shift_right
-from shared.model.smear import previous_position
+from shared.model.embedding import embed_patches, previous_position, shift_right
+from shared.model.layer import TrunkContext, trunk_context
 from shared.model.trunk import run_trunk
-from shared.model.trunk_context import TrunkContext, trunk_context
 from shared.ops import Array, Ops
 from shared.spec import Spec, VocabularySpec
 

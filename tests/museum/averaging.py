@@ -11,8 +11,8 @@ from data.selection import selection_windows
 from data.stream import SymbolStream
 from shared.engine.protocol import StepResult, WeightsKind
 from shared.engine.state import EngineState
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
-from shared.stages import StepNumbers
 from shared.study.soup import Selection
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from shared.model.forward import Forward, forward
 from shared.model.qat import quantised_matrices, training_weights
+from shared.model.stages import RUN_PREFIX
 from shared.model.training_loss import training_loss
 from shared.ops import Array, Ops
 from shared.parity.gradient_checks import without_qat
 from shared.spec import Spec
-from shared.stages import RUN_PREFIX
 
 
 class Switch:

@@ -9,9 +9,9 @@ import numpy as np
 from shared.model import initial_weights
 from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
+from shared.model.layer import trunk_context
 from shared.model.ngram import ngram_embeds
 from shared.model.trunk import run_trunk
-from shared.model.trunk_context import trunk_context
 from shared.ops import Array, Ops
 from shared.spec import Spec, VocabularySpec
 from shared.spec.ngram import NgramSpec

@@ -17,12 +17,12 @@ from cuda_train.engine import TrainingEngine
 from shared.engine.flops import training_flops
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
+from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import ShapeOps
 from shared.optim import initial_state, state_bytes, state_shapes
 from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
-from shared.stages import SYMBOL_WEIGHTS
 from tests.parity.test_random_specs import ROWS, specs
 from tests.unit.engine.test_flops import CountingOps
 

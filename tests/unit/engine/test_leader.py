@@ -14,8 +14,8 @@ from shared.engine.leader import LeadingEngine, check_divisible, follow, share_o
 from shared.engine.protocol import StepResult, Weights
 from shared.engine.ranks import OneRank
 from shared.errors import RanksError, RunError, SpecError
+from shared.model.stages import LOOP_RAMP, StepNumbers
 from shared.spec import load_spec
-from shared.stages import LOOP_RAMP, StepNumbers
 from tests.fake_training import tiny_spec
 from tests.processes import WAIT_S
 

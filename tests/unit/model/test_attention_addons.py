@@ -12,16 +12,16 @@ from mlx_train.ops import make_ops as make_mlx_ops
 from shared.engine.oracle import Oracle
 from shared.engine.package import available_engines, create_engine
 from shared.model import initial_weights, parameter_manifest, random_weights, symbol_nats
-from shared.model.attention import without_own_value
-from shared.model.attention_addons import attention_addons, rope_base
-from shared.model.documents import position_documents
-from shared.model.smear import previous_position
+from shared.model.attention import rope_base, without_own_value
+from shared.model.block_shape import attention_addons
+from shared.model.embedding import previous_position
+from shared.model.layer import position_documents
+from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps, Ops
 from shared.optim import HYPERPARAMETERS
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
 from shared.spec import Spec, load_spec, with_overrides
-from shared.stages import StepNumbers
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
 
 OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}

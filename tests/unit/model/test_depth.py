@@ -9,18 +9,18 @@ import pytest
 
 from shared.engine.flops import training_flops
 from shared.engine.microbatch import activation_bytes_per_row
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.block import attention_branch, mlp_branch
-from shared.model.block_shape import trunk_block_shape
+from shared.model.layer import TrunkContext, trunk_layer
 from shared.model.layer_order import layer_order, num_skips
+from shared.model.stages import LOOP_RAMP
 from shared.model.trunk import run_trunk
-from shared.model.trunk_context import TrunkContext
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import ModelSpec, Spec, load_spec
-from shared.stages import LOOP_RAMP
 from shared.tolerances import ORACLE_OPERATION_REL
 
 OPS = NumpyOps()
@@ -105,11 +105,10 @@ def branches(spec: Spec, params: dict[str, np.ndarray]) -> tuple[Callable, Calla
     """A(layer, x) and M(layer, x), the two halves of a block."""
 
     def attention(layer: int, x: np.ndarray) -> np.ndarray:
-        shape = trunk_block_shape(spec.model, layer)
-        return attention_branch(OPS, spec.model, shape, params, f"layers.{layer}", x, TrunkContext())
+        return attention_branch(trunk_layer(OPS, spec.model, params, layer, TrunkContext()), x)
 
     def mlp(layer: int, x: np.ndarray) -> np.ndarray:
-        return mlp_branch(OPS, spec.model, trunk_block_shape(spec.model, layer), params, f"layers.{layer}", x)
+        return mlp_branch(trunk_layer(OPS, spec.model, params, layer, TrunkContext()), x)
 
     return attention, mlp
 
@@ -245,7 +244,7 @@ EVERYTHING = ("model.loop.gates=true", "model.skip_gates=true", "model.ln_scale=
 
 
 @pytest.mark.parametrize("form", ["palm", "two_lane"])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_every_parameter_comes_alive(name: str, form: str):
     spec = looped(3, 1, 2, 1, *EVERYTHING, f"model.parallel.form={form}", "model.parallel.first_layer=1")
     engine = create_engine(name, spec)

@@ -19,9 +19,9 @@ from shared.model import initial_weights, parameter_counts, parameter_manifest, 
 from shared.model.chunks import CHUNK, chunk_size, decay_matrix, in_chunks, out_of_chunks, short_convolution
 from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
+from shared.model.stages import StepNumbers
 from shared.optim import HYPERPARAMETERS
 from shared.spec import Spec, load_spec
-from shared.stages import StepNumbers
 from shared.tolerances import CAUSALITY_ABS, MEMORY_ESTIMATE_FACTOR, NATS_ABS, ORACLE_OPERATION_REL, SCAN_REL
 from tests.implementations import ENGINES, OPS, every_implementation, examples, normal
 from tests.unit.engine.test_flops import CountingOps

@@ -18,7 +18,7 @@ from shared.errors import RunError
 from shared.model import parameter_counts, parameter_manifest
 from shared.optim import initial_state
 from shared.spec import load_spec
-from shared.stages import StepNumbers
+from shared.model.stages import StepNumbers
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.interruption import GRACE_S, Interruption
 from shared.runs.metrics import read_events

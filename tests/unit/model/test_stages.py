@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.model import random_weights
-from shared.optim import HYPERPARAMETERS, step_hyperparameters
-from shared.parity.gradient_checks import gradient_rows, oracle_loss
-from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec
-from shared.spec.reduced import reduced_spec
-from shared.stages import (
+from shared.model.stages import (
     LOOP_RAMP,
     StepNumbers,
     final_numbers,
@@ -25,9 +21,14 @@ from shared.stages import (
     training_stages,
     warm_up_numbers,
 )
+from shared.optim import HYPERPARAMETERS, step_hyperparameters
+from shared.parity.gradient_checks import gradient_rows, oracle_loss
+from shared.scoring.random_bytes import random_bytes_spec
+from shared.spec import Spec, load_spec
+from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, LOGITS_ABS, NATS_ABS
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 STEPS = 60
 
 
@@ -138,7 +139,7 @@ def test_each_stage_trains_its_own_function(name: str):
 
 def test_both_engines_agree_in_every_stage():
     spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "model.parallel.form=two_lane")
-    engines = {name: started(name, spec) for name in ENGINE_PACKAGES}
+    engines = {name: started(name, spec) for name in ENGINES}
     for step in (10, 40):
         numbers = step_hyperparameters(spec, step, step / STEPS)
         found = {name: engine.gradients(batch(), numbers)[1] for name, engine in engines.items()}
