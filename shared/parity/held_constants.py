@@ -13,7 +13,7 @@ class HeldConstants(NumpyOps):
     """NumpyOps that remembers the results of the operations that have no derivative, and the slopes of relu, in the
     order of their calls.
 
-    The first evaluation of a function records them; after `replay` the next one gets the same, at other weights too.
+    The first evaluation of a function runs them; after `replay` the next one gets the same, at other weights too.
     """
 
     def __init__(self) -> None:

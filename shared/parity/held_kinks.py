@@ -22,7 +22,7 @@ from shared.engine.protocol import Engine
 from shared.engine.synthetic import synthetic_engine
 from shared.model import forward, parameter_manifest
 from shared.ops import Array, NumpyOps, Ops, WrappedOps
-from shared.parity.result import EXACT, Row
+from shared.parity.result import EXACT, ParityRow
 from shared.spec import Spec
 
 
@@ -73,12 +73,12 @@ class HeldKinks:
         self._differing[ops.name] = self._differing.get(ops.name, 0) + held.differing
         return logits
 
-    def rows(self, of: str) -> list[Row]:
+    def rows(self, of: str) -> list[ParityRow]:
         """How many decided inputs each engine had on another side than the oracle, which none may have, and how many
         were undecided; no row if no kinks exist. `of` names what was evaluated."""
         worst = f"{self.note}, within {self.band:.0e} of zero"
         return [
-            Row(f"relu sides, {of}", f"numpy - {name}", count, EXACT, "inputs differ", worst)
+            ParityRow(f"relu sides, {of}", f"numpy - {name}", count, EXACT, "inputs differ", worst)
             for name, count in self._differing.items()
         ]
 

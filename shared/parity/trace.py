@@ -1,4 +1,4 @@
-"""Where two forward passes part: every coarse operation's output, compared in order."""
+"""Where two forward passes diverge: every coarse operation's output, compared in order."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def first_deviation(a: list[TracedOutput], b: list[TracedOutput]) -> str:
     """Where the difference of two traces grows most from one operation to the next, in words."""
     if [output.label for output in a] != [output.label for output in b]:
         return "the two engines run different operations"
-    before, jump, place = ROUNDING_REL, 1.0, ""
+    before, jump, where = ROUNDING_REL, 1.0, ""
     for left, right in zip(a, b, strict=True):
         difference = relative_l2(left.value, right.value)
         if difference / before > jump:
             jump = difference / before
-            place = f"first deviates at {left.label} (relative {difference:.1e}, before {before:.0e})"
+            where = f"first deviates at {left.label} (relative {difference:.1e}, before {before:.0e})"
         before = max(before, difference)
-    return place or "every operation agrees when traced: the difference is in the engine's own path"
+    return where or "every operation agrees when traced: the difference is in the engine's own path"

@@ -62,7 +62,7 @@ def test_a_checkpoint_has_the_size_that_is_predicted(spec: Spec, tmp_path_factor
     assert estimate_memory(spec, "torch", 1).state_bytes == state_bytes(spec) + gradient_bytes(spec)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "hybrid-mini", "itchy-mini", "pr1431-mini", "pr705-mini", "record-mini"])
+@pytest.mark.parametrize("preset", ["tiny", "hybrid-mini", "itchy-mini", "pr1431-mini", "pr705-mini", "pr1855-mini"])
 def test_a_checkpoint_of_a_preset_has_the_size_that_is_predicted(preset: str, tmp_path: Path) -> None:
     spec = load_spec(preset)
     weights = random_weights(spec, 0)

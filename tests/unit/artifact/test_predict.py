@@ -166,7 +166,7 @@ def test_every_parameter_of_every_preset_has_a_fitted_role() -> None:
 def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
     spec = load_spec("tiny", ["training.steps=400", "schedule.warmup_frac=0.1"])
     matrix = next(parameter for parameter in parameter_manifest(spec) if parameter.group == "matrix")
-    rates = [step_hyperparameters(spec, step, step / 400)["matrix_lr"] for step in range(400)]
+    rates = [step_hyperparameters(spec, step, step / 400).optimizer["matrix_lr"] for step in range(400)]
     dose = role_features(spec, matrix, 400)[FEATURES.index("dose")]
     assert 4 * 2.0**dose == pytest.approx(sum(rates), rel=1e-2)
     assert mean_lr_factor(spec) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)

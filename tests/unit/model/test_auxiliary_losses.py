@@ -36,8 +36,8 @@ from shared.model.stages import (
     CODE_ENTROPY_ROW,
     DIRECTIONS_STEP,
     MULTI_SYMBOL,
-    split_numbers,
-    stage_numbers,
+    StepNumbers,
+    run_numbers,
     warm_up_numbers,
 )
 from shared.ops import NumpyOps
@@ -292,10 +292,10 @@ def test_micro_batches_make_no_difference(name: str):
 def test_the_numbers_of_a_step():
     spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25")
     expected = {MULTI_SYMBOL: 0.5, DIRECTIONS_STEP: 16.0, CODE_ENTROPY: 1.0, CODE_ENTROPY_ROW: 1.0}
-    assert stage_numbers(spec, 16, 0.25) == expected
-    assert stage_numbers(spec, 0, 0.0)[CODE_ENTROPY] == 0.0 and stage_numbers(spec, 50, 0.8)[MULTI_SYMBOL] == 0.0
-    assert warm_up_numbers(spec, ("a",)) == [dict.fromkeys(["a", *expected], 1.0)]
-    assert stage_numbers(tiny(), 16, 0.25) == {}
+    assert run_numbers(spec, 16, 0.25) == expected
+    assert run_numbers(spec, 0, 0.0)[CODE_ENTROPY] == 0.0 and run_numbers(spec, 50, 0.8)[MULTI_SYMBOL] == 0.0
+    assert warm_up_numbers(spec, ("a",)) == [StepNumbers(0, dict.fromkeys(expected, 1.0), {"a": 1.0})]
+    assert run_numbers(tiny(), 16, 0.25) == {}
 
 
 @every_engine
@@ -334,12 +334,11 @@ def test_compiled_it_is_the_same_and_nothing_compiles_again():
     params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
     compiled, plain = started("mlx", spec), started("mlx", eager)
     for step in (2, 3):
-        hyper = step_hyperparameters(spec, step, step / 60)
-        gradients = {"compiled": compiled.gradients(x, hyper)[1], "eager": plain.gradients(x, hyper)[1]}
+        numbers = step_hyperparameters(spec, step, step / 60)
+        gradients = {"compiled": compiled.gradients(x, numbers)[1], "eager": plain.gradients(x, numbers)[1]}
         assert [row for row in gradient_rows(spec, gradients) if not row.passed] == []
-        numbers = split_numbers(spec, hyper).run
-        expected = training_loss(OPS["numpy"], spec, {**oracle_params(spec), **numbers}, x)[0]
-        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.items()}
+        expected = training_loss(OPS["numpy"], spec, {**oracle_params(spec), **numbers.run}, x)[0]
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
         assert float(loss(params | arrays, ops.asarray(x))) == pytest.approx(float(expected), abs=LOGITS_ABS)
     assert len(graphs) == 1
 
@@ -401,10 +400,10 @@ def test_a_run_resumes_on_the_other_engine(tmp_path: Path):
     engine.initialise(initial_weights(spec))
     other = create_engine("torch", spec)
     for step in range(4):
-        hyper = step_hyperparameters(spec, step, step / 60)
-        engine.train_step(batch(spec, step), hyper)()
+        numbers = step_hyperparameters(spec, step, step / 60)
+        engine.train_step(batch(spec, step), numbers)()
         if step >= 2:
-            other.train_step(batch(spec, step), hyper)()
+            other.train_step(batch(spec, step), numbers)()
         if step == 1:
             other.load_state(engine.save_state())
     expected, found = engine.export_weights("averaged"), other.export_weights("averaged")

@@ -18,6 +18,7 @@ from shared.model import initial_weights, parameter_counts, parameter_manifest, 
 from shared.model.chunks import CHUNK, chunk_size, decay_matrix, in_chunks, out_of_chunks, short_convolution
 from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
+from shared.model.stages import StepNumbers
 from shared.optim import HYPERPARAMETERS
 from shared.spec import Spec, load_spec
 from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL, SCAN_REL
@@ -252,8 +253,9 @@ def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[
     trained.initialise(initial_weights(spec))
     x = symbols(spec)
     rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
+    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
     for _ in range(4):
-        trained.train_step(x, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)()
+        trained.train_step(x, numbers)()
     _, grads = trained.gradients(x)
     assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
 

@@ -13,10 +13,10 @@ from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
-from shared.model.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
+from shared.model.stages import QAT, QAT_STEP, StepNumbers, run_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
-from shared.parity.result import Row
+from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
@@ -96,11 +96,11 @@ def test_only_matrices_change(form: str):
 
 def test_when_it_acts():
     spec = tiny("noise", "training.qat.start_frac=0.5", "training.qat.start_step=40")
-    acting = [stage_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
+    acting = [run_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
     assert acting == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
-    assert stage_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
-    assert warm_up_numbers(spec, ("a",)) == [{"a": 1.0, QAT: 1.0, QAT_STEP: 1.0}]
-    assert stage_numbers(tiny("off"), 41, 0.7) == {}
+    assert run_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
+    assert warm_up_numbers(spec, ("a",)) == [StepNumbers(0, {QAT: 1.0, QAT_STEP: 1.0}, {"a": 1.0})]
+    assert run_numbers(tiny("off"), 41, 0.7) == {}
 
 
 @pytest.mark.parametrize("bits", [6, 8])
@@ -110,7 +110,7 @@ def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, mo
     assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
     batches = [batch(step)[:3] for step in range(4)]
 
-    def row() -> Row:
+    def row() -> ParityRow:
         pair = (create_engine("mlx", spec), create_engine("torch", spec))
         return step_by_step_row(spec, pair, initial_weights(spec), batches)
 
@@ -183,11 +183,10 @@ def test_torch_makes_one_graph_for_before_and_after(form: str):
     params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
     losses = []
     for acting, step in ((0.0, 3), (1.0, 4), (1.0, 5)):
-        run = split_numbers(spec, step_hyperparameters(spec, step, 0.5) | {QAT: acting}).run
-        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in run.items()}
+        numbers = step_hyperparameters(spec, step, 0.5).with_run({QAT: acting})
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
         losses.append(float(function(params | arrays, ops.asarray(batch()))))
-        hyper = step_hyperparameters(spec, step, 0.5) | {QAT: acting}
-        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), hyper), abs=LOGITS_ABS)
+        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), numbers), abs=LOGITS_ABS)
     assert len(graphs) == 1 and losses[0] != losses[1]
 
 

@@ -188,7 +188,7 @@ def test_what_the_documents_show_of_a_spec_loads(block: str, tmp_path: Path):
 
 
 def test_presets_are_those_that_are_documented():
-    families = ("baseline", "itchy", "pr1431", "pr705", "record", "recurrent")
+    families = ("baseline", "itchy", "pr1431", "pr1855", "pr705", "recurrent")
     others = ("bytes", "h100", "hybrid-mini", "laptop", "smoke", "tiny")
     assert preset_names() == sorted([*families, *(f"{name}-mini" for name in families), *others])
 
