@@ -103,7 +103,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
     backward_bytes = peak()
-    _, one_s = _timed(lambda: engine.train_step(x, _numbers(spec))())
+    _, one_s = _timed(lambda: engine.train_step(x, largest_step(spec))())
     peak_bytes = peak()
     first_s = group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
@@ -137,7 +137,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
 
 def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     """Seconds of one step: the best single one, or the mean of several queued behind each other if they are short."""
-    numbers = _numbers(engine.spec)
+    numbers = largest_step(engine.spec)
     engine.synchronise()
     _, one_s = _timed(lambda: engine.train_step(x, numbers)())
     count = min(MAX_TIMED_STEPS, int(TIMED_S / one_s))
@@ -155,8 +155,8 @@ def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     return min(one_s, _timed(steps)[1] / count)
 
 
-def _numbers(spec: Spec) -> StepNumbers:
-    """The numbers of a first step, but of the function that the run ends with, the largest."""
+def largest_step(spec: Spec) -> StepNumbers:
+    """Return the numbers of a first step, but of the function that the run ends with, the largest."""
     last = step_hyperparameters(spec, spec.training.steps - 1, 1.0)
     return replace(last, optimizer=step_hyperparameters(spec, 0, 0.0).optimizer)
 
