@@ -14,7 +14,7 @@ Format, version 1. All integers are little-endian.
 The header is canonical JSON (sorted keys, no spaces, ASCII, every key once) of an object with
 
     spec      the resolved spec, every default written out
-    spec_id   16 hex digits, see shared.spec.spec_id
+    spec_id   16 hex digits, shared.spec.spec_id of the program that wrote the file
     tensors   one object per parameter in manifest order: name, shape, class, bits, offset, and scale_offset
               where there are scales; offsets are in bytes within the unpacked section
     sections  name, raw_bytes, stored_bytes (a list, one size per block), sha256 of the stored bytes
@@ -32,6 +32,10 @@ the file; a payload may unpack to at most 64 times its size (or 64 MiB); a block
 stands for stops at once. Everything is covered by a checksum, so any damaged byte is found. Every refusal
 is an ArtifactError of one line. There is no time, path, machine or engine in the file: equal float32 weights
 and an equal spec give equal bytes.
+
+A file may be older than the program that reads it. A field that its spec lacks is at its default, a field with
+an old name is known to shared.spec.migrate, and an unknown field is refused. Its spec_id is for other programs,
+because the definition may change: a reader computes its own.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ from shared.errors import ArtifactError
 from shared.files import write_atomically
 from shared.model.auxiliary import model_weights
 from shared.model.manifest import parameter_manifest
-from shared.spec import Spec
+from shared.spec import Spec, spec_id
 
 MAGIC = b"\x89BTW\r\n\x1a\n"
 VERSION = 1
@@ -224,7 +228,7 @@ def _info(header: Header, header_bytes: int, sha256: str) -> ArtifactInfo:
         header_bytes,
         header.layout.parameters,
         sections,
-        header.values["spec_id"],
+        spec_id(header.spec),
         sha256,
     )
 

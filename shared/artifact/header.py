@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from shared.artifact.codec import num_blocks
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.errors import ArtifactError, SpecError
 from shared.model.manifest import parameter_manifest
-from shared.spec import Spec, spec_from_dict, spec_id, spec_to_dict
+from shared.spec import Spec, spec_id, spec_to_dict, stored_spec
+from shared.spec.migrate import migrated
 
 MAX_RAW_RATIO = 64
 """A payload may unpack to this many times its size: 1/8 bit per weight, far below any trained model."""
@@ -25,6 +27,8 @@ MAX_LAYERS = 4096
 
 MAX_INTEGER_DIGITS = 18
 """Longest integer in a header, so that sizes made of them stay small numbers."""
+
+SPEC_ID_PATTERN = re.compile(r"[0-9a-f]{16}")
 
 _KEYS = ("extra", "sections", "spec", "spec_id", "tensors")
 
@@ -97,7 +101,9 @@ def parse_header(raw: bytes) -> Header:
     for key, kind in (("extra", dict), ("sections", list), ("spec", dict), ("spec_id", str), ("tensors", list)):
         if not isinstance(values[key], kind):
             raise ArtifactError(f"header key {key}: {_short(values[key])} must be of type {kind.__name__}")
-    spec = _parse_spec(values["spec"], values["spec_id"], len(values["tensors"]))
+    if not SPEC_ID_PATTERN.fullmatch(values["spec_id"]):
+        raise ArtifactError(f"spec_id is {_short(values['spec_id'])}, must be 16 hex digits")
+    spec = _parse_spec(values["spec"], len(values["tensors"]))
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
     _check_tensors(values["tensors"], layout)
     header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
@@ -134,16 +140,13 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def _parse_spec(values: dict[str, Any], claimed_id: str, num_tensors: int) -> Spec:
+def _parse_spec(values: dict[str, Any], num_tensors: int) -> Spec:
     """The validated spec. Refuses more layers than tensors before anything walks over the layers."""
     try:
-        spec = spec_from_dict(values, origin="spec in the header")
+        spec = stored_spec(values, origin="spec in the header")
     except SpecError as error:
         raise ArtifactError(str(error)) from None
-    if canonical_json(spec_to_dict(spec)) != canonical_json(values):
-        raise ArtifactError("spec in the header is not the resolved one: every default must be written out")
-    if claimed_id != spec_id(spec):
-        raise ArtifactError(f"spec_id {_short(claimed_id)} does not match the spec in the header ({spec_id(spec)})")
+    _check_written(migrated(values, complete=True), spec_to_dict(spec))
     for key, layers in (("model", spec.model.num_layers), ("model.decoder", spec.model.decoder.num_layers)):
         if layers > min(num_tensors, MAX_LAYERS):
             raise ArtifactError(
@@ -151,6 +154,16 @@ def _parse_spec(values: dict[str, Any], claimed_id: str, num_tensors: int) -> Sp
                 f"and at most {MAX_LAYERS} layers are allowed"
             )
     return spec
+
+
+def _check_written(values: Mapping[str, Any], resolved: Mapping[str, Any], prefix: str = "") -> None:
+    """Every value must be written as the writer would. A field that is missing is newer than the file."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_written(value, resolved[key], f"{prefix}{key}.")
+        # As text, so that true and 1 do not pass for 1.0.
+        elif canonical_json(value) != canonical_json(resolved[key]):
+            raise ArtifactError(f"spec in the header: {prefix}{key} is {_short(value)}, must be {resolved[key]!r}")
 
 
 def _check_tensors(rows: list[Any], layout: Layout) -> None:

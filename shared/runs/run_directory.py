@@ -24,7 +24,7 @@ from typing import Any
 
 from shared.errors import RunError
 from shared.files import write_atomically
-from shared.spec import Spec, spec_to_dict, spec_to_toml, stored_spec
+from shared.spec import Spec, read_stored_spec, spec_to_dict, spec_to_toml
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -98,7 +98,7 @@ class RunDirectory:
         """The resolved spec of the run. Raises RunError if there is none."""
         if not self.spec_path.is_file():
             raise RunError(f"{self.path}: not a run directory (it has no spec.toml)")
-        return stored_spec(self.spec_path)
+        return read_stored_spec(self.spec_path)
 
     def write_spec(self, spec: Spec) -> None:
         """Store the resolved spec."""

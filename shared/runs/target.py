@@ -17,7 +17,7 @@ from shared.ops import NumpyOps
 from shared.optim import averaged_weights
 from shared.scoring.document import ChosenPart, WeightsName
 from data.datasets import bind_tokenizer
-from shared.spec import Spec, load_spec, preset_names, spec_from_dict, spec_id
+from shared.spec import Spec, load_spec, preset_names, spec_id, stored_spec
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.run_directory import RunDirectory
 
@@ -96,7 +96,7 @@ def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) 
             raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
         return replace(target, run=run)
     checkpoint = _checkpoint(run, spec, best=weights_name == "best")
-    stored = spec_from_dict(checkpoint.info.spec, origin=str(checkpoint.path))
+    stored = stored_spec(checkpoint.info.spec, origin=str(checkpoint.path))
     if spec_id(stored) != spec_id(spec):
         raise RunError(f"{checkpoint.path}: made for spec {spec_id(stored)}, the run is {spec_id(spec)}")
     trained, state = split_state(stored, checkpoint.state)

@@ -5,6 +5,7 @@ from shared.spec.load import (
     json_schema,
     load_spec,
     preset_names,
+    read_stored_spec,
     spec_from_dict,
     spec_id,
     spec_to_dict,
@@ -13,7 +14,8 @@ from shared.spec.load import (
     with_overrides,
 )
 from shared.spec.model import DecoderSpec, ModelSpec
-from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.optimizer import OptimizerSpec
+from shared.spec.schedule import ScheduleSpec
 from shared.spec.spec import Spec
 from shared.spec.training import TrainingSpec
 from shared.spec.vocabulary import VocabularySpec
@@ -30,6 +32,7 @@ __all__ = [
     "json_schema",
     "load_spec",
     "preset_names",
+    "read_stored_spec",
     "spec_from_dict",
     "spec_id",
     "spec_to_dict",

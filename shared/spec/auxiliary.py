@@ -41,8 +41,10 @@ class EmbedPredictionSpec(Section):
     Published: it hurts, by 0.006 bits per byte at weight 0.01 and 0.024 at 0.1 (4 symbols).
     """
 
-    weight: Rate = Field(0.0, description="weight of the squared distance; 0 is off")
-    symbols: Annotated[int, Field(ge=1, le=16)] = Field(4, description="how many symbols ahead, K")
+    weight: Rate = Field(
+        0.0, description="weight of the squared distance between predicted and real embeddings; 0 is off"
+    )
+    symbols: Annotated[int, Field(ge=1, le=16)] = Field(4, description="symbols K that are predicted ahead, 1 to 16")
 
 
 class ChunkPredictionSpec(Section):
@@ -62,10 +64,14 @@ class ChunkPredictionSpec(Section):
 
     weight: Rate = Field(0.0, description="weight of the whole loss, published 0.001 and less; 0 is off")
     chunk_patches: Positive = Field(8, description="patches in a chunk, C")
-    hidden_dim: Positive = Field(256, description="rows of A1 and B1")
-    latent_dim: Positive = Field(256, description="rows of A2 and B2")
+    hidden_dim: Positive = Field(
+        256, description="hidden units of the maps to a latent and to its prediction, rows of A1 and B1"
+    )
+    latent_dim: Positive = Field(256, description="width of a latent, rows of A2 and B2")
     regulariser_weight: Rate = Field(0.05, description="weight of SIGReg beside the squared error")
-    directions: Positive = Field(16, description="unit vectors that SIGReg looks along, from the step's number")
+    directions: Positive = Field(
+        16, description="random unit vectors that SIGReg projects on, drawn anew in each step; more cost more"
+    )
 
 
 class CodeEntropySpec(Section):
@@ -80,9 +86,17 @@ class CodeEntropySpec(Section):
     """
 
     weight: Rate = Field(0.0, description="weight of the mean bits per weight, in nats per bit; 0 is off")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(0.25, description="width of a code, squared, in codes")
-    row_stride: Positive = Field(64, description="1 looks at all rows in every step")
-    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="progress from which it acts")
+    temperature: Annotated[float, Field(gt=0.0)] = Field(
+        0.25,
+        description="squared width of the soft assignment, in codes; smaller is closer to rounding, with a rougher "
+        "gradient",
+    )
+    row_stride: Positive = Field(
+        64, description="a step reads every row_stride-th row of each matrix; 1 reads all rows and costs most"
+    )
+    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.5, description="progress from which the entropy is part of the loss"
+    )
 
 
 def check_auxiliary(

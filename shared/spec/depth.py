@@ -21,7 +21,7 @@ class LoopSpec(Section):
     """
 
     first_layer: Count = Field(0, description="first layer of the loop, counted from 0")
-    last_layer: Count = Field(0, description="last layer of the loop")
+    last_layer: Count = Field(0, description="last layer of the loop, counted from 0")
     extra_loops: Annotated[int, Field(ge=0, le=MAX_EXTRA_LOOPS)] = Field(
         0, description="passes beyond the first; 0 is no loop"
     )
@@ -45,7 +45,10 @@ class ParallelSpec(Section):
     r, 1.1 at first, and p, 1 at first. Skips enter lane 0; the lanes leave as their mean.
     """
 
-    form: Literal["off", "palm", "two_lane"] = "off"
+    form: Literal["off", "palm", "two_lane"] = Field(
+        "off",
+        description="off: the MLP reads the stream that attention has added to; palm and two_lane: see the section",
+    )
     first_layer: Count = Field(0, description="first layer in this form, counted from 0")
 
 

@@ -20,6 +20,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError
+from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width
 from shared.spec.spec import Spec
 
@@ -34,7 +35,7 @@ DERIVED_FIELDS = {
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
 }
 
-PRESETS = resources.files("shared") / "specs"
+PRESETS = resources.files("shared.spec") / "presets"
 
 
 def preset_names() -> list[str]:
@@ -47,7 +48,7 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
     Raises SpecError (one line) for an unknown preset, unreadable file, unknown key or bad value.
     """
-    spec = _checked(_read(source), overrides, origin=str(source))
+    spec = _checked(_migrated(_read(source), str(source), complete=False), overrides, origin=str(source))
     try:
         check_qat_width(spec.training.qat, spec.artifact.matrix_bits)
     except ValueError as error:
@@ -55,12 +56,17 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
     return spec
 
 
-def stored_spec(path: Path) -> Spec:
-    """The resolved spec that a run left in a TOML file. Raises SpecError if it cannot be read.
+def read_stored_spec(path: Path) -> Spec:
+    """The spec that this program, or an earlier version, left in a TOML file. Raises SpecError if it cannot be read.
 
     It may be older than a rule about what is worth training.
     """
-    return spec_from_dict(_read(path), origin=str(path))
+    return stored_spec(_read(path), origin=str(path))
+
+
+def stored_spec(values: Mapping[str, Any], origin: str) -> Spec:
+    """The spec of nested mappings that this program, or an earlier version, wrote into a file. Raises SpecError."""
+    return spec_from_dict(_migrated(values, origin, complete=True), origin)
 
 
 def with_overrides(spec: Spec, overrides: Iterable[str]) -> Spec:
@@ -69,7 +75,7 @@ def with_overrides(spec: Spec, overrides: Iterable[str]) -> Spec:
 
 
 def spec_from_dict(values: Mapping[str, Any], origin: str = "spec") -> Spec:
-    """Validate nested mappings into a Spec. Raises SpecError; `origin` names the source in it."""
+    """Validate nested mappings by today's schema into a Spec. Raises SpecError; `origin` names the source in it."""
     try:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
@@ -87,10 +93,14 @@ def spec_to_toml(spec: Spec) -> str:
 
 
 def spec_id(spec: Spec) -> str:
-    """16 hex digits that identify the function a spec computes: SHA-256 over vocabulary and model."""
-    values = spec_to_dict(spec)
-    canonical = json.dumps({key: values[key] for key in ("vocabulary", "model")}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    """16 hex digits that identify the function a spec computes: SHA-256 over what differs from the defaults in its
+    vocabulary and model.
+
+    So a new field that is off by default leaves ids as they are. An id in a file is one of the version that wrote it:
+    compare ids of specs that were read, not those in files.
+    """
+    values = spec.model_dump(mode="json", include={"vocabulary", "model"}, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def json_schema() -> dict[str, Any]:
@@ -106,6 +116,13 @@ def _checked(values: dict[str, Any], overrides: Iterable[str], origin: str) -> S
     for override in overrides:
         _apply_override(values, override)
     return spec_from_dict(values, origin)
+
+
+def _migrated(values: Mapping[str, Any], origin: str, *, complete: bool) -> dict[str, Any]:
+    try:
+        return migrated(values, complete=complete)
+    except SpecError as error:
+        raise SpecError(f"{origin}: {error}") from None
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -136,6 +153,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     path = key.strip().split(".")
     if not separator or not all(path):
         raise SpecError(f"--set {override!r}: write it as section.key=value")
+    if renamed := new_name(".".join(path)):
+        raise SpecError(f"--set {override!r}: {'.'.join(path)} is called {renamed} now")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
     except tomllib.TOMLDecodeError:
@@ -157,7 +176,7 @@ def _first_problem(error: ValidationError) -> str:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
             hint = _nearest(str(problem["loc"][-1]), siblings)
-            return f"unknown key {key}{hint}; allowed here: {', '.join(siblings)}"
+            return f"unknown key {key}{hint or '; allowed here: ' + ', '.join(siblings)}"
         case "missing":
             return f"{key} is missing: it has no default"
         case "value_error":

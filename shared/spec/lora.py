@@ -20,12 +20,15 @@ class LoraSpec(Section):
     first step and A from the second. An artifact stores the factors beside W.
     """
 
-    rank: Count = Field(0, description="rank of the adapters; 0: there are none")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(16.0, description="their product is multiplied by alpha / rank")
+    rank: Count = Field(0, description="rank of the adapters; 0 is off")
+    alpha: Annotated[float, Field(gt=0.0)] = Field(
+        16.0, description="the product of the factors is multiplied by alpha / rank"
+    )
     targets: Annotated[tuple[LoraTarget, ...], Field(strict=False)] = Field(
         ("q", "v"),
-        description="which matrices have one. q, k, v, o, mlp: of every layer of the trunk that has such, mlp being "
-        "both; head: an output matrix of its own (published for one document each: rank 8; q, v, head)",
+        description="matrices that have an adapter. q, k, v, o, mlp: in every layer of the trunk that has them, mlp "
+        "being both matrices of the MLP; head: an output matrix that is not tied (published for one document each: "
+        "rank 8; q, v, head)",
     )
 
 

@@ -27,36 +27,68 @@ class DecoderSpec(Section):
     `num_experts` linear maps of z = h + e[p], weighed by softmax(R z), e and R learned.
     """
 
-    kind: DecoderKind
+    kind: DecoderKind = Field(
+        description="how the symbols of a patch are predicted (see the section); default linear with patch_size "
+        "1, else autoregressive"
+    )
     dim: Positive = Field(128, description="width of the local transformer, or hidden units of a head")
     num_layers: Positive = Field(1, description="layers of the local transformer")
     num_heads: Positive = Field(4, description="attention heads of the local transformer")
     mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
-    num_experts: Annotated[int, Field(ge=2, le=16)] = Field(3, description="linear maps of the experts decoder")
+    num_experts: Annotated[int, Field(ge=2, le=16)] = Field(
+        3, description="linear maps of the experts decoder, 2 to 16"
+    )
     context: Positive = Field(1, description="earlier symbols that each local position reads directly")
 
 
 class ModelSpec(Section):
     """Architecture: patch embedding, trunk, decoder (docs/techniques.md 3 to 7)."""
 
-    num_layers: Positive
-    model_dim: Positive
-    num_heads: Positive
-    num_kv_heads: Positive
-    head_dim: Positive = Field(description="default model_dim / num_heads")
-    mlp_dim: Positive = Field(description="default 3 * model_dim")
+    num_layers: Positive = Field(description="layers of the trunk; time, memory and bytes of the artifact grow with it")
+    model_dim: Positive = Field(description="width D of the trunk; the weights of its matrices grow with the square")
+    num_heads: Positive = Field(description="query heads of an attention layer; a divisor of model_dim")
+    num_kv_heads: Positive = Field(
+        description="key/value heads, each read by num_heads / num_kv_heads query heads; a divisor of num_heads. "
+        "Fewer save weights"
+    )
+    head_dim: Positive = Field(
+        description="width C of an attention head, an even number; default model_dim / num_heads"
+    )
+    mlp_dim: Positive = Field(description="hidden units of the MLP of a layer; default 3 * model_dim")
     mlp_dims: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
-        (), description="MLP width of each layer; empty is mlp_dim everywhere"
+        (), description="hidden units of the MLP of each layer, where they differ; empty is mlp_dim everywhere"
     )
     seq_len: Positive = Field(description="symbols in one training or scoring window")
-    patch_size: Annotated[int, Field(ge=1, le=16)] = 1
-    norm_eps: Annotated[float, Field(gt=0.0)] = 1e-6
-    rope_base: Annotated[float, Field(gt=1.0)] = 1e4
-    q_gain_init: float = Field(1.5, description="initial gain of the normalised queries, per head")
-    mlp_negative_slope: Fraction = Field(0.5, description="slope below zero before squaring; 0 is relu squared")
-    logit_softcap: Annotated[float, Field(gt=0.0)] = 30.0
+    patch_size: Annotated[int, Field(ge=1, le=16)] = Field(
+        1,
+        description="symbols that the trunk reads at once, so that it runs over seq_len / patch_size positions and "
+        "the decoder predicts each patch. Larger patches cost less time; 1 is an ordinary language model",
+    )
+    norm_eps: Annotated[float, Field(gt=0.0)] = Field(
+        1e-6, description="added to the mean square inside the root of every norm"
+    )
+    rope_base: Annotated[float, Field(gt=1.0)] = Field(
+        1e4, description="base of the rotary angles position * base^(-2i / rope_dims); larger for longer windows"
+    )
+    q_gain_init: float = Field(
+        1.5,
+        description="initial value of the learned gain on the normalised queries, one per head; above 1 attention "
+        "starts sharper",
+    )
+    mlp_negative_slope: Fraction = Field(
+        0.5, description="slope of the MLP's leaky relu below zero, before it is squared; 0 is relu squared"
+    )
+    logit_softcap: Annotated[float, Field(gt=0.0)] = Field(
+        30.0,
+        description="logits are softcap * tanh(logits / softcap), so no larger than this; lower means less certain "
+        "predictions",
+    )
     resid_mix: bool = Field(True, description="each block reads a learned mix of its input and x0")
-    unet_skips: bool = Field(True, description="first-half outputs are added to second-half inputs")
+    unet_skips: bool = Field(
+        True,
+        description="outputs of the first half of the layers are added to inputs of the second half, with learned "
+        "weights",
+    )
     skip_gates: bool = Field(
         False, description="w * skip + sigmoid(g) (x - w * skip) in place of x + w * skip; a learned g [D], 0 at first"
     )
@@ -74,15 +106,20 @@ class ModelSpec(Section):
     )
     ngram: NgramSpec = NgramSpec()
     lora: LoraSpec = LoraSpec()
-    tie_embeddings: bool = Field(description="default true with patch_size 1 or an autoregressive decoder")
+    tie_embeddings: bool = Field(
+        description="the output matrix is the table of symbols, which saves its bytes; default true with patch_size 1 "
+        "and a linear decoder, or with an autoregressive decoder"
+    )
     embed_rank: EmbedRank = 0
-    embed_init_std: Annotated[float, Field(gt=0.0)] = 0.005
+    embed_init_std: Annotated[float, Field(gt=0.0)] = Field(
+        0.005, description="standard deviation of the initial tables of symbols"
+    )
     embed_init: EmbedInit = "normal"
     matrix_init: MatrixInit = "uniform"
     resid_mix_init: ResidMixInit = "first"
     start: Literal["learned", "document_start"] = Field(
         "learned",
-        description="what the first place of a window reads: a vector of its own, or the document start's embedding",
+        description="what the first position of a window reads: a learned vector, or the embedding of a document start",
     )
     decoder: DecoderSpec
 

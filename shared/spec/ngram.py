@@ -20,11 +20,13 @@ class NgramSpec(Section):
     a table of its own. A patch takes the mean over its symbols of the sum over n, one projection and a learned scale.
     """
 
-    rows: Annotated[int, Field(ge=0, le=MAX_ROWS)] = Field(0, description="rows of each table; 0 is off")
-    dim: Positive = Field(64, description="width of the tables")
-    longest: Annotated[int, Field(ge=2, le=MAX_NGRAM)] = Field(2, description="symbols of the longest n-grams")
+    rows: Annotated[int, Field(ge=0, le=MAX_ROWS)] = Field(
+        0, description="rows of the table of each n; more rows collide less and take bytes; 0 is off"
+    )
+    dim: Positive = Field(64, description="columns of the tables, projected to the width of the trunk")
+    longest: Annotated[int, Field(ge=2, le=MAX_NGRAM)] = Field(2, description="symbols of the longest n-grams, 2 to 6")
     multiplier: Annotated[int, Field(ge=1, le=MAX_MULTIPLIER)] = Field(
-        1021, description="of the hash; 256 with 4096 rows is the published one for bytes"
+        1021, description="multiplier of the hash; 256 with 4096 rows is the published one for bytes"
     )
 
     @property

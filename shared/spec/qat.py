@@ -19,13 +19,19 @@ class QatSpec(Section):
     is a choice. Scores and artifacts are of the weights themselves.
     """
 
-    form: Literal["off", "straight_through", "noise"] = "off"
+    form: Literal["off", "straight_through", "noise"] = Field(
+        "off",
+        description="what the training loss reads instead of the matrices (see the section); off: the matrices "
+        "themselves",
+    )
     bits: Annotated[int, Field(ge=4, le=8)] = Field(
-        description="width of the codes; default artifact.matrix_bits, which straight_through must have; noise: "
+        description="bits of a code; default artifact.matrix_bits, which straight_through must have; noise: "
         "4 to 8, published 8"
     )
-    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="progress from which it acts")
-    start_step: Count = Field(0, description="step, counted from 0, before which it does not act either")
+    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="progress from which quantisation acts"
+    )
+    start_step: Count = Field(0, description="step, counted from 0, before which quantisation does not act either")
 
     @property
     def code_limit(self) -> int:

@@ -10,22 +10,28 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from shared.spec.artifact import ArtifactSpec, BudgetSpec, EvaluationSpec
+from shared.spec.artifact import ArtifactSpec
 from shared.spec.auxiliary import check_auxiliary, check_code_entropy
 from shared.spec.base import Section, require
+from shared.spec.budget import BudgetSpec
+from shared.spec.data import DataSpec
 from shared.spec.depth import check_loop_schedule
+from shared.spec.evaluation import EvaluationSpec
 from shared.spec.loss import check_loss
 from shared.spec.model import ModelSpec
-from shared.spec.optimizer import OptimizerSpec, ScheduleSpec
+from shared.spec.optimizer import OptimizerSpec
 from shared.spec.qat import check_qat
-from shared.spec.training import DataSpec, TrainingSpec, check_snapshots
+from shared.spec.schedule import ScheduleSpec
+from shared.spec.training import TrainingSpec, check_snapshots
 from shared.spec.vocabulary import VocabularySpec
 
 
 class Spec(Section):
     """A whole experiment. Construct it with `shared.spec.load_spec` or `spec_from_dict`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="letters, digits, '.', '_' and '-'; default the name of the file. Runs are called NAME-ENGINE-N"
+    )
     vocabulary: VocabularySpec = VocabularySpec()
     model: ModelSpec
     optimizer: OptimizerSpec = OptimizerSpec()

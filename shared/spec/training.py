@@ -1,4 +1,4 @@
-"""The data and training sections: which text, how long, how much at a time."""
+"""The training section: how long, how much at a time, what is averaged, when it is looked at."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
 
 
-class DataSpec(Section):
-    """Datasets by name (`bytetwin data list`). `builtin` needs no network: text of the Python library."""
-
-    train: str = Field("builtin", min_length=1, description="its `train` split is trained on")
-    heldout: str = Field("builtin", min_length=1, description="its `heldout` split is scored, never trained on")
-    selection_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0,
-        description="last part of the training text, cut at a document start, that is not trained on: what is chosen "
-        "between runs, as the weights of a soup, is chosen by it",
-    )
-
-
 class TrainingSpec(Section):
     """Length, batch, precision and cadence of a run."""
 
-    seed: Count = 1337
-    steps: Positive
+    seed: Count = Field(
+        1337, description="seed of initial weights, batch order and noise; runs with several seeds show what is chance"
+    )
+    steps: Positive = Field(description="optimizer steps; an upper limit with schedule.driver 'time'")
     time_limit_s: Rate = Field(
         0.0,
-        description="training time within which a run by the clock ends; no step begins that is expected to end "
-        "later; 0 is none",
+        description="seconds of training that a run by the clock has; no step begins that is expected to end later; 0 "
+        "is no limit",
     )
     reserve_s: Rate = Field(
         0.0,
-        description="seconds of time_limit_s kept for what must follow training within it, as calibration on "
-        "training text; the last step ends before them",
+        description="seconds of time_limit_s kept for what must follow the steps within it, such as calibration on "
+        "training text",
     )
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
     memory_limit_bytes: Count = Field(
         0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
     )
-    dtype: DType = "float32"
-    float32_products: Float32Products = Field(
-        "exact", description="fast: float32 matrices are multiplied in TF32 (10 bits after the point) where a GPU can"
+    dtype: DType = Field(
+        "float32",
+        description="dtype of matrix products and activations; weights, optimizer state, norms, softmax and loss stay "
+        "float32",
     )
-    compile: bool = True
+    float32_products: Float32Products = Field(
+        "exact",
+        description="exact, or fast: float32 matrices are multiplied in TF32 (10 bits after the point) where a GPU can",
+    )
+    compile: bool = Field(
+        True,
+        description="compile training and scoring before the clock starts; turn it off to debug or for a few steps",
+    )
     freeze: Literal["none", "base"] = Field(
-        "none", description="base: of the model only the adapters of model.lora are trained, all else keeps its value"
+        "none",
+        description="base: only the adapters of model.lora are trained, all other weights of the model keep their "
+        "values",
     )
     loss: LossSpec = LossSpec()
     qat: QatSpec
@@ -59,14 +59,18 @@ class TrainingSpec(Section):
     swa_every_steps: Count = Field(
         0, description="steps between snapshots whose plain mean (SWA) is scored and packed; 0 turns it off"
     )
-    swa_start_frac: Fraction = Field(0.5, description="progress from which snapshots are taken")
+    swa_start_frac: Fraction = Field(0.5, description="progress from which snapshots for the SWA are taken")
     swa_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.5, description="where an EMA is kept too, what is scored is swa_share * SWA + (1 - swa_share) * EMA"
+        0.5, description="share of the SWA where there is an EMA too: scored is swa_share * SWA + (1 - swa_share) * EMA"
     )
-    log_every_steps: Positive = 10
-    val_every_steps: Count = Field(0, description="validation on the subset; 0 is only at the end")
-    checkpoint_every_steps: Count = Field(0, description="0 is only at the end and on interruption")
-    keep_checkpoints: Positive = 2
+    log_every_steps: Positive = Field(10, description="steps between two lines in metrics.jsonl and on the screen")
+    val_every_steps: Count = Field(
+        0, description="steps between two validations on evaluation.val_symbols of held-out text; 0 is only at the end"
+    )
+    checkpoint_every_steps: Count = Field(
+        0, description="steps between two checkpoints; 0 is only at the end and on interruption"
+    )
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept on disk, beside the best one")
 
     @property
     def steps_limit_s(self) -> float:

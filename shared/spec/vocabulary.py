@@ -20,7 +20,11 @@ class VocabularySpec(Section):
     SentencePiece tokenizer, whose first four ids are the same special symbols; text of a dataset that
     `bytetwin tokenizer encode` made, with the same tokenizer."""
 
-    kind: Literal["byte256", "byte260", "tokens"] = "byte256"
+    kind: Literal["byte256", "byte260", "tokens"] = Field(
+        "byte256",
+        description="what a symbol is: a byte, a byte with document starts, or a token of a tokenizer. Tokens shorten "
+        "the text and need a larger table; scores are per byte with each",
+    )
     vocab_size: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = Field(
         0, description="tokens of the tokenizer; 0 with bytes, whose number the kind gives"
     )

@@ -226,7 +226,7 @@ def submission(results: Sequence[SeedResult], title: str, blurb: str, author: Au
         "hardware": "; ".join(sorted({result.hardware for result in results})),
         "engine": "; ".join(sorted({result.score.engine for result in results})),
         "pytorch_version": _torch_version(results[0]),
-        "spec_id": results[0].score.spec_id,
+        "spec_id": spec_id(results[0].spec),
         "compliance": {
             "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
             "train_under_600s": max(train_s) <= LIMIT_S,

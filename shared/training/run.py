@@ -21,7 +21,7 @@ from shared.runs.environment import describe_environment
 from shared.runs.metrics import MetricsLog, Record
 from shared.runs.observer import Observer, RunStart, ValidationReport
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
-from shared.spec import Spec, spec_from_dict, spec_id
+from shared.spec import Spec, spec_id, stored_spec
 from shared.training.finish import Finished, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
@@ -174,7 +174,7 @@ def _start_or_resume(
         engine.initialise(initial_weights(spec, starting_text(spec, sources.train)))
         return Position()
     info = checkpoint.info
-    check_same_training(spec_from_dict(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))
+    check_same_training(stored_spec(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))
     sources.loader.check_state(info.loader)
     if info.loader.get("step") != info.step:
         raise RunError(f"{checkpoint.path}: its loader stands at step {info.loader.get('step')}, not {info.step}")

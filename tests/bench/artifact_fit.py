@@ -13,7 +13,7 @@ from shared.artifact.predict import predict_artifact_bytes
 from shared.artifact.predict_model import FEATURES, Calibration, gaussian_code_bits, role_features, role_of
 from shared.files import write_atomically
 from shared.model.manifest import Parameter, parameter_manifest
-from shared.spec import Spec, spec_from_dict, with_overrides
+from shared.spec import Spec, stored_spec, with_overrides
 
 CALIBRATION = Path(__file__).parents[2] / "shared" / "artifact" / "predict_calibration.py"
 
@@ -47,7 +47,7 @@ def roles_of(spec: Spec) -> dict[str, list[Parameter]]:
 
 
 def _observations(row: Row) -> Iterator[Role]:
-    spec = spec_from_dict(row["spec"], origin=row["name"])
+    spec = stored_spec(row["spec"], origin=row["name"])
     for name, parameters in roles_of(spec).items():
         features = role_features(spec, parameters[0], row["steps"])
         count = sum(parameter.count for parameter in parameters)
@@ -108,7 +108,7 @@ def _codec_ratio(rows: Sequence[Row]) -> tuple[float, float]:
     """Line of brotli's size over the sum of entropies against the mean excess, over models."""
     points = []
     for row in rows:
-        spec = spec_from_dict(row["spec"], origin=row["name"])
+        spec = stored_spec(row["spec"], origin=row["name"])
         excess = entropy = count = 0.0
         for role in (role for role in _observations(row) if role.group == "matrix"):
             shape = roles_of(spec)[role.name][0].shape
@@ -129,7 +129,7 @@ def _frac(rows: Sequence[Row], ending: str) -> float:
 
 def prediction_errors(row: Row, calibration: Calibration) -> dict[str, float]:
     """Predicted over packed size minus one, by matrix bits."""
-    spec = spec_from_dict(row["spec"], origin=row["name"])
+    spec = stored_spec(row["spec"], origin=row["name"])
     return {
         bits: predict_artifact_bytes(
             with_overrides(spec, [f"artifact.matrix_bits={bits}"]), row["steps"], calibration

@@ -15,7 +15,7 @@ from shared.model import parameter_counts
 from shared.runs.finished_run import FinishedRun, number, read_finished
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import CheckPart, ScoreDocument
-from shared.spec import Spec
+from shared.spec import Spec, spec_id
 from shared.views.report.curves import training_section
 from shared.views.report.markup import Child, Element, element, facts, page, section, table
 from shared.views.report.stages import time_section
@@ -50,7 +50,7 @@ def _document(run: FinishedRun) -> bytes:
         _commands(run),
         section(
             "Spec",
-            element("details", element("summary", f"resolved spec, id {run.score.spec_id}"), _code(run.spec_toml)),
+            element("details", element("summary", f"resolved spec, id {spec_id(run.spec)}"), _code(run.spec_toml)),
         ),
     ]
     return page(f"{run.path.name}: {run.score.bpb:.4f} bits per byte", STYLE, parts)

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
 def test_code_is_the_source_of_the_four_packages(tree: Path):
     assert code_bytes(tree) == 40
     for name, counted in [
-        ("shared/specs/a.toml", True),
+        ("shared/spec/presets/a.toml", True),
         ("cuda_train/kernels/attention.cu", True),
         ("shared/tests/test_a.py", False),
         ("data/datasets/build.py", False),

@@ -21,7 +21,7 @@ from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
 from shared.model import initial_weights, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
-from shared.spec import Spec, load_spec, preset_names, spec_from_dict, with_overrides
+from shared.spec import Spec, load_spec, preset_names, stored_spec, with_overrides
 from shared.tolerances import GAUSSIAN_CODE_BITS_ABS, PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
 from tests.parity.test_random_specs import specs as random_specs
@@ -36,7 +36,7 @@ def measured_models(held_out: bool) -> list[dict[str, Any]]:
 
 
 def prediction_of(row: dict[str, Any], bits: str) -> Prediction:
-    spec = with_overrides(spec_from_dict(row["spec"], origin=row["name"]), [f"artifact.matrix_bits={bits}"])
+    spec = with_overrides(stored_spec(row["spec"], origin=row["name"]), [f"artifact.matrix_bits={bits}"])
     return predict_artifact_bytes(spec, row["steps"])
 
 

@@ -1,0 +1,23 @@
+"""The data section: which text is trained on, which is scored."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.spec.base import Section
+
+
+class DataSpec(Section):
+    """Datasets by name (`bytetwin data list`). `builtin` needs no network: text of the Python library."""
+
+    train: str = Field("builtin", min_length=1, description="dataset whose `train` split is trained on")
+    heldout: str = Field(
+        "builtin", min_length=1, description="dataset whose `heldout` split is scored and never trained on"
+    )
+    selection_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="fraction at the end of the training text, cut at a document start, that is held back from "
+        "training; choices between runs, such as the weights of a soup, are made on it",
+    )
