@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from shared.errors import RunError
 
@@ -18,7 +17,9 @@ def compiled(function: Callable, what: str) -> Callable:
     it, and by default runs every further one uncompiled with a line in the log: half as fast, or slower. Here the call
     raises RunError instead.
     """
+    # torch imports its compiler here, and not before: that takes longer than the rest of torch.
     compiles = torch.compile(function)
+    from torch._dynamo.exc import FailOnRecompileLimitHit
 
     def call(*args: Any) -> Any:
         # At each call, because torch's settings belong to a thread.

@@ -18,11 +18,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cuda_train import device
-from shared.engine.ranks import MAX_RANKS, TORCH_RANK, TORCH_WORLD_SIZE, OneRank, Ranks
+from shared.engine.ranks import MAX_RANKS, OneRank, Ranks
+from shared.engine.registry import ENGINES
 from shared.errors import RanksError, RunError, UserError
 from shared.ops import Ops
 from shared.optim import orthogonalise
 from shared.spec.optimizer import NSCoefficients
+
+# Where torchrun tells a process its rank, and how many there are.
+RANK, WORLD_SIZE = ENGINES["torch"].rank_variable, "WORLD_SIZE"
 
 # Joining takes seconds; a collective of a step less. While rank 0 packs, the others wait for its next word.
 CONNECT_TIMEOUT = timedelta(seconds=60)
@@ -76,8 +80,8 @@ def connect() -> Ranks:
 
     Raises UserError where they are too many, cannot reach each other, or run on different devices.
     """
-    world_size = int(os.environ.get(TORCH_WORLD_SIZE, "1"))
-    if world_size == 1 or TORCH_RANK not in os.environ:
+    world_size = int(os.environ.get(WORLD_SIZE, "1"))
+    if world_size == 1 or RANK not in os.environ:
         return OneRank()
     if world_size > MAX_RANKS:
         raise UserError(f"{world_size} ranks: at most {MAX_RANKS} are allowed")
@@ -133,7 +137,7 @@ def _initialise() -> None:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).strip().splitlines()[0]
-        raise RunError(f"rank {os.environ[TORCH_RANK]} cannot join the others at {where}: {reason}") from None
+        raise RunError(f"rank {os.environ[RANK]} cannot join the others at {where}: {reason}") from None
 
 
 def check_alike(ranks: Ranks) -> None:

@@ -235,7 +235,6 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     return (weights[..., None] * values).sum(dim=2).reshape(q.shape).to(q.dtype)
 
 
-@torch.compiler.assume_constant_result
 def rotation_table(positions: int, half: int, base: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """cos and sin of the RoPE angles, [2, positions, 1, half] in `dtype`, made once in float64 on the host.
 
@@ -243,6 +242,11 @@ def rotation_table(positions: int, half: int, base: float, dtype: torch.dtype, d
     anew for every head of every position, on GPUs where they are up to 64 times slower than float32.
     """
     return _cached_rotation_table(positions, half, base, dtype, device)
+
+
+# All that torch.compiler.assume_constant_result does. To call it would import torch's compiler, which takes longer than
+# the rest of torch, for those too who compile nothing.
+rotation_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=32)

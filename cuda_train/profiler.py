@@ -11,15 +11,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from cuda_train import device
 from shared.engine.protocol import Engine
+from shared.engine.step_profiler import Cost, costs_by_name
 from shared.files import TEMPORARY_SUFFIX
-from shared.training.profiling import Cost, costs_by_name
 
 # Longer kernel names are template arguments.
 NAME_LENGTH = 90
 
 
 class TorchProfiler:
-    """Watches the whole process between start and stop. See shared.training.profiling.StepProfiler."""
+    """Watches the whole process between start and stop. See shared.engine.step_profiler.StepProfiler."""
 
     def __init__(self) -> None:
         self._on_gpu = device.on_gpu()

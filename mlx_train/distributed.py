@@ -8,8 +8,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.utils import average_gradients
 
-from shared.engine.ranks import MLX_RANK, OneRank, Ranks
+from shared.engine.ranks import OneRank, Ranks
+from shared.engine.registry import ENGINES
 from shared.errors import RunError
+
+# Where mlx.launch tells a process its rank.
+RANK = ENGINES["mlx"].rank_variable
 
 
 class MLXRanks:
@@ -36,13 +40,13 @@ class MLXRanks:
 
 def connect() -> Ranks:
     """The processes that mlx.launch started with this one, or this one alone. Raises RunError."""
-    if MLX_RANK not in os.environ:
+    if RANK not in os.environ:
         return OneRank()
     try:
         group = mx.distributed.init(strict=True, backend="ring")
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise RunError(f"rank {os.environ[MLX_RANK]} cannot reach the other ranks: {reason}") from None
+        raise RunError(f"rank {os.environ[RANK]} cannot reach the other ranks: {reason}") from None
     return MLXRanks(group) if group.size() > 1 else OneRank()
 
 

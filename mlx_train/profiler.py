@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_train import device
 from shared.engine.protocol import Engine
-from shared.training.profiling import Cost, costs_by_name, write_trace
+from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 
 # Methods of mlx_train.engine.TrainingEngine that are phases of `train_step`, and what they do. What a step does
 # outside of them is "gradient norm and checks".
@@ -29,7 +29,7 @@ STEP = "train_step"
 
 
 class MLXProfiler:
-    """Times one engine's phases between start and stop. See shared.training.profiling.StepProfiler."""
+    """Times one engine's phases between start and stop. See shared.engine.step_profiler.StepProfiler."""
 
     measured = "time of the phases of a step; MLX does not time operations"
 

@@ -1,6 +1,6 @@
 """What counts against the limit of bytes, and how close the codes are to their entropy (docs/techniques.md 1.1).
 
-Counted code is every source file of the packages `shared`, `mlx_train`, `cuda_train` and `data` as it lies
+Counted code is every source file of the packages `shared` and `data` and of every engine's package as it lies
 on disk, uncompressed: Python, TOML, and C++, CUDA or Metal kernels. Not counted are tests, datasets and
 caches, as they are not needed to run the model. That is the strict reading: one engine would be enough to
 score an artifact, and other entrants count a minified and compressed script.
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.engine.registry import ENGINES
 from shared.errors import ArtifactError
 
-CODE_PACKAGES = ("shared", "mlx_train", "cuda_train", "data")
+CODE_PACKAGES = ("shared", *(engine.package for engine in ENGINES.values()), "data")
 CODE_SUFFIXES = (".py", ".toml", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".metal")
 NOT_CODE = ("tests", "datasets", "__pycache__")
 

@@ -24,9 +24,6 @@ from shared.spec import spec_id
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
 
-NAME = "audit"
-HELP = "is the score honest? Leak and accounting tests; status 1 if one fails"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN|ARTIFACT|SPEC, what text to use, and --full."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
+from shared.engine.registry import ENGINES
 from shared.spec import Spec, load_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,7 @@ class CommandResult:
 
 
 class Command(Protocol):
-    """A module of shared.cli that holds one command."""
-
-    NAME: str
-    HELP: str
+    """A module of shared.cli that holds one command. Its name and help are in shared.cli.main."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
@@ -37,6 +36,9 @@ class Command(Protocol):
 
 def console() -> Console:
     """The console for people: stderr, so that stdout can carry one JSON document."""
+    # A command that prints no more than `spec` does need not wait for rich.
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False)
 
 
@@ -65,5 +67,6 @@ def spec_from_arguments(args: argparse.Namespace) -> Spec:
 
 def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False) -> None:
     """--engine; with `oracle` the NumPy float64 oracle is a choice too."""
-    choices = ["mlx", "torch", *(["numpy"] if oracle else [])]
-    parser.add_argument("--engine", choices=choices, help="default: the first that is installed, mlx before torch")
+    choices = [*ENGINES, *(["numpy"] if oracle else [])]
+    order = " before ".join(ENGINES)
+    parser.add_argument("--engine", choices=choices, help=f"default: the first that is installed, {order}")

@@ -8,9 +8,6 @@ from shared.cli.command import CommandResult, console
 from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
 from shared.study.scored_run import find_scored_runs
 
-NAME = "compare"
-HELP = "hold finished runs against a baseline: mean, deviation, paired difference and its interval over seeds"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN... and what every comparison asks."""

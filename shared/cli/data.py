@@ -21,9 +21,6 @@ from data.manifest import Manifest
 from shared.cli.command import CommandResult, console
 from shared.errors import DataError
 
-NAME = "data"
-HELP = "list, build, import, download and verify datasets"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands list, build, import, download and verify."""

@@ -15,9 +15,6 @@ from shared.files import write_atomically
 from shared.runs.target import RUNS, find_run
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
 
-NAME = "fit"
-HELP = "fit bpb = c + a T^-alpha to the validations of runs at constant learning rate; writes JSON for preflight --fit"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN..., --out and --symbols."""

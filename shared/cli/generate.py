@@ -12,9 +12,6 @@ from shared.runs.target import load_trained
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.spec import spec_id
 
-NAME = "generate"
-HELP = "sample text from a run or an artifact"
-
 # Everything a terminal could take for a command, apart from tab and line feed.
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd")
 

@@ -7,42 +7,61 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
-from shared.cli.command import Command, CommandResult, console
+from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
 from shared.errors import RanksError, UserError
+from shared.imports import import_by_name
 
-COMMANDS = (
-    "train",
-    "parity",
-    "preflight",
-    "pack",
-    "score",
-    "audit",
-    "generate",
-    "sweep",
-    "compare",
-    "soup",
-    "fit",
-    "data",
-    "tokenizer",
-    "prepare",
-    "record",
-    "spec",
-)
+if TYPE_CHECKING:
+    from shared.cli.command import Command
+
+# What `bytetwin --help` prints. A command's module is imported when it is asked for: all of them take a second.
+COMMANDS = {
+    "train": "train a spec, pack the weights and score the artifact; exit status 130 or 143 after a signal",
+    "parity": "prove that NumPy, MLX and torch compute the same model, gradients, updates, loss curve and artifact",
+    "preflight": (
+        "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"
+    ),
+    "pack": "quantise and compress the weights of a run into its artifact",
+    "score": (
+        "bits per byte of a run or artifact on held-out text, under a stated protocol. The score of a finished "
+        "run's artifact on all its text, with its stride and engine, replaces score.json of the run; --output "
+        "keeps any other"
+    ),
+    "audit": "is the score honest? Leak and accounting tests; status 1 if one fails",
+    "generate": "sample text from a run or an artifact",
+    "sweep": (
+        "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"
+    ),
+    "compare": "hold finished runs against a baseline: mean, deviation, paired difference and its interval over seeds",
+    "soup": "mix the weights of several runs of one spec into an artifact and score it",
+    "fit": (
+        "fit bpb = c + a T^-alpha to the validations of runs at constant learning rate; writes JSON for preflight --fit"
+    ),
+    "data": "list, build, import, download and verify datasets",
+    "tokenizer": "train SentencePiece tokenizers, list them, encode datasets with them",
+    "prepare": "download, and encode, the datasets of a spec that are not on disk yet",
+    "record": (
+        "write a record folder of finished runs: README, submission.json, and each seed's spec, artifact and score"
+    ),
+    "spec": "print the resolved spec with parameter counts by group, the presets, or the JSON Schema",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
-    parser, commands = _parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        result = commands[args.command].run(args)
+        parser, command = _parser(words)
+        args = parser.parse_args(words)
+        assert command is not None, "the parser ends the process where no command is named"
+        result = command.run(args)
         if args.json and result.document is not None:
             print(json.dumps(result.document, indent=2, sort_keys=True), flush=True)
         return result.status
@@ -66,29 +85,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"rank {own_rank()}: {type(error).__name__}: {error}", status=1)
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
+    """The parser of a command line, which knows the arguments of the command named in it, and that command."""
     parser = argparse.ArgumentParser(
         prog="bytetwin",
         description="Train small language models to a byte budget: the same experiment on MLX and on CUDA.",
     )
+    parser.add_argument("--version", action="version", version=f"bytetwin {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands: dict[str, Command] = {}
-    for name in COMMANDS:
-        command: Command = importlib.import_module(f"shared.cli.{name}")
-        subparser = subparsers.add_parser(name, help=command.HELP, description=command.HELP)
-        subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        command.configure(subparser)
-        commands[name] = command
-    return parser, commands
+    # No option before the command takes a value.
+    named = next((word for word in words if not word.startswith("-")), None)
+    command: Command | None = None
+    for name, purpose in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose)
+        if name == named:
+            command = cast("Command", import_by_name(f"shared.cli.{name}"))
+            subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+            command.configure(subparser)
+    return parser, command
 
 
 def _fail(message: str, status: int = 2) -> int:
+    # Here, because rich is not needed where nothing fails.
+    from shared.cli.command import console
+
     let_rank_0_speak()
     console().print(f"bytetwin: {message}", style="red", markup=False, soft_wrap=True)
     return status
 
-
-__all__ = ["Command", "CommandResult", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,9 +19,6 @@ from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_arti
 from shared.scoring.document import read_score
 from shared.spec import Spec, with_overrides
 
-NAME = "pack"
-HELP = "quantise and compress the weights of a run into its artifact"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN, --output, --weights and --set."""

@@ -7,9 +7,6 @@ import argparse
 from shared.cli.command import CommandResult, add_spec_arguments, console, spec_from_arguments
 from shared.parity import DEFAULT_STEPS, print_report, run_parity
 
-NAME = "parity"
-HELP = "prove that NumPy, MLX and torch compute the same model, gradients, updates, loss curve and artifact"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set, --steps and --seq-len."""

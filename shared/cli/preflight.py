@@ -15,16 +15,12 @@ from shared.cli.command import (
     console,
     spec_from_arguments,
 )
-from shared.engine.device_facts import device_facts
-from shared.engine.package import available_engines
+from shared.engine.package import engine_package
 from shared.errors import UserError
 from shared.files import write_atomically
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.run import check_row_names
 from shared.runs.scaling_curve import read_curve
-
-NAME = "preflight"
-HELP = "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +60,9 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.record and not args.record.parent.is_dir():
         raise UserError(f"--record {args.record}: the folder {args.record.parent} does not exist")
     engine = args.engine or preferred_engine()
-    if engine not in available_engines():
-        installed = ", ".join(available_engines()) or "none"
-        raise UserError(f"engine {engine!r} needs a package that is not installed; installed: {installed}")
-    ranks = args.nodes * _all_gpus(engine) if args.ranks is None else args.ranks
+    facts = engine_package(engine).device_facts()
+    gpus = len(facts.names) if facts.kind == "gpu" else 1
+    ranks = args.nodes * gpus if args.ranks is None else args.ranks
     question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes, args.as_trained)
     out = console()
     with out.status("preflight") as status:
@@ -77,12 +72,6 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.record:
         write_atomically(args.record, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
     return CommandResult(document, status=0 if report.go else 1)
-
-
-def _all_gpus(engine: str) -> int:
-    """As many ranks as there are GPUs in this machine, 1 on a CPU."""
-    facts = device_facts(engine)
-    return len(facts.names) if facts.kind == "gpu" else 1
 
 
 def _dollars(text: str) -> float:

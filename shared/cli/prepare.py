@@ -15,9 +15,6 @@ from shared.cli.command import CommandResult, add_spec_arguments, console, spec_
 from shared.cli.data import download, measure_heldout
 from shared.cli.tokenizer import encode
 
-NAME = "prepare"
-HELP = "download, and encode, the datasets of a spec that are not on disk yet"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set and --shards."""

@@ -21,8 +21,6 @@ from shared.study.record import (
 )
 from shared.study.record_text import default_blurb, readme
 
-NAME = "record"
-HELP = "write a record folder of finished runs: README, submission.json, and each seed's spec, artifact and score"
 RECORDS = Path("records")
 
 

@@ -23,12 +23,6 @@ from shared.scoring.evaluate import evaluate, with_compressors
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
 
-NAME = "score"
-HELP = (
-    "bits per byte of a run or artifact on held-out text, under a stated protocol. The score of a finished run's "
-    "artifact on all its text, with its stride and engine, replaces score.json of the run; --output keeps any other"
-)
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN|ARTIFACT and what to score it on."""

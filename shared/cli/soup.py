@@ -24,9 +24,6 @@ from shared.scoring.overlap import check_selection
 from shared.study.soup import RECIPES, Selection, Soup, check_members, make_measure, make_soup, open_selection
 from shared.training.run_data import check_target_data
 
-NAME = "soup"
-HELP = "mix the weights of several runs of one spec into an artifact and score it"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN..., --recipe, --weights, --output and what to score on."""

@@ -17,9 +17,6 @@ from shared.model import auxiliary_parameters, parameter_counts
 from shared.spec import Spec, json_schema, load_spec, preset_names, spec_id, spec_to_dict, spec_to_toml
 from shared.spec.load import PRESETS
 
-NAME = "spec"
-HELP = "print the resolved spec with parameter counts by group, the presets, or the JSON Schema"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare SPEC, --set, --schema and --list."""

@@ -24,8 +24,6 @@ from shared.study.scored_run import read_scored_run
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
 
-NAME = "sweep"
-HELP = "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"
 DOCUMENT_FILE = "sweep.json"
 
 

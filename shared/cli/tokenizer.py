@@ -17,9 +17,6 @@ from shared.cli.command import CommandResult, console
 from shared.cli.data import add_action, datasets_table, describe_dataset, measure_heldout, transfer_bar
 from shared.cli.scoring import positive
 
-NAME = "tokenizer"
-HELP = "train SentencePiece tokenizers, list them, encode datasets with them"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands train, encode and list."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +19,9 @@ from shared.cli.command import (
     spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine.package import ENGINE_PACKAGES, available_engines, connect_ranks
+from shared.engine.package import available_engines, engine_package
 from shared.engine.ranks import is_launched
+from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
 from shared.study.record import SeedResult, finished_with
@@ -30,9 +30,6 @@ from shared.training.profiling import Profile, ProfileRequest, print_profile
 from shared.training.run import RunResult, follow_run, train_run
 from shared.views.console import make_observer
 from shared.views.report.stages import stages_text
-
-NAME = "train"
-HELP = "train a spec, pack the weights and score the artifact; exit status 130 or 143 after a signal"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.ranks is not None and not is_launched():
         return _launch(args)
     engine_name = args.engine or default_training_engine()
-    ranks = connect_ranks(engine_name)
+    ranks = engine_package(engine_name).connect()
     if ranks.rank > 0:
         follow_run(spec, engine_name, ranks)
         return CommandResult(None)
@@ -93,21 +90,20 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 def _launch(args: argparse.Namespace) -> CommandResult:
     """Train with several processes; rank 0 prints what this command would, its document too."""
-    if args.engine == "mlx":
-        raise UserError("--ranks starts processes of the torch engine; for MLX use mlx.launch")
-    try:
-        launcher = importlib.import_module(f"{ENGINE_PACKAGES['torch']}.launch")
-    except ModuleNotFoundError as error:
-        raise UserError(f"--ranks needs the package {error.name}, which is not installed") from None
-    ranks = launcher.resolve_ranks(args.ranks)
-    return CommandResult(None, launcher.launch(_words(args, args.run, args.resume), ranks, args.port))
+    able = next(name for name, engine in ENGINES.items() if not engine.launcher)
+    name = args.engine or able
+    if launcher := ENGINES[name].launcher:
+        raise UserError(f"--ranks starts processes of the {able} engine; for engine {name} use {launcher}")
+    launch = engine_package(name).launch
+    assert launch is not None, name
+    return CommandResult(None, launch(_words(args, args.run, args.resume), args.ranks, args.port))
 
 
 def default_training_engine() -> str:
     """The preferred engine that is installed."""
     names = available_engines()
     if not names:
-        raise UserError(f"training needs an engine and none is installed; engines: {', '.join(ENGINE_PACKAGES)}")
+        raise UserError(f"training needs an engine and none is installed; install the extra {ENGINE_EXTRAS}")
     return names[0]
 
 

@@ -1,20 +1,16 @@
-"""What an engine runs on, as plain values: each engine's `device.device_facts()` returns a DeviceFacts."""
+"""What an engine runs on, as plain values: `device_facts()` of each EnginePackage returns a DeviceFacts."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
-
-from shared.engine.package import ENGINE_PACKAGES
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -29,7 +25,7 @@ PROBE_SIZE = 512
 class DeviceFacts:
     """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
     has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
-    matrices there, as the engine's `device.float32_products()` says. `driver` is empty where there is none.
+    matrices there, as `float32_products()` of the engine's package says. `driver` is empty where there is none.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -45,17 +41,6 @@ class DeviceFacts:
     def alike(self) -> bool:
         """Whether all devices have one name."""
         return len(set(self.names)) == 1
-
-
-def device_facts(engine: str) -> DeviceFacts:
-    """The facts of an installed engine's devices."""
-    facts: DeviceFacts = device_module(engine).device_facts()
-    return facts
-
-
-def device_module(engine: str) -> ModuleType:
-    """The engine's `device` module, found by name as shared imports no engine."""
-    return importlib.import_module(f"{ENGINE_PACKAGES[engine]}.device")
 
 
 def multiplied(product: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Multiplied:

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from shared.engine.device_facts import DeviceFacts, Multiplied
 from shared.engine.oracle import Oracle
 from shared.engine.protocol import Engine, Scorer, Weights
 from shared.engine.ranks import OneRank, Ranks
+from shared.engine.registry import ENGINES
+from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
+from shared.imports import import_by_name
 from shared.model import Forward, forward
+from shared.ops import Ops
 from shared.spec import Spec
 
-ENGINE_PACKAGES: dict[str, str] = {"mlx": "mlx_train", "torch": "cuda_train"}
+
+@dataclass(frozen=True)
+class EnginePackage:
+    """What an engine gives everything else: the twin table of the README as code.
+
+    Each engine fills one in, as PACKAGE in module `package` of its own package.
+    """
+
+    # An engine for a spec, without weights yet.
+    create: Callable[[Spec, Forward, Ranks], Engine]
+    # The operations of the model on the engine's default device.
+    make_ops: Callable[[], Ops]
+    device_facts: Callable[[], DeviceFacts]
+    # How this process multiplies float32 matrices now.
+    float32_products: Callable[[], Multiplied]
+    # Operations per second of large matrix products in float32 or bfloat16.
+    matrix_product_flops_per_s: Callable[[str], float]
+    # The processes that a launcher started together with this one, or this one alone. Raises UserError.
+    connect: Callable[[], Ranks]
+    make_profiler: Callable[[Engine], StepProfiler]
+    # Trains with several processes: (command line after `train`, --ranks, --port) to an exit status. None where the
+    # engine's registration names another launcher.
+    launch: Callable[[Sequence[str], str, int | None], int] | None = None
 
 
 def available_engines() -> list[str]:
-    """Names of the engines whose framework can be imported here, in the order they are preferred."""
-    return [name for name in ENGINE_PACKAGES if _import_engine(name) is not None]
+    """Names of the engines whose framework is installed, in the order they are preferred. None is imported."""
+    return [name for name, engine in ENGINES.items() if _is_installed(engine.framework)]
+
+
+def engine_package(name: str) -> EnginePackage:
+    """Import an engine, and no other. Raises UserError for an unknown name or a framework that is not installed."""
+    if name not in ENGINES:
+        raise UserError(f"no engine {name!r}; engines: {', '.join(ENGINES)}")
+    engine = ENGINES[name]
+    if not _is_installed(engine.framework):
+        installed = ", ".join(available_engines()) or "none"
+        raise UserError(
+            f"engine {name!r} needs the package {engine.distributions[0]}, which is not installed (extra "
+            f"`{engine.extra}`); engines installed: {installed}"
+        )
+    package: EnginePackage = import_by_name(f"{engine.package}.package").PACKAGE
+    return package
 
 
 def create_engine(name: str, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> Engine:
     """The named engine for a spec, without weights yet. `model` replaces the forward pass (planted bugs);
-    `ranks` is the result of `connect_ranks`, None for a process on its own.
-
-    Raises UserError for an unknown name or a framework that is not installed.
-    """
-    engine: Engine = _engine_module(name).TrainingEngine(spec, model, ranks or OneRank())
-    return engine
-
-
-def connect_ranks(name: str) -> Ranks:
-    """The processes that torchrun (torch) or mlx.launch (MLX) started together with this one, or just this one.
-
-    Raises UserError where they cannot find each other or do not fit together.
-    """
-    _engine_module(name)
-    ranks: Ranks = importlib.import_module(f"{ENGINE_PACKAGES[name]}.distributed").connect()
-    return ranks
+    `ranks` is the result of `connect`, None for a process on its own. Raises UserError as `engine_package`."""
+    return engine_package(name).create(spec, model, ranks or OneRank())
 
 
 def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
@@ -49,23 +78,9 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     return engine
 
 
-def _installed() -> str:
-    return ", ".join(available_engines()) or "none"
-
-
-def _engine_module(name: str) -> ModuleType:
-    if name not in ENGINE_PACKAGES:
-        raise UserError(f"no engine {name!r}; engines: {', '.join(ENGINE_PACKAGES)}")
-    module = _import_engine(name)
-    if module is None:
-        raise UserError(f"engine {name!r} needs a package that is not installed; installed: {_installed()}")
-    return module
-
-
-def _import_engine(name: str) -> ModuleType | None:
+def _is_installed(module: str) -> bool:
+    """Whether a module can be found. It is not imported, which takes seconds."""
     try:
-        return importlib.import_module(f"{ENGINE_PACKAGES[name]}.engine")
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("mlx", "torch"):
-            return None
-        raise
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -10,8 +10,6 @@ import numpy as np
 from shared.engine.ranks import Ranks
 from shared.spec import Spec
 
-EngineName = Literal["mlx", "torch"]
-
 Weights = Mapping[str, np.ndarray]
 WeightsKind = Literal["trained", "averaged"]
 # Waits for a step that was queued and gives (mean nats per symbol, gradient norm). Raises NonFiniteError.

@@ -10,14 +10,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+from shared.engine.registry import ENGINES
+
+if TYPE_CHECKING:
+    # Every command line imports this module, also one that ends before it needs an array.
+    import numpy as np
 
 MAX_RANKS = 64
 
-# Where torchrun and mlx.launch tell a process its rank, and torchrun how many there are.
-TORCH_RANK, TORCH_WORLD_SIZE, MLX_RANK = "RANK", "WORLD_SIZE", "MLX_RANK"
+# Where the launchers tell a process its rank.
+RANK_VARIABLES = [engine.rank_variable for engine in ENGINES.values()]
 PATIENCE_S = 5.0
 
 
@@ -51,12 +55,12 @@ class OneRank:
 
 def own_rank() -> int:
     """This process's rank as its launcher has set it; 0 for a process on its own."""
-    return next((int(os.environ[name]) for name in (TORCH_RANK, MLX_RANK) if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
 
 
 def is_launched() -> bool:
-    """Whether torchrun or mlx.launch started this process."""
-    return TORCH_RANK in os.environ or MLX_RANK in os.environ
+    """Whether torchrun, mlx.launch or the like started this process."""
+    return any(name in os.environ for name in RANK_VARIABLES)
 
 
 def killer_in_words(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,8 +11,9 @@ import numpy as np
 
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, available_engines
+from shared.engine.package import available_engines, engine_package
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINE_EXTRAS
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
@@ -69,7 +69,7 @@ def run_parity(
     small, reductions = reduced_spec(spec, steps, seq_len)
     engines = {name: synthetic_engine(name, small) for name in available_engines()}
     if not engines:
-        raise UserError("nothing to compare: no engine is installed; install the extra `mlx` or `cuda`")
+        raise UserError(f"nothing to compare: no engine is installed; install the extra {ENGINE_EXTRAS}")
     loader = synthetic_loader(small, TEXT_SEED)
     bench = Bench(
         small, engines, comparison_weights(small, WEIGHTS_SEED), [loader.batch(step) for step in range(steps)]
@@ -102,8 +102,7 @@ def make_ops(name: str) -> Ops:
     """The operations of an implementation: `numpy`, or an engine."""
     if name == "numpy":
         return NumpyOps()
-    ops: Ops = importlib.import_module(f"{ENGINE_PACKAGES[name]}.ops").make_ops()
-    return ops
+    return engine_package(name).make_ops()
 
 
 def _initial_weights(bench: Bench) -> list[Row]:

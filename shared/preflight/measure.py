@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.engine.device_facts import Multiplied, device_facts, device_module, peak_resident_bytes
+from shared.engine.device_facts import Multiplied, peak_resident_bytes
+from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
@@ -93,8 +94,8 @@ def measure_step(spec: Spec, engine: str, rows: int, passes: float) -> StepMeasu
 
 def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> StepMeasurement:
     """Measure in this process. Raises what the engine raises."""
-    engine = synthetic_engine(engine_name, spec)
-    on_gpu = device_facts(engine_name).kind == "gpu"
+    engine, package = synthetic_engine(engine_name, spec), engine_package(engine_name)
+    on_gpu = package.device_facts().kind == "gpu"
     peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
     engine.initialise(synthetic_start(spec))
     engine.synchronise()
@@ -129,8 +130,8 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         peak_bytes=peak_bytes,
         scored_bytes=peak() if on_gpu else peak_bytes,
         nats=nats,
-        product_flops_per_s=device_module(engine_name).matrix_product_flops_per_s(products),
-        float32_products=device_module(engine_name).float32_products(),
+        product_flops_per_s=package.matrix_product_flops_per_s(products),
+        float32_products=package.float32_products(),
     )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.engine.device_facts import DeviceFacts, device_facts
-from shared.engine.package import available_engines
+from shared.engine.device_facts import DeviceFacts
+from shared.engine.package import available_engines, engine_package
 from shared.engine.ranks import MAX_RANKS
+from shared.engine.registry import ENGINE_EXTRAS
 from shared.errors import UserError
 from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
@@ -159,7 +160,7 @@ def prepare(question: Question) -> Bench:
 
 def _facts_for_a_rank(question: Question) -> DeviceFacts:
     """The facts of the device; of a CPU, which all ranks of its node share, with one rank's part of the free memory."""
-    facts = device_facts(question.engine)
+    facts = engine_package(question.engine).device_facts()
     return facts if facts.kind == "gpu" else replace(facts, free_bytes=facts.free_bytes // question.ranks_per_node)
 
 
@@ -167,8 +168,8 @@ def preferred_engine() -> str:
     """The first installed engine that has a GPU here, else the first installed. Raises UserError if none is."""
     names = available_engines()
     if not names:
-        raise UserError("preflight needs an engine and none is installed; install the extra `mlx` or `cuda`")
-    return next((name for name in names if device_facts(name).kind == "gpu"), names[0])
+        raise UserError(f"preflight needs an engine and none is installed; install the extra {ENGINE_EXTRAS}")
+    return next((name for name in names if engine_package(name).device_facts().kind == "gpu"), names[0])
 
 
 def check_row_names(names: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from shared.artifact.budget import code_bytes
+from shared.artifact.budget import CODE_PACKAGES, code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
 from shared.preflight.question import Bench
 from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
@@ -47,7 +47,7 @@ def artifact_row(bench: Bench) -> Row:
 def code_row(bench: Bench) -> Row:
     """The source files that count against the limit."""
     code, limit = code_bytes(), bench.spec.budget.total_bytes
-    how = "source files of shared, mlx_train, cuda_train and data as they lie on disk, uncompressed"
+    how = f"source files of {', '.join(CODE_PACKAGES)} as they lie on disk, uncompressed"
     figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
     return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
 

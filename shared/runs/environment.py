@@ -12,20 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shared.engine.device_facts import device_module
+from shared.engine.package import engine_package
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 
 PACKAGES = (
     "bytetwin",
     "numpy",
-    "mlx",
-    "torch",
+    *(name for engine in ENGINES.values() for name in engine.distributions),
     "pydantic",
     "safetensors",
     "brotli",
     "zstandard",
     "sentencepiece",
-    "ngsolve-openblas",
 )
 GIT_TIMEOUT_S = 10
 
@@ -37,7 +36,7 @@ def describe_environment(engine: Engine) -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "engine": engine.name,
         "device": engine.device_name(),
-        "float32_products": device_module(engine.name).float32_products(),
+        "float32_products": engine_package(engine.name).float32_products(),
         "ranks": engine.ranks.world_size,
         "python": platform.python_version(),
         "platform": platform.platform(),

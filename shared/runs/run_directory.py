@@ -18,33 +18,16 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError
 from shared.files import write_atomically
-from shared.spec import Spec, read_stored_spec, spec_to_dict, spec_to_toml
+from shared.spec import Spec, read_stored_spec, spec_to_toml
+from shared.spec.difference import first_difference, free_in_run
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-# Fields that may differ when a run is resumed: they say how it is watched, stored and scored, or how a batch
-# is cut to fit a machine, not what is learned from what. Sections are named whole.
-FREE_FIELDS = frozenset(
-    {
-        "name",
-        "artifact",
-        "evaluation",
-        "budget",
-        "training.micro_batch_symbols",
-        "training.memory_limit_bytes",
-        "training.compile",
-        "training.log_every_steps",
-        "training.val_every_steps",
-        "training.checkpoint_every_steps",
-        "training.keep_checkpoints",
-    }
-)
 
 
 class RunDirectory:
@@ -163,31 +146,12 @@ def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, 
 
 def check_same_training(stored: Spec, given: Spec, where: str) -> None:
     """Raise RunError naming the first field in which two specs train something different."""
-    stored_fields, given_fields = (dict(flatten(spec_to_dict(spec))) for spec in (stored, given))
-    for key, value in stored_fields.items():
-        if value != given_fields[key] and not _is_free(stored, key):
-            raise RunError(
-                f"{where} was started with {key} = {value!r}, now it is {given_fields[key]!r}: "
-                "resume with the same spec or start another run"
-            )
-
-
-def _is_free(spec: Spec, key: str) -> bool:
-    """Whether a field may differ when a run of this spec is resumed."""
-    if key == "artifact.matrix_bits" and spec.training.loss.code_entropy.weight:
-        return False  # its codes are those of the loss
-    if key == "training.qat.bits" and spec.training.qat.form == "off":
-        return True
-    return key in FREE_FIELDS or key.split(".")[0] in FREE_FIELDS
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested sections as (`section.key`, value)."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    found = first_difference(stored, given, free_in_run(stored))
+    if found is not None:
+        raise RunError(
+            f"{where} was started with {found.key} = {found.first!r}, now it is {found.second!r}: "
+            "resume with the same spec or start another run"
+        )
 
 
 def _claim_named(path: Path, resume: bool) -> RunDirectory:

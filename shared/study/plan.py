@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shared.errors import UserError
 from shared.spec import Spec, load_spec
-from shared.study.record import SEED_KEY
+from shared.spec.difference import SEED_KEY
 
 BRACKETS = {"[": "]", "{": "}"}
 # A name of a tried change; the label of a run is the name of its folder, with the seed behind it.

@@ -23,9 +23,10 @@ from shared.artifact import read_artifact
 from shared.errors import ArtifactError, DataError, RunError
 from shared.files import sync_folder
 from shared.runs.metrics import Record, last_ending, read_records
-from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import ScoreDocument, read_score
-from shared.spec import Spec, spec_id, spec_to_dict, spec_to_toml
+from shared.spec import Spec, spec_id, spec_to_toml
+from shared.spec.difference import FREE_IN_RECORD, SEED_KEY, first_difference
 from shared.training.sources import open_training_text
 
 PREFLIGHT_FILE = "preflight.json"
@@ -40,9 +41,6 @@ KEPT_FILES = (
     "report.html",
     PREFLIGHT_FILE,
 )
-SEED_KEY = "training.seed"
-# The name of the training text. What counts is the hash of the text itself.
-TRAIN_KEY = "data.train"
 # What the public records promise (docs/techniques.md 1.1).
 LIMIT_BYTES, LIMIT_S, FEWEST_SEEDS = 16_000_000, 600.0, 3
 
@@ -160,15 +158,14 @@ def finished_with(run: RunDirectory, spec: Spec) -> SeedResult | None:
 def check_one_experiment(results: Sequence[SeedResult]) -> None:
     """Raise RunError unless the runs differ in training.seed, in that certainly, and in nothing else."""
     first = results[0]
-    expected = dict(flatten(spec_to_dict(first.spec)))
     seeds: dict[int, SeedResult] = {}
     for result in results:
-        for key, value in flatten(spec_to_dict(result.spec)):
-            if key not in (SEED_KEY, TRAIN_KEY) and expected.get(key) != value:
-                raise RunError(
-                    f"{first.run.path} has {key} = {expected.get(key)!r}, {result.run.path} has {value!r}: "
-                    f"the runs of a record differ in {SEED_KEY} only"
-                )
+        found = first_difference(first.spec, result.spec, FREE_IN_RECORD)
+        if found is not None:
+            raise RunError(
+                f"{first.run.path} has {found.key} = {found.first!r}, {result.run.path} has {found.second!r}: "
+                f"the runs of a record differ in {SEED_KEY} only"
+            )
         if result.train_text != first.train_text:
             raise RunError(
                 f"{first.run.path} was trained on {first.spec.data.train} with sha256 {first.train_text[:16]}, "

@@ -15,11 +15,10 @@ import numpy as np
 
 from shared.errors import UserError
 from shared.runs.metrics import Record, read_records
-from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.run_directory import RunDirectory
 from shared.runs.scaling_curve import ScalingCurve
-from shared.spec import Spec, spec_to_dict
-from shared.study.record import TRAIN_KEY
-from shared.study.scored_run import FREE_KEYS
+from shared.spec import Spec
+from shared.spec.difference import FREE_ON_CURVE, first_difference
 
 FEWEST_POINTS = 5
 # The grid over min(bpb) - c: logarithmic, this wide at first, then refined around the best value.
@@ -146,23 +145,14 @@ def run_points(run: RunDirectory) -> list[Point]:
 
 def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
     """Raise UserError unless the runs train one spec that may differ in seed and length."""
-    free = FREE_KEYS | {
-        TRAIN_KEY,
-        "training.steps",
-        "training.time_limit_s",
-        "training.reserve_s",
-        "schedule.driver",
-        "schedule.warmdown_frac",
-    }
     first_run, first = runs[0]
-    expected = dict(flatten(spec_to_dict(first)))
     for run, spec in runs[1:]:
-        for key, value in flatten(spec_to_dict(spec)):
-            if key not in free and expected.get(key) != value:
-                raise UserError(
-                    f"{first_run.path} has {key} = {expected.get(key)!r}, {run.path} has {value!r}: "
-                    "one curve belongs to one spec, apart from seed and length"
-                )
+        found = first_difference(first, spec, FREE_ON_CURVE)
+        if found is not None:
+            raise UserError(
+                f"{first_run.path} has {found.key} = {found.first!r}, {run.path} has {found.second!r}: "
+                "one curve belongs to one spec, apart from seed and length"
+            )
         if run.read_train_text() != first_run.read_train_text():
             raise UserError(
                 f"{first_run.path} was trained on {first.data.train} with sha256 {first_run.read_train_text()[:16]}, "

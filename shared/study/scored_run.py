@@ -8,24 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.runs.run_directory import RunDirectory, flatten
+from shared.runs.run_directory import RunDirectory
 from shared.runs.target import RUNS, find_run
 from shared.scoring.document import ScoreDocument
 from shared.scoring.documents import DocumentScores, read_document_scores
-from shared.spec import spec_to_dict
-from shared.study.record import SEED_KEY, TRAIN_KEY, read_result
-
-# Fields that two runs of one experiment may differ in: the seed, and how a run is watched and stored.
-FREE_KEYS = frozenset(
-    {
-        "name",
-        SEED_KEY,
-        "training.log_every_steps",
-        "training.val_every_steps",
-        "training.checkpoint_every_steps",
-        "training.keep_checkpoints",
-    }
-)
+from shared.spec.difference import FREE_IN_EXPERIMENT, fields
+from shared.study.record import read_result
 
 
 @dataclass(frozen=True)
@@ -106,14 +94,13 @@ def read_scored_run(run: RunDirectory) -> ScoredRun:
     """Read a finished run back. Raises RunError if it is not finished or its files contradict each other."""
     result = read_result(run)
     spec, score = result.spec, result.score
-    fields = {key: value for key, value in flatten(spec_to_dict(spec)) if key not in FREE_KEYS | {TRAIN_KEY}}
     documents = read_document_scores(
         run.documents_path, documents=score.documents, num_bytes=score.bytes, nats=score.nats
     )
     return ScoredRun(
         path=run.path,
         spec_name=spec.name,
-        fields=fields,
+        fields=fields(spec, FREE_IN_EXPERIMENT),
         train_name=spec.data.train,
         train_text=result.train_text,
         seed=spec.training.seed,

@@ -9,38 +9,26 @@ Then it only passes calls on. The loop knows nothing of it, and the numbers of t
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from shared.engine.leader import LeadingEngine
-from shared.engine.package import ENGINE_PACKAGES
+from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, StepResult
+from shared.engine.step_profiler import Cost, StepProfiler
 from shared.errors import UserError
-from shared.files import write_atomically
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
 SKIPPED_STEPS = 3
 LARGEST = 10
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One kind of work: its own time over all traced steps, and its share of the time of all kinds."""
-
-    name: str
-    calls: int
-    seconds: float
-    share_frac: float
 
 
 @dataclass(frozen=True)
@@ -58,26 +46,10 @@ class Profile:
         return {**asdict(self), "trace_path": str(self.trace_path)}
 
 
-class StepProfiler(Protocol):
-    """An engine's way to watch itself: module `profiler` of its package, `make_profiler(engine)`."""
-
-    measured: str
-
-    def start(self, trace_path: Path) -> None:
-        """Watch from now on. All queued work is done."""
-        ...
-
-    def stop(self) -> list[Cost]:
-        """Watch no longer, write the trace, return the cost of every kind of work. All queued work is done."""
-        ...
-
-
 def make_profiler(engine: Engine) -> StepProfiler:
     """The profiler of an engine's package, for what this process does: rank 0's own share."""
     engine = engine.engine if isinstance(engine, LeadingEngine) else engine
-    module = importlib.import_module(f"{ENGINE_PACKAGES[engine.name]}.profiler")
-    profiler: StepProfiler = module.make_profiler(engine)
-    return profiler
+    return engine_package(engine.name).make_profiler(engine)
 
 
 @dataclass(frozen=True)
@@ -174,24 +146,6 @@ class ProfiledEngine:
         if steps:
             step_s = seconds / steps
             self._report(Profile(self._trace_path, steps, step_s, self._profiler.measured, tuple(largest)))
-
-
-def costs_by_name(spent: Mapping[str, tuple[int, float]]) -> list[Cost]:
-    """Costs, largest first, of (calls, seconds) by name; what took no time is left out."""
-    total = sum(seconds for _, seconds in spent.values())
-    costs = [Cost(name, calls, seconds, seconds / total) for name, (calls, seconds) in spent.items() if seconds > 0.0]
-    return sorted(costs, key=lambda cost: -cost.seconds)
-
-
-def write_trace(path: Path, events: Sequence[tuple[str, float, float]]) -> None:
-    """Events (name, start in seconds, duration in seconds) of one thread, in the trace event format."""
-    first = min((start for _, start, _ in events), default=0.0)
-    records = [
-        {"name": name, "ph": "X", "pid": 0, "tid": 0, "ts": 1e6 * (start - first), "dur": 1e6 * duration}
-        for name, start, duration in events
-    ]
-    document = {"traceEvents": records, "displayTimeUnit": "ms"}
-    write_atomically(path, json.dumps(document).encode() + b"\n")
 
 
 def print_profile(console: Console, profile: Profile) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.datasets import open_split
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.engine.state import EngineState
 from shared.model import random_weights
 from shared.optim import step_hyperparameters
@@ -32,7 +33,7 @@ def trained(name: str, overrides: tuple[str, ...], steps: int = 3) -> EngineStat
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_snapshots_that_are_never_applied(name: str, ema_decay: float) -> None:
     engine = trained(name, (*SNAPSHOTS, f"training.ema_decay={ema_decay}"))
     before = engine.save_state()
@@ -50,7 +51,7 @@ def test_snapshots_that_are_never_taken() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_an_average_that_contains_the_initial_weights(name: str, decay: float) -> None:
     """With 20 steps and a decay of 0.9999 what was scored was as good as untrained: 7.99 bits per byte, not 4.51."""
     engine = trained(name, (*EAGER, f"training.ema_decay={decay}"))

@@ -10,8 +10,8 @@ import pytest
 
 import cuda_train.ops
 import mlx_train.ops
-from shared.engine.package import ENGINE_PACKAGES
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader
 from shared.model import forward
 from shared.ops import NumpyOps
@@ -75,7 +75,7 @@ def either_side(monkeypatch: pytest.MonkeyPatch, weights: Tensors, batches: list
 
 
 def plain_engines() -> dict[str, Engine]:
-    return {name: synthetic_engine(name, SPEC) for name in ENGINE_PACKAGES}
+    return {name: synthetic_engine(name, SPEC) for name in ENGINES}
 
 
 def gradients(engines: Mapping[str, Engine], weights: Tensors, x: np.ndarray) -> dict[str, Tensors]:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES
 from shared.engine.protocol import Scorer
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
@@ -124,7 +124,7 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
     if spec.vocabulary.document_start is not None:
         x[rng.random(x.shape) < DOCUMENT_STARTS_FRAC] = spec.vocabulary.document_start
 
-    engines = {name: synthetic_engine(name, spec) for name in ENGINE_PACKAGES}
+    engines = {name: synthetic_engine(name, spec) for name in ENGINES}
     for engine in engines.values():
         engine.initialise(weights)
     scorers: dict[str, Scorer] = {"numpy": Oracle(spec, weights), **engines}

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, NonFiniteError
+from shared.engine.registry import ENGINES
 from shared.errors import RunError
 from shared.model import Forward, forward, random_weights
 from shared.ops import Array, Ops
@@ -19,7 +20,7 @@ from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec
 from shared.tolerances import GRADIENT_REL, PARAMETERS_REL
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 STEPS = 3
 
 
@@ -151,7 +152,7 @@ def test_any_number_of_streams_computes_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 @every_engine
-@pytest.mark.parametrize("other", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("other", list(ENGINES))
 def test_state_passes_from_engine_to_engine_to_the_bit(name: str, other: str):
     source = started(name, tiny())
     train(source)

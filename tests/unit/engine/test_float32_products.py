@@ -16,8 +16,8 @@ import torch
 import cuda_train.engine
 from mlx_train import device as mlx_device
 from mlx_train import float32_products
-from shared.engine.device_facts import device_facts, multiplied
-from shared.engine.package import create_engine
+from shared.engine.device_facts import multiplied
+from shared.engine.package import create_engine, engine_package
 from shared.engine.state import EngineState
 from shared.engine.synthetic import synthetic_start
 from shared.errors import RunError
@@ -77,7 +77,7 @@ def test_a_product_shows_how_it_was_made() -> None:
 def test_a_cpu_multiplies_exactly_whatever_the_spec_says(engine: str, undecided: None) -> None:
     for products in ("fast", "exact", "fast"):
         create_engine(engine, tiny(products))
-        facts = device_facts(engine)
+        facts = engine_package(engine).device_facts()
         assert facts.kind == "gpu" or facts.float32_products == "float32"
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from shared.cli.main import main
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
+from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 from shared.errors import UserError
 from shared.model import random_weights
 from shared.optim import step_hyperparameters
@@ -19,16 +21,13 @@ from shared.spec import load_spec
 from shared.training.profiling import (
     LARGEST,
     SKIPPED_STEPS,
-    Cost,
     Profile,
     ProfiledEngine,
     ProfileRequest,
-    costs_by_name,
     profiled,
-    write_trace,
 )
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 
 
 def started(name: str) -> Engine:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cuda_train import distributed
-from shared.engine.package import connect_ranks
+from shared.engine.package import engine_package
 from shared.engine.ranks import OneRank
 from shared.errors import RunError, UserError
 from shared.tolerances import RANKS_LOSS_ABS
@@ -139,7 +139,7 @@ def test_too_many_ranks_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "65")
     with pytest.raises(UserError, match="65 ranks: at most 64 are allowed"):
-        connect_ranks("torch")
+        engine_package("torch").connect()
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -178,7 +178,7 @@ def test_mlx_processes_that_cannot_meet_are_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MLX_RANK", "3")
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
     with pytest.raises(RunError, match="rank 3 cannot reach the other ranks"):
-        connect_ranks("mlx")
+        engine_package("mlx").connect()
 
 
 def rank_processes(launcher: int) -> list[int]:

@@ -13,8 +13,9 @@ from shared.artifact.predict import predict_artifact_bytes
 from shared.cli.spec import spec_text, training_only_count
 from shared.engine.flops import newton_schulz_flops, training_flops
 from shared.engine.microbatch import activation_bytes_per_row
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError, SpecError
 from shared.model import (
@@ -54,7 +55,7 @@ from shared.tolerances import (
 )
 from tests.implementations import OPS, assert_close, every_implementation, normal, run
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 TERMS = {
     "multi_symbol": ["training.loss.multi_symbol.weights=[0.5,0.25]"],
     "embed_prediction": ["training.loss.embed_prediction.weight=0.1", "training.loss.embed_prediction.symbols=5"],
@@ -239,7 +240,7 @@ def test_gradients_agree_and_the_reported_loss_stays_plain(case: str):
     spec = tiny(*CASES[case])
     plain = tiny(*(each for each in CASES[case] if "qat" in each))
     x, gradients = batch(spec), {}
-    for name in ENGINE_PACKAGES:
+    for name in ENGINES:
         loss, gradients[name] = started(name, spec).gradients(x)
         plain_loss, plain_gradients = started(name, plain).gradients(x)
         assert loss == plain_loss

@@ -9,7 +9,8 @@ import pytest
 
 from shared.engine.flops import training_flops
 from shared.engine.microbatch import activation_bytes_per_row
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.block import attention_branch, mlp_branch
@@ -243,7 +244,7 @@ EVERYTHING = ("model.loop.gates=true", "model.skip_gates=true", "model.ln_scale=
 
 
 @pytest.mark.parametrize("form", ["palm", "two_lane"])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_every_parameter_comes_alive(name: str, form: str):
     spec = looped(3, 1, 2, 1, *EVERYTHING, f"model.parallel.form={form}", "model.parallel.first_layer=1")
     engine = create_engine(name, spec)

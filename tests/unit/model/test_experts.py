@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from shared.engine.flops import training_flops
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, random_weights
 from shared.model.decoder import decode_patches
@@ -20,7 +21,7 @@ from shared.tolerances import ORACLE_OPERATION_REL
 from tests.implementations import OPS, assert_close, every_implementation, normal, run
 from tests.unit.ops.test_ops import naive_log_softmax
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 
 
 def experts(*overrides: str) -> Spec:
@@ -60,7 +61,7 @@ def test_the_definition(patch_size: int):
 def test_gradients_agree():
     spec, gradients = experts(), {}
     weights = random_weights(spec, 3)
-    for name in ENGINE_PACKAGES:
+    for name in ENGINES:
         engine = create_engine(name, spec)
         engine.initialise(weights)
         gradients[name] = engine.gradients(batch())[1]

@@ -9,7 +9,8 @@ from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import scoring_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import forward, initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
@@ -67,7 +68,7 @@ def test_counts_and_bytes_follow(shape: str) -> None:
     assert classes["embed.rank_proj.weight"] == ("matrix", "matrix")
 
 
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 @pytest.mark.parametrize("shape", ["tied", "patches"])
 def test_both_factors_learn_from_the_first_step_that_reaches_them(name: str, shape: str) -> None:
     spec = factored(shape)
@@ -87,7 +88,7 @@ def test_a_factored_model_starts_near_a_uniform_distribution() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str) -> None:
     spec = factored("tokens")
     assert_one_graph(name, forward, spec, random_weights(spec, 2), batch(spec))

@@ -9,8 +9,9 @@ from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import newton_schulz_flops, scoring_flops, training_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.errors import RunError, SpecError
 from shared.model import forward, initial_weights, parameter_counts, parameter_manifest, random_weights, with_adapters
 from shared.ops import NumpyOps
@@ -21,7 +22,7 @@ from tests.implementations import assert_one_graph
 from tests.unit.engine.test_flops import CountingOps
 
 EVERYWHERE = ["model.lora.rank=4", "model.lora.alpha=6.0", 'model.lora.targets=["q", "k", "v", "o", "mlp", "head"]']
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 
 
 def tiny(*overrides: str) -> Spec:
@@ -66,7 +67,7 @@ def test_it_starts_as_the_model_without_and_every_factor_learns() -> None:
     weights, before = initial_weights(spec), initial_weights(plain)
     assert all((weights[name] == value).all() for name, value in before.items())
     np.testing.assert_array_equal(Oracle(spec, weights).score(batch()), Oracle(plain, before).score(batch()))
-    for name in ENGINE_PACKAGES:
+    for name in ENGINES:
         gradients = trained(name, spec, weights).gradients(batch())[1]
         assert [key for key, value in gradients.items() if not value.any()] == []
 
@@ -96,7 +97,7 @@ def test_a_frozen_base_keeps_its_values_and_has_no_state(name: str) -> None:
     state = engine.save_state()
     assert {key.split("/", 1)[1] for key in state if not key.startswith("weight/")} == set(adapters)
     assert sum(value.nbytes for value in state.values()) == state_bytes(spec)
-    other = create_engine(next(each for each in ENGINE_PACKAGES if each != name), spec)
+    other = create_engine(next(each for each in ENGINES if each != name), spec)
     other.load_state(state)
     assert np.abs(other.score(batch()) - engine.score(batch())).max() < 1e-4
     with pytest.raises(RunError, match="belongs to another spec"):

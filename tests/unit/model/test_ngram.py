@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import Forward, forward, initial_weights, parameter_manifest, random_weights
 from shared.model.ngram import ngram_embeds, ngram_rows
@@ -23,7 +24,7 @@ from tests.implementations import OPS, assert_one_graph
 from tests.museum.fake_stream import FakeStream
 from tests.museum.ngrams import dead_factors, ngrams_across_documents, ngrams_of_the_target, without_ngrams
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 ROWS = ["model.ngram.rows=97", "model.ngram.dim=8", "model.ngram.longest=3"]
 
 
@@ -157,7 +158,7 @@ def test_ngrams_across_documents(patch: list[str]):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
     spec = tiny(*ROWS, "vocabulary.kind=byte260")
     x = np.random.default_rng(0).integers(0, 8, (2, 64)).astype(np.int32)

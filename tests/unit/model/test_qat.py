@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.artifact.quantise import dequantise, quantise
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
@@ -28,7 +29,7 @@ from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from tests.implementations import OPS, every_implementation, normal, seeds
 from tests.museum.dead_switch import Switch, flagged_loss
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 every_form = pytest.mark.parametrize("form", ["straight_through", "noise"])
 
 
@@ -105,7 +106,7 @@ def test_gradients_are_those_at_the_changed_weights(form: str):
     spec = tiny(form, *(["training.qat.bits=4"] if form == "noise" else []))
     weights, x, gradients = random_weights(spec, 3), batch(), {}
     changed = {name: value.astype(np.float32) for name, value in straight_through(spec, weights, x).items()}
-    for name in ENGINE_PACKAGES:
+    for name in ENGINES:
         loss, gradients[name] = started(name, spec).gradients(x)
         plain = create_engine(name, without_qat(spec))
         plain.initialise(changed)
@@ -113,7 +114,7 @@ def test_gradients_are_those_at_the_changed_weights(form: str):
         assert loss == pytest.approx(expected, abs=LOGITS_ABS)
         assert loss == pytest.approx(oracle_loss(spec, weights, x), abs=LOGITS_ABS)
     rows = gradient_rows(spec, gradients)
-    rows += directional_rows(spec, weights, x, {name: gradients[name] for name in ENGINE_PACKAGES}, seed=3)
+    rows += directional_rows(spec, weights, x, {name: gradients[name] for name in ENGINES}, seed=3)
     assert [row for row in rows if not row.passed] == []
 
 

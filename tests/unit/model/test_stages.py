@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.model import random_weights
 from shared.model.stages import LOOP_RAMP, STAGE, split_numbers, stage_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, step_hyperparameters
@@ -20,7 +21,7 @@ from shared.spec import Spec, load_spec
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, LOGITS_ABS, NATS_ABS
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 STEPS = 60
 
 
@@ -132,7 +133,7 @@ def test_each_stage_trains_its_own_function(name: str):
 
 def test_both_engines_agree_in_every_stage():
     spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "model.parallel.form=two_lane")
-    engines = {name: started(name, spec) for name in ENGINE_PACKAGES}
+    engines = {name: started(name, spec) for name in ENGINES}
     for step in (10, 40):
         hyper = step_hyperparameters(spec, step, step / STEPS)
         found = {name: engine.gradients(batch(), hyper)[1] for name, engine in engines.items()}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import synthetic_engine, synthetic_tables
 from shared.errors import RunError, SpecError
 from shared.model import initial_weights, log_probs, random_weights, symbol_weights, training_loss
@@ -23,7 +24,7 @@ from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
 from tests.implementations import OPS, assert_close, every_implementation, normal, run
 from tests.token_text import small_tokenizer
 
-every_engine = pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("name", list(ENGINES))
 TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300"]
 VARIANTS = {
     "z-loss": ["training.loss.z_weight=0.1"],
@@ -103,7 +104,7 @@ def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(varia
     spec = tiny(*VARIANTS[variant])
     plain = spec.model_copy(update={"training": tiny().training})
     x, gradients = batch(spec), {}
-    for name in ENGINE_PACKAGES:
+    for name in ENGINES:
         loss, gradients[name] = started(name, spec).gradients(x)
         plain_loss, plain_gradients = started(name, plain).gradients(x)
         assert loss == plain_loss

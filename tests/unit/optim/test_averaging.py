@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cuda_train.ops import make_ops as make_torch_ops
 from mlx_train.ops import make_ops as make_mlx_ops
 from shared.artifact import read_artifact
-from shared.engine.package import ENGINE_PACKAGES, create_engine, create_scorer
+from shared.engine.package import create_engine, create_scorer
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import random_weights
 from shared.ops import NumpyOps, Ops
@@ -104,7 +105,7 @@ def test_rates_of_an_average():
 
 
 @pytest.mark.parametrize("averages", [(), SWA, ("training.ema_decay=0",), (*SWA, "training.ema_decay=0")])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_before_the_first_step_the_average_is_the_weights(name: str, averages: tuple[str, ...]):
     spec = tiny(*averages)
     engine, start = create_engine(name, spec), random_weights(spec, 0)
@@ -138,7 +139,7 @@ def test_which_steps_are_snapshots():
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
     spec = tiny(*SWA, f"training.ema_decay={ema_decay}", "training.swa_share=0.25")
     engine, start = create_engine(name, spec), random_weights(spec, 0)
@@ -163,8 +164,8 @@ def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
     assert np.abs(engine.score(x) - nats).max() > 1e-3
 
 
-@pytest.mark.parametrize("other", list(ENGINE_PACKAGES))
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("other", list(ENGINES))
+@pytest.mark.parametrize("name", list(ENGINES))
 def test_averages_and_second_moments_pass_through_a_checkpoint(name: str, other: str):
     spec = tiny(*SWA, "optimizer.normuon=true", "optimizer.muon_row_normalise=true")
     source = create_engine(name, spec)

@@ -20,8 +20,9 @@ from data.writer import DatasetWriter
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.cli.main import main
-from shared.engine.device_facts import device_facts, peak_resident_bytes
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.device_facts import peak_resident_bytes
+from shared.engine.package import create_engine, engine_package
+from shared.engine.registry import ENGINES
 from shared.model import forward, parameter_counts
 from shared.ops import Array, Ops
 from shared.optim import state_bytes
@@ -43,7 +44,7 @@ DOCUMENTS = [
     f"document {index} of a text that is long enough to be cut into windows\n".encode() for index in range(600)
 ]
 TOY = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "data.heldout=toy"]
-every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
 def tiny(*overrides: str) -> Spec:
@@ -109,7 +110,7 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixt
     status, document, rows = preflight(capsys, *words)
     assert status == 0, [row for row in rows.values() if row["verdict"] == "no-go"]
     verdicts = {name: row["verdict"] for name, row in rows.items()}
-    on_gpu = device_facts("torch").kind == "gpu"
+    on_gpu = engine_package("torch").device_facts().kind == "gpu"
     assert verdicts == dict.fromkeys(ROWS, "go") | {"driver": "go" if on_gpu else "unknown"}
     assert all(row["how"] for row in rows.values())
     assert json.loads(record.read_text()) == document
@@ -357,8 +358,9 @@ def test_too_large_by_measurement(
     engine: str, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     only("memory")
-    facts = replace(device_facts(engine), free_bytes=50_000_000)
-    monkeypatch.setattr(preflight_run, "device_facts", lambda name: facts)
+    package = engine_package(engine)
+    facts = replace(package.device_facts(), free_bytes=50_000_000)
+    monkeypatch.setattr(preflight_run, "engine_package", lambda name: replace(package, device_facts=lambda: facts))
     status, _, rows = preflight(capsys, engine=engine)
     assert status == 1 and refused(rows) == ["memory"]
     assert rows["memory"]["values"]["peak_bytes"] > 50_000_000 > rows["memory"]["values"]["estimated_least_bytes"]

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from cuda_train.engine import TrainingEngine
 from data.folders import dataset_folder
 from data.writer import DatasetWriter
-from shared.engine.device_facts import DeviceFacts, device_facts, device_module, host_memory_bytes, peak_resident_bytes
+from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
 from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.microbatch import micro_batches
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
+from shared.engine.registry import ENGINES
 from shared.model import parameter_counts
 from shared.model.stages import STAGE
 from shared.preflight import Question
@@ -53,7 +54,7 @@ H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "t
 CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+cpu")
 STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
 
-every_engine = pytest.mark.parametrize("engine", list(ENGINE_PACKAGES))
+every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
 def tiny(*overrides: str) -> Spec:
@@ -102,7 +103,7 @@ def test_a_measurement_that_dies_is_a_failure(
 def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
     for rows, passes in ((8, 1.0), (2, 4.0)):
         step = measure_here(tiny(), engine, rows, passes)
-        assert step.full == (passes == 1 or device_facts(engine).kind == "gpu")
+        assert step.full == (passes == 1 or engine_package(engine).device_facts().kind == "gpu")
         assert step.nats == pytest.approx(np.log(256), abs=0.1)
         assert 0 < step.start_bytes <= step.backward_bytes <= step.peak_bytes
         assert step.step_s > 0 and step.group_s > 0 and step.first_s > 0 and step.product_flops_per_s > 1e8
@@ -112,11 +113,11 @@ def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
 
 @every_engine
 def test_facts_of_a_device(engine: str) -> None:
-    facts = device_facts(engine)
+    facts = engine_package(engine).device_facts()
     assert facts.names and facts.framework.startswith(engine) and facts.workers >= 1
     assert 0 < facts.free_bytes <= facts.total_bytes
     assert facts.alike
-    assert device_module(engine).matrix_product_flops_per_s("float32") > 1e8
+    assert engine_package(engine).matrix_product_flops_per_s("float32") > 1e8
 
 
 def test_memory_of_the_host() -> None:
@@ -288,7 +289,8 @@ def test_memory_of_a_validation_counts() -> None:
 
 def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a CPU under the name of a GPU, which counts by resident memory: windows enough to show."""
-    monkeypatch.setattr("shared.preflight.measure.device_facts", lambda engine: replace(H100, kind="gpu"))
+    package = replace(engine_package("torch"), device_facts=lambda: H100)
+    monkeypatch.setattr("shared.preflight.measure.engine_package", lambda engine: package)
     scored: list[tuple[int, ...]] = []
     monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
     step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
@@ -340,7 +342,8 @@ def test_ranks_on_a_cpu_share_it() -> None:
 
 
 def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.preflight.run.device_facts", lambda engine: CPU)
+    package = replace(engine_package("torch"), device_facts=lambda: CPU)
+    monkeypatch.setattr("shared.preflight.run.engine_package", lambda engine: package)
     monkeypatch.setattr("shared.preflight.run.measure_step", lambda *words: replace(STEP, full=True))
     benches = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
     assert {ranks: bench.facts.free_bytes for ranks, bench in benches.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}

@@ -13,7 +13,8 @@ import pytest
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import ENGINE_PACKAGES, create_engine
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.optim import progress_frac, step_hyperparameters
@@ -156,7 +157,7 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(ENGINE_PACKAGES))
+@pytest.mark.parametrize("name", list(ENGINES))
 @pytest.mark.parametrize("mini", MINIS.values())
 def test_a_sibling_learns_and_uses_every_parameter(mini: str, name: str) -> None:
     """On one batch, again and again, narrower still; loops and quantisation begin as late as their schedule says."""

@@ -1,0 +1,32 @@
+"""What the torch engine gives everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cuda_train.device import device_facts, float32_products, matrix_product_flops_per_s
+from cuda_train.distributed import connect
+from cuda_train.engine import TrainingEngine
+from cuda_train.ops import make_ops
+from cuda_train.profiler import make_profiler
+from shared.engine.package import EnginePackage
+
+
+def launch(words: Sequence[str], wanted: str, port: int | None) -> int:
+    """Train with as many processes as `--ranks` wants; returns one exit status for all of them. Raises UserError."""
+    # torch's launcher is needed for nothing else.
+    from cuda_train import launch as launcher
+
+    return launcher.launch(words, launcher.resolve_ranks(wanted), port)
+
+
+PACKAGE = EnginePackage(
+    create=TrainingEngine,
+    make_ops=make_ops,
+    device_facts=device_facts,
+    float32_products=float32_products,
+    matrix_product_flops_per_s=matrix_product_flops_per_s,
+    connect=connect,
+    make_profiler=make_profiler,
+    launch=launch,
+)

@@ -1,0 +1,18 @@
+"""What the MLX engine gives everything else."""
+
+from mlx_train.device import device_facts, float32_products, matrix_product_flops_per_s
+from mlx_train.distributed import connect
+from mlx_train.engine import TrainingEngine
+from mlx_train.ops import make_ops
+from mlx_train.profiler import make_profiler
+from shared.engine.package import EnginePackage
+
+PACKAGE = EnginePackage(
+    create=TrainingEngine,
+    make_ops=make_ops,
+    device_facts=device_facts,
+    float32_products=float32_products,
+    matrix_product_flops_per_s=matrix_product_flops_per_s,
+    connect=connect,
+    make_profiler=make_profiler,
+)
