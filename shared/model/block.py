@@ -48,10 +48,10 @@ def attention_branch(layer: Layer, x_BTD: Array) -> Array:
 
 def mlp_branch(layer: Layer, x_BTD: Array) -> Array:
     """m * MLP(rms(x)), with the learned scale m [D]."""
-    part, slope = layer.part("mlp"), layer.model.mlp_negative_slope
-    up_FD, down_DF = part.weight("up_proj"), part.weight("down_proj")
+    up_FD, down_DF = layer.weight("mlp.up_proj"), layer.weight("mlp.down_proj")
+    slope = layer.model.mlp_negative_slope
     mlp_BTD = layer.ops.leaky_relu_squared_mlp(_normalised(layer, x_BTD), up_FD, down_DF, slope)
-    return part.control("scale", x_BTD) * mlp_BTD
+    return layer.control("mlp.scale", x_BTD) * mlp_BTD
 
 
 def _normalised(layer: Layer, x_BTD: Array) -> Array:

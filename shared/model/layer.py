@@ -49,7 +49,7 @@ class Layer:
 
     def linear(self, name: str, x: Array) -> Array:
         """x [..., in] through the matrix `name`: [..., out]."""
-        return self.ops.linear(x, self.weight(name))
+        return self.ops.linear(x, self.params[f"{self.prefix}.{name}.weight"])
 
     def rms_norm(self, x: Array) -> Array:
         """x / rms(x) over the last axis."""
