@@ -41,9 +41,8 @@ def two_lane_block(layer: Layer, lanes: tuple[Array, Array], attention_input: Ar
 def attention_branch(layer: Layer, x_BTD: Array) -> Array:
     """a * Attention(rms(x)), with the learned scale a [D]; or of what the layer has for attention."""
     mixer = layer.shape.mixer
-    part = layer.part("attn" if mixer == "attention" else mixer)
-    mixed_BTD = MIXERS[mixer](part, _normalised(layer, x_BTD))
-    return part.control("scale", x_BTD) * mixed_BTD
+    mixed_BTD = MIXERS[mixer](layer, _normalised(layer, x_BTD))
+    return layer.control("attn.scale" if mixer == "attention" else f"{mixer}.scale", x_BTD) * mixed_BTD
 
 
 def mlp_branch(layer: Layer, x_BTD: Array) -> Array:

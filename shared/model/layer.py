@@ -25,7 +25,7 @@ class TrunkContext:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, or one part of it such as its attention: its parameters are those of `params` under `prefix`."""
+    """One layer. Its parameters are those of `params` under `prefix`."""
 
     ops: Ops
     model: ModelSpec
@@ -33,10 +33,6 @@ class Layer:
     params: Mapping[str, Array]
     prefix: str
     context: TrunkContext
-
-    def part(self, name: str) -> Layer:
-        """The same layer with the parameters of one part only."""
-        return Layer(self.ops, self.model, self.shape, self.params, f"{self.prefix}.{name}", self.context)
 
     def weight(self, name: str) -> Array:
         """The matrix `name`, [out, in]."""
