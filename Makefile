@@ -110,9 +110,9 @@ preflight: $(NODE)
 h100: prepare
 	mkdir -p $(RUN_DIR)
 	test -f $(RUN_DIR)/score.json || \
-		$(BIN)/bytetwin preflight $(SPEC_WORDS) $(PREFLIGHT_WORDS) --record $(RUN_DIR)/preflight.json
+		$(BIN)/bytetwin preflight $(SPEC_WORDS) $(PREFLIGHT_WORDS) --output $(RUN_DIR)/preflight.json
 	$(BIN)/bytetwin train $(SPEC_WORDS) --engine torch --ranks $(RANKS) --runs-dir $(RUNS) --run $(RUN) --resume
-	$(BIN)/bytetwin record $(RUN_DIR) --out $(RECORDS)/$(RUN) --replace $(RECORD)
+	$(BIN)/bytetwin record $(RUN_DIR) --output $(RECORDS)/$(RUN) --replace $(RECORD)
 
 data: $(VENV)/installed
 	$(BIN)/bytetwin data list

@@ -17,7 +17,7 @@ from shared.engine.protocol import StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
-from shared.model.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
+from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
 from shared.spec import Spec
 
@@ -49,15 +49,14 @@ class TrainingEngine(EngineState):
     def warm_up(self, x: np.ndarray) -> None:
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
-        for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
-            self.train_step(x, hyper)
+        for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
+            self.train_step(x, numbers)
         with torch.no_grad():
             for value, kept in zip(self._tensors(), before, strict=True):
                 value.copy_(kept)
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         with distributed.contact(self.ranks.rank):
-            numbers = split_numbers(self.spec, hyper)
             loss = self._backward(x, numbers)
             with torch.no_grad():
                 scalars = self._on_device(numbers.optimizer)
@@ -65,8 +64,8 @@ class TrainingEngine(EngineState):
                 read = device.read_later(torch.cat([loss.reshape(1), squares]))
         return lambda: self._checked(read())
 
-    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        loss = self._backward(x, split_numbers(self.spec, hyper or {}))
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        loss = self._backward(x, numbers or final_numbers(self.spec))
         return float(loss.item()), self._to_host(self._gradients())
 
     def score(self, x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
-from shared.ops.code_scale import SUBNORMAL_STEP
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -162,16 +161,14 @@ class TorchOps:
     def power(self, x: torch.Tensor, exponent: float) -> torch.Tensor:
         return torch.pow(x, exponent)
 
-    def rounding_error(self, x: torch.Tensor, limit: int) -> torch.Tensor:
-        rows = x.detach()
-        scale = self.row_scale(rows, limit)
-        return torch.round(rows / scale).clamp(-limit, limit) * scale - rows
+    def largest(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().amax(dim=-1, keepdim=True)
 
-    def row_scale(self, x: torch.Tensor, limit: int) -> torch.Tensor:
-        largest = x.detach().abs().amax(dim=-1, keepdim=True)
-        scale = through_float16(largest / limit)
-        scale = torch.where(largest > scale * (limit + 0.5), scale + SUBNORMAL_STEP, scale)
-        return torch.where(scale > 0, scale, 1.0)
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.round(x)
+
+    def float16(self, x: torch.Tensor) -> torch.Tensor:
+        return through_float16(x)
 
     def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
         return x.detach()
@@ -182,7 +179,7 @@ class TorchOps:
         index = torch.arange(rows.numel(), device=rows.device).reshape(rows.shape)
         bits = mixed(index, counter.to(torch.int64), salt)
         uniform = (bits >> 8).to(torch.float32) * 2.0**-24
-        return (uniform - 0.5) * rows.abs().amax(dim=-1, keepdim=True)
+        return (uniform - 0.5) * self.largest(rows)
 
 
 def through_float16(x: torch.Tensor) -> torch.Tensor:

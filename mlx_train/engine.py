@@ -16,7 +16,7 @@ from shared.engine.protocol import StepResult
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
-from shared.model.stages import StepNumbers, split_numbers, training_stages, warm_up_numbers
+from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
 from shared.spec import Spec
 
@@ -50,21 +50,19 @@ class TrainingEngine(EngineState):
         self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
     def warm_up(self, x: np.ndarray) -> None:
-        for hyper in warm_up_numbers(self.spec, HYPERPARAMETERS):
-            numbers = split_numbers(self.spec, hyper)
+        for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
             _, grads = self._batch_gradients(x, numbers)
             self._updated(grads, squared_norms(self.ops, grads), numbers.optimizer)
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
-        numbers = split_numbers(self.spec, hyper)
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         loss, grads = self._batch_gradients(x, numbers)
         squares = squared_norms(self.ops, grads)
         self.params, self.state = self._updated(grads, squares, numbers.optimizer)
         read = self.ops.to_numpy(mx.concatenate([loss.reshape(1), squares]))
         return lambda: self._checked(read)
 
-    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        loss, grads = self._batch_gradients(x, split_numbers(self.spec, hyper or {}))
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        loss, grads = self._batch_gradients(x, numbers or final_numbers(self.spec))
         return float(self.ops.to_numpy(loss)), self._to_host(grads)
 
     def score(self, x: np.ndarray) -> np.ndarray:

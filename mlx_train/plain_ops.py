@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_train.table_gradient import read_rows
-from shared.ops.code_scale import SUBNORMAL_STEP
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
@@ -131,16 +130,14 @@ class MLXOps:
     def power(self, x: mx.array, exponent: float) -> mx.array:
         return mx.power(x, exponent)
 
-    def rounding_error(self, x: mx.array, limit: int) -> mx.array:
-        rows = mx.stop_gradient(x)
-        scale = self.row_scale(rows, limit)
-        return mx.clip(mx.round(rows / scale), -limit, limit) * scale - rows
+    def largest(self, x: mx.array) -> mx.array:
+        return mx.max(mx.abs(x), axis=-1, keepdims=True)
 
-    def row_scale(self, x: mx.array, limit: int) -> mx.array:
-        largest = mx.max(mx.abs(mx.stop_gradient(x)), axis=-1, keepdims=True)
-        scale = (largest / limit).astype(mx.float16).astype(mx.float32)
-        scale = mx.where(largest > scale * (limit + 0.5), scale + SUBNORMAL_STEP, scale)
-        return mx.where(scale > 0, scale, 1.0)
+    def round(self, x: mx.array) -> mx.array:
+        return mx.round(x)
+
+    def float16(self, x: mx.array) -> mx.array:
+        return x.astype(mx.float16).astype(x.dtype)
 
     def stop_gradient(self, x: mx.array) -> mx.array:
         return mx.stop_gradient(x)
@@ -150,7 +147,7 @@ class MLXOps:
         index = mx.arange(rows.size, dtype=mx.uint32).reshape(rows.shape)
         bits = mixed(index, counter.astype(mx.uint32), salt)
         uniform = (bits >> 8).astype(mx.float32) * 2.0**-24
-        return (uniform - 0.5) * mx.max(mx.abs(rows), axis=-1, keepdims=True)
+        return (uniform - 0.5) * self.largest(rows)
 
 
 def masks_nothing(time: int, window: int, documents: mx.array | None) -> bool:

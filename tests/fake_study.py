@@ -1,21 +1,25 @@
-"""Finished runs for tests of comparisons: made up in memory, or copies of one real run with other figures."""
+"""Finished runs for tests of comparisons: synthetic ones in memory, or copies of one real run with other figures."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load as tensors_from_bytes
 
+from shared.model import parameter_counts
+from shared.runs.finished_run import FinishedRun
+from shared.runs.run_directory import RunDirectory
+from shared.scoring.document import ScoreDocument
 from shared.scoring.documents import DocumentScores, write_document_scores
-from shared.spec import load_spec, spec_to_toml, with_overrides
-from shared.study.scored_run import ScoredRun, TextProtocol
+from shared.spec import Spec, load_spec, spec_id, spec_to_toml, with_overrides
 
-PROTOCOL = TextProtocol("toy/heldout", "ab" * 32, 64, 32, "none", "packed")
 SIZES = np.full(20, 50, np.int64)
 
 
@@ -25,33 +29,79 @@ def documents(bpb: float, wobble: float = 0.0) -> DocumentScores:
     return DocumentScores((bpb + wobble * signs) * SIZES * math.log(2.0), SIZES)
 
 
-def scored_run(name: str, seed: int, bpb: float, **changes: Any) -> ScoredRun:
-    """A finished run on 1000 bytes; `fields` in `changes` are spec fields beside the batch size."""
-    fields = {"training.batch_symbols": 512, **changes.pop("fields", {"model.variant": name})}
-    values: dict[str, Any] = {
-        "path": Path(f"runs/{name}-seed{seed}"),
-        "spec_name": name,
-        "fields": fields,
-        "train_name": "toy",
-        "train_text": "ef" * 32,
-        "seed": seed,
+def score_of(spec: Spec, **changes: Any) -> ScoreDocument:
+    """A score of 2.5 bits per byte on 10,000 bytes."""
+    check = {"name": "future", "passed": True, "measured": 1.5e-7, "limit": 1e-4, "detail": "moved", "warning": False}
+    values = {
+        "bpb": 2.5,
+        "nats": 2.5 * 10_000 * math.log(2.0),
+        "symbols": 10_000,
+        "bytes": 10_000,
+        "documents": 12,
+        "window_symbols": 64,
+        "stride_symbols": 32,
+        "adaptation": "none",
+        "confidence": {"level": 0.95, "low_bpb": 2.4123, "high_bpb": 2.5877, "units": "documents", "num_units": 12},
+        "dataset": {
+            "name": "text/heldout",
+            "sha256": "a" * 64,
+            "scored_sha256": "a" * 64,
+            "text_sha256": "c" * 64,
+            "complete": True,
+        },
+        "compressors": {
+            "xz -9": {"compressed_bytes": 4100, "bpb": 3.28},
+            "zstd -19": {"compressed_bytes": 4000, "bpb": 3.2},
+            "brotli -11": {"compressed_bytes": 3900, "bpb": 3.12},
+        },
+        "audit": {"passed": True, "checks": [check]},
+        "artifact_bytes": 123_456,
+        "code_bytes": 234_567,
+        "limit_bytes": 16_000_000,
+        "parameters": parameter_counts(spec)["total"],
+        "spec_name": spec.name,
+        "spec_id": spec_id(spec),
         "engine": "mlx",
-        "device": "a device",
-        "protocol": PROTOCOL,
-        "bpb": bpb,
-        "nats": bpb * 1000 * math.log(2.0),
-        "symbols": 1000,
-        "bytes": 1000,
-        "parameters": 10,
-        "total_bytes": 100,
-        "limit_bytes": 1000,
-        "steps": 100,
-        "train_s": 50.0,
-        "timed": False,
-        "audit_failures": (),
-        "documents": documents(bpb),
+        "weights": "packed",
+        **changes,
     }
-    return ScoredRun(**{**values, **changes})
+    return ScoreDocument.model_validate(values)
+
+
+@cache
+def spec_of(*overrides: str) -> Spec:
+    return load_spec("tiny", overrides)
+
+
+def finished_run(
+    name: str,
+    seed: int,
+    bpb: float,
+    *overrides: str,
+    path: str = "",
+    train_text: str = "ef" * 32,
+    train_s: float = 50.0,
+    **score: Any,
+) -> FinishedRun:
+    """A finished run on 1000 bytes of 20 documents. Its experiment is another one for another `name`, a field of its
+    spec; `score` has other values of its score."""
+    spec = with_overrides(spec_of("data.train=toy", f"data.heldout='{name}'", *overrides), [f"training.seed={seed}"])
+    sizes = {"symbols": 1000, "bytes": 1000, "parameters": 10, "code_bytes": 40, "artifact_bytes": 60}
+    nats = bpb * 1000 * math.log(2.0)
+    environment = {"device": "a device", "data": {"train": {"sha256": train_text}}}
+    return FinishedRun(
+        RunDirectory(Path(path or f"runs/{name}-seed{seed}")),
+        spec,
+        score_of(spec, bpb=bpb, nats=nats, limit_bytes=1000, **sizes).model_copy(update=score),
+        environment,
+        [{"event": "step", "step": 100, "elapsed_s": train_s}],
+        documents(bpb),
+    )
+
+
+def with_score(run: FinishedRun, **changes: Any) -> FinishedRun:
+    """The run with other values of its score."""
+    return replace(run, score=run.score.model_copy(update=changes))
 
 
 def edit_json(path: Path, **changes: Any) -> None:

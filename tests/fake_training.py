@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.model.stages import StepNumbers
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
 from shared.views.plain import PlainObserver
@@ -68,15 +69,15 @@ class FakeEngine:
     def warm_up(self, x: np.ndarray) -> None:
         pass
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         step = self.steps
         self.fail(step)
         self.calls.append(("queue", step))
         self.steps += 1
         grad = np.resize(np.cos(x.astype(np.float32)).mean(axis=1), 8)
         loss = self.loss_scale * (math.log(self.spec.vocabulary.size) - float(np.abs(self.state["weight/w"]).mean()))
-        momentum = np.float32(hyper["momentum"]) * self.state["momentum/w"] + grad
-        weight = self.state["weight/w"] - np.float32(hyper["matrix_lr"]) * momentum
+        momentum = np.float32(numbers.optimizer["momentum"]) * self.state["momentum/w"] + grad
+        weight = self.state["weight/w"] - np.float32(numbers.optimizer["matrix_lr"]) * momentum
         if self.steps == self.infinite_after:
             weight = np.full_like(weight, np.inf)
         if step == self.broken_at:
@@ -135,12 +136,12 @@ class FakeLoader:
     def state(self, step: int) -> dict[str, Any]:
         return {"step": step}
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
-        return int(state["step"])
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        pass
 
 
 class RecordingObserver:
-    """Keeps every event as (name, arguments); calls `on_event(name, step)` after each step and stage."""
+    """Keeps every event as (name, arguments); calls `on_event(name, step)` after each step and phase."""
 
     def __init__(self, on_event: Callable[[str, int], None] = lambda name, step: None) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -165,9 +166,9 @@ class RecordingObserver:
         self.events.append(("step", report))
         self.on_event("step", report.step)
 
-    def on_stage(self, stage: str) -> None:
-        self.events.append(("stage", stage))
-        self.on_event(stage, 0)
+    def on_phase(self, phase: str) -> None:
+        self.events.append(("phase", phase))
+        self.on_event(phase, 0)
 
     def on_progress(self, done: int, total: int) -> None:
         self.events.append(("progress", (done, total)))

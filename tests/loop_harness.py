@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+from shared.engine.protocol import Engine
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import MetricsLog, read_records
+from shared.runs.metrics import Event, MetricsLog, read_events
 from shared.runs.observer import ValidationReport
 from shared.spec import Spec
 from shared.training.interruption import Interruption
-from shared.training.loop import Outcome, Position, TrainingLoop
+from shared.training.loop import Outcome, TrainingLoop
+from shared.training.run import start_or_resume
+from shared.training.sources import Sources
 from shared.training.validation import NonFiniteScoreError
 from tests.fake_training import FakeEngine, FakeLoader, RecordingObserver, tiny_spec
 
@@ -51,15 +55,9 @@ class Harness:
         store = self.store or CheckpointStore(self.folder / "checkpoints", self.spec.training.keep_checkpoints)
         store.tidy()
         checkpoint = store.load_latest()
-        position = Position()
-        self.engine.initialise({})
-        if checkpoint is not None:
-            info = checkpoint.info
-            self.engine.load_state(checkpoint.state)
-            self.engine.steps = info.step
-            last, best = (ValidationReport(**v) if v else None for v in (info.last_validation, info.best_validation))
-            position = Position(info.step, info.elapsed_s, last, best, info.step_s, info.slowest_step_s)
-            position.saved = position.stamp
+        sources = cast(Sources, SimpleNamespace(loader=self.loader, train=None))
+        position = start_or_resume(self.spec, cast(Engine, self.engine), sources, store, checkpoint)
+        self.engine.steps = position.step
         with MetricsLog(self.folder / "metrics.jsonl", position.step) as metrics:
             loop = TrainingLoop(
                 self.spec,
@@ -78,11 +76,11 @@ class Harness:
     def store_steps(self) -> list[int]:
         return CheckpointStore(self.folder / "checkpoints", 1).steps()
 
-    def records(self, event: str) -> list[dict[str, Any]]:
-        """Records of one kind without those fields that measure time."""
+    def events(self, name: str) -> list[Event]:
+        """Events of one name without those fields that measure time."""
         timing = ("elapsed_s", "bytes_per_s", "step_s", "seconds")
-        found = [record for record in read_records(self.folder / "metrics.jsonl") if record["event"] == event]
-        return [{key: value for key, value in record.items() if key not in timing} for record in found]
+        found = [event for event in read_events(self.folder / "metrics.jsonl") if event["event"] == name]
+        return [{key: value for key, value in event.items() if key not in timing} for event in found]
 
 
 def make(folder: Path, *overrides: str, engine: dict[str, Any] | None = None, **options: Any) -> Harness:

@@ -9,13 +9,12 @@ from shared.artifact.container import (
     unpack_bytes,
     write_artifact,
 )
-from shared.artifact.quantise import QuantisedTensor, dequantise, quantise
+from shared.artifact.quantise import dequantise, quantise
 
 __all__ = [
     "Artifact",
     "ArtifactInfo",
     "BudgetReport",
-    "QuantisedTensor",
     "budget_report",
     "code_bytes",
     "dequantise",

@@ -15,16 +15,17 @@ The header is canonical JSON (sorted keys, no spaces, ASCII, every key once) of 
 
     spec      the resolved spec, every default written out
     spec_id   16 hex digits, shared.spec.spec_id of the program that wrote the file
-    tensors   one object per parameter in manifest order: name, shape, class, bits, offset, and scale_offset
-              where there are scales; offsets are in bytes within the unpacked section
+    tensors   one object per parameter in manifest order: name, shape, class, bits, offset; where it is quantised
+              also method and scale_offset. Offsets are in bytes within the unpacked section. Files of before
+              there was a choice leave out the method: it was row_max
     sections  name, raw_bytes, stored_bytes (a list, one size per block), sha256 of the stored bytes
     extra     what the writer wants to add, any JSON object
 
-Sections are `CLASS.codes` and `CLASS.scales` for the classes matrix, embedding and head, then `raw.values`;
-an empty one is left out. Codes are int8, never packed tighter, because an entropy coder follows. Scales are
-float16, one per row. `raw.values` holds float32 tensors. Scales and raw values are stored as byte planes:
-first bytes of all items, then second bytes. A section is cut into blocks of 1 MiB, each one brotli stream.
-Weights are code * scale (shared.artifact.quantise).
+A method stores some parts of each tensor, row_max `codes` and `scales` (shared.quantisers). Sections are `CLASS.PART`:
+the first part of the classes matrix, embedding and head, then their second part, then `raw.values`; an empty one is
+left out. Codes are int8, never packed tighter, because an entropy coder follows. Scales are float16, one per row.
+`raw.values` holds float32 tensors. Items of 16 and 32 bits are stored as byte planes: first bytes of all items, then
+second bytes. A section is cut into blocks of 1 MiB, each one brotli stream.
 
 A reader trusts nothing. Spec, sizes, shapes, offsets and section sizes must all be what the spec implies
 through the parameter manifest, before a byte of payload is unpacked; the sizes must add up to the size of
@@ -55,11 +56,12 @@ from numpy.typing import NDArray
 from shared.artifact.codec import block_sizes, compress_blocks, decompress_bounded
 from shared.artifact.header import Header, StoredSection, build_header, canonical_json, parse_header
 from shared.artifact.layout import lay_out, pick_up, plan_layout
-from shared.artifact.quantise import QuantisedTensor, dequantise, quantise
+from shared.artifact.quantise import dequantise, quantise
 from shared.errors import ArtifactError
 from shared.files import write_atomically
 from shared.model.auxiliary import model_weights
 from shared.model.manifest import parameter_manifest
+from shared.quantisers import InputStatistics, QuantisedTensor
 from shared.spec import Spec, spec_id
 
 MAGIC = b"\x89BTW\r\n\x1a\n"
@@ -91,7 +93,7 @@ class ArtifactInfo:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact that was read: its spec, float32 weights and the codes behind them by name, facts, header."""
+    """An artifact that was read: its spec, float32 weights and the parts behind them by name, facts, header."""
 
     spec: Spec
     weights: dict[str, NDArray[np.float32]]
@@ -100,20 +102,29 @@ class Artifact:
     header: dict[str, Any]
 
 
-def pack_bytes(spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None = None) -> bytes:
+def pack_bytes(
+    spec: Spec,
+    weights: Mapping[str, NDArray[np.float32]],
+    extra: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, InputStatistics] | None = None,
+) -> bytes:
     """The artifact of float32 weights as bytes. Weights of training only are left out; `extra` is a JSON object kept in
-    the header.
+    the header; `statistics` (shared.artifact.statistics) are read by the methods that need them.
 
     Raises ArtifactError if the weights are not those of the spec, not finite, or `extra` is not JSON.
     """
-    return _pack(spec, weights, extra)[0]
+    return _pack(spec, weights, extra, statistics)[0]
 
 
 def write_artifact(
-    path: str | Path, spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None = None
+    path: str | Path,
+    spec: Spec,
+    weights: Mapping[str, NDArray[np.float32]],
+    extra: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, InputStatistics] | None = None,
 ) -> ArtifactInfo:
     """Pack weights into a file, atomically. Raises ArtifactError as `pack_bytes`, or if it cannot be written."""
-    content, info = _pack(spec, weights, extra)
+    content, info = _pack(spec, weights, extra, statistics)
     try:
         write_atomically(Path(path), content)
     except OSError as error:
@@ -144,7 +155,10 @@ def unpack_bytes(content: bytes) -> Artifact:
 
 
 def _pack(
-    spec: Spec, weights: Mapping[str, NDArray[np.float32]], extra: Mapping[str, Any] | None
+    spec: Spec,
+    weights: Mapping[str, NDArray[np.float32]],
+    extra: Mapping[str, Any] | None,
+    statistics: Mapping[str, InputStatistics] | None,
 ) -> tuple[bytes, ArtifactInfo]:
     manifest, weights = parameter_manifest(spec), model_weights(spec, weights)
     shapes = {parameter.name: parameter.shape for parameter in manifest}
@@ -153,7 +167,7 @@ def _pack(
             raise ArtifactError(f"tensor {name}: {'missing' if name in shapes else 'not a parameter of the spec'}")
         if weights[name].shape != shapes[name]:
             raise ArtifactError(f"tensor {name}: shape {weights[name].shape}, the spec implies {shapes[name]}")
-    tensors = quantise(weights, {parameter.name: parameter.quantisation for parameter in manifest}, spec.artifact)
+    tensors = quantise(weights, manifest, spec.artifact, statistics)
     layout = plan_layout(manifest, spec.artifact)
     quality, window = spec.artifact.brotli_quality, spec.artifact.brotli_window
     blocks = {name: compress_blocks(raw, quality, window) for name, raw in lay_out(layout, tensors).items()}

@@ -13,24 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from shared.artifact.quantise import RAW_BITS, QuantisedTensor, code_limit, stored_bits
+from shared.artifact.quantise import storage_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, QuantisationClass
+from shared.quantisers import Float32, Part, QuantisedTensor, Storage
 from shared.spec import ArtifactSpec
 
-RAW_SECTION = "raw.values"
+RAW = "raw"
+"""What the section of the tensors that are not quantised is called by, whatever their class."""
+
+GROUPS = ("matrix", "embedding", "head", RAW)
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: its data at `offset_bytes` of its section, its scales at `scale_offset_bytes` of theirs."""
+    """One tensor and the offset, in bytes, of each of its parts within the section of that part."""
 
     name: str
     shape: tuple[int, ...]
     quantisation: QuantisationClass
-    bits: int
-    offset_bytes: int
-    scale_offset_bytes: int
+    storage: Storage
+    offsets_bytes: tuple[int, ...]
 
     @property
     def count(self) -> int:
@@ -38,19 +41,11 @@ class TensorEntry:
         return math.prod(self.shape)
 
     @property
-    def rows(self) -> int:
-        """Number of scales; 0 for a tensor stored in float32."""
-        return 0 if self.bits == RAW_BITS else math.prod(self.shape[:-1])
-
-    @property
-    def section(self) -> str:
-        """Section of the codes or float32 values."""
-        return RAW_SECTION if self.bits == RAW_BITS else f"{self.quantisation}.codes"
-
-    @property
-    def scale_section(self) -> str:
-        """Section of the scales; meaningless when there are none."""
-        return f"{self.quantisation}.scales"
+    def places(self) -> list[tuple[Part, str, int]]:
+        """Each part, the section that it lies in, and its offset there."""
+        parts = self.storage.parts(self.shape)
+        sections = (section_name(self.quantisation, self.storage, part) for part in parts)
+        return list(zip(parts, sections, self.offsets_bytes, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """The row of the header's tensor table."""
@@ -58,15 +53,19 @@ class TensorEntry:
             "name": self.name,
             "shape": list(self.shape),
             "class": self.quantisation,
-            "bits": self.bits,
-            "offset": self.offset_bytes,
+            "bits": self.storage.bits,
         }
-        return row if self.bits == RAW_BITS else {**row, "scale_offset": self.scale_offset_bytes}
+        if not isinstance(self.storage, Float32):
+            row["method"] = self.storage.method
+        for index, (part, _, offset_bytes) in enumerate(self.places):
+            # Of codes, scales: offset, scale_offset.
+            row[f"{part.name.removesuffix('s')}_offset" if index else "offset"] = offset_bytes
+        return row
 
 
 @dataclass(frozen=True)
 class SectionPlan:
-    """A run of equal items: int8 codes, float16 scales or float32 values; its size before compression."""
+    """A run of equal items: the same part of all tensors of a class; its size before compression."""
 
     name: str
     item_bytes: int
@@ -91,40 +90,44 @@ class Layout:
         return sum(entry.count for entry in self.tensors)
 
 
+def section_name(quantisation: QuantisationClass, storage: Storage, part: Part) -> str:
+    """The section of one part of a tensor."""
+    return f"{RAW if isinstance(storage, Float32) else quantisation}.{part.name}"
+
+
 def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
-    """Place the tensors of a manifest one after the other within the sections of their classes."""
-    item_bytes = {
-        **{f"{kind}.codes": 1 for kind in ("matrix", "embedding", "head")},
-        **{f"{kind}.scales": 2 for kind in ("matrix", "embedding", "head")},
-        RAW_SECTION: 4,
-    }
-    used = dict.fromkeys(item_bytes, 0)
+    """Place the tensors of a manifest one after the other within the sections of their classes.
+
+    In the file all classes' first parts come first, then their second parts and so on, then what is not quantised.
+    """
+    sections: dict[str, SectionPlan] = {}
+    ranks: dict[str, tuple[bool, int, int]] = {}
     entries = []
     for parameter in manifest:
-        bits = stored_bits(parameter.quantisation, len(parameter.shape), spec)
-        entry = TensorEntry(parameter.name, parameter.shape, parameter.quantisation, bits, 0, 0)
-        scale_offset = used[entry.scale_section] if entry.rows else 0
-        entry = TensorEntry(entry.name, entry.shape, entry.quantisation, entry.bits, used[entry.section], scale_offset)
-        used[entry.section] += entry.count * item_bytes[entry.section]
-        if entry.rows:
-            used[entry.scale_section] += entry.rows * item_bytes[entry.scale_section]
-        entries.append(entry)
-    sections = tuple(SectionPlan(name, item_bytes[name], size) for name, size in used.items() if size)
-    return Layout(tuple(entries), sections)
+        storage, offsets = storage_of(parameter, spec), []
+        for index, part in enumerate(storage.parts(parameter.shape)):
+            name = section_name(parameter.quantisation, storage, part)
+            used = sections[name].raw_bytes if name in sections else 0
+            assert name not in sections or sections[name].item_bytes == part.item_bytes, (
+                f"{name} has items of two sizes"
+            )
+            sections[name] = SectionPlan(name, part.item_bytes, used + part.count * part.item_bytes)
+            group = name.partition(".")[0]
+            ranks[name] = (group == RAW, index, GROUPS.index(group))
+            offsets.append(used)
+        entries.append(TensorEntry(parameter.name, parameter.shape, parameter.quantisation, storage, tuple(offsets)))
+    in_order = sorted(sections.values(), key=lambda section: ranks[section.name])
+    return Layout(tuple(entries), tuple(section for section in in_order if section.raw_bytes))
 
 
 def lay_out(layout: Layout, tensors: Mapping[str, QuantisedTensor]) -> dict[str, bytes]:
     """The raw bytes of every section, little-endian, 16 and 32-bit items as byte planes."""
-    parts: dict[str, list[bytes]] = {section.name: [] for section in layout.sections}
+    content: dict[str, list[bytes]] = {section.name: [] for section in layout.sections}
     for entry in layout.tensors:
-        tensor = tensors[entry.name]
-        if entry.bits == RAW_BITS:
-            parts[entry.section].append(tensor.data.astype("<f4").tobytes())
-        else:
-            parts[entry.section].append(tensor.data.tobytes())
-            parts[entry.scale_section].append(tensor.scales.astype("<f2").tobytes())
+        for part, section, _ in entry.places:
+            content[section].append(tensors[entry.name].parts[part.name].astype(part.dtype).tobytes())
     return {
-        section.name: to_byte_planes(b"".join(parts[section.name]), section.item_bytes) for section in layout.sections
+        section.name: to_byte_planes(b"".join(content[section.name]), section.item_bytes) for section in layout.sections
     }
 
 
@@ -137,19 +140,14 @@ def pick_up(layout: Layout, sections: Mapping[str, bytes]) -> dict[str, Quantise
     plain = {plan.name: from_byte_planes(sections[plan.name], plan.item_bytes) for plan in layout.sections}
     tensors = {}
     for entry in layout.tensors:
-        if entry.bits == RAW_BITS:
-            data = np.frombuffer(plain[entry.section], "<f4", entry.count, entry.offset_bytes).reshape(entry.shape)
-            scales = np.empty(0, np.float16)
-            honest = bool(np.isfinite(data).all())
-        else:
-            data = np.frombuffer(plain[entry.section], np.int8, entry.count, entry.offset_bytes).reshape(entry.shape)
-            scales = np.frombuffer(plain[entry.scale_section], "<f2", entry.rows, entry.scale_offset_bytes)
-            qmax = code_limit(entry.bits)
-            in_range = data.min(initial=0) >= -qmax and data.max(initial=0) <= qmax
-            honest = bool(in_range and np.isfinite(scales).all() and (scales >= 0).all())
-        if not honest:
-            raise ArtifactError(f"tensor {entry.name}: holds values that int{entry.bits} weights cannot have")
-        tensors[entry.name] = QuantisedTensor(entry.quantisation, entry.bits, data, scales)
+        parts = {
+            part.name: np.frombuffer(plain[section], part.dtype, part.count, offset_bytes).reshape(part.shape)
+            for part, section, offset_bytes in entry.places
+        }
+        if not entry.storage.is_valid(parts):
+            bits = entry.storage.bits
+            raise ArtifactError(f"tensor {entry.name}: holds values that int{bits} weights cannot have")
+        tensors[entry.name] = QuantisedTensor(entry.storage, entry.shape, parts)
     return tensors
 
 

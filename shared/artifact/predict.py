@@ -20,10 +20,11 @@ from shared.artifact.container import HEADER_QUALITY, HEADER_WINDOW, PREFIX
 from shared.artifact.header import build_header, canonical_json
 from shared.artifact.layout import Layout, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
-from shared.artifact.predict_model import FEATURES, Calibration, gaussian_code_bits, role_features, role_of
-from shared.artifact.quantise import RAW_BITS, code_limit, stored_bits
+from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
+from shared.artifact.quantise import storage_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, parameter_manifest
+from shared.quantisers import Float32, Quantiser
 from shared.spec import Spec
 
 LARGE_BATCH_EXCESS_BITS = -0.03
@@ -95,10 +96,14 @@ def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Ca
 def worst_case_bytes(spec: Spec) -> int:
     """Size that no weights of a spec exceed: codes of full width, everything else incompressible."""
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    widths: dict[str, int] = {}
+    for entry in layout.tensors:
+        for part, name, _ in entry.places:
+            if part.name == "codes":
+                widths[name] = max(entry.storage.bits, widths.get(name, 0))
     sections = {}
     for section in layout.sections:
-        bits = max((entry.bits for entry in layout.tensors if entry.section == section.name), default=8)
-        width = bits / 8 if section.name.endswith(".codes") else 1.0
+        width = widths.get(section.name, 8) / 8
         slack = CODEC_SLACK_BLOCK_BYTES * len(block_sizes(section.raw_bytes))
         sections[section.name] = section.raw_bytes * width * (1 + CODEC_SLACK_FRAC) + slack
     return round(sum(sections.values())) + header_bytes(spec, sections) + CODEC_SLACK_BLOCK_BYTES
@@ -118,7 +123,7 @@ def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
 
 @dataclass(frozen=True)
 class _Row:
-    """The tensors of one role and row length: `count` weights of `bits`, what a Gaussian code costs, the
+    """The tensors of one role, row length and quantiser: `count` weights, what a Gaussian code costs, the
     excess the fit gives within its range, and the excess that is used. `features` are not cut to the range."""
 
     role: str
@@ -131,24 +136,24 @@ class _Row:
 
 
 def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
-    groups: dict[tuple[str, int], list[Parameter]] = {}
+    groups: dict[tuple[str, int, Quantiser], list[Parameter]] = {}
     for parameter in parameter_manifest(spec):
-        if stored_bits(parameter.quantisation, len(parameter.shape), spec.artifact) != RAW_BITS:
-            groups.setdefault((role_of(parameter, spec), parameter.shape[-1]), []).append(parameter)
+        storage = storage_of(parameter, spec.artifact)
+        if not isinstance(storage, Float32):
+            groups.setdefault((role_of(parameter, spec), parameter.shape[-1], storage), []).append(parameter)
     low, high = np.array(calibration.ranges).T
     rows = []
-    for (role, row_length), parameters in groups.items():
+    for (role, row_length, coded), parameters in groups.items():
         first = parameters[0]
-        bits = stored_bits(first.quantisation, len(first.shape), spec.artifact)
         features = role_features(spec, first, steps)
         intercept, *slopes = calibration.roles[role]
         fitted = intercept + float(np.clip(features, low, high) @ slopes)
         large = 0.0
         if first.quantisation == "matrix":
             large = float(np.clip((features[_BATCH] - high[_BATCH]) / LARGE_BATCH_OCTAVES, 0.0, 1.0))
-        gaussian = gaussian_code_bits(row_length, bits)
+        gaussian = coded.gaussian_code_bits(row_length)
         # No code costs more than its width or less than nothing, whatever a line says.
-        widest = float(np.log2(2 * code_limit(bits) + 1)) - gaussian
+        widest = float(np.log2(2 * coded.code_limit + 1)) - gaussian
         fitted = min(max(fitted, 0.1 - gaussian), widest)
         excess = (1 - large) * fitted + large * LARGE_BATCH_EXCESS_BITS
         count = sum(parameter.count for parameter in parameters)

@@ -11,13 +11,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.artifact.quantise import code_limit
 from shared.model.manifest import Parameter
 from shared.optim import lr_factor
 from shared.spec import Spec
@@ -53,7 +50,6 @@ _MOST_ALIKE = {
     "decoder.experts": "head",
 }
 
-_QUANTILES = 96
 _SCHEDULE_POINTS = 1000
 
 
@@ -120,24 +116,3 @@ def mean_lr_factor(spec: Spec) -> float:
     """Mean of the schedule's factor over a whole run."""
     points = ((index + 0.5) / _SCHEDULE_POINTS for index in range(_SCHEDULE_POINTS))
     return sum(lr_factor(spec.schedule, point) for point in points) / _SCHEDULE_POINTS
-
-
-@lru_cache(maxsize=256)
-def gaussian_code_bits(row_length: int, bits: int) -> float:
-    """Order-0 entropy, in bits, of the codes of Gaussian rows scaled by their own largest magnitude.
-
-    Given the largest magnitude M of a row, its code is +-qmax and the others are Gaussians cut off at M. The
-    histogram is averaged over the distribution of M, P(M < m) = (2 F(m) - 1)^C, at equally likely quantiles.
-    """
-    normal, qmax = NormalDist(), code_limit(bits)
-    borders = np.arange(2 * qmax + 2) - qmax - 0.5
-    shares = np.zeros(2 * qmax + 1)
-    for quantile in (np.arange(_QUANTILES) + 0.5) / _QUANTILES:
-        largest = normal.inv_cdf((1.0 + float(quantile) ** (1.0 / row_length)) / 2.0)
-        cut = np.clip(borders * (largest / qmax), -largest, largest)
-        inner = np.diff([normal.cdf(border) for border in cut])
-        shares += inner / inner.sum() * (row_length - 1) / row_length
-        shares[[0, -1]] += 0.5 / row_length
-    shares /= _QUANTILES
-    shares = shares[shares > 0]
-    return float(-(shares * np.log2(shares)).sum())

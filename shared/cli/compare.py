@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from shared.cli.command import CommandResult, console
-from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
-from shared.study.scored_run import find_scored_runs
+from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
+from shared.study.groups import find_finished_runs
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Print the comparison; status 1 if a score does not count."""
-    check_record(args)
-    runs = find_scored_runs(args.runs)
+    check_output(args)
+    runs = find_finished_runs(args.runs)
     words = ["compare", *args.runs, *comparison_words(args)]
     comparison = compare_runs(args, runs, console(), title="Comparison", words=words)
     return CommandResult(comparison.to_document(), 1 if comparison.problems else 0)

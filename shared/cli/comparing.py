@@ -11,15 +11,15 @@ from rich.console import Console
 
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.runs.finished_run import FinishedRun
 from shared.study.comparison import LEVEL, Comparison, compare_groups
 from shared.study.groups import group_runs
-from shared.study.scored_run import ScoredRun
 from shared.study.table import markdown, print_comparison
 
 
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
-    """--baseline, --confidence, --margin-nats and --record."""
-    parser.add_argument("--baseline", metavar="LABEL", help="the group the others are held against; default: the first")
+    """--baseline, --confidence, --margin-nats and --output."""
+    parser.add_argument("--baseline", metavar="LABEL", help="group to compare the others with; default: the first")
     parser.add_argument(
         "--confidence", type=_level, default=LEVEL, metavar="LEVEL", help="of the intervals; default %(default)s"
     )
@@ -30,17 +30,17 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NATS",
         help="test for better by this many nats per symbol of the baseline; a public record asks for 0.005",
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="also write the tables as markdown to this file")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the tables as markdown to this file")
 
 
-def check_record(args: argparse.Namespace) -> None:
-    """Raise UserError if --record could not be written, before hours are spent."""
-    if args.record is not None and not args.record.parent.is_dir():
-        raise UserError(f"--record {args.record}: the folder {args.record.parent} does not exist")
+def check_output(args: argparse.Namespace) -> None:
+    """Raise UserError if --output could not be written, before hours are spent."""
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist")
 
 
 def comparison_words(args: argparse.Namespace) -> list[str]:
-    """The arguments of a comparison as they stand on a command line, without --record."""
+    """The arguments of a comparison as they stand on a command line, without --output."""
     words = ["--baseline", args.baseline] if args.baseline is not None else []
     if args.confidence != LEVEL:
         words += ["--confidence", f"{args.confidence:g}"]
@@ -48,16 +48,16 @@ def comparison_words(args: argparse.Namespace) -> list[str]:
 
 
 def compare_runs(
-    args: argparse.Namespace, runs: Sequence[ScoredRun], out: Console, *, title: str, words: Sequence[str]
+    args: argparse.Namespace, runs: Sequence[FinishedRun], out: Console, *, title: str, words: Sequence[str]
 ) -> Comparison:
-    """Compare, print, and write the record if one is asked for; `words` is the command line that makes it again."""
+    """Compare, print, and write the tables if asked for; `words` is the command line that makes them again."""
     groups = group_runs(runs)
     comparison = compare_groups(groups, baseline=args.baseline, level=args.confidence, margin_nats=args.margin_nats)
     print_comparison(out, comparison)
-    if args.record is not None:
+    if args.output is not None:
         text = markdown(comparison, title, shlex.join(["bytetwin", *words]))
-        write_atomically(args.record, text.encode())
-        out.print(f"record {args.record}", markup=False, soft_wrap=True)
+        write_atomically(args.output, text.encode())
+        out.print(f"comparison {args.output}", markup=False, soft_wrap=True)
     return comparison
 
 

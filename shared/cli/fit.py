@@ -12,16 +12,16 @@ from rich.table import Table
 from shared.cli.command import CommandResult, console
 from shared.errors import UserError
 from shared.files import write_atomically
-from shared.runs.target import RUNS, find_run
+from shared.runs.target import run_named
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN..., --out and --symbols."""
+    """Declare RUN..., --output and --symbols."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="a run's name or folder; several differ in seed or length"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: fit.json in the first run's folder")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: fit.json in the first run's folder")
     parser.add_argument(
         "--symbols", type=float, metavar="T", help="also say what the curve gives after T training symbols"
     )
@@ -29,17 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Fit, print and write. Raises UserError where there is too little to fit."""
-    found = []
-    for word in args.runs:
-        directory = find_run(word)
-        if directory is None:
-            raise UserError(f"{word}: no such run in {RUNS}/ and no such folder")
-        found.append((directory, directory.read_spec()))
+    runs = [run_named(word) for word in args.runs]
+    found = [(run, run.read_spec()) for run in runs]
     check_one_curve(found)
     if args.symbols is not None and not 0 < args.symbols < float("inf"):
         raise UserError(f"--symbols {args.symbols}: must be a number of symbols above 0")
     result = fit_points([point for directory, _ in found for point in run_points(directory)])
-    path = args.out or found[0][0].path / "fit.json"
+    path = args.output or found[0][0].path / "fit.json"
     document = result.to_document()
     write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
     out = console()

@@ -1,6 +1,6 @@
 """`bytetwin COMMAND`: finds the command, runs it, turns errors into one line and an exit status.
 
-Exit status 0: done. 1: a check said no. 2: bad input, told in one line on stderr. 130: interrupted.
+Exit status 0: done. 1: a check failed. 2: bad input, reported in one line on stderr. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ COMMANDS = {
         "run's artifact on all its text, with its stride and engine, replaces score.json of the run; --output "
         "keeps any other"
     ),
-    "audit": "is the score honest? Leak and accounting tests; status 1 if one fails",
+    "audit": "check a score for leaks and accounting errors; status 1 if a check fails",
     "generate": "sample text from a run or an artifact",
-    "sweep": (
-        "train specs over seeds, one run after the other, and compare them; run it again to go on where it stopped"
-    ),
-    "compare": "hold finished runs against a baseline: mean, deviation, paired difference and its interval over seeds",
+    "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
+    "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
     "fit": (
         "fit bpb = c + a T^-alpha to the validations of runs at constant learning rate; writes JSON for preflight --fit"

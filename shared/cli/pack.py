@@ -13,6 +13,7 @@ from rich.table import Table
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
 from shared.cli.command import CommandResult, console
 from shared.errors import RunError, UserError
+from shared.model import parameter_manifest
 from shared.optim import keeps_average
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
@@ -117,9 +118,11 @@ def _say_if_unscored(out: Console, run: RunDirectory, info: ArtifactInfo) -> Non
 def _entropy_by_class(path: Path) -> dict[str, float]:
     """Order-0 entropy of the codes in bits per weight, averaged over the tensors of each quantised class."""
     codes: dict[str, list[Any]] = {}
-    for tensor in read_artifact(path).tensors.values():
-        if tensor.scales is not None:
-            codes.setdefault(tensor.quantisation, []).append(tensor.data)
+    artifact = read_artifact(path)
+    classes = {parameter.name: parameter.quantisation for parameter in parameter_manifest(artifact.spec)}
+    for name, tensor in artifact.tensors.items():
+        if "codes" in tensor.parts:
+            codes.setdefault(classes[name], []).append(tensor.parts["codes"])
     return {
         name: sum(entropy_bits(array) * array.size for array in arrays) / sum(np.size(array) for array in arrays)
         for name, arrays in codes.items()

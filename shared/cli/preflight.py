@@ -19,7 +19,7 @@ from shared.engine.package import engine_package
 from shared.errors import UserError
 from shared.files import write_atomically
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
-from shared.preflight.run import check_row_names
+from shared.preflight.ask_rows import check_row_names
 from shared.runs.scaling_curve import read_curve
 
 
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-trained", action="store_true", help="check causality in the spec's dtype and compiled on a CPU too"
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="also write the JSON document to this file")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON document to this file")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     width = max(map(len, ROWS))
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_curve(args.fit) if args.fit else None
-    if args.record and not args.record.parent.is_dir():
-        raise UserError(f"--record {args.record}: the folder {args.record.parent} does not exist")
+    if args.output and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist")
     engine = args.engine or preferred_engine()
     facts = engine_package(engine).device_facts()
     gpus = len(facts.names) if facts.kind == "gpu" else 1
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> CommandResult:
         report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
     print_report(out, report)
     document = report.to_document()
-    if args.record:
-        write_atomically(args.record, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+    if args.output:
+        write_atomically(args.output, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
     return CommandResult(document, status=0 if report.go else 1)
 
 

@@ -8,14 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.cli.command import CommandResult, console
-from shared.errors import UserError
-from shared.runs.target import RUNS, find_run
+from shared.runs.finished_run import FinishedRun, read_finished
+from shared.runs.target import run_named
 from shared.study.record import (
     Author,
-    SeedResult,
     check_one_experiment,
-    read_result,
-    refusals,
     submission,
     write_record,
 )
@@ -26,9 +23,9 @@ RECORDS = Path("records")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare RUN... and what goes into submission.json."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; several are several seeds")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
-    parser.add_argument("--replace", action="store_true", help="write the folder anew if it is there already")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; one run per seed")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
+    parser.add_argument("--replace", action="store_true", help="overwrite an existing record")
     parser.add_argument("--author", metavar="NAME", help="who made it")
     parser.add_argument("--github", metavar="ID", help="the author's GitHub name")
     parser.add_argument("--title", metavar="T", help="default: the spec's name")
@@ -37,36 +34,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Write the folder; status 1, and nothing written, if an artifact is over the budget or an audit failed."""
-    results = [_result(word) for word in args.runs]
+    results = [read_finished(run_named(word)) for word in args.runs]
+    first = results[0]
     check_one_experiment(results)
     results.sort(key=lambda result: result.seed)
     out = console()
-    problems = refusals(results)
+    problems = [problem for result in results for problem in result.problems]
     for problem in problems:
         out.print(f"bytetwin: no record: {problem}", style="red", markup=False, soft_wrap=True)
     if problems:
         return CommandResult({"folder": None, "problems": problems}, 1)
     author = Author(args.author, args.github)
-    first = find_run(args.runs[0])
-    assert first is not None
-    folder = args.out or RECORDS / first.path.resolve().name
+    folder = args.output or RECORDS / first.path.resolve().name
     document = submission(results, args.title or results[0].spec.name, args.blurb or default_blurb(results), author)
     write_record(folder, results, readme(results, document), document, replace=args.replace)
     _print(out, folder, results, author)
     return CommandResult({"folder": str(folder), "problems": [], "submission": document})
 
 
-def _result(word: str) -> SeedResult:
-    found = find_run(word)
-    if found is None:
-        raise UserError(f"{word}: no such run in {RUNS}/ and no such folder")
-    return read_result(found)
-
-
-def _print(out: Console, folder: Path, results: list[SeedResult], author: Author) -> None:
+def _print(out: Console, folder: Path, results: list[FinishedRun], author: Author) -> None:
     for result in results:
         out.print(
-            f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.total_bytes:,} bytes",
+            f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.score.total_bytes:,} bytes",
             markup=False,
             soft_wrap=True,
         )

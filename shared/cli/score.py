@@ -121,12 +121,11 @@ def score_lines(document: ScoreDocument) -> list[str]:
     lines = [
         document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
-        f"protocol: {document.symbols:,} symbols, each once, windows of {document.window_symbols} by "
-        f"{document.stride_symbols}, adaptation {document.adaptation}, engine {document.engine}",
+        f"protocol: {document.symbols:,} symbols, each once, {document.windows_text}, engine {document.engine}",
     ]
     if document.chosen is not None:
         lines.append(f"weights: {document.chosen}")
     if document.artifact_bytes is not None:
-        total, limit = document.artifact_bytes + document.code_bytes, document.limit_bytes
+        total, limit = document.total_bytes, document.limit_bytes
         lines.append(f"size: {total:,} bytes of {limit:,}{'' if total <= limit else ': OVER the budget'}")
     return lines

@@ -11,16 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
-from shared.cli.comparing import add_comparison_arguments, check_record, compare_runs, comparison_words
+from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
 from shared.cli.train import default_training_engine
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.runs.finished_run import read_finished
 from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
 from shared.study.comparison import Comparison
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
-from shared.study.scored_run import read_scored_run
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     number if it was stopped."""
     if is_launched():
         raise UserError("sweep starts its own processes, one run at a time: start it without torchrun or mlx.launch")
-    check_record(args)
+    check_output(args)
     plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)
     if args.name is not None and not NAME_PATTERN.fullmatch(args.name):
         raise UserError(f"--name {args.name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
@@ -113,7 +113,7 @@ def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console,
         out.print(f"no run of the baseline {baseline} is finished: nothing to compare", style="yellow", soft_wrap=True)
         return None
     order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
-    runs = [read_scored_run(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
+    runs = [read_finished(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
     return compare_runs(args, runs, out, title=f"Sweep {folder.name}", words=words)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
-from shared.study.record import SeedResult, finished_with
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
-from shared.training.run import RunResult, follow_run, train_run
+from shared.training.run import RunResult, earlier_result, follow_run, train_run
+from shared.training.run_data import finished_with
 from shared.views.console import make_observer
-from shared.views.report.stages import stages_text
+from shared.views.report.phases import phases_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +49,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one on every GPU"
     )
-    parser.add_argument("--port", type=int, metavar="P", help="where the ranks meet; default: any that is free")
+    parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Train; status 1 if training broke down or a check said no, 128 + signal number if it was stopped."""
+    """Train; status 1 if training broke down or a check failed, 128 + signal number if it was stopped."""
     spec = bind_tokenizer(spec_from_arguments(args))
     if args.resume and args.run and not args.no_finish and not is_launched():
         done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
         if done is not None:
-            return _tell_finished(done)
+            return _end(console(), args, earlier_result(done))
     if args.ranks is not None and not is_launched():
         return _launch(args)
     engine_name = args.engine or default_training_engine()
@@ -83,9 +84,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         print_profile(out, profile)
     if args.profile and not profiles:
         out.print("no step was traced: the run had too few", style="yellow")
-    _print_end(out, args, result)
-    profiled = {"profile": profiles[-1].to_document()} if profiles else {}
-    return CommandResult({**_document(result), **profiled}, result.exit_status)
+    return _end(out, args, result, profiles)
 
 
 def _launch(args: argparse.Namespace) -> CommandResult:
@@ -107,7 +106,7 @@ def default_training_engine() -> str:
     return names[0]
 
 
-def _document(result: RunResult) -> dict[str, Any]:
+def _document(result: RunResult, profiles: Sequence[Profile]) -> dict[str, Any]:
     outcome, finished = result.outcome, result.finished
     return {
         "run": str(result.run.path),
@@ -123,35 +122,13 @@ def _document(result: RunResult) -> dict[str, Any]:
         "packing": finished.packing.to_document() if finished else None,
         "problems": finished.problems if finished else [],
         "score": finished.score.to_dict() if finished else None,
-        "stage_s": dict(result.stage_s),
+        "phase_s": dict(result.phase_s),
+        **({"profile": profiles[-1].to_document()} if profiles else {}),
     }
 
 
-def _tell_finished(result: SeedResult) -> CommandResult:
-    """What a run that was finished before came to; nothing is trained or scored again."""
-    out, run = console(), result.run
-    out.print(f"run {run.path} is finished, nothing is left to do", markup=False, soft_wrap=True)
-    print_score(out, result.score)
-    problems = result.finished["problems"]
-    for problem in problems:
-        out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
-    document = {
-        "run": str(run.path),
-        "status": "finished",
-        "message": "finished before",
-        "steps": result.last_step["step"],
-        "train_s": result.last_step["elapsed_s"],
-        "train_nats": result.last_step["nats"],
-        "artifact": str(run.artifact_path),
-        "packing": result.finished["packing"],
-        "problems": problems,
-        "score": result.score.to_dict(),
-    }
-    return CommandResult(document, 1 if problems else 0)
-
-
-def _print_end(out: Console, args: argparse.Namespace, result: RunResult) -> None:
-    """The last lines a user reads: the score, or why there is none and how to go on."""
+def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Sequence[Profile] = ()) -> CommandResult:
+    """Print the last lines a user reads: the score, or why there is none and how to resume."""
     outcome = result.outcome
     if outcome.message:
         style = "red" if outcome.status == "failed" else "yellow"
@@ -160,8 +137,9 @@ def _print_end(out: Console, args: argparse.Namespace, result: RunResult) -> Non
         out.print(f"resume with: {_resume_command(args, result)}", markup=False, soft_wrap=True)
     if result.finished is not None:
         _print_finished(out, result, result.finished)
-    if result.stage_s:
-        out.print(f"time: {stages_text(result.stage_s)}", markup=False, soft_wrap=True)
+    if result.phase_s:
+        out.print(f"time: {phases_text(result.phase_s)}", markup=False, soft_wrap=True)
+    return CommandResult(_document(result, profiles), result.exit_status)
 
 
 def _print_finished(out: Console, result: RunResult, finished: Finished) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.engine.activations import loss_of_shapes
 from shared.engine.microbatch import micro_batches
-from shared.model import forward, parameter_manifest, trained_parameters, training_loss, training_parameters
-from shared.model.stages import SYMBOL_WEIGHTS
+from shared.model import forward, parameter_manifest, trained_parameters
 from shared.ops import ShapeOps
 from shared.optim import orthogonalise
 from shared.spec import Spec
@@ -42,13 +42,9 @@ def training_flops(spec: Spec) -> Flops:
     """
     windows = spec.training.batch_symbols // spec.model.seq_len
     batch = np.broadcast_to(np.int32(0), (windows, spec.model.seq_len))  # Takes no memory, whatever the batch.
-    trained = {parameter.name for parameter in trained_parameters(spec)}
     total: Counter[str] = Counter()
     for rows, times in Counter(len(part) for _, part in micro_batches(spec, batch)).items():
-        ops = ShapeOps()
-        params = {each.name: ops.array(each.shape, each.name in trained) for each in training_parameters(spec)}
-        params[SYMBOL_WEIGHTS] = ops.array((spec.vocabulary.size, 1))
-        loss, _ = training_loss(ops, spec, params, ops.array((rows, spec.model.seq_len)))
+        ops, loss, _ = loss_of_shapes(spec, rows)
         for kind, operations in (ops.forward + ops.backward(loss)).items():
             total[kind] += times * operations
     return Flops(

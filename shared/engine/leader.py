@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.numpy import save as arrays_to_bytes
 from shared.engine.protocol import Engine, StepResult, Weights, WeightsKind
 from shared.engine.ranks import Ranks
 from shared.errors import RanksError, RunError, SpecError
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
 
 HEADER_LENGTH_BYTES = 4
@@ -42,13 +44,13 @@ class LeadingEngine:
         self._tell("warm_up", {"x": x.astype(SYMBOL_DTYPE)})
         self.engine.warm_up(share_of_rows(x, self.ranks))
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
-        self._tell("train_step", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper))
-        return self.engine.train_step(share_of_rows(x, self.ranks), hyper)
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
+        self._tell("train_step", {"x": x.astype(SYMBOL_DTYPE)}, numbers=asdict(numbers))
+        return self.engine.train_step(share_of_rows(x, self.ranks), numbers)
 
-    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)}, hyper=dict(hyper or {}))
-        return self.engine.gradients(share_of_rows(x, self.ranks), hyper)
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)}, numbers=asdict(numbers) if numbers else None)
+        return self.engine.gradients(share_of_rows(x, self.ranks), numbers)
 
     def score(self, x: np.ndarray) -> np.ndarray:
         self._tell("score", {"x": x.astype(SYMBOL_DTYPE)})
@@ -183,10 +185,11 @@ def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: d
     elif call == "score":
         score_together(engine, x)
     elif call == "train_step":
-        engine.train_step(share_of_rows(x, engine.ranks), arguments["hyper"])
+        engine.train_step(share_of_rows(x, engine.ranks), StepNumbers(**arguments["numbers"]))
     elif call == "warm_up":
         engine.warm_up(share_of_rows(x, engine.ranks))
     elif call == "gradients":
-        engine.gradients(share_of_rows(x, engine.ranks), arguments["hyper"])
+        numbers = arguments["numbers"]
+        engine.gradients(share_of_rows(x, engine.ranks), StepNumbers(**numbers) if numbers else None)
     else:
         raise RanksError(f"rank 0 asks for {call!r}, which is unknown here: the ranks run different versions")

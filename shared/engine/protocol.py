@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from shared.engine.ranks import Ranks
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
 
 Weights = Mapping[str, np.ndarray]
@@ -65,18 +66,18 @@ class Engine(Scorer, Protocol):
         """
         ...
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
-        `hyper` is the result of `step_hyperparameters`; it also says which function is trained (shared.model.stages).
+        `numbers` is the result of `step_hyperparameters`; it also says which function is trained.
         The result is asked for after the next step is queued, so that the device never waits for the host.
         """
         ...
 
-    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
         """(mean nats per symbol, float32 gradients of the training loss by name) of the current weights on x [B, T].
 
-        The function is the one that a step with `hyper` trains, by default the one at the end of training. What is
+        The function is the one that a step with `numbers` trains, by default the one at the end of training. What is
         frozen has no gradient.
         """
         ...

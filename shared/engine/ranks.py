@@ -70,7 +70,7 @@ def killer_in_words(number: int) -> str:
 
 
 def let_rank_0_speak() -> None:
-    """Wait in a follower before it tells of an error. Most errors are those of all ranks: rank 0 tells them once,
-    ends, and the launcher ends the others meanwhile. Whoever is still there has an error of its own."""
+    """Delay a follower's error message so that rank 0 reports first. Most errors are those of all ranks: rank 0 reports
+    them once and ends, and the launcher ends the others meanwhile. Whoever is still there has an error of its own."""
     if own_rank() > 0:
         time.sleep(PATIENCE_S)

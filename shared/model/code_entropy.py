@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.model.stages import CODE_ENTROPY_ROW
 from shared.ops import Array, Ops
+from shared.quantisers import quantiser
 from shared.spec import Spec
 
 LEAST_SHARE = 1e-9
@@ -25,17 +26,10 @@ def coded_matrices(spec: Spec) -> list[Parameter]:
     return [each for each in parameter_manifest(spec) if each.quantisation == "matrix" and len(each.shape) == 2]
 
 
-def code_entropy_values(spec: Spec) -> int:
-    """Softmax values that one evaluation makes: rows looked at x columns x codes, over all matrices."""
-    if not spec.training.loss.code_entropy.weight:
-        return 0
-    stride, codes = spec.training.loss.code_entropy.row_stride, 2 * _code_limit(spec) + 1
-    return sum(-(-each.shape[0] // stride) * each.shape[1] * codes for each in coded_matrices(spec))
-
-
 def _matrix_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], parameter: Parameter, x: Array) -> Array:
     """-sum p_k log2(p_k + 1e-9) of one matrix."""
-    entropy, limit = spec.training.loss.code_entropy, _code_limit(spec)
+    entropy, coded = spec.training.loss.code_entropy, quantiser(spec.artifact.matrix)
+    limit = coded.code_limit
     rows, columns = parameter.shape
     looked_at = -(-rows // entropy.row_stride)
     # 0, 1, 2, ... in x's kind of integers, whatever x holds.
@@ -43,13 +37,8 @@ def _matrix_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], parameter: P
     first = ops.cast_like(params[CODE_ENTROPY_ROW], x) if CODE_ENTROPY_ROW in params else 0 * x[0, 0]
     index = (number[:looked_at] * entropy.row_stride + first) % rows
     weights = ops.embedding(params[parameter.name], index, "float32")
-    in_codes = (weights / ops.row_scale(weights, limit))[..., None]
+    in_codes = coded.in_steps(ops, weights)[..., None]
     codes = ops.cast_like(number[: 2 * limit + 1] - limit, weights)
     apart = in_codes - codes
     shares = ops.sum(ops.softmax(-apart * apart / entropy.temperature), axes=(0, 1)) / (looked_at * columns)
     return -BITS_PER_NAT * ops.sum(shares * ops.log(shares + LEAST_SHARE))
-
-
-def _code_limit(spec: Spec) -> int:
-    """qmax, the largest code of a matrix in the artifact."""
-    return int(2 ** (spec.artifact.matrix_bits - 1)) - 1

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from shared.model.manifest import parameter_manifest
 from shared.model.stages import QAT, QAT_STEP
 from shared.ops import Array, Ops
+from shared.quantisers import quantiser
 from shared.spec import Spec
 
 # Spreads the numbers of parameters over 32 bits, so that their noise starts far apart.
@@ -25,14 +26,15 @@ def training_weights(
     `matrices`: of `quantised_matrices`. x [B, T] only lends its kind of array.
     """
     qat = spec.training.qat
+    coded = quantiser(spec.artifact.matrix, qat.bits)
     changed = dict(params)
     for name, salt in matrices.items():
         weight = params[name]
         if qat.form == "noise":
             step = params[QAT_STEP] if QAT_STEP in params else 0 * x[0, 0]
-            change = ops.row_noise(weight, step, salt) / qat.code_limit
+            change = ops.row_noise(weight, step, salt) / coded.code_limit
         else:
-            change = ops.rounding_error(weight, qat.code_limit)
+            change = coded.rounding_error(ops, weight)
         changed[name] = weight + (params[QAT] * change if QAT in params else change)
     return changed
 

@@ -2,19 +2,18 @@
 
 Most specs train a single one. With a loop that starts later the layers run in plain order first, then with the loop:
 each stage is a spec of its own, and an engine compiles all of them before the clock starts. Which one a step trains
-is decided on the host and travels with the step's hyperparameters, under STAGE. What changes within a stage is a
-number under a name of RUN_PREFIX, which the engine puts next to the parameters as an array: nothing recompiles.
+is decided on the host and travels with the step as StepNumbers. What changes within a stage is a number under a name
+of RUN_PREFIX, which the engine puts next to the parameters as an array: nothing recompiles.
 A forward pass without such numbers is the one at the end of training, as scores, checks and artifacts want it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.spec import Spec
 
-STAGE = "stage"
 RUN_PREFIX = "run/"
 # The factor on all loop gates, in [0, 1].
 LOOP_RAMP = RUN_PREFIX + "loop_ramp"
@@ -30,12 +29,16 @@ SYMBOL_WEIGHTS = RUN_PREFIX + "symbol_weights"
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """A step's hyperparameters by their use: `stage` is an index into `training_stages`, `run` holds numbers of the
-    forward pass, `optimizer` those of the update."""
+    """The hyperparameters of a step by their use: `stage` is an index into `training_stages`, `run` holds numbers of
+    the forward pass, `optimizer` those of the update."""
 
     stage: int
     run: dict[str, float]
     optimizer: dict[str, float]
+
+    def with_run(self, values: Mapping[str, float]) -> StepNumbers:
+        """The same step with other numbers of the forward pass."""
+        return replace(self, run={**self.run, **values})
 
 
 def training_stages(spec: Spec) -> tuple[Spec, ...]:
@@ -43,36 +46,34 @@ def training_stages(spec: Spec) -> tuple[Spec, ...]:
     return (*(_with_extra_loops(spec, extra_loops) for extra_loops in _loop_counts(spec)[:-1]), spec)
 
 
-def stage_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
-    """The stage of a step that begins with this progress, and the numbers of its forward pass.
+def stage_of(spec: Spec, step: int, progress: float) -> int:
+    """The stage of a step that begins with this progress; `step` counts from 0."""
+    counts, loops = _loop_counts(spec), range(1, spec.model.loop.extra_loops + 1)
+    if len(counts) == 1:
+        return 0
+    return counts.index(sum(spec.schedule.loop.is_running(loop, step, progress) for loop in loops))
 
-    Empty for a spec with one stage and no such numbers. `step` counts from 0.
-    """
+
+def run_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
+    """The numbers of a step's forward pass, none for most specs; arguments as for `stage_of`."""
     values: dict[str, float] = {}
-    counts, schedule = _loop_counts(spec), spec.schedule.loop
-    if len(counts) > 1:
-        running = sum(schedule.is_running(loop, step, progress) for loop in range(1, spec.model.loop.extra_loops + 1))
-        values[STAGE] = float(counts.index(running))
     if _ramps(spec):
-        values[LOOP_RAMP] = schedule.ramp(step, progress)
+        values[LOOP_RAMP] = spec.schedule.loop.ramp(step, progress)
     for name in _qat_names(spec):
         values[name] = float(step) if name == QAT_STEP else float(spec.training.qat.is_acting(step, progress))
     return values | _auxiliary_numbers(spec, step, progress)
 
 
-def split_numbers(spec: Spec, hyper: Mapping[str, float]) -> StepNumbers:
-    """A step's hyperparameters by their use. Without a stage among them it is the last one."""
-    run = {name: value for name, value in hyper.items() if name.startswith(RUN_PREFIX)}
-    optimizer = {name: value for name, value in hyper.items() if name != STAGE and name not in run}
-    return StepNumbers(int(hyper.get(STAGE, len(_loop_counts(spec)) - 1)), run, optimizer)
+def final_numbers(spec: Spec) -> StepNumbers:
+    """The function at the end of training, without an update."""
+    return StepNumbers(len(_loop_counts(spec)) - 1, {}, {})
 
 
-def warm_up_numbers(spec: Spec, names: Iterable[str]) -> list[dict[str, float]]:
-    """Hyperparameters of one step in each stage, all numbers 1: what must be compiled before training starts."""
-    run_names = ([LOOP_RAMP] if _ramps(spec) else []) + _qat_names(spec) + list(_auxiliary_numbers(spec, 0, 0.0))
-    numbers = dict.fromkeys([*names, *run_names], 1.0)
-    stages = len(_loop_counts(spec))
-    return [numbers | ({STAGE: float(stage)} if stages > 1 else {}) for stage in range(stages)]
+def warm_up_numbers(spec: Spec, names: Iterable[str]) -> list[StepNumbers]:
+    """One step in each stage, all numbers 1: what must be compiled before training starts. `names` are those of the
+    update."""
+    run, optimizer = dict.fromkeys(run_numbers(spec, 0, 0.0), 1.0), dict.fromkeys(names, 1.0)
+    return [StepNumbers(stage, run, optimizer) for stage in range(len(_loop_counts(spec)))]
 
 
 def _loop_counts(spec: Spec) -> list[int]:

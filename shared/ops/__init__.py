@@ -1,7 +1,9 @@
-"""The seam below the model: the Ops protocol, its NumPy oracle, and shapes without values, which count operations."""
+"""The seam below the model: the Ops protocol, its NumPy oracle, shapes without values, which count operations, and a
+base for what watches another Ops."""
 
 from shared.ops.numpy_ops import NumpyOps
 from shared.ops.protocol import Array, Ops
 from shared.ops.shape_ops import Shaped, ShapeOps
+from shared.ops.wrapped_ops import WrappedOps
 
-__all__ = ["Array", "NumpyOps", "Ops", "ShapeOps", "Shaped"]
+__all__ = ["Array", "NumpyOps", "Ops", "ShapeOps", "Shaped", "WrappedOps"]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.ops.code_scale import code_scale
 from shared.ops.noise import mixed
 
 
@@ -136,15 +135,16 @@ class NumpyOps:
     def power(self, x: np.ndarray, exponent: float) -> np.ndarray:
         return x**exponent
 
-    def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
-        # In float32, though the oracle is in float64: on the border of two codes rounding must fall to the same one.
-        rows = x.astype(np.float32)
-        scale = _row_scale(rows, limit)
-        codes = np.clip(np.rint(rows / scale), -limit, limit)
-        return (codes * scale - rows).astype(np.float64)
+    def largest(self, x: np.ndarray) -> np.ndarray:
+        return np.abs(x).max(axis=-1, keepdims=True, initial=0.0)
 
-    def row_scale(self, x: np.ndarray, limit: int) -> np.ndarray:
-        return _row_scale(x.astype(np.float32), limit).astype(np.float64)
+    def round(self, x: np.ndarray) -> np.ndarray:
+        # Of float32, though the oracle is in float64: a border of two numbers must fall to the same one as in engines.
+        return np.rint(x.astype(np.float32)).astype(np.float64)
+
+    def float16(self, x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return x.astype(np.float32).astype(np.float16).astype(np.float64)
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return x
@@ -152,12 +152,7 @@ class NumpyOps:
     def row_noise(self, x: np.ndarray, counter: np.ndarray, salt: int) -> np.ndarray:
         index = np.arange(x.size, dtype=np.uint32).reshape(x.shape)
         bits = mixed(index, np.asarray(counter).astype(np.uint32), salt)
-        return ((bits >> 8) / 2.0**24 - 0.5) * np.abs(x).max(axis=-1, keepdims=True)
-
-
-def _row_scale(rows: np.ndarray, limit: int) -> np.ndarray:
-    scale = code_scale(np.abs(rows).max(axis=-1, keepdims=True), limit)
-    return np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
+        return ((bits >> 8) / 2.0**24 - 0.5) * self.largest(x)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

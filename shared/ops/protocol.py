@@ -165,19 +165,17 @@ class Ops(Protocol):
         """x^exponent, element-wise, for x >= 0 and an exponent of 1 or more."""
         ...
 
-    def rounding_error(self, x: Array, limit: int) -> Array:
-        """What rounding to codes -limit ... limit adds to x [..., C], float32; a constant to derivatives.
-
-        code * scale - x, with `row_scale` for the scale and codes x / scale rounded half to even, all in float32
-        whatever the implementation: its codes are the artifact's.
-        """
+    def largest(self, x: Array) -> Array:
+        """The largest |x| of each row of x [..., C]: [..., 1]."""
         ...
 
-    def row_scale(self, x: Array, limit: int) -> Array:
-        """shared.ops.code_scale of max |x| over each row of x [..., C] float32, 1 where that is 0: float32 [..., 1].
+    def round(self, x: Array) -> Array:
+        """The nearest whole number to x float32, halves to even; the oracle rounds x to float32 first. Read by what is
+        a constant to derivatives only, as is `float16`."""
+        ...
 
-        The scale of a row in the artifact; a constant to derivatives. limit is at most 127.
-        """
+    def float16(self, x: Array) -> Array:
+        """x float32, 0 <= x < 65504, rounded half to even to what float16 holds, in x's dtype; in the oracle too."""
         ...
 
     def stop_gradient(self, x: Array) -> Array:

@@ -1,94 +1,54 @@
-"""Shapes without values: runs the model to count the operations of its products, in the forward and the backward pass.
+"""Shapes without values: runs the model to count the operations of its products, and the bytes that it keeps.
 
 A multiplication and its addition are two operations. Counted are matrix products and attention; norms, activations,
 rotations and the softmax are left out, as is usual, so a share of peak is not flattered.
+
+Kept is what the gradients read: the memory that an engine which compiles nothing holds from the forward pass to the
+backward pass. Each verb says what its own reads. It is what torch reads; MLX reads the scores of attention as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-# What is multiplied: something by a weight matrix, or activations by each other (attention, scans, Newton-Schulz).
-Products = Literal["matrices", "activations"]
+from shared.ops.shaped import Products, Shaped, Storage, ancestors, elementwise, in_order, in_order_of, made, product
 
-
-class Shaped:
-    """An array of which only the shape is known. `traced`: derivatives are taken with respect to it, as it is trained
-    or made of something that is. `inputs` are the traced arrays that it was made of, `backward` the operations that
-    take its gradient on to them, of the given `kind`."""
-
-    # NumPy leaves operators between its numbers and this to this.
-    __array_ufunc__ = None
-    __slots__ = ("backward", "inputs", "kind", "ops", "shape", "traced")
-
-    def __init__(
-        self,
-        ops: ShapeOps,
-        shape: Sequence[int],
-        inputs: Sequence[Any] = (),
-        traced: bool = False,
-        kind: Products = "matrices",
-        backward: int = 0,
-    ) -> None:
-        self.ops, self.shape, self.kind, self.backward = ops, tuple(shape), kind, backward
-        self.inputs = tuple(value for value in inputs if isinstance(value, Shaped) and value.traced)
-        self.traced: bool = traced or bool(self.inputs)
-
-    def reshape(self, shape: Sequence[int]) -> Shaped:
-        return Shaped(self.ops, self._like().reshape(shape).shape, [self])
-
-    def __getitem__(self, index: Any) -> Shaped:
-        return Shaped(self.ops, self._like()[index].shape, [self])
-
-    def __matmul__(self, other: Shaped) -> Shaped:
-        batch = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
-        assert self.shape[-1] == other.shape[-2], f"{self.shape} @ {other.shape}"
-        shape = (*batch, self.shape[-2], other.shape[-1])
-        return self.ops.product("activations", shape, 2 * math.prod(shape) * self.shape[-1], self, other)
-
-    def __neg__(self) -> Shaped:
-        return Shaped(self.ops, self.shape, [self])
-
-    def _with(self, other: Any) -> Shaped:
-        return Shaped(self.ops, np.broadcast_shapes(self.shape, np.shape(other)), [self, other])
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __mod__ = _with
-
-    def _like(self) -> np.ndarray:
-        """An array of this shape that takes no memory."""
-        return np.broadcast_to(np.int8(0), self.shape)
+# Bytes of an element. Integers are int32.
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class ShapeOps:
-    """`shared.ops.Ops` over `Shaped`. Adds up the operations of the products that are made."""
+    """`shared.ops.Ops` over `Shaped`. Adds up the operations of the products that are made in `forward`, and notes the
+    largest logits and attention scores, in float32, in `logits_bytes` and `scores_bytes`. `keeps_scores`: the gradient
+    of attention reads its scores, of which plain causal attention makes half."""
 
     name = "shapes"
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_scores: bool = False) -> None:
         self.forward: Counter[Products] = Counter()
+        self.keeps_scores = keeps_scores
+        self.logits_bytes = self.scores_bytes = 0
 
     def array(self, shape: Sequence[int], traced: bool = False) -> Shaped:
         """An array to begin with, of symbols or weights; `traced` where it is trained."""
-        return Shaped(self, shape, traced=traced)
-
-    def product(self, kind: Products, shape: Sequence[int], operations: int, *inputs: Shaped) -> Shaped:
-        """The result, of `shape`, of a product that takes so many operations, and as many again for the gradient of
-        each input that has one."""
-        self.forward[kind] += operations
-        backward = operations * sum(value.traced for value in inputs)
-        return Shaped(self, shape, inputs, kind=kind, backward=backward)
+        return Shaped(self.forward, in_order(shape), Storage(4 * math.prod(shape)), 4, traced=traced)
 
     def backward(self, loss: Shaped) -> Counter[Products]:
         """Operations of the backward pass from a loss to everything traced that it depends on."""
         total: Counter[Products] = Counter()
-        for value in _ancestors(loss):
+        for value in ancestors(loss):
             total[value.kind] += value.backward
         return total
+
+    def kept_bytes(self, loss: Shaped, beside: Iterable[Shaped] = ()) -> int:
+        """Bytes held between the forward pass and the backward pass from a loss, `beside` what is there anyway."""
+        kept = {storage for value in ancestors(loss) for storage in value.kept}
+        return sum(storage.size for storage in kept - {value.storage for value in beside})
 
     def asarray(self, values: np.ndarray) -> Shaped:
         return self.array(values.shape)
@@ -96,78 +56,125 @@ class ShapeOps:
     def to_numpy(self, x: Shaped) -> np.ndarray:
         raise TypeError("there are no values")
 
+    def cast(self, x: Shaped, dtype: str) -> Shaped:
+        return self._in_bytes(x, ITEM_BYTES[dtype])
+
+    def cast_like(self, x: Shaped, like: Shaped) -> Shaped:
+        return self._in_bytes(x, like.item_bytes)
+
     def linear(self, x: Shaped, weight: Shaped) -> Shaped:
         assert x.shape[-1] == weight.shape[1], f"{x.shape} by {weight.shape}"
         shape = (*x.shape[:-1], weight.shape[0])
-        return self.product("matrices", shape, 2 * math.prod(x.shape) * weight.shape[0], x, weight)
+        weight = self.cast_like(weight, x)
+        rows = x.reshape((-1, x.shape[-1]))
+        return product("matrices", shape, 2 * math.prod(x.shape) * weight.shape[0], (x, rows), (weight, weight))
 
     def leaky_relu_squared_mlp(self, x: Shaped, up: Shaped, down: Shaped, negative_slope: float) -> Shaped:
-        return self.linear(self.linear(x, up), down)
+        hidden = self.linear(x, up)
+        rectified = elementwise([hidden], keep=[hidden])
+        return self.linear(elementwise([rectified], keep=[rectified]), down)
 
     def attention(self, q: Shaped, k: Shaped, v: Shaped, window: int = 0, documents: Shaped | None = None) -> Shaped:
         """Only the pairs that a causal mask and a window let through; which a document mask does depends on the text,
-        and kernels skip few of them."""
+        and kernels skip few of them. Kept are what is read, the result, and a logarithm for each of its heads; with a
+        mask that is not plain also the mask, and keys and values one to one with the queries."""
         batch, time, heads, width = q.shape
         seen = min(window or time, time)
         pairs = seen * (seen + 1) // 2 + (time - seen) * seen
         operations = 2 * batch * heads * width * pairs
-        scores = self.product("activations", (batch, heads, time, time), operations, q, k)
-        return self.product("activations", q.shape, operations, scores, v)
+        masked = bool(window) or documents is not None
+        if masked and heads > k.shape[2]:
+            k, v = (made(q.shape, [value]) for value in (k, v))
+        scores = product("activations", (batch, heads, time, time), operations, (q, q), (k, k))
+        result = made(q.shape, [scores, v], "result", q.item_bytes)
+        result.kind, result.backward = "activations", operations * (scores.traced + v.traced)
+        self.forward["activations"] += operations
+        mask = [Storage(q.item_bytes * (1 if documents is None else batch) * time**2)] if masked else []
+        held = [Storage(4 * batch * heads * (time**2 if masked else pairs))] if self.keeps_scores else []
+        self.scores_bytes = max(self.scores_bytes, 4 * batch * heads * time**2)
+        result.kept += (q.storage, k.storage, v.storage, Storage(4 * batch * heads * time), *mask, *held)
+        return result
+
+    def rms_norm(self, x: Shaped, eps: float) -> Shaped:
+        return elementwise([x], keep=[x, Storage(4 * math.prod(x.shape[:-1]))])
+
+    def rope(self, x: Shaped, base: float) -> Shaped:
+        """Its tables are made once and stay."""
+        return made(x.shape, [x])
 
     def embedding(self, weight: Shaped, index: Shaped, dtype: str) -> Shaped:
-        return Shaped(self, (*index.shape, weight.shape[1]), [weight])
+        return made((*index.shape, weight.shape[1]), [weight], [index], ITEM_BYTES[dtype])
 
     def softcapped_cross_entropy(self, logits: Shaped, targets: Shaped, softcap: float) -> Shaped:
-        return Shaped(self, targets.shape, [logits])
+        """The tanh, the logarithms of the shares, and the targets in 64 bits."""
+        size = 4 * math.prod(logits.shape)
+        self.logits_bytes = max(self.logits_bytes, size)
+        kept = [Storage(size), Storage(size), Storage(8 * math.prod(targets.shape)), Storage(4)]
+        return made(targets.shape, [logits], kept, 4)
 
     def softcapped_log_softmax(self, logits: Shaped, softcap: float) -> Shaped:
-        return Shaped(self, logits.shape, [logits])
+        size = 4 * math.prod(logits.shape)
+        return made(logits.shape, [logits], [Storage(size), Storage(size)], 4)
 
     def softcapped_logsumexp(self, logits: Shaped, softcap: float) -> Shaped:
-        return Shaped(self, logits.shape[:-1], [logits])
+        size = 4 * math.prod(logits.shape)
+        kept = [Storage(size), Storage(size), Storage(size // logits.shape[-1])]
+        return made(logits.shape[:-1], [logits], kept, 4)
 
     def concatenate(self, arrays: Sequence[Shaped], axis: int) -> Shaped:
         shape = list(arrays[0].shape)
         shape[axis] = sum(array.shape[axis] for array in arrays)
-        return Shaped(self, shape, arrays)
+        return made(shape, arrays)
 
     def stack(self, arrays: Sequence[Shaped]) -> Shaped:
-        return Shaped(self, (len(arrays), *arrays[0].shape), arrays)
+        return made((len(arrays), *arrays[0].shape), arrays)
 
     def broadcast_to(self, x: Shaped, shape: Sequence[int]) -> Shaped:
-        return Shaped(self, np.broadcast_shapes(x.shape, tuple(shape)), [x])
+        return x.broadcast_to(shape)
 
     def transpose(self, x: Shaped) -> Shaped:
-        return Shaped(self, (*x.shape[:-2], x.shape[-1], x.shape[-2]), [x])
+        return x.view(np.swapaxes(x.layout, -1, -2))
 
     def sum(self, x: Shaped, axes: Sequence[int] | None = None, keepdims: bool = False) -> Shaped:
         summed = range(len(x.shape)) if axes is None else [axis % len(x.shape) for axis in axes]
         kept = [(1 if keepdims else 0) if axis in summed else size for axis, size in enumerate(x.shape)]
-        return Shaped(self, [size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
+        return made([size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
 
-    def row_scale(self, x: Shaped, limit: int) -> Shaped:
-        return Shaped(self, (*x.shape[:-1], 1))
+    def largest(self, x: Shaped) -> Shaped:
+        """Of absolute values, which are written out; read are these and the result."""
+        absolute = elementwise([x], [x])
+        result = made((*x.shape[:-1], 1), [absolute], [absolute])
+        result.kept += (result.storage,)
+        return result
 
-    def _alike(self, x: Shaped, *rest: Any, **named: Any) -> Shaped:
-        """Something of the same shape that follows x."""
-        return Shaped(self, x.shape, [x])
+    def softplus(self, x: Shaped) -> Shaped:
+        """As the logarithm of a sum with an array of zeros."""
+        return elementwise([x], keep=[x, Storage(x.storage.size)])
+
+    def _of_result(self, x: Shaped, *rest: Any) -> Shaped:
+        """The gradient reads the result."""
+        return elementwise([x], keep="result")
+
+    def _of_input(self, x: Shaped, *rest: Any) -> Shaped:
+        """The gradient reads x."""
+        return elementwise([x], keep=[x])
+
+    def _linear_map(self, x: Shaped, *rest: Any, **named: Any) -> Shaped:
+        """The gradient reads neither."""
+        return elementwise([x])
 
     def _constant(self, x: Shaped, *rest: Any, **named: Any) -> Shaped:
         """Something of the same shape that is a constant to derivatives."""
-        return Shaped(self, x.shape)
+        return Shaped(self.forward, in_order_of(x.layout), Storage(x.item_bytes * x.layout.size), x.item_bytes)
 
-    cast = cast_like = rms_norm = rope = sqrt = sigmoid = exp = log = softplus = _alike
-    running_sum = lower_triangle = relu = minimum = softmax = power = _alike
-    running_count = unit_step = rounding_error = stop_gradient = row_noise = _constant
+    def _in_bytes(self, x: Shaped, item_bytes: int) -> Shaped:
+        same = x.item_bytes == item_bytes
+        return x if same else made(in_order_of(x.layout), [x], item_bytes=item_bytes)
 
+    sqrt = sigmoid = exp = relu = softmax = _of_result
+    log = minimum = power = _of_input
+    running_sum = lower_triangle = _linear_map
+    running_count = unit_step = round = float16 = row_noise = _constant
 
-def _ancestors(value: Shaped) -> Iterator[Shaped]:
-    """The traced arrays that `value` was made of, and itself, once each."""
-    seen, waiting = {id(value)}, [value]
-    while waiting:
-        found = waiting.pop()
-        yield found
-        for other in found.inputs:
-            if id(other) not in seen:
-                seen.add(id(other))
-                waiting.append(other)
+    def stop_gradient(self, x: Shaped) -> Shaped:
+        return Shaped(self.forward, x.layout, x.storage, x.item_bytes)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 
-from shared.model.stages import stage_numbers
+from shared.model.stages import StepNumbers, run_numbers, stage_of
 from shared.optim.averaging import ema_rate, takes_snapshot
 from shared.spec import OptimizerSpec, ScheduleSpec, Spec
 
-# Names of the numbers of an update in `step_hyperparameters`.
+# Names of the numbers of an update.
 HYPERPARAMETERS = (
     "matrix_lr",
     "embedding_lr",
@@ -78,11 +78,10 @@ def muon_momentum(optimizer: OptimizerSpec, step: int) -> float:
     return (1.0 - share) * optimizer.muon_momentum_start + share * optimizer.muon_momentum
 
 
-def step_hyperparameters(spec: Spec, step: int, progress: float, step_frac: float | None = None) -> dict[str, float]:
+def step_hyperparameters(spec: Spec, step: int, progress: float, step_frac: float | None = None) -> StepNumbers:
     """The numbers one step needs; `step` counts from 0. Learning rates already carry the factor.
 
     The step begins with `progress` and adds `step_frac` to it, by default one of training.steps.
-    Besides HYPERPARAMETERS these are what `shared.model.stages` says of the forward pass, nothing for most specs.
     """
     optimizer = spec.optimizer
     step_frac = 1.0 / spec.training.steps if step_frac is None else step_frac
@@ -100,4 +99,5 @@ def step_hyperparameters(spec: Spec, step: int, progress: float, step_frac: floa
         ema_rate(spec.training, step),
         float(takes_snapshot(spec.training, step, progress)),
     )
-    return dict(zip(HYPERPARAMETERS, values, strict=True)) | stage_numbers(spec, step, progress)
+    optimizer_numbers = dict(zip(HYPERPARAMETERS, values, strict=True))
+    return StepNumbers(stage_of(spec, step, progress), run_numbers(spec, step, progress), optimizer_numbers)

@@ -100,7 +100,7 @@ def optimizer_step(
     """(new params, new state), all float32, of the parameters in `params`: all that is trained, or one part of a
     partition.
 
-    `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers of `step_hyperparameters`
+    `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers HYPERPARAMETERS
     as scalars of the framework.
     """
     optimizer = spec.optimizer

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 
 from data.loader import Loader
-from shared.parity.result import EXACT, Row
+from shared.parity.result import EXACT, ParityRow
 
 CHECKED_STEPS = 12
 
 
-def batch_rows(make_loader: Callable[[], Loader], num_rows: int) -> list[Row]:
+def batch_rows(make_loader: Callable[[], Loader], num_rows: int) -> list[ParityRow]:
     """The hashes of whole batches, against a second loader that reads the steps backwards, and in slices as
     every number of ranks would. Names the first step whose hash differs."""
     first = make_loader()
@@ -40,7 +40,7 @@ def _gathered(loader: Loader, step: int, count: int, ranks: int) -> np.ndarray:
     return np.concatenate(parts[::-1])
 
 
-def _row(pair: str, left: dict[int, str], right: dict[int, str]) -> Row:
+def _row(pair: str, left: dict[int, str], right: dict[int, str]) -> ParityRow:
     different = [step for step in left if left[step] != right[step]]
     worst = f"step {different[0]}" if different else f"sha256 {left[0][:12]} of step 0"
-    return Row("batches", pair, len(different), EXACT, "steps differ", worst)
+    return ParityRow("batches", pair, len(different), EXACT, "steps differ", worst)

@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 
 from shared.parity.gradient_checks import Tensors
-from shared.parity.result import EXACT, Row
+from shared.parity.result import EXACT, ParityRow
 
 
-def weight_rows(weights: Mapping[str, Tensors]) -> list[Row]:
+def weight_rows(weights: Mapping[str, Tensors]) -> list[ParityRow]:
     """Bitwise comparison of named float32 tensors, each pair; counts tensors that differ, names the first."""
     rows = []
     for left, right in combinations(weights, 2):
@@ -19,11 +19,11 @@ def weight_rows(weights: Mapping[str, Tensors]) -> list[Row]:
         names = sorted(a.keys() | b.keys())
         different = [name for name in names if name not in a or name not in b or _bits(a[name]) != _bits(b[name])]
         worst = different[0] if different else ""
-        rows.append(Row("initial weights", f"{left} - {right}", len(different), EXACT, "tensors differ", worst))
+        rows.append(ParityRow("initial weights", f"{left} - {right}", len(different), EXACT, "tensors differ", worst))
     return rows
 
 
-def artifact_rows(artifacts: Mapping[str, bytes]) -> list[Row]:
+def artifact_rows(artifacts: Mapping[str, bytes]) -> list[ParityRow]:
     """Bytes of the artifacts that each engine's weights pack to; names the first byte that differs."""
     rows = []
     for left, right in combinations(artifacts, 2):
@@ -32,7 +32,7 @@ def artifact_rows(artifacts: Mapping[str, bytes]) -> list[Row]:
         places = np.flatnonzero(a[:length] != b[:length])
         different = len(places) + abs(len(a) - len(b))
         worst = f"from byte {places[0] if len(places) else length}" if different else f"{len(a):,} bytes"
-        rows.append(Row("artifact", f"{left} - {right}", different, EXACT, "bytes differ", worst))
+        rows.append(ParityRow("artifact", f"{left} - {right}", different, EXACT, "bytes differ", worst))
     return rows
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from shared.engine.oracle import Oracle
 from shared.model.forward import trunk_outputs
 from shared.ops import Ops
-from shared.parity.result import Row, max_abs_difference, relative_l2
+from shared.parity.result import ParityRow, max_abs_difference, relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
 from shared.spec import Spec
 from shared.tolerances import (
@@ -32,7 +32,7 @@ ROUNDING_DRAWS = 3
 
 def logit_rows(
     log_probs: Mapping[str, np.ndarray], trace: Trace, rounding: Rounding, check: str = "logits"
-) -> list[Row]:
+) -> list[ParityRow]:
     """One row per pair of implementations for their log-probabilities [B, T, V] of the same symbols.
 
     Log-probabilities are logits up to a constant per position, so they are compared with their mean over
@@ -47,18 +47,18 @@ def logit_rows(
         worst = f"row {row}, position {position}, symbol {symbol}"
         if not measured <= limit:
             worst = first_deviation(trace(left), trace(right))
-        rows.append(Row(check, f"{left} - {right}", measured, limit, "nats, max abs", worst))
+        rows.append(ParityRow(check, f"{left} - {right}", measured, limit, "nats, max abs", worst))
     return rows
 
 
-def nats_rows(nats: Mapping[str, np.ndarray], rounding: Rounding) -> list[Row]:
+def nats_rows(nats: Mapping[str, np.ndarray], rounding: Rounding) -> list[ParityRow]:
     """One row per pair for the nats [B, T] of the symbols themselves: the loss has kernels of its own."""
     rows = []
     for left, right in combinations(nats, 2):
         measured, (row, position) = max_abs_difference(nats[left], nats[right])
         limit = _limit(measured, NATS_ABS, lambda: NATS_ABS / LOGITS_ABS * rounding())
         worst = f"row {row}, position {position}"
-        rows.append(Row("nats of symbols", f"{left} - {right}", measured, limit, "nats, max abs", worst))
+        rows.append(ParityRow("nats of symbols", f"{left} - {right}", measured, limit, "nats, max abs", worst))
     return rows
 
 
@@ -88,7 +88,7 @@ def hidden_states(ops: Ops, spec: Spec, weights: Mapping[str, np.ndarray], x: np
     return ops.to_numpy(trunk_outputs(ops, spec, params, ops.asarray(x)))
 
 
-def bf16_rows(spec: Spec, reference: np.ndarray, outputs: Mapping[str, np.ndarray]) -> list[Row]:
+def bf16_rows(spec: Spec, reference: np.ndarray, outputs: Mapping[str, np.ndarray]) -> list[ParityRow]:
     """bfloat16 hidden states [B, N, D] of each engine against the float64 oracle's; names the worst position."""
     rows = []
     limit = BF16_SHARP_HIDDEN_REL if is_sharp(spec) else BF16_HIDDEN_REL
@@ -97,7 +97,7 @@ def bf16_rows(spec: Spec, reference: np.ndarray, outputs: Mapping[str, np.ndarra
         per_position = np.linalg.norm(output - reference, axis=-1)
         row, position = np.unravel_index(int(np.argmax(per_position)), per_position.shape)
         worst = f"row {row}, patch {position}"
-        rows.append(Row("bf16 hidden states", f"numpy - {name}", measured, limit, "relative L2", worst))
+        rows.append(ParityRow("bf16 hidden states", f"numpy - {name}", measured, limit, "relative L2", worst))
     return rows
 
 

@@ -11,12 +11,12 @@ from shared.engine.synthetic import synthetic_tables
 from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
 from shared.model.qat import quantised_matrices, training_weights
-from shared.model.stages import split_numbers, training_stages
+from shared.model.stages import StepNumbers, final_numbers, training_stages
 from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
 from shared.parity.held_constants import HeldConstants
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.result import SMALL_GRADIENT_FRAC, Row, worst_relative_l2
+from shared.parity.result import SMALL_GRADIENT_FRAC, ParityRow, worst_relative_l2
 from shared.spec import Spec
 from shared.spec.qat import QatSpec
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL, LOGITS_ABS
@@ -27,30 +27,30 @@ Tensors = Mapping[str, np.ndarray]
 STEP = 1e-6
 
 
-def loss_rows(losses: Mapping[str, float]) -> list[Row]:
+def loss_rows(losses: Mapping[str, float]) -> list[ParityRow]:
     """Mean nats per symbol of one batch, each pair of implementations."""
     return [
-        Row("loss of one batch", f"{left} - {right}", abs(losses[left] - losses[right]), LOGITS_ABS, "nats")
+        ParityRow("loss of one batch", f"{left} - {right}", abs(losses[left] - losses[right]), LOGITS_ABS, "nats")
         for left, right in combinations(losses, 2)
     ]
 
 
 def gradient_rows(
     spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients", kinks: HeldKinks | None = None
-) -> list[Row]:
+) -> list[ParityRow]:
     """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst. `kinks`, where the
     engines were held by them, adds rows about the sides that the engines took."""
     limit = GRADIENT_SHARP_REL if is_sharp(spec) else GRADIENT_REL
     rows = []
     for left, right in combinations(gradients, 2):
         measured, worst = worst_relative_l2(gradients[left], gradients[right], SMALL_GRADIENT_FRAC)
-        rows.append(Row(check, f"{left} - {right}", measured, limit, "relative L2", worst))
+        rows.append(ParityRow(check, f"{left} - {right}", measured, limit, "relative L2", worst))
     return rows + (kinks.rows(check) if kinks is not None else [])
 
 
 def directional_rows(
     spec: Spec, weights: Tensors, x: np.ndarray, gradients: Mapping[str, Tensors], seed: int
-) -> list[Row]:
+) -> list[ParityRow]:
     """Each engine's gradient against central differences of the oracle along one random direction per
     optimizer group; names the worst group.
 
@@ -69,14 +69,14 @@ def directional_rows(
             difference = abs(measured - expected) / max(spread, 1e-9)
             worst[engine] = max(worst[engine], (difference, f"group {group}"))
     return [
-        Row("directional derivative", f"numpy - {name}", measured, DIRECTIONAL_REL, "of its spread", group)
+        ParityRow("directional derivative", f"numpy - {name}", measured, DIRECTIONAL_REL, "of its spread", group)
         for name, (measured, group) in worst.items()
     ]
 
 
-def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> float:
-    """Mean nats per symbol in float64, of the function that a step with `hyper` trains or of the final one."""
-    ops, numbers = NumpyOps(), split_numbers(spec, hyper or {})
+def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, numbers: StepNumbers | None = None) -> float:
+    """Mean nats per symbol in float64, of the function that a step with `numbers` trains or of the final one."""
+    ops, numbers = NumpyOps(), numbers or final_numbers(spec)
     params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, training_stages(spec)[numbers.stage], params | numbers.run, x)[1])
 

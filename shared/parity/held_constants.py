@@ -13,7 +13,7 @@ class HeldConstants(NumpyOps):
     """NumpyOps that remembers the results of the operations that have no derivative, and the slopes of relu, in the
     order of their calls.
 
-    The first evaluation of a function records them; after `replay` the next one gets the same, at other weights too.
+    The first evaluation of a function runs them; after `replay` the next one gets the same, at other weights too.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,8 @@ class HeldConstants(NumpyOps):
         """The next evaluation starts from the first constant."""
         self._next = 0
 
-    def rounding_error(self, x: np.ndarray, limit: int) -> np.ndarray:
-        return self._held(lambda: super(HeldConstants, self).rounding_error(x, limit))
-
     def row_noise(self, x: np.ndarray, counter: np.ndarray, salt: int) -> np.ndarray:
         return self._held(lambda: super(HeldConstants, self).row_noise(x, counter, salt))
-
-    def row_scale(self, x: np.ndarray, limit: int) -> np.ndarray:
-        return self._held(lambda: super(HeldConstants, self).row_scale(x, limit))
 
     def stop_gradient(self, x: np.ndarray) -> np.ndarray:
         return self._held(lambda: x)

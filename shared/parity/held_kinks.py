@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from shared.engine.protocol import Engine
 from shared.engine.synthetic import synthetic_engine
 from shared.model import forward, parameter_manifest
-from shared.ops import Array, NumpyOps, Ops
-from shared.parity.result import EXACT, Row
+from shared.ops import Array, NumpyOps, Ops, WrappedOps
+from shared.parity.result import EXACT, ParityRow
 from shared.spec import Spec
 
 
@@ -73,12 +73,12 @@ class HeldKinks:
         self._differing[ops.name] = self._differing.get(ops.name, 0) + held.differing
         return logits
 
-    def rows(self, of: str) -> list[Row]:
+    def rows(self, of: str) -> list[ParityRow]:
         """How many decided inputs each engine had on another side than the oracle, which none may have, and how many
         were undecided; no row if no kinks exist. `of` names what was evaluated."""
         worst = f"{self.note}, within {self.band:.0e} of zero"
         return [
-            Row(f"relu sides, {of}", f"numpy - {name}", count, EXACT, "inputs differ", worst)
+            ParityRow(f"relu sides, {of}", f"numpy - {name}", count, EXACT, "inputs differ", worst)
             for name, count in self._differing.items()
         ]
 
@@ -94,26 +94,24 @@ class HeldKinks:
         return Sides(inputs > 0, np.abs(inputs) <= self.band * size)
 
 
-class HeldOps:
-    """An `Ops` that passes everything on, but takes the sides of undecided inputs from a list, one for each relu."""
+class HeldOps(WrappedOps):
+    """Takes the sides of undecided inputs from a list, one for each relu."""
 
     def __init__(self, ops: Ops, sides: list[Sides]) -> None:
-        self._ops, self._sides = ops, iter(sides)
+        super().__init__(ops)
+        self._sides = iter(sides)
         self.differing = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
 
     def relu(self, x: Array) -> Array:
         """The engine's own relu of decided inputs; of undecided ones x where the oracle has it above zero, else 0."""
         sides = next(self._sides)
-        self.differing += int(np.sum(((self._ops.to_numpy(x) > 0) != sides.above) & ~sides.undecided))
+        self.differing += int(np.sum(((self.ops.to_numpy(x) > 0) != sides.above) & ~sides.undecided))
         if not sides.undecided.any():
-            return self._ops.relu(x)
+            return self.ops.relu(x)
         own, held = (
-            self._ops.asarray(mask.astype(np.float32)) for mask in (~sides.undecided, sides.undecided & sides.above)
+            self.ops.asarray(mask.astype(np.float32)) for mask in (~sides.undecided, sides.undecided & sides.above)
         )
-        return own * self._ops.relu(x) + held * x
+        return own * self.ops.relu(x) + held * x
 
 
 class RecordingRelu(NumpyOps):

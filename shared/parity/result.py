@@ -24,7 +24,7 @@ FEW_NUMBERS = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class ParityRow:
     """One line of the table. `measured` and `tolerance` share `unit`; a tolerance of 0 means equal to the
     last bit. `worst` names the parameter, layer or place where the difference is largest."""
 
@@ -61,7 +61,7 @@ class ParityReport:
     spec: Spec
     reductions: tuple[str, ...]
     implementations: tuple[str, ...]
-    rows: tuple[Row, ...] = field(default=())
+    rows: tuple[ParityRow, ...] = field(default=())
     elapsed_s: float = 0.0
 
     @property

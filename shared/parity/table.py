@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shared.parity.result import EXACT, ParityReport, Row
+from shared.parity.result import EXACT, ParityReport, ParityRow
 
 # Narrower terminals get the table without units and places; a file or pipe gets this width.
 WIDE_COLUMNS = 120
@@ -48,7 +48,7 @@ def report_table(report: ParityReport, *, wide: bool) -> Table:
     return table
 
 
-def _numbers(row: Row) -> tuple[str, str]:
+def _numbers(row: ParityRow) -> tuple[str, str]:
     if row.tolerance == EXACT:
         return (f"{row.measured:g}", "0")
     return (f"{row.measured:.1e}", f"{row.tolerance:.0e}")

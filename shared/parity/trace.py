@@ -1,4 +1,4 @@
-"""Where two forward passes part: every coarse operation's output, compared in order."""
+"""Where two forward passes diverge: every coarse operation's output, compared in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from shared.model import forward
-from shared.ops import Array, Ops
+from shared.ops import Array, Ops, WrappedOps
 from shared.parity.result import relative_l2
 from shared.spec import Spec
 
@@ -39,28 +39,26 @@ class TracedOutput:
     value: np.ndarray
 
 
-class RecordingOps:
-    """An `Ops` that passes everything on and keeps what the coarse operations return."""
+class RecordingOps(WrappedOps):
+    """Keeps what the coarse operations return."""
 
     def __init__(self, ops: Ops, params: Mapping[str, Array]) -> None:
-        self._ops = ops
-        self._params = params
-        self._names = {id(value): name for name, value in params.items()}
+        super().__init__(ops, params)
         self._last = "the input"
         self.outputs: list[TracedOutput] = []
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._ops, name)
+        attribute = super().__getattr__(name)
         return self._recorded(name, attribute) if callable(attribute) else attribute
 
     def _recorded(self, name: str, operation: Callable[..., Array]) -> Callable[..., Array]:
         def call(*args: Any, **kwargs: Any) -> Array:
-            read = [self._names[id(value)] for value in (*args, *kwargs.values()) if id(value) in self._names]
+            read = [named for value in (*args, *kwargs.values()) if (named := self.name_of(value)) is not None]
             self._last = read[-1] if read else self._last
             result = operation(*args, **kwargs)
             if name in COARSE_OPS:
                 label = f"{name} of {', '.join(read)}" if read else f"{name} after {self._last}"
-                self.outputs.append(TracedOutput(label, self._ops.to_numpy(result)))
+                self.outputs.append(TracedOutput(label, self.ops.to_numpy(result)))
             return result
 
         return call
@@ -78,11 +76,11 @@ def first_deviation(a: list[TracedOutput], b: list[TracedOutput]) -> str:
     """Where the difference of two traces grows most from one operation to the next, in words."""
     if [output.label for output in a] != [output.label for output in b]:
         return "the two engines run different operations"
-    before, jump, place = ROUNDING_REL, 1.0, ""
+    before, jump, where = ROUNDING_REL, 1.0, ""
     for left, right in zip(a, b, strict=True):
         difference = relative_l2(left.value, right.value)
         if difference / before > jump:
             jump = difference / before
-            place = f"first deviates at {left.label} (relative {difference:.1e}, before {before:.0e})"
+            where = f"first deviates at {left.label} (relative {difference:.1e}, before {before:.0e})"
         before = max(before, difference)
-    return place or "every operation agrees when traced: the difference is in the engine's own path"
+    return where or "every operation agrees when traced: the difference is in the engine's own path"

@@ -11,10 +11,11 @@ import numpy as np
 
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.model import training_parameters
+from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps
 from shared.optim import global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
 from shared.parity.gradient_checks import Tensors, oracle_loss
-from shared.parity.result import Row, max_abs_difference, worst_relative_l2
+from shared.parity.result import ParityRow, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
 from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 
@@ -30,7 +31,7 @@ def hold_nothing(moment: Hashable) -> None:
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
+class ShortRun:
     """One short run: mean nats of every step, parameters after `UPDATE_STEPS` steps (or the last, if
     fewer), and the parameter that stopped being a number, if one did."""
 
@@ -39,9 +40,7 @@ class TrainingRecord:
     broken: str | None = None
 
 
-def train_record(
-    engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
-) -> TrainingRecord:
+def short_run(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing) -> ShortRun:
     """Train from `weights` on every batch in turn with the spec's own schedule."""
     engine.initialise(weights)
     losses = np.full(len(batches), math.inf)
@@ -49,12 +48,12 @@ def train_record(
     for step, x in enumerate(batches):
         begin(step)
         try:
-            losses[step], _ = engine.train_step(x, _hyper(engine.spec, step))()
+            losses[step], _ = engine.train_step(x, _numbers(engine.spec, step))()
         except NonFiniteError as error:
-            return TrainingRecord(losses, params or engine.export_weights("trained"), error.parameter)
+            return ShortRun(losses, params or engine.export_weights("trained"), error.parameter)
         if step + 1 == min(UPDATE_STEPS, len(batches)):
             params = engine.export_weights("trained")
-    return TrainingRecord(losses, params)
+    return ShortRun(losses, params)
 
 
 def rounds_in_training(spec: Spec) -> bool:
@@ -68,27 +67,27 @@ def rounds_in_training(spec: Spec) -> bool:
 
 def training_rows(
     spec: Spec,
-    records: Mapping[str, TrainingRecord],
+    runs: Mapping[str, ShortRun],
     locate: Locate | None = None,
-    step_by_step: Callable[[str, str], Row] | None = None,
-) -> list[Row]:
+    step_by_step: Callable[[str, str], ParityRow] | None = None,
+) -> list[ParityRow]:
     """Parameters after some steps, and the loss curve, for each pair of engines.
 
-    On a failure `locate(left, right)` is asked where the two runs first part: ten steps later the
+    On a failure `locate(left, right)` is asked where the two runs first diverge: ten steps later the
     difference has spread to every parameter, and the largest need not be the first. `step_by_step` makes the
     row of a pair's parameters where given.
     """
     parameters, curves = [], []
-    for left, right in combinations(records, 2):
+    for left, right in combinations(runs, 2):
         pair = f"{left} - {right}"
         if step_by_step is not None:
             row = step_by_step(left, right)
         else:
-            row = _parameter_row(spec, pair, records[left], records[right])
+            row = _parameter_row(spec, pair, runs[left], runs[right])
         if not row.passed and locate is not None:
             row = replace(row, worst=locate(left, right))
         parameters.append(row)
-        curves.append(_loss_row(records[left], records[right], pair))
+        curves.append(_loss_row(runs[left], runs[right], pair))
     return parameters + curves
 
 
@@ -106,7 +105,7 @@ def first_deviation(
         begin(step)
         for engine in pair:
             try:
-                engine.train_step(x, _hyper(spec, step))()
+                engine.train_step(x, _numbers(spec, step))()
             except NonFiniteError as error:
                 return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
@@ -122,7 +121,7 @@ def step_by_step_row(
     weights: Tensors,
     batches: Sequence[np.ndarray],
     begin: Begin = hold_nothing,
-) -> Row:
+) -> ParityRow:
     """The largest difference of a parameter after any of some steps, each made by both engines from the first one's
     state. They read the same codes, so the tolerance is the ordinary one where `rounds_in_training`."""
     left, right = pair
@@ -133,7 +132,7 @@ def step_by_step_row(
         right.load_state(left.save_state())
         try:
             for engine in pair:
-                engine.train_step(x, _hyper(spec, step))()
+                engine.train_step(x, _numbers(spec, step))()
         except NonFiniteError as error:
             measured, worst = math.inf, f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
             break
@@ -141,10 +140,10 @@ def step_by_step_row(
         if not difference <= measured:
             measured, worst = difference, f"{_place(spec, name)} in step {step + 1}"
     pair_name = f"{left.name} - {right.name}"
-    return Row("parameters step by step", pair_name, measured, PARAMETERS_REL, "relative L2", worst)
+    return ParityRow("parameters step by step", pair_name, measured, PARAMETERS_REL, "relative L2", worst)
 
 
-def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]) -> list[Row]:
+def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray]) -> list[ParityRow]:
     """The same two rows for a machine with one engine: the oracle takes over the engine's gradients, does the
     updates in float64, and gives the loss at the engine's weights before every step."""
     spec, ops = engine.spec, NumpyOps()
@@ -153,39 +152,39 @@ def oracle_training_rows(engine: Engine, weights: Tensors, batches: Sequence[np.
     engine.initialise(weights)
     pair = f"numpy - {engine.name}"
     measured, expected = np.zeros(len(batches)), np.zeros(len(batches))
-    row: Row | None = None
+    row: ParityRow | None = None
     for step, x in enumerate(batches):
-        hyper = _hyper(spec, step)
-        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x, hyper)
+        numbers = _numbers(spec, step)
+        expected[step] = oracle_loss(spec, engine.export_weights("trained"), x, numbers)
         if step < UPDATE_STEPS:
-            grads = {name: ops.asarray(value) for name, value in engine.gradients(x, hyper)[1].items()}
-            params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
-        measured[step], _ = engine.train_step(x, hyper)()
+            grads = {name: ops.asarray(value) for name, value in engine.gradients(x, numbers)[1].items()}
+            params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), numbers.optimizer)
+        measured[step], _ = engine.train_step(x, numbers)()
         if step < UPDATE_STEPS and (row is None or row.passed):
-            ours = TrainingRecord(measured[: step + 1], engine.export_weights("trained"))
-            row = _parameter_row(spec, pair, TrainingRecord(expected[: step + 1], params), ours)
+            ours = ShortRun(measured[: step + 1], engine.export_weights("trained"))
+            row = _parameter_row(spec, pair, ShortRun(expected[: step + 1], params), ours)
     assert row is not None
-    return [row, _loss_row(TrainingRecord(expected, {}), TrainingRecord(measured, {}), pair)]
+    return [row, _loss_row(ShortRun(expected, {}), ShortRun(measured, {}), pair)]
 
 
-def _hyper(spec: Spec, step: int) -> dict[str, float]:
+def _numbers(spec: Spec, step: int) -> StepNumbers:
     return step_hyperparameters(spec, step, progress_frac(spec, step, 0.0))
 
 
-def _parameter_row(spec: Spec, pair: str, left: TrainingRecord, right: TrainingRecord) -> Row:
+def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> ParityRow:
     steps = min(UPDATE_STEPS, len(left.losses))
     check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
     broken = left.broken or right.broken
     if broken:
-        return Row(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
+        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
     measured, worst = worst_relative_l2(left.params, right.params)
-    return Row(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
+    return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
 
 
-def _loss_row(left: TrainingRecord, right: TrainingRecord, pair: str) -> Row:
+def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
     measured, (step,) = max_abs_difference(left.losses, right.losses)
     check = f"loss curve, {len(left.losses)} steps"
-    return Row(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
+    return ParityRow(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
 
 
 def _place(spec: Spec, name: str) -> str:

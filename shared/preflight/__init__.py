@@ -1,8 +1,8 @@
 """The gate before money is spent: one table of go, risk, no-go and unknown."""
 
+from shared.preflight.ask_rows import PreflightReport, preferred_engine, run_preflight
 from shared.preflight.question import Question
 from shared.preflight.row import ROWS, Row
-from shared.preflight.run import PreflightReport, preferred_engine, run_preflight
 from shared.preflight.table import print_report
 
 __all__ = [

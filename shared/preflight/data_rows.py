@@ -16,11 +16,12 @@ from typing import Any, Literal
 from data.datasets import load_manifest, open_split
 from data.folders import dataset_folder
 from shared.errors import DataError
-from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, judged, no_go, unknown
+from shared.preflight.question import Context
+from shared.preflight.row import Row, judged, no_go, unknown
 from shared.preflight.speed_rows import plan_run
 from shared.training.run_data import overlap_with_training
 from shared.training.sources import open_sources, open_training_text, training_loader
+from shared.units import format_bytes
 
 # Hashing stops after this long; what is left is checked by size. Gigabytes take longer than preflight may.
 HASH_LIMIT_S = 20.0
@@ -45,24 +46,24 @@ class Checked:
     hashed: bool
 
 
-def shards_row(bench: Bench) -> Row:
+def shards_row(context: Context) -> Row:
     """Every file of the splits that the run reads: there, of the size and (time allowing) the hash it should have."""
-    data = bench.spec.data
+    data = context.spec.data
     try:
         files = [*_files(data.train, "train"), *_files(data.heldout, "heldout")]
-        checked = _check_files(files, 0.0 if bench.question.quick else HASH_LIMIT_S)
+        checked = _check_files(files, 0.0 if context.question.quick else HASH_LIMIT_S)
         problems = [outcome.problem for outcome in checked if outcome.problem]
         if not problems:
             # Headers, document starts and lengths, as the run will read them.
-            open_sources(bench.spec)
+            open_sources(context.spec)
     except DataError as error:
         return no_go("shards", "not usable", str(error), problems=[str(error)])
     hashed = sum(outcome.hashed for outcome in checked)
-    size = gigabytes(sum(file.num_bytes for file in files))
+    size = format_bytes(sum(file.num_bytes for file in files))
     by_size = len(files) - hashed
     how = f"{hashed} of {len(files)} files ({size}) hashed with SHA-256"
     if by_size:
-        reason = "--quick" if bench.question.quick else f"hashing stops after {HASH_LIMIT_S:g} s"
+        reason = "--quick" if context.question.quick else f"hashing stops after {HASH_LIMIT_S:g} s"
         how += f", {by_size} by size alone ({reason}; `bytetwin data verify` hashes all)"
     values: dict[str, Any] = {"files": len(files), "hashed": hashed, "problems": problems}
     if problems:
@@ -71,14 +72,14 @@ def shards_row(bench: Bench) -> Row:
     return judged(True, "shards", f"{len(files)} files whole", how, **values)
 
 
-def enough_data_row(bench: Bench) -> Row:
+def enough_data_row(context: Context) -> Row:
     """Symbols of a pass over the text that the run trains on, in whole windows, against those that it will see."""
     try:
-        stream = open_training_text(bench.spec)
-        loader = training_loader(bench.spec, stream)
+        stream = open_training_text(context.spec)
+        loader = training_loader(context.spec, stream)
     except DataError as error:
         return unknown("enough_data", f"the training text cannot be opened, see row shards: {error}")
-    plan, available = plan_run(bench), loader.windows_per_epoch * bench.spec.model.seq_len
+    plan, available = plan_run(context), loader.windows_per_epoch * context.spec.model.seq_len
     values = {"available_symbols": available, "seen_symbols": plan.symbols, "most_symbols": plan.most_symbols}
     text = f"{stream.name} holds {stream.num_bytes:,} bytes"
     if plan.symbols is None:
@@ -88,13 +89,13 @@ def enough_data_row(bench: Bench) -> Row:
         return unknown("enough_data", f"needs a GPU to know the step time; {how}", f"{available:,} symbols", **values)
     epochs = plan.symbols / available
     figure = f"{available:,} symbols in whole windows, {plan.symbols:,} seen: {epochs:.3g} passes"
-    how = f"{text}; steps x batch" + (" in the time limit" if bench.spec.schedule.driver == "time" else "")
+    how = f"{text}; steps x batch" + (" in the time limit" if context.spec.schedule.driver == "time" else "")
     return judged(epochs <= 1.0, "enough_data", figure, how, **values, epochs=epochs)
 
 
-def overlap_row(bench: Bench) -> Row:
+def overlap_row(context: Context) -> Row:
     """Whether the held-out text occurs in the training text, by the sketches that the datasets keep of both."""
-    spec = bench.spec
+    spec = context.spec
     try:
         heldout = open_split(spec.data.heldout, "heldout", spec.vocabulary)
     except DataError as error:

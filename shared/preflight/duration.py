@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from shared.engine.flops import training_flops
-from shared.model.stages import STAGE, stage_numbers, training_stages
+from shared.model.stages import stage_of, training_stages
 from shared.optim import progress_frac
 from shared.spec import Spec
 
@@ -22,8 +22,7 @@ def steps_and_seconds(spec: Spec, step_s: float) -> tuple[int, float]:
     together = training.steps if len(seconds) == 1 else max(1, int(most / PARTS))
     step, elapsed_s = 0, 0.0
     while step < training.steps:
-        numbers = stage_numbers(spec, step, progress_frac(spec, step, elapsed_s))
-        each_s = seconds[int(numbers.get(STAGE, len(seconds) - 1))]
+        each_s = seconds[stage_of(spec, step, progress_frac(spec, step, elapsed_s))]
         count = min(together, training.steps - step)
         if timed:
             count = min(count, int((training.steps_limit_s - elapsed_s) / each_s))

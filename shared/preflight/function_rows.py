@@ -10,7 +10,7 @@ from shared.engine.synthetic import synthetic_loader, synthetic_start
 from shared.errors import SpecError
 from shared.model import parameter_counts, random_weights
 from shared.parity import run_parity
-from shared.preflight.question import Bench
+from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, unknown
 from shared.preflight.workload import measured_spec, resized
 from shared.scoring.audit import check_initial_loss
@@ -37,11 +37,12 @@ AUDIT_PASSES = 8
 TEXT_SEED = 2
 
 
-def parity_row(bench: Bench) -> Row:
+def parity_row(context: Context) -> Row:
     """The check of `bytetwin parity` with few steps, on a narrower and shallower model where the spec's is large."""
-    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+    if not _fits(context, PARITY_BYTES_PER_WEIGHT):
         return unknown("parity", "not run: the model does not fit this machine's memory, see row memory")
-    spec, changes = shrunken_spec(bench.spec, PARITY_WEIGHTS[bench.facts.kind], PARITY_SEQ_SYMBOLS[bench.facts.kind])
+    kind = context.facts.kind
+    spec, changes = shrunken_spec(context.spec, PARITY_WEIGHTS[kind], PARITY_SEQ_SYMBOLS[kind])
     report = run_parity(spec, PARITY_STEPS)
     failed = [row for row in report.rows if not row.passed]
     size = f"smaller model ({', '.join(changes)}), " if changes else "full width and depth, "
@@ -55,7 +56,7 @@ def parity_row(bench: Bench) -> Row:
     return judged(not failed, "parity", figure, how, failed=names, checks=len(report.rows), changes=list(changes))
 
 
-def causality_row(bench: Bench) -> Row:
+def causality_row(context: Context) -> Row:
     """The audit's leak checks through the engine on random weights, and the loss of fresh ones.
 
     On a GPU they are of the function that is paid for, in its dtype and compiled.
@@ -63,16 +64,16 @@ def causality_row(bench: Bench) -> Row:
     Limits are those of float32 in bfloat16 too. The passes that are compared are of one shape, so the same kernels make
     the same bits of every position that has read the same; and what scores differ by is made in float32 in any case.
     """
-    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+    if not _fits(context, PARITY_BYTES_PER_WEIGHT):
         return unknown("causality", "not run: the model does not fit this machine's memory, see row memory")
-    seq_len = audit_seq_len(bench.spec, AUDIT_FLOPS[bench.facts.kind])
-    function = bench.spec if bench.question.as_trained else measured_spec(bench.spec, bench.facts)
+    seq_len = audit_seq_len(context.spec, AUDIT_FLOPS[context.facts.kind])
+    function = context.spec if context.question.as_trained else measured_spec(context.spec, context.facts)
     # Exact, because the row parity multiplied so, and MLX cannot change it within a process.
     changes = {"training.memory_limit_bytes": 0, "training.float32_products": "exact"}
     spec = resized(function, seq_len, AUDIT_ROWS, changes)
     text = synthetic_loader(spec, TEXT_SEED).batch(0).reshape(-1)
     probe = make_probe(spec, text, AUDIT_SEED, AUDIT_ROWS)
-    engine = create_engine(bench.question.engine, spec)
+    engine = create_engine(context.question.engine, spec)
     engine.initialise(random_weights(spec, AUDIT_SEED))
     checks = [*check_leaks(engine, probe), check_order(engine, probe)]
     if spec.model.attention.document_mask:
@@ -85,13 +86,13 @@ def causality_row(bench: Bench) -> Row:
         "; ".join(f"{check.name}: {check.detail}" for check in failed)
         or f"no score moves by more than {moved:.1e} nats"
     )
-    of = "" if seq_len == bench.spec.model.seq_len else f" of the spec's {bench.spec.model.seq_len}"
+    of = "" if seq_len == context.spec.model.seq_len else f" of the spec's {context.spec.model.seq_len}"
     how = (
-        f"{', '.join(check.name for check in checks)} checks of `bytetwin audit` on {bench.question.engine}, "
+        f"{', '.join(check.name for check in checks)} checks of `bytetwin audit` on {context.question.engine}, "
         f"random weights, windows of {seq_len} symbols{of}, {_computed(spec)}"
     )
-    if _computed(spec) != _computed(bench.spec):
-        how += f"; on a GPU, or with --as-trained, {_computed(bench.spec)} as in training"
+    if _computed(spec) != _computed(context.spec):
+        how += f"; on a GPU, or with --as-trained, {_computed(context.spec)} as in training"
     measured = {check.name: check.measured for check in checks}
     return judged(not failed, "causality", figure, how, failed=[check.name for check in failed], **measured)
 
@@ -101,21 +102,22 @@ def _computed(spec: Spec) -> str:
     return f"{spec.training.dtype}, {'compiled' if spec.training.compile else 'uncompiled'}"
 
 
-def gradients_row(bench: Bench) -> Row:
+def gradients_row(context: Context) -> Row:
     """Whether everything that is trained learns, on a narrower and shallower model where the spec's is large."""
-    if not _fits(bench, PARITY_BYTES_PER_WEIGHT):
+    if not _fits(context, PARITY_BYTES_PER_WEIGHT):
         return unknown("gradients", "not run: the model does not fit this machine's memory, see row memory")
-    spec, changes = shrunken_spec(bench.spec, PARITY_WEIGHTS[bench.facts.kind], PARITY_SEQ_SYMBOLS[bench.facts.kind])
+    kind = context.facts.kind
+    spec, changes = shrunken_spec(context.spec, PARITY_WEIGHTS[kind], PARITY_SEQ_SYMBOLS[kind])
     # As the other rows of this process do: MLX multiplies in one way for all of them.
-    check = check_spec_gradients(with_training(spec, float32_products="exact"), bench.question.engine)
+    check = check_spec_gradients(with_training(spec, float32_products="exact"), context.question.engine)
     size = f"smaller model ({', '.join(changes)})" if changes else "full width and depth"
-    how = f"initial weights and {GRADIENT_STEPS} steps on {bench.question.engine}, {size}"
+    how = f"initial weights and {GRADIENT_STEPS} steps on {context.question.engine}, {size}"
     return judged(check.passed, "gradients", check.detail, how, without=int(check.measured))
 
 
-def parameters_row(bench: Bench) -> Row:
+def parameters_row(context: Context) -> Row:
     """Weights in all and by optimizer group."""
-    counts = parameter_counts(bench.spec)
+    counts = parameter_counts(context.spec)
     groups = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total" and count)
     return go("parameters", f"{counts['total']:,}", f"counted from the parameter manifest: {groups}", **counts)
 
@@ -156,9 +158,9 @@ def audit_passes(seq_len: int, patch_size: int) -> int:
     return AUDIT_PASSES - (-len(required_positions(seq_len, patch_size)) // AUDIT_ROWS)
 
 
-def _fits(bench: Bench, bytes_per_weight: int) -> bool:
-    needed = parameter_counts(bench.spec)["total"] * bytes_per_weight
-    return needed < bench.host_free_bytes
+def _fits(context: Context, bytes_per_weight: int) -> bool:
+    needed = parameter_counts(context.spec)["total"] * bytes_per_weight
+    return needed < context.host_free_bytes
 
 
 def _fewer_layers(spec: Spec) -> Spec | None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shared.preflight.question import Bench
+from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, unknown
 
 # The wall clock and the steady one are compared over this long; a step of the wall clock shows as more.
@@ -19,7 +19,7 @@ SLACK_S = 86_400
 LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 
 
-def clock_row(bench: Bench) -> Row:
+def clock_row(context: Context) -> Row:
     """The time of day is later than the code and moves as fast as the steady clock that measures training."""
     written = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     wall, steady = time.time(), time.monotonic()
@@ -34,18 +34,18 @@ def clock_row(bench: Bench) -> Row:
     return judged(sane, "clock", figure, how, drift_s=drift_s)
 
 
-def driver_row(bench: Bench) -> Row:
+def driver_row(context: Context) -> Row:
     """Framework and driver; on GPUs that they are alike and as many as the ranks of a node.
 
     Of several nodes only this one is seen; their ranks compare their devices when they meet.
     """
-    facts, question = bench.facts, bench.question
+    facts, question = context.facts, context.question
     ranks, nodes = question.ranks_per_node, question.nodes
     values: dict[str, Any] = {"framework": facts.framework, "driver": facts.driver, "devices": list(facts.names)}
     values |= {"ranks": question.ranks, "nodes": nodes}
     if facts.kind == "cpu":
         return unknown(
-            "driver", f"needs a GPU; {bench.question.engine} runs on {facts.names[0]}", facts.framework, **values
+            "driver", f"needs a GPU; {context.question.engine} runs on {facts.names[0]}", facts.framework, **values
         )
     counted = ", ".join(f"{count} x {name}" for name, count in Counter(facts.names).items())
     figure = f"{facts.framework}, {facts.driver}, {counted}"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
-from shared.model.stages import stage_numbers
+from shared.model.stages import StepNumbers
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 
@@ -137,17 +137,17 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
 
 def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     """Seconds of one step: the best single one, or the mean of several queued behind each other if they are short."""
-    hyper = _numbers(engine.spec)
+    numbers = _numbers(engine.spec)
     engine.synchronise()
-    _, one_s = _timed(lambda: engine.train_step(x, hyper)())
+    _, one_s = _timed(lambda: engine.train_step(x, numbers)())
     count = min(MAX_TIMED_STEPS, int(TIMED_S / one_s))
     if count < 2:
         return one_s
 
     def steps() -> None:
-        result = engine.train_step(x, hyper)
+        result = engine.train_step(x, numbers)
         for _ in range(count - 1):
-            following = engine.train_step(x, hyper)
+            following = engine.train_step(x, numbers)
             result()
             result = following
         result()
@@ -155,9 +155,10 @@ def _timed_steps(engine: Engine, x: np.ndarray) -> float:
     return min(one_s, _timed(steps)[1] / count)
 
 
-def _numbers(spec: Spec) -> dict[str, float]:
+def _numbers(spec: Spec) -> StepNumbers:
     """The numbers of a first step, but of the function that the run ends with, the largest."""
-    return step_hyperparameters(spec, 0, 0.0) | stage_numbers(spec, spec.training.steps - 1, 1.0)
+    last = step_hyperparameters(spec, spec.training.steps - 1, 1.0)
+    return replace(last, optimizer=step_hyperparameters(spec, 0, 0.0).optimizer)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

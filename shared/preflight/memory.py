@@ -4,40 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.engine.microbatch import activation_bytes_per_row
+from shared.engine.activations import ActivationBytes, activation_bytes
 from shared.model import trained_parameters
-from shared.model.code_entropy import code_entropy_values
 from shared.optim import state_bytes
 from shared.spec import Spec
-
-# How far below the estimate of shared.engine.microbatch an engine's real activations may lie: the largest ratio seen
-# for torch, whose attention keeps no scores, and for MLX (see there, and tolerances.MEMORY_ESTIMATE_FACTOR).
-ACTIVATIONS_OVERSTATED = {"torch": 8.0, "mlx": 3.5}
-
-# Values alive at the peak for each softmax value of training.loss.code_entropy, whatever the number of rows.
-ENTROPY_COPIES = 4
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes: `state_bytes` of weights, gradients and optimizer state, exactly; `activation_bytes` of the rows in
-    memory at the same time, at most; `least_bytes` that no run of the engine stays below."""
+    """Bytes: `state_bytes` of weights, gradients and optimizer state, exactly; `activations` of what is in memory at
+    the same time beside them, for each of `workers`."""
 
     state_bytes: int
-    activation_bytes: int
-    least_bytes: int
+    activations: ActivationBytes
+    workers: int
+
+    @property
+    def expected_bytes(self) -> int:
+        """What a step is expected to need."""
+        return self.state_bytes + self.workers * self.activations.expected
+
+    @property
+    def least_bytes(self) -> int:
+        """What no step stays below."""
+        return self.state_bytes + self.workers * self.activations.least
 
     @property
     def most_bytes(self) -> int:
-        """State and activations at their highest."""
-        return self.state_bytes + self.activation_bytes
+        """What no step exceeds."""
+        return self.state_bytes + self.workers * self.activations.most
+
+    @property
+    def error(self) -> str:
+        """How far the truth may lie from what is expected, in words."""
+        return f"{self.least_bytes / self.expected_bytes - 1:+.0%} to {self.most_bytes / self.expected_bytes - 1:+.0%}"
 
 
-def estimate_memory(spec: Spec, engine: str, group_rows: int) -> MemoryEstimate:
-    """The estimate for `group_rows` windows in memory at the same time."""
-    state = state_bytes(spec) + gradient_bytes(spec)
-    activations = group_rows * activation_bytes_per_row(spec) + 4 * ENTROPY_COPIES * code_entropy_values(spec)
-    return MemoryEstimate(state, activations, state + int(activations / ACTIVATIONS_OVERSTATED[engine]))
+def estimate_memory(spec: Spec, engine: str, group_rows: int, workers: int = 1) -> MemoryEstimate:
+    """The estimate for `group_rows` windows in memory at the same time, divided among workers of one device, each of
+    which has gradients of its own."""
+    rows = -(-group_rows // workers)
+    busy = -(-group_rows // rows)
+    state = state_bytes(spec) + busy * gradient_bytes(spec)
+    return MemoryEstimate(state, activation_bytes(spec, engine, rows), busy)
 
 
 def gradient_bytes(spec: Spec) -> int:

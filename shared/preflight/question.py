@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Context:
     """A question with what was found out about the machine before the rows are answered.
 
     `step` is the measured training step, why there is none, or None where it was not tried because the

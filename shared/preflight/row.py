@@ -23,20 +23,20 @@ ROWS: dict[str, str] = {
     "average": "can the run fill the memory of the average of the weights?",
     "mfu": "which share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",
-    "shards": "are all shards of the datasets there and intact?",
-    "enough_data": "does the training text last without repeating?",
+    "shards": "are all dataset shards present and intact?",
+    "enough_data": "is there enough training text for one pass?",
     "overlap": "is held-out text in the training text, which would make its score worthless?",
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
     "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",
-    "projected_score": "what score does the scaling fit of --fit promise?",
+    "projected_score": "what score does the --fit curve predict?",
 }
 
 
 @dataclass(frozen=True)
 class Row:
     """One answer. `figure` is the number with its unit, `how` says how it was obtained or what is missing,
-    `values` are the same numbers for a program. A risk is told and forbids nothing, unless the report is strict.
+    `values` are the same numbers for a program. A risk is reported and forbids nothing, unless the report is strict.
     A forced no-go or risk counts as go."""
 
     name: str
@@ -90,14 +90,6 @@ def unknown(name: str, how: str, figure: str = "", /, **values: Any) -> Row:
 def judged(passed: bool, name: str, figure: str, how: str, /, **values: Any) -> Row:
     """Go if `passed`, no-go otherwise."""
     return (go if passed else no_go)(name, figure, how, **values)
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in words: 1.5 GB, 12 MB, 900 bytes (decimal)."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def _plain(value: Any) -> Any:

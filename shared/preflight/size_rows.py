@@ -7,10 +7,11 @@ from pathlib import Path
 
 from shared.artifact.budget import CODE_PACKAGES, code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
-from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, go, judged, no_go, risk
+from shared.preflight.question import Context
+from shared.preflight.row import Row, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
 from shared.runs.checkpoints import checkpoint_bytes
+from shared.units import format_bytes
 
 # Beside the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2
@@ -18,12 +19,12 @@ MORE_CHECKPOINTS = 2
 REPORT_BYTES = 20_000_000
 
 
-def artifact_row(bench: Bench) -> Row:
+def artifact_row(context: Context) -> Row:
     """Predicted artifact plus code against the limit: no-go if the expected size is over it, a risk if only the high
-    estimate is. The worst case is told."""
-    limit, code = bench.spec.budget.total_bytes, code_bytes()
+    estimate is. The worst case is reported."""
+    limit, code = context.spec.budget.total_bytes, code_bytes()
     # The planned steps, where the clock ends the run before training.steps and the step time is known.
-    prediction = predict_artifact_bytes(bench.spec, plan_run(bench).steps or None)
+    prediction = predict_artifact_bytes(context.spec, plan_run(context).steps or None)
     total = prediction.expected_bytes + code
     answer = no_go if total > limit else go if prediction.high_bytes + code <= limit else risk
     figure = (
@@ -44,27 +45,27 @@ def artifact_row(bench: Bench) -> Row:
     )
 
 
-def code_row(bench: Bench) -> Row:
+def code_row(context: Context) -> Row:
     """The source files that count against the limit."""
-    code, limit = code_bytes(), bench.spec.budget.total_bytes
+    code, limit = code_bytes(), context.spec.budget.total_bytes
     how = f"source files of {', '.join(CODE_PACKAGES)} as they lie on disk, uncompressed"
     figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
     return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
 
 
-def disk_row(bench: Bench) -> Row:
+def disk_row(context: Context) -> Row:
     """Free space where the run will be against all that it writes."""
-    training = bench.spec.training
-    checkpoint = checkpoint_bytes(bench.spec)
+    training = context.spec.training
+    checkpoint = checkpoint_bytes(context.spec)
     count = training.keep_checkpoints + MORE_CHECKPOINTS
-    needed = count * checkpoint + bench.spec.budget.total_bytes + REPORT_BYTES
-    folder = _existing(bench.question.runs_dir)
+    needed = count * checkpoint + context.spec.budget.total_bytes + REPORT_BYTES
+    folder = _existing(context.question.runs_dir)
     free = shutil.disk_usage(folder).free
     how = (
-        f"{count} checkpoints of {gigabytes(checkpoint)} (kept {training.keep_checkpoints}, best, one being written), "
-        f"artifact, report; free space of {folder}"
+        f"{count} checkpoints of {format_bytes(checkpoint)} (kept {training.keep_checkpoints}, best, one being "
+        f"written), artifact, report; free space of {folder}"
     )
-    figure = f"{gigabytes(needed)} needed, {gigabytes(free)} free"
+    figure = f"{format_bytes(needed)} needed, {format_bytes(free)} free"
     return judged(
         needed <= free, "disk", figure, how, needed_bytes=needed, free_bytes=free, checkpoint_bytes=checkpoint
     )

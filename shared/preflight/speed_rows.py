@@ -9,8 +9,9 @@ from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
-from shared.preflight.question import Bench
-from shared.preflight.row import Row, gigabytes, go, judged, no_go, unknown
+from shared.preflight.question import Context
+from shared.preflight.row import Row, go, judged, no_go, unknown
+from shared.units import format_bytes, format_duration
 
 # A share of peak above one means that the peak or the count is wrong.
 MAX_MFU = 1.0
@@ -34,95 +35,99 @@ class Plan:
     at_most: bool = False
 
 
-def plan_run(bench: Bench) -> Plan:
+def plan_run(context: Context) -> Plan:
     """Steps, symbols and seconds of the run, from the measured step where the clock decides."""
-    training = bench.spec.training
+    training = context.spec.training
     most = training.steps * training.batch_symbols
-    step_s = known_step_s(bench)
-    timed = bench.spec.schedule.driver == "time"
+    step_s = known_step_s(context)
+    timed = context.spec.schedule.driver == "time"
     if step_s is None:
         limit_s = training.time_limit_s or None
         return Plan(None if timed else training.steps, None if timed else most, most, limit_s, at_most=True)
-    steps, seconds = steps_and_seconds(bench.spec, step_s)
+    steps, seconds = steps_and_seconds(context.spec, step_s)
     return Plan(steps, steps * training.batch_symbols, most, seconds + training.reserve_s)
 
 
-def known_step_s(bench: Bench) -> float | None:
+def known_step_s(context: Context) -> float | None:
     """Seconds of a step of the real run in its last stage, if this machine can tell."""
-    return shared_step_s(bench, bench.step) if isinstance(bench.step, StepMeasurement) and not bench.needs_gpu else None
+    step = context.step
+    return shared_step_s(context, step) if isinstance(step, StepMeasurement) and not context.needs_gpu else None
 
 
-def shared_step_s(bench: Bench, step: StepMeasurement) -> float:
+def shared_step_s(context: Context, step: StepMeasurement) -> float:
     """Seconds of a step where the ranks that share the device work at the same time."""
-    return step.step_s * bench.sharing
+    return step.step_s * context.sharing
 
 
-def memory_row(bench: Bench) -> Row:
+def memory_row(context: Context) -> Row:
     """Peak of one step, and on a GPU of a validation, against free memory; without a step if the estimate leaves no
     hope."""
-    free, estimate, rows = bench.facts.free_bytes, bench.memory, bench.workload
-    device = f"{bench.facts.names[0]}{f', for each of {bench.sharing} ranks' if bench.sharing > 1 else ''}"
+    free, estimate, rows = context.facts.free_bytes, context.memory, context.workload
+    device = f"{context.facts.names[0]}{f', for each of {context.sharing} ranks' if context.sharing > 1 else ''}"
     beside = (
-        f"estimate {gigabytes(estimate.least_bytes)} to {gigabytes(estimate.most_bytes)} for {rows.group_rows} "
-        f"windows; free on {device}: {gigabytes(free)}"
+        f"estimate {format_bytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
+        f"free on {device}: {format_bytes(free)}"
     )
     values = {
         "free_bytes": free,
+        "estimated_bytes": estimate.expected_bytes,
         "estimated_least_bytes": estimate.least_bytes,
         "estimated_most_bytes": estimate.most_bytes,
         "windows": rows.group_rows,
         "measured_symbols": rows.measured_symbols,
     }
-    step = bench.step
+    step = context.step
     if step is None:
         how = f"by estimate, nothing allocated: {beside}"
-        return no_go("memory", f"at least {gigabytes(estimate.least_bytes)} needed", how, **values)
+        return no_go("memory", f"at least {format_bytes(estimate.least_bytes)} needed", how, **values)
     if isinstance(step, StepFailure):
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
         return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
-    reserve = GPU_RESERVE_BYTES if bench.on_gpu and bench.facts.driver != "Metal" else 0
-    peak = projected_peak_bytes(bench, step) + reserve
+    reserve = GPU_RESERVE_BYTES if context.on_gpu and context.facts.driver != "Metal" else 0
+    peak = projected_peak_bytes(context, step) + reserve
     scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
     how = f"peak of {'a validation' if scored else 'one step'} on "
-    how += f"evaluation.batch_symbols = {bench.spec.evaluation.batch_symbols:,}" if scored else rows.measured
-    how += f", {gigabytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
-    how += f", and {gigabytes(reserve)} for the driver" if reserve else ""
+    how += f"evaluation.batch_symbols = {context.spec.evaluation.batch_symbols:,}" if scored else rows.measured
+    how += f", {format_bytes(step.peak_bytes)}, scaled by symbols" if rows.left_out > 1 else ""
+    how += ", at least the upper bound of the estimate" if rows.shortened else ""
+    how += f", and {format_bytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
-    if bench.needs_gpu:
-        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", gigabytes(peak), **values)
-    return judged(peak <= free, "memory", f"{gigabytes(peak)} of {gigabytes(free)}", f"{how}; {beside}", **values)
+    if context.needs_gpu:
+        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", format_bytes(peak), **values)
+    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {beside}", **values)
 
 
-def projected_peak_bytes(bench: Bench, step: StepMeasurement) -> int:
+def projected_peak_bytes(context: Context, step: StepMeasurement) -> int:
     """The peak of a validation, or of a step with all windows in memory, where that is more: what grew in the measured
-    backward pass grows with the windows."""
+    backward pass grows with the windows. Attention scores grow faster with their length, so for windows that were
+    shortened it is no less than the upper bound of the estimate."""
     growth = max(0, step.backward_bytes - step.start_bytes)
-    scaled = step.start_bytes + int(growth * bench.workload.left_out)
-    return max(step.scored_bytes, scaled)
+    scaled = step.start_bytes + int(growth * context.workload.left_out)
+    return max(step.scored_bytes, scaled, context.memory.most_bytes if context.workload.shortened else 0)
 
 
-def step_time_row(bench: Bench) -> Row:
+def step_time_row(context: Context) -> Row:
     """Seconds of a step and what they make of the time limit."""
-    step, training = bench.step, bench.spec.training
+    step, training = context.step, context.spec.training
     if step is None:
         return unknown("step_time", "not measured: a step does not fit in memory, see row memory")
     if isinstance(step, StepFailure):
         if step.out_of_memory:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
-    step_s = shared_step_s(bench, step)
-    symbols_per_s = bench.rank_symbols * bench.question.ranks / step_s
+    step_s = shared_step_s(context, step)
+    symbols_per_s = context.rank_symbols * context.question.ranks / step_s
     values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
-    figure, how = f"{_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(bench, step)
-    if bench.needs_gpu:
+    figure, how = f"{format_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(context, step)
+    if context.needs_gpu:
         return unknown("step_time", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
-    plan = plan_run(bench)
+    plan = plan_run(context)
     assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
-    limited = f" in the limit of {training.time_limit_s:g} s" if bench.spec.schedule.driver == "time" else ""
+    limited = f" in the limit of {training.time_limit_s:g} s" if context.spec.schedule.driver == "time" else ""
     limited += f", {training.reserve_s:g} s of which are reserved" if training.reserve_s else ""
-    figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {_duration(plan.train_s)} of training"
+    figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {format_duration(plan.train_s)} of training"
     enough = plan.steps >= min(MIN_STEPS, training.steps)
     if not enough:
         how = f"fewer than {MIN_STEPS} steps train nothing; {how}"
@@ -131,9 +136,9 @@ def step_time_row(bench: Bench) -> Row:
     )
 
 
-def average_row(bench: Bench) -> Row:
+def average_row(context: Context) -> Row:
     """Steps of the run against the memory of the weights' average: of an EMA 1 / (1 - decay) steps."""
-    training, plan = bench.spec.training, plan_run(bench)
+    training, plan = context.spec.training, plan_run(context)
     if training.ema_decay == 0.0:
         return go("average", "no EMA", "training.ema_decay is 0", memory_steps=0.0)
     memory_steps = round(1.0 / (1.0 - training.ema_decay), 6)
@@ -151,20 +156,20 @@ def average_row(bench: Bench) -> Row:
     return go("average", figure, how, **values)
 
 
-def mfu_row(bench: Bench) -> Row:
+def mfu_row(context: Context) -> Row:
     """Share of hardware peak: training operations per symbol (shared.engine.flops) x symbols per second of one rank /
     the device's peak for dense products of the compute dtype."""
-    step = bench.step
+    step = context.step
     if not isinstance(step, StepMeasurement):
         return unknown("mfu", "no step was measured, see rows memory and step_time")
-    flops = training_flops(bench.spec)
-    products: Products = "bfloat16" if bench.spec.training.dtype == "bfloat16" else step.float32_products
-    known = find_peak(bench.facts.names[0]) if bench.on_gpu else None
+    flops = training_flops(context.spec)
+    products: Products = "bfloat16" if context.spec.training.dtype == "bfloat16" else step.float32_products
+    known = find_peak(context.facts.names[0]) if context.on_gpu else None
     if known:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"
     else:
         peak, source = step.product_flops_per_s, "measured matrix product of large squares"
-    per_s = bench.rank_symbols / step.step_s
+    per_s = context.rank_symbols / step.step_s
     mfu = per_s * flops.per_symbol / peak
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"
@@ -179,14 +184,14 @@ def mfu_row(bench: Bench) -> Row:
         "optimizer_flops_per_step": flops.optimizer,
         "peak_flops_per_s": peak,
     }
-    if bench.needs_gpu:
+    if context.needs_gpu:
         return unknown("mfu", f"needs a GPU; on this CPU in float32: {how}", figure, **values)
     return judged(mfu <= MAX_MFU, "mfu", figure, how, **values)
 
 
-def cost_row(bench: Bench) -> Row:
+def cost_row(context: Context) -> Row:
     """Dollars of the training alone: ranks x hours x price."""
-    question, plan = bench.question, plan_run(bench)
+    question, plan = context.question, plan_run(context)
     if question.price is None:
         return unknown("cost", "needs --price, dollars per GPU-hour")
     if plan.train_s is None:
@@ -195,15 +200,15 @@ def cost_row(bench: Bench) -> Row:
     dollars = hours * question.price
     bound = "at most " if plan.at_most else ""
     how = (
-        f"{question.ranks} x {_duration(plan.train_s)} of training x ${question.price:g} per GPU-hour; "
+        f"{question.ranks} x {format_duration(plan.train_s)} of training x ${question.price:g} per GPU-hour; "
         "set-up, compilation, packing and scoring come on top"
     )
     return go("cost", f"{bound}${dollars:,.2f}", how, dollars=dollars, gpu_hours=hours)
 
 
-def projected_score_row(bench: Bench) -> Row:
+def projected_score_row(context: Context) -> Row:
     """bits per byte = c + a T^-alpha at the symbols of the run (docs/techniques.md 12.1)."""
-    fit, plan = bench.question.fit, plan_run(bench)
+    fit, plan = context.question.fit, plan_run(context)
     if fit is None:
         return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")
     formula = f"{fit.c:g} + {fit.a:g} T^-{fit.alpha:g} bits per byte after T training symbols"
@@ -217,25 +222,18 @@ def projected_score_row(bench: Bench) -> Row:
     return go("projected_score", f"{bpb:.4f} bits per byte", f"{formula}, T = {plan.symbols:,}", bpb=bpb)
 
 
-def _how_timed(bench: Bench, step: StepMeasurement) -> str:
+def _how_timed(context: Context, step: StepMeasurement) -> str:
     """On what the seconds were measured, and what was scaled."""
-    rows, ranks = bench.workload, bench.question.ranks
+    rows, ranks = context.workload, context.question.ranks
     how = f"measured on {step.device}: {rows.rank_rows} windows"
     if not step.full:
         how = (
             f"scaled by symbols from {rows.measured} to {rows.rank_rows} windows on {step.device}: "
-            f"{_duration(step.group_s)} each time, optimizer {_duration(step.fixed_s)}"
+            f"{format_duration(step.group_s)} each time, optimizer {format_duration(step.fixed_s)}"
         )
-    if len(training_stages(bench.spec)) > 1:
+    if len(training_stages(context.spec)) > 1:
         how += ", in the last stage; earlier ones by their operations"
     if ranks > 1:
-        how += f", the share of one of {bench.question.trainers}, whose exchange of gradients is not included"
-        how += f"; {bench.sharing} of them share this CPU" if bench.sharing > 1 else ""
+        how += f", the share of one of {context.question.trainers}, whose exchange of gradients is not included"
+        how += f"; {context.sharing} of them share this CPU" if context.sharing > 1 else ""
     return how
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds / S_PER_HOUR:,.2f} h"

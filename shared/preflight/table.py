@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shared.preflight.ask_rows import PreflightReport
 from shared.preflight.row import Row
-from shared.preflight.run import PreflightReport
 
 # A file or pipe gets this width.
 WIDE_COLUMNS = 140
@@ -19,7 +19,7 @@ def print_report(console: Console, report: PreflightReport) -> None:
     """Header, table and verdict."""
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
-    question, facts = report.bench.question, report.bench.facts
+    question, facts = report.context.question, report.context.facts
     where = f"{question.engine}, {question.trainers}: {facts.names[0]}, {facts.framework}"
     console.print(f"preflight of {question.spec.name} on {where}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

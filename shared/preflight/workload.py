@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from shared.engine.activations import rows_within
 from shared.engine.device_facts import DeviceFacts
 from shared.engine.flops import training_flops
-from shared.engine.microbatch import activation_bytes_per_row, micro_batches
+from shared.engine.microbatch import micro_batches
 from shared.preflight.memory import MemoryEstimate
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.spec.auxiliary import fit_auxiliary
 
 # Work of the forward and backward pass measured on a CPU: about a second on two cores.
 CPU_FLOPS = 5e10
-# What is measured may need this share of the free memory by the (high) estimate.
+# What is measured may need this share of the free memory by the upper bound of the estimate.
 MEASURED_MEMORY_FRAC = 0.5
 
 
@@ -53,9 +54,14 @@ class Workload:
         return self.group_rows * self.seq_len / self.measured_symbols
 
     @property
+    def shortened(self) -> bool:
+        """Whether the measured windows are shorter than those of the run."""
+        return self.measured_seq_len < self.seq_len
+
+    @property
     def measured(self) -> str:
         """What was measured, in words."""
-        of = f" of {self.measured_seq_len} symbols" if self.measured_seq_len < self.seq_len else ""
+        of = f" of {self.measured_seq_len} symbols" if self.shortened else ""
         return f"{self.measured_rows} windows{of}" if self.measured_rows > 1 else f"1 window{of}"
 
 
@@ -75,8 +81,9 @@ def plan_workload(spec: Spec, ranks: int, facts: DeviceFacts, memory: MemoryEsti
     if facts.kind == "gpu":
         return Workload(seq_len, rank_rows, group_rows, group_rows, seq_len)
     row_flops = training_flops(spec).per_symbol * seq_len
-    spare_bytes = MEASURED_MEMORY_FRAC * facts.free_bytes - memory.state_bytes
-    rows = min(group_rows, int(CPU_FLOPS // row_flops), int(spare_bytes // activation_bytes_per_row(spec)))
+    spare_bytes = int(MEASURED_MEMORY_FRAC * facts.free_bytes) - memory.state_bytes
+    fitting = facts.workers * rows_within(spec, spare_bytes // facts.workers)
+    rows = min(group_rows, int(CPU_FLOPS // row_flops), fitting)
     if rows >= min(facts.workers, group_rows):
         return Workload(seq_len, rank_rows, group_rows, rows, seq_len)
     rows, shorter = min(facts.workers, group_rows), seq_len

@@ -1,6 +1,6 @@
-"""Checkpoints written while training goes on: one at a time, in a thread.
+"""Checkpoints written while training continues: one at a time, in a thread.
 
-The loop hands over a copy of the state in host memory and goes on; hashing and writing release the interpreter, so
+The loop hands over a copy of the state in host memory and continues; hashing and writing release the interpreter, so
 that they cost training next to nothing. What is on disk, or could not be written, is learned at a later turn.
 """
 

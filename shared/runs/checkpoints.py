@@ -151,7 +151,7 @@ class CheckpointStore:
         return self._load_first(self._by_score())
 
     def set_aside_after(self, step: int) -> None:
-        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps anew."""
+        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again."""
         for later in (other for other in self.steps() if other > step):
             for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
                 if path.exists():
@@ -224,7 +224,7 @@ class CheckpointStore:
 def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> tuple[int, str]:
     """Write tensors atomically; returns (bytes, SHA-256) of the file. Raises OSError.
 
-    The library's `save` would keep the interpreter to itself for seconds; writing to a file, it lets training go on.
+    The library's `save` would keep the interpreter to itself for seconds; writing to a file, it lets training continue.
     """
     with replacing(path) as temporary:
         try:

@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object per logged event, appended whole and at once.
 
-Every record has `event` and `step`, the number of optimizer steps done. Events: `start`, `resume`,
-`step`, `validation`, `checkpoint`, `interrupted`, `failed`, `finished`, and at any end `stages`, the seconds of each.
+Every event has `event`, its name, and `step`, the number of optimizer steps done. Names: `start`, `resume`,
+`step`, `validation`, `checkpoint`, `interrupted`, `failed`, `finished`, and at any end `phases`, the seconds of each.
 """
 
 from __future__ import annotations
@@ -16,27 +16,36 @@ from typing import Any
 from shared.errors import RunError
 from shared.files import write_atomically
 
-Record = dict[str, Any]
+Event = dict[str, Any]
 
 
-def read_records(path: Path) -> list[Record]:
-    """All complete records of a metrics file, in order; a line that a killed process cut short is left out."""
+def read_events(path: Path) -> list[Event]:
+    """Read all complete events of a metrics file, in order; a line that a killed process cut short is left out."""
     if not path.exists():
         return []
-    records = []
+    events = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            record = json.loads(line)
+            event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(_current(event))
+    return events
 
 
-def last_ending(records: Sequence[Record]) -> Record | None:
-    """The `finished` record of a run; None if it did not finish, or was trained further since."""
-    found = [record for record in records if record["event"] in ("step", "finished")]
+def _current(event: Event) -> Event:
+    """Give an event of an older version the names of today."""
+    if event.get("event") == "stages":
+        return {**event, "event": "phases"}
+    if event.get("event") == "step" and "nats" in event:
+        return {"nats_per_symbol" if name == "nats" else name: value for name, value in event.items()}
+    return event
+
+
+def last_ending(events: Sequence[Event]) -> Event | None:
+    """The `finished` event of a run; None if it did not finish, or was trained further since."""
+    found = [event for event in events if event["event"] in ("step", "finished")]
     return found[-1] if found and found[-1]["event"] == "finished" else None
 
 
@@ -44,23 +53,21 @@ class MetricsLog:
     """The metrics file of a run, open for appending from a given step on."""
 
     def __init__(self, path: Path, after_step: int) -> None:
-        """Keep the records up to `after_step`, drop later ones: they are about to happen again."""
+        """Keep the events up to `after_step`, drop later ones: they are about to happen again."""
         self.path = path
-        self.kept = [record for record in read_records(path) if record["step"] <= after_step]
+        self.kept = [event for event in read_events(path) if event["step"] <= after_step]
         try:
-            write_atomically(path, b"".join(_line(record) for record in self.kept))
+            write_atomically(path, b"".join(_line(event) for event in self.kept))
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
             raise self._cannot_write(error) from None
 
-    def append(self, event: str, step: int, **values: Any) -> Record:
-        """Write one record in one system call; returns it. Raises RunError if the file cannot be written."""
-        record = {"event": event, "step": step, **values}
+    def append(self, name: str, step: int, **values: Any) -> None:
+        """Write one event in one system call. Raises RunError if the file cannot be written."""
         try:
-            os.write(self._descriptor, _line(record))
+            os.write(self._descriptor, _line({"event": name, "step": step, **values}))
         except OSError as error:
             raise self._cannot_write(error) from None
-        return record
 
     def flush(self) -> None:
         """Wait until what was appended is on disk."""
@@ -85,5 +92,5 @@ class MetricsLog:
         return RunError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}")
 
 
-def _line(record: Record) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+def _line(event: Event) -> bytes:
+    return json.dumps(event, allow_nan=False).encode() + b"\n"

@@ -30,12 +30,12 @@ class RunStart:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. `step` counts steps done, this one included; `nats` is the mean per symbol of the batch
+    """One optimizer step. `step` counts steps done, this one included; `nats_per_symbol` is the mean of the batch
     before the update, `bpb` the same in bits per byte, the unit of a validation; `left_s` is the time to the end of
     training, None while it is unknown."""
 
     step: int
-    nats: float
+    nats_per_symbol: float
     bpb: float
     grad_norm: float
     lr_factor: float
@@ -52,7 +52,7 @@ class StepReport:
 @dataclass(frozen=True)
 class ValidationReport:
     """A score on the validation sample after `step` steps, of the `weights` named; the interval is None for too few
-    documents."""
+    documents. `nats` is their sum."""
 
     step: int
     bpb: float
@@ -79,12 +79,12 @@ class Observer(Protocol):
 
     def on_step(self, report: StepReport) -> None: ...
 
-    def on_stage(self, stage: str) -> None:
+    def on_phase(self, phase: str) -> None:
         """Something other than training steps begins: `validation`, `packing`, ..."""
         ...
 
     def on_progress(self, done: int, total: int) -> None:
-        """The current stage has done so many of its symbols."""
+        """The current phase has done so many of its symbols."""
         ...
 
     def on_validation(self, report: ValidationReport) -> None: ...

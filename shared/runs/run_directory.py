@@ -89,10 +89,17 @@ class RunDirectory:
 
     def read_train_text(self) -> str:
         """SHA-256 of the text that the run was trained on. Raises RunError if environment.json does not tell it."""
+        return train_text(self.read_environment(), self.environment_path)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read environment.json back. Raises RunError if it is missing or damaged."""
         try:
-            return str(json.loads(self.environment_path.read_text(encoding="utf-8"))["data"]["train"]["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise RunError(f"{self.environment_path}: no data.train.sha256, the text that was trained on") from None
+            values = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            values = None
+        if not isinstance(values, dict):
+            raise RunError(f"{self.environment_path}: missing or not a JSON object")
+        return values
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Store what this start of the run was made with; earlier starts are kept under `earlier_starts`."""
@@ -102,7 +109,7 @@ class RunDirectory:
                 previous = json.loads(self.environment_path.read_text(encoding="utf-8"))
                 earlier = [*previous.pop("earlier_starts", []), previous]
             except (ValueError, AttributeError):
-                raise RunError(f"{self.environment_path}: not valid JSON; remove it to go on") from None
+                raise RunError(f"{self.environment_path}: not valid JSON; delete it to continue") from None
         content = json.dumps({**environment, "earlier_starts": earlier}, indent=1)
         write_atomically(self.environment_path, content.encode() + b"\n")
 
@@ -121,6 +128,14 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def train_text(environment: Mapping[str, Any], path: Path) -> str:
+    """SHA-256 of the training text in an environment that was read from `path`. Raises RunError if it is not there."""
+    try:
+        return str(environment["data"]["train"]["sha256"])
+    except (KeyError, TypeError):
+        raise RunError(f"{path}: no data.train.sha256, the text that was trained on") from None
 
 
 def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, resume: bool) -> RunDirectory:

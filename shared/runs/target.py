@@ -54,7 +54,7 @@ def load_trained(source: str, weights_name: WeightsName | None = None) -> Target
     if run is not None:
         return _load_run(source, run, weights_name)
     if not Path(source).is_file():
-        raise UserError(f"{source}: no such run in {RUNS}/ and no such artifact file")
+        raise UserError(f"no run named {source!r} in {RUNS}/, and no such artifact file")
     if weights_name not in (None, "packed"):
         raise UserError(f"{source}: an artifact holds packed weights only, not {weights_name} ones")
     return _load_artifact(source, Path(source))
@@ -69,7 +69,7 @@ def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> T
         raise UserError(f"--set applies to a spec; {source} has its own")
     if find_run(source) is None and not Path(source).exists():
         presets = ", ".join(preset_names())
-        raise UserError(f"{source}: no such run in {RUNS}/, artifact file or spec; presets: {presets}")
+        raise UserError(f"no run named {source!r} in {RUNS}/, no such artifact file or spec; presets: {presets}")
     return load_trained(source)
 
 
@@ -79,6 +79,14 @@ def find_run(source: str) -> RunDirectory | None:
         if path.is_dir():
             return RunDirectory(path)
     return None
+
+
+def run_named(source: str) -> RunDirectory:
+    """The same. Raises UserError if there is none."""
+    run = find_run(source)
+    if run is None:
+        raise UserError(f"no run named {source!r} in {RUNS}/, and no such folder")
+    return run
 
 
 def refuse_run_artifact(path: Path, what: str) -> None:

@@ -158,6 +158,44 @@ class ScoreDocument(_Part):
         """Plain JSON values."""
         return self.model_dump(mode="json")
 
+    @property
+    def total_bytes(self) -> int:
+        """Artifact and code together."""
+        return (self.artifact_bytes or 0) + self.code_bytes
+
+    @property
+    def nats_per_symbol(self) -> float:
+        """Mean over the scored symbols."""
+        return self.nats / self.symbols
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the score does not count, one line each that begins with `audit: ` or `budget: `."""
+        found = [f"audit: {check.name}: {check.detail}" for check in self.audit.checks if not check.passed]
+        if self.total_bytes > self.limit_bytes:
+            found.append(
+                f"budget: {self.artifact_bytes or 0:,} artifact + {self.code_bytes:,} code = {self.total_bytes:,} "
+                f"bytes, the limit is {self.limit_bytes:,}"
+            )
+        return found
+
+    @property
+    def windows_text(self) -> str:
+        """`windows of 64 by 32 symbols, adaptation none`: how the text was read."""
+        return f"windows of {self.window_symbols} by {self.stride_symbols} symbols, adaptation {self.adaptation}"
+
+    def protocol(self) -> dict[str, Any]:
+        """What was scored and how, as far as two scores must agree in it. `text_sha256` is of the bytes, so that
+        tokens may be compared with bytes; windows are in symbols of the model's own vocabulary."""
+        return {
+            "dataset": self.dataset.name,
+            "text_sha256": self.dataset.text_sha256,
+            "window_symbols": self.window_symbols,
+            "stride_symbols": self.stride_symbols,
+            "adaptation": self.adaptation,
+            "weights": self.weights,
+        }
+
     def is_of(self, artifact: ArtifactInfo) -> bool:
         """Whether this is the score of that artifact; told by its size where an old score has no hash."""
         same_hash = self.artifact_sha256 in (None, artifact.sha256)

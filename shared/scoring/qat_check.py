@@ -19,8 +19,8 @@ def check_qat_acts(engine: Engine, x: np.ndarray) -> Check:
     Four published systems kept the switch in a flag that the compiler had folded away before it was set.
     """
     steps = engine.spec.training.steps
-    hyper = step_hyperparameters(engine.spec, steps - 1, (steps - 1) / steps)
-    losses = {acting: engine.gradients(x, hyper | {QAT: acting})[0] for acting in (0.0, 1.0)}
+    numbers = step_hyperparameters(engine.spec, steps - 1, (steps - 1) / steps)
+    losses = {acting: engine.gradients(x, numbers.with_run({QAT: acting}))[0] for acting in (0.0, 1.0)}
     moved = abs(losses[1.0] - losses[0.0])
     detail = f"switching it on moves the training loss by {moved:.1e} nats"
     return Check("qat", moved > LEAST_CHANGE_NATS, moved, LEAST_CHANGE_NATS, detail)

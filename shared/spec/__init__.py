@@ -1,6 +1,6 @@
 """The spec: the schema, presets, overrides, identity."""
 
-from shared.spec.artifact import ArtifactSpec
+from shared.spec.artifact import ArtifactSpec, QuantiserSpec
 from shared.spec.load import (
     json_schema,
     load_spec,
@@ -25,6 +25,7 @@ __all__ = [
     "DecoderSpec",
     "ModelSpec",
     "OptimizerSpec",
+    "QuantiserSpec",
     "ScheduleSpec",
     "Spec",
     "TrainingSpec",

@@ -9,14 +9,28 @@ from pydantic import Field
 from shared.spec.base import Section
 
 Bits = Literal[6, 8]
+Method = Literal["row_max"]
+
+
+class QuantiserSpec(Section):
+    """How a class of tensors is stored. row_max: symmetric codes, one float16 scale per row by its largest weight."""
+
+    method: Method = Field("row_max", description="how weights become codes: row_max")
+    bits: Bits = Field(8, description="bits of a code: 6 or 8")
+
+
+class MatrixQuantiserSpec(QuantiserSpec):
+    """The same for matrices, which take fewer bits."""
+
+    bits: Bits = Field(6, description="bits of a code: 6 or 8")
 
 
 class ArtifactSpec(Section):
     """Quantisation and compression of the packed model (docs/techniques.md 11)."""
 
-    matrix_bits: Bits = Field(6, description="bits of a code in matrices, where most of the bytes are: 6 or 8")
-    embed_bits: Bits = Field(8, description="bits of a code in tables of symbols and in the matrices of gates: 6 or 8")
-    head_bits: Bits = Field(8, description="bits of a code in output matrices that are not tied to a table: 6 or 8")
+    matrix: MatrixQuantiserSpec = Field(MatrixQuantiserSpec(), description="matrices, where most of the bytes are")
+    embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
+    head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
         11, description="effort of brotli; 11 gives the smallest file and takes longest"
     )
@@ -27,6 +41,7 @@ class ArtifactSpec(Section):
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:
         """The matrix bits of an artifact section that is not checked yet; the default where they will be refused."""
-        default: int = cls.model_fields["matrix_bits"].default
-        bits = values.get("matrix_bits", default) if isinstance(values, dict) else default
+        matrix = values.get("matrix") if isinstance(values, dict) else None
+        default: int = MatrixQuantiserSpec.model_fields["bits"].default
+        bits = matrix.get("bits", default) if isinstance(matrix, dict) else default
         return int(bits) if bits in get_args(Bits) else default

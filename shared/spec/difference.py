@@ -16,7 +16,7 @@ SEED_KEY = "training.seed"
 # The name of the training text. What counts is the text itself, as there may be another under this name tomorrow.
 TRAIN_KEY = "data.train"
 # The codes of matrices, which an artifact stores and a loss may be of.
-MATRIX_KEY = "artifact.matrix_bits"
+MATRIX_KEY = "artifact.matrix"
 
 # How a run is watched and stored.
 WATCHING = frozenset(
@@ -63,9 +63,10 @@ class Difference:
 def free_in_run(spec: Spec) -> frozenset[str]:
     """The fields that may change when a run of this spec is resumed."""
     free = set(WATCHING | HANDLING)
-    if spec.training.loss.code_entropy.weight:
+    loss, qat = spec.training.loss, spec.training.qat
+    if loss.code_entropy.weight or qat.form == "straight_through":
         free.remove(MATRIX_KEY)  # the codes of the artifact are those of the loss
-    if spec.training.qat.form == "off":
+    if qat.form == "off":
         free.add("training.qat.bits")
     return frozenset(free)
 

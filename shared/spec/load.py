@@ -50,7 +50,7 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
     """
     spec = _checked(_migrated(_read(source), str(source), complete=False), overrides, origin=str(source))
     try:
-        check_qat_width(spec.training.qat, spec.artifact.matrix_bits)
+        check_qat_width(spec.training.qat, spec.artifact.matrix.bits)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
     return spec

@@ -38,7 +38,11 @@ class NewDefault:
 
 Migration = Renamed | NewDefault
 
-MIGRATIONS: tuple[Migration, ...] = ()
+MIGRATIONS: tuple[Migration, ...] = (
+    Renamed("artifact.matrix_bits", "artifact.matrix.bits"),
+    Renamed("artifact.embed_bits", "artifact.embed.bits"),
+    Renamed("artifact.head_bits", "artifact.head.bits"),
+)
 
 # Sections lie in sections at most this deep. A hostile file may nest values as deep as it likes.
 MAX_DEPTH = 8

@@ -25,18 +25,13 @@ class QatSpec(Section):
         "themselves",
     )
     bits: Annotated[int, Field(ge=4, le=8)] = Field(
-        description="bits of a code; default artifact.matrix_bits, which straight_through must have; noise: "
+        description="bits of a code; default artifact.matrix.bits, which straight_through must have; noise: "
         "4 to 8, published 8"
     )
     start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="progress from which quantisation acts"
     )
     start_step: Count = Field(0, description="step, counted from 0, before which quantisation does not act either")
-
-    @property
-    def code_limit(self) -> int:
-        """qmax, the largest code."""
-        return int(2 ** (self.bits - 1)) - 1
 
     def is_acting(self, step: int, progress: float) -> bool:
         """Whether it acts in a step that begins with this progress; `step` counts from 0."""
@@ -45,7 +40,7 @@ class QatSpec(Section):
 
 def check_qat_width(qat: QatSpec, matrix_bits: int) -> None:
     """Raise ValueError for codes that the artifact does not have. Runs of before this rule can still be read."""
-    allowed = f"artifact.matrix_bits ({matrix_bits}) with form 'straight_through', which rounds as the artifact does"
+    allowed = f"artifact.matrix.bits ({matrix_bits}) with form 'straight_through', which rounds as the artifact does"
     require(qat.form != "straight_through" or qat.bits == matrix_bits, "training.qat.bits", qat.bits, allowed)
 
 

@@ -1,4 +1,4 @@
-"""Groups of runs held against a baseline: means, differences with intervals, and what may be said of them."""
+"""Groups of runs compared with a baseline: means, differences with intervals, and what may be said of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedGroup:
     """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
     where a run kept no scores by document.
 
@@ -56,7 +56,7 @@ class Row:
 class Comparison:
     """`rows` begin with the baseline. `margin_bpb` is by how much a group must be better for the one-sided test."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedGroup, ...]
     level: float
     margin_bpb: float
 
@@ -71,7 +71,7 @@ class Comparison:
             "baseline": self.rows[0].group.label,
             "confidence": self.level,
             "margin_bpb": self.margin_bpb,
-            "protocol": asdict(self.rows[0].group.runs[0].protocol),
+            "protocol": self.rows[0].group.runs[0].score.protocol(),
             "differing_fields": differences([row.group for row in self.rows]),
             "groups": [_row_document(row) for row in self.rows],
             "notes": notes(self),
@@ -82,7 +82,7 @@ class Comparison:
 def compare_groups(
     groups: Sequence[Group], *, baseline: str | None = None, level: float = LEVEL, margin_nats: float = 0.0
 ) -> Comparison:
-    """Hold every group against the one labelled `baseline`, by default the first.
+    """Compare every group with the one labelled `baseline`, by default the first.
 
     `margin_nats` is in nats per symbol of the baseline (docs/techniques.md 1.1: a record asks for 0.005). Raises
     UserError for a label that no group has.
@@ -92,7 +92,7 @@ def compare_groups(
         raise UserError(f"--baseline {baseline!r}: no such group; groups: {', '.join(labels)}")
     old = groups[0] if baseline is None else groups[labels.index(baseline)]
     run = old.runs[0]
-    margin_bpb = margin_nats / math.log(2.0) * run.symbols / run.bytes
+    margin_bpb = margin_nats / math.log(2.0) * run.score.symbols / run.score.bytes
     others = [_row(group, old, level, margin_bpb) for group in groups if group is not old]
     return Comparison((_baseline_row(old, others, level), *others), level, margin_bpb)
 
@@ -125,7 +125,7 @@ def notes(comparison: Comparison) -> list[str]:
     ]
 
 
-def _seed_notes(rows: Sequence[Row]) -> list[str]:
+def _seed_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Means are over the seeds that were compared, so that a mean and a difference never contradict each other."""
     lines = []
     if any(row.summary.n < len(row.group.runs) for row in rows):
@@ -140,35 +140,38 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _text_notes(rows: Sequence[Row]) -> list[str]:
+def _text_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Another training text is another experiment, also under the same name."""
     runs = [row.group.runs[0] for row in rows]
     if len({run.train_text for run in runs}) == 1:
         return []
     texts = (
-        f"{row.group.label} on {run.train_name} (sha256 {run.train_text[:16]})"
+        f"{row.group.label} on {run.spec.data.train} (sha256 {run.train_text[:16]})"
         for row, run in zip(rows, runs, strict=True)
     )
     return [f"the training texts differ: {', '.join(texts)}"]
 
 
-def _window_notes(rows: Sequence[Row]) -> list[str]:
+def _window_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Symbols of different vocabularies hold different amounts of text, and more context is an advantage."""
-    runs = [row.group.runs[0] for row in rows]
-    if len({(run.protocol.window_symbols, run.protocol.stride_symbols) for run in runs}) == 1 and (
-        len({run.bytes / run.symbols for run in runs}) == 1
+    scores = [row.group.runs[0].score for row in rows]
+    if len({(score.window_symbols, score.stride_symbols) for score in scores}) == 1 and (
+        len({score.bytes / score.symbols for score in scores}) == 1
     ):
         return []
-    windows = (f"{row.group.label} {run.window_bytes:,.0f}" for row, run in zip(rows, runs, strict=True))
+    windows = (
+        f"{row.group.label} {score.window_symbols * score.bytes / score.symbols:,.0f}"
+        for row, score in zip(rows, scores, strict=True)
+    )
     return [f"the vocabularies differ; mean bytes of text in a scored window: {', '.join(windows)}"]
 
 
-def _load_notes(rows: Sequence[Row]) -> list[str]:
+def _load_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     """Equal time is equal compute only on an equally loaded machine."""
     lines = []
     for row in rows:
         slow, fast = row.steps_per_s
-        if row.group.runs[0].timed and slow > 0 and fast > (1.0 + SPEED_SPREAD_FRAC) * slow:
+        if row.group.runs[0].spec.schedule.driver == "time" and slow > 0 and fast > (1.0 + SPEED_SPREAD_FRAC) * slow:
             lines.append(
                 f"{row.group.label}: {slow:.3g} to {fast:.3g} steps per second between seeds: the machine was not "
                 "equally loaded, so equal time was not equal compute"
@@ -176,20 +179,20 @@ def _load_notes(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _device_notes(rows: Sequence[Row]) -> list[str]:
+def _device_notes(rows: Sequence[ComparedGroup]) -> list[str]:
     devices = sorted({run.device for row in rows for run in row.group.runs})
     return [f"the runs were made on different devices: {'; '.join(devices)}"] if len(devices) > 1 else []
 
 
-def _baseline_row(old: Group, others: Sequence[Row], level: float) -> Row:
+def _baseline_row(old: Group, others: Sequence[ComparedGroup], level: float) -> ComparedGroup:
     """Summarise the baseline over the seeds that every other was compared with, or over its own if these differ."""
     compared = [row.baseline_summary for row in others]
     alike = bool(compared) and all(summary == compared[0] for summary in compared)
     summary = compared[0] if alike else summarise(list(old.bpb.values()), level)
-    return Row(old, summary, summary, None, None, _counts(old) or "baseline")
+    return ComparedGroup(old, summary, summary, None, None, _counts(old) or "baseline")
 
 
-def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
+def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedGroup:
     found = difference(group.bpb, old.bpb, level, margin_bpb)
     shared = sorted(group.bpb.keys() & old.bpb.keys())
     paired = found.method == "paired" or (found.method == "none" and shared)
@@ -198,7 +201,7 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> Row:
     verdict = _counts(group) or _counts(old) or _verdict(found, over_documents)
     summary = summarise([group.bpb[seed] for seed in new_seeds], level)
     baseline_summary = summarise([old.bpb[seed] for seed in old_seeds], level)
-    return Row(group, summary, baseline_summary, found, over_documents, verdict)
+    return ComparedGroup(group, summary, baseline_summary, found, over_documents, verdict)
 
 
 def _counts(group: Group) -> Verdict | None:
@@ -223,7 +226,7 @@ def _verdict(found: Difference, over_documents: Confidence | None) -> Verdict:
     return "undecided"
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def _row_document(row: ComparedGroup) -> dict[str, Any]:
     slow, fast = row.steps_per_s
     return {
         "label": row.group.label,
@@ -237,13 +240,13 @@ def _row_document(row: Row) -> dict[str, Any]:
             {
                 "run": str(run.path),
                 "seed": run.seed,
-                "bpb": run.bpb,
+                "bpb": run.score.bpb,
                 "steps": run.steps,
                 "train_s": run.train_s,
-                "symbols_per_s": run.steps_per_s * run.fields["training.batch_symbols"],
-                "parameters": run.parameters,
-                "total_bytes": run.total_bytes,
-                "engine": run.engine,
+                "symbols_per_s": run.steps_per_s * run.spec.training.batch_symbols,
+                "parameters": run.score.parameters,
+                "total_bytes": run.score.total_bytes,
+                "engine": run.score.engine,
                 "device": run.device,
             }
             for run in row.group.runs

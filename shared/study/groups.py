@@ -6,17 +6,18 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError, UserError
+from shared.runs.finished_run import FinishedRun, read_finished
+from shared.runs.run_directory import RunDirectory
+from shared.runs.target import run_named
 from shared.scoring.documents import DocumentScores
-from shared.study.scored_run import ScoredRun
+from shared.spec.difference import FREE_IN_EXPERIMENT, fields
 
 ENGINE_KEY = "engine"
-# The text and not its name, under which there may be another text tomorrow.
 TRAIN_TEXT_KEY = "training text"
-# A symbol is the same thing where these are.
-VOCABULARY_KEYS = ("vocabulary.kind", "vocabulary.tokenizer")
 SAME_TEXT = ("text_sha256", "adaptation", "weights")
 SAME_WINDOWS = ("window_symbols", "stride_symbols")
 ABSENT = "absent"
@@ -28,12 +29,12 @@ class Group:
     """Runs of one experiment, in order of seed. `label` is unique among the groups compared."""
 
     label: str
-    runs: tuple[ScoredRun, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def bpb(self) -> dict[int, float]:
         """Bits per byte by seed."""
-        return {run.seed: run.bpb for run in self.runs}
+        return {run.seed: run.score.bpb for run in self.runs}
 
     @property
     def problems(self) -> list[str]:
@@ -46,11 +47,11 @@ class Group:
         return kept if len(kept) == len(found) else []
 
 
-def group_runs(runs: Sequence[ScoredRun]) -> list[Group]:
+def group_runs(runs: Sequence[FinishedRun]) -> list[Group]:
     """The groups in order of first appearance. Raises RunError for scores that cannot be compared and for
     two runs of one group with the same seed."""
     check_comparable(runs)
-    members: dict[tuple[tuple[str, str], ...], list[ScoredRun]] = {}
+    members: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         members.setdefault(tuple(sorted((key, repr(value)) for key, value in _traits(run).items())), []).append(run)
     groups = [sorted(group, key=lambda run: run.seed) for group in members.values()]
@@ -64,7 +65,7 @@ def group_runs(runs: Sequence[ScoredRun]) -> list[Group]:
     return [Group(label, tuple(group)) for label, group in zip(labels, groups, strict=True)]
 
 
-def check_comparable(runs: Sequence[ScoredRun]) -> None:
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Raise RunError naming the first two runs whose scores were not made of the same text in the same way.
 
     Windows of two vocabularies are in different units; `shared.study.comparison.notes` says what they hold.
@@ -72,14 +73,14 @@ def check_comparable(runs: Sequence[ScoredRun]) -> None:
     if not runs:
         raise UserError("no finished run to compare")
     first = runs[0]
+    expected = first.score.protocol()
     for run in runs[1:]:
-        same_symbols = all(run.fields.get(key) == first.fields.get(key) for key in VOCABULARY_KEYS)
+        found, same_symbols = run.score.protocol(), _symbols(run) == _symbols(first)
         for field in (*SAME_TEXT, *(SAME_WINDOWS if same_symbols else ())):
-            expected, found = getattr(first.protocol, field), getattr(run.protocol, field)
-            if expected != found:
-                texts = f" ({first.protocol.dataset} and {run.protocol.dataset})" if field == "text_sha256" else ""
+            if expected[field] != found[field]:
+                texts = f" ({expected['dataset']} and {found['dataset']})" if field == "text_sha256" else ""
                 raise RunError(
-                    f"{first.path} was scored with {field} = {expected}, {run.path} with {found}{texts}: "
+                    f"{first.path} was scored with {field} = {expected[field]}, {run.path} with {found[field]}{texts}: "
                     "such scores cannot be compared"
                 )
 
@@ -93,11 +94,37 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if any(value != values[0] for value in values[1:])}
 
 
-def _traits(run: ScoredRun) -> Mapping[str, Any]:
-    return {**run.fields, TRAIN_TEXT_KEY: run.train_text, ENGINE_KEY: run.engine}
+def find_finished_runs(words: Sequence[str]) -> list[FinishedRun]:
+    """Read the finished runs that the words of a command line name, each once: runs by name or path, and folders of
+    runs (a sweep's), which stand for the finished runs in them. Raises UserError for a word that names none."""
+    runs: dict[Path, RunDirectory] = {}
+    for run in itertools.chain.from_iterable(map(_runs_of, words)):
+        runs.setdefault(run.path.resolve(), run)
+    return [read_finished(run) for run in runs.values()]
 
 
-def _labels(groups: Sequence[Sequence[ScoredRun]]) -> list[str]:
+def _runs_of(word: str) -> list[RunDirectory]:
+    """The run of that name, or the finished runs of that folder in order of name."""
+    run = run_named(word)
+    if run.spec_path.is_file():
+        return [run]
+    inside = [RunDirectory(path) for path in sorted(run.path.iterdir()) if (path / "spec.toml").is_file()]
+    finished = [inner for inner in inside if inner.score_path.is_file()]
+    if not finished:
+        raise UserError(f"{run.path}: neither a run nor a folder of finished runs")
+    return finished
+
+
+def _symbols(run: FinishedRun) -> tuple[str, str]:
+    """A symbol is the same thing where these are."""
+    return run.spec.vocabulary.kind, run.spec.vocabulary.tokenizer
+
+
+def _traits(run: FinishedRun) -> Mapping[str, Any]:
+    return {**fields(run.spec, FREE_IN_EXPERIMENT), TRAIN_TEXT_KEY: run.train_text, ENGINE_KEY: run.score.engine}
+
+
+def _labels(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
     """A name for each group: that of its run folders without the seed, as a sweep makes them; where the folders
     of a group do not agree in it or two groups do, the first run's folder, or its whole path."""
     stems = [{SEED_SUFFIX.sub("", run.path.name) for run in group} for group in groups]

@@ -136,7 +136,7 @@ def _listen(pipe: Connection, interruption: Interruption) -> None:
 
 
 def _trained(order: Order, interruption: Interruption) -> Ending | UserError | OSError:
-    """Train the run. Returns how it ended, or what the command line tells in one line."""
+    """Train the run. Returns how it ended, or the error that the command line reports in one line."""
     try:
         with order.make_observer() as observer:
             interruption.notify = observer.on_stop_requested

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from shared.errors import RunError
 from shared.model import parameter_counts
+from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
 from shared.spec import Spec
-from shared.study.record import PREFLIGHT_FILE, SeedResult, deviation
+from shared.study.record import PREFLIGHT_FILE, deviation
 
 LEVEL = 0.99
 
 
-def default_blurb(results: Sequence[SeedResult]) -> str:
+def default_blurb(results: Sequence[FinishedRun]) -> str:
     """One sentence on the model and its training."""
     spec, result = results[0].spec, results[0]
     model = spec.model
@@ -25,11 +29,11 @@ def default_blurb(results: Sequence[SeedResult]) -> str:
     return (
         f"A transformer over {reads}, no tokenizer: {model.num_layers} layers of {model.model_dim}, "
         f"{counts['total']:,} parameters in {result.artifact_bytes:,} bytes, trained for "
-        f"{result.last_step['elapsed_s']:.0f} s ({result.last_step['step']:,} steps) on {result.hardware}."
+        f"{result.train_s:.0f} s ({result.steps:,} steps) on {result.device}."
     )
 
 
-def readme(results: Sequence[SeedResult], document: Mapping[str, Any]) -> str:
+def readme(results: Sequence[FinishedRun], document: Mapping[str, Any]) -> str:
     """README.md of the record whose submission.json is `document`."""
     lines = [f"# {document['name']}", "", _headline(results), "", str(document["blurb"]), ""]
     lines += ["## Scores", "", *_score_table(results, document), ""]
@@ -40,7 +44,7 @@ def readme(results: Sequence[SeedResult], document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _headline(results: Sequence[SeedResult]) -> str:
+def _headline(results: Sequence[FinishedRun]) -> str:
     scores = [result.score.bpb for result in results]
     mean, spread = statistics.fmean(scores), deviation(scores)
     if spread is None:
@@ -52,7 +56,7 @@ def _headline(results: Sequence[SeedResult]) -> str:
     )
 
 
-def _score_table(results: Sequence[SeedResult], document: Mapping[str, Any]) -> list[str]:
+def _score_table(results: Sequence[FinishedRun], document: Mapping[str, Any]) -> list[str]:
     lines = [
         "| seed | bits per byte | nats per symbol | over documents | steps | training s | artifact | with code |",
         "|---|---|---|---|---|---|---|---|",
@@ -62,9 +66,9 @@ def _score_table(results: Sequence[SeedResult], document: Mapping[str, Any]) -> 
         low, high = within.low_bpb, within.high_bpb
         interval = "none" if low is None or high is None else f"{within.level:.0%}: {low:.4f} to {high:.4f}"
         lines.append(
-            f"| {result.seed} | {result.score.bpb:.4f} | {result.loss_nats:.4f} | {interval} | "
-            f"{result.last_step['step']:,} | {result.last_step['elapsed_s']:.1f} | {result.artifact_bytes:,} | "
-            f"{result.total_bytes:,} |"
+            f"| {result.seed} | {result.score.bpb:.4f} | {result.score.nats_per_symbol:.4f} | {interval} | "
+            f"{result.steps:,} | {result.train_s:.1f} | {result.artifact_bytes:,} | "
+            f"{result.score.total_bytes:,} |"
         )
     if document["val_bpb_std"] is not None:
         lines.append(f"| mean | {document['val_bpb']:.4f} | {document['val_loss']:.4f} | | | | | |")
@@ -73,15 +77,15 @@ def _score_table(results: Sequence[SeedResult], document: Mapping[str, Any]) -> 
     return lines
 
 
-def _protocol(results: Sequence[SeedResult]) -> list[str]:
+def _protocol(results: Sequence[FinishedRun]) -> list[str]:
     score = results[0].score
     whole = "all of it" if score.dataset.complete else "a fixed sample of its documents"
     others = ", ".join(f"{name} {item.bpb:.4f}" for name, item in score.compressors.items())
     facts = [
         f"Text: held-out part of {score.dataset.name}, {whole}: {score.bytes:,} bytes, {score.documents:,} documents, "
         f"sha256 {score.dataset.scored_sha256}",
-        f"Protocol: {score.symbols:,} symbols, each once, windows of {score.window_symbols} by {score.stride_symbols}, "
-        f"adaptation {score.adaptation}, the packed weights read back from artifact.btw",
+        f"Protocol: {score.symbols:,} symbols, each once, {score.windows_text}, the packed weights read back from "
+        "artifact.btw",
     ]
     if others:
         facts.append(f"The same text with general compressors, bits per byte: {others}")
@@ -89,14 +93,14 @@ def _protocol(results: Sequence[SeedResult]) -> list[str]:
         checks = ", ".join(
             f"{check.name}{' (warning)' if check.warning else ''}" for check in result.score.audit.checks
         )
-        packing = result.finished.get("packing", {}).get("difference_bpb")
+        packing = result.ending.get("packing", {}).get("difference_bpb")
         cost = "" if packing is None else f"; packing cost {packing:+.4f} bits per byte on the validation sample"
         facts.append(f"Seed {result.seed}: audit passed: {checks}{cost}")
-        facts += [f"Seed {result.seed}: {problem}" for problem in result.finished.get("problems", [])]
+        facts += [f"Seed {result.seed}: {problem}" for problem in result.ending.get("problems", [])]
     return facts
 
 
-def _commands(results: Sequence[SeedResult]) -> list[str]:
+def _commands(results: Sequence[FinishedRun]) -> list[str]:
     """What trains each seed again from this folder, and what was typed."""
     lines = ["```"]
     for result in results:
@@ -120,12 +124,12 @@ def _model(spec: Spec) -> list[str]:
             "schedule",
             f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
         ),
-        ("weights", f"{spec.artifact.matrix_bits} bits for matrices, {spec.artifact.embed_bits} for embeddings"),
+        ("weights", f"{spec.artifact.matrix.bits} bits for matrices, {spec.artifact.embed.bits} for embeddings"),
     ]
     return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
 
 
-def _machine(results: Sequence[SeedResult]) -> list[str]:
+def _machine(results: Sequence[FinishedRun]) -> list[str]:
     facts = []
     for result in results:
         environment = result.environment
@@ -134,12 +138,13 @@ def _machine(results: Sequence[SeedResult]) -> list[str]:
         starts = len(environment.get("earlier_starts", [])) + 1
         resumed = "" if starts == 1 else f", resumed {starts - 1} times"
         facts.append(
-            f"Seed {result.seed}: {result.hardware}, {environment.get('platform')}, "
+            f"Seed {result.seed}: {result.device}, {environment.get('platform')}, "
             f"Python {environment.get('python')}, source {commit}, started {environment.get('started')}{resumed}"
         )
-        if result.preflight is not None:
-            forced, risks = _rows(result.preflight, "forced"), _rows(result.preflight, "risks")
-            verdict = "go" if result.preflight.get("go") else "no-go"
+        preflight = _preflight(result.path / PREFLIGHT_FILE)
+        if preflight is not None:
+            forced, risks = _rows(preflight, "forced"), _rows(preflight, "risks")
+            verdict = "go" if preflight.get("go") else "no-go"
             facts.append(
                 f"Seed {result.seed}: preflight said {verdict} ({PREFLIGHT_FILE})"
                 + (f", at risk: {', '.join(risks)}" if risks else "")
@@ -148,8 +153,21 @@ def _machine(results: Sequence[SeedResult]) -> list[str]:
     return facts
 
 
+def _preflight(path: Path) -> dict[str, Any] | None:
+    """The document of the preflight before a run, if it has one."""
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: not a JSON object")
+    return values
+
+
 def _rows(preflight: Mapping[str, Any], key: Literal["forced", "risks"]) -> list[str]:
-    """Rows of a preflight document that said no and were overridden, or that said risk."""
+    """Rows of a preflight document that were overridden, or that said risk."""
     return [str(name) for name in preflight.get(key, [])]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import UserError
-from shared.runs.metrics import Record, read_records
+from shared.runs.metrics import Event, read_events
 from shared.runs.run_directory import RunDirectory
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec
@@ -133,9 +133,9 @@ def _leave_last_out(symbols: np.ndarray, bpb: np.ndarray) -> float | None:
 def run_points(run: RunDirectory) -> list[Point]:
     """The validations of a run at the full learning rate, one for each step."""
     batch_symbols = run.read_spec().training.batch_symbols
-    records = read_records(run.metrics_path)
-    steps = sorted((record for record in records if record["event"] == "step"), key=lambda record: record["step"])
-    scores = {record["step"]: float(record["bpb"]) for record in records if record["event"] == "validation"}
+    events = read_events(run.metrics_path)
+    steps = sorted((event for event in events if event["event"] == "step"), key=lambda event: event["step"])
+    scores = {event["step"]: float(event["bpb"]) for event in events if event["event"] == "validation"}
     return [
         Point(str(run.path), step, step * batch_symbols, bpb)
         for step, bpb in sorted(scores.items())
@@ -160,9 +160,9 @@ def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
             )
 
 
-def _at_full_rate(steps: Sequence[Record], step: int) -> bool:
+def _at_full_rate(steps: Sequence[Event], step: int) -> bool:
     """Whether the last logged step up to this one and the next had the full rate: schedules rise, stay and
     fall once, so everything between had it too."""
-    before = [record for record in steps if record["step"] <= step]
-    after = [record for record in steps if record["step"] >= step]
+    before = [event for event in steps if event["step"] <= step]
+    after = [event for event in steps if event["step"] >= step]
     return bool(before) and bool(after) and before[-1]["lr_factor"] == 1.0 and after[0]["lr_factor"] == 1.0

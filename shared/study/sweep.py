@@ -12,8 +12,8 @@ from shared.runs.observer import Observer
 from shared.runs.run_directory import RunDirectory
 from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
-from shared.study.record import finished_with
 from shared.training.interruption import GRACE_S, Interruption
+from shared.training.run_data import finished_with
 
 Status = Literal["finished", "finished before", "failed", "interrupted", "not started"]
 
@@ -60,7 +60,7 @@ def sweep(
     # The run's process has GRACE_S to save and ends first; this one then tells what there is.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
         specs = [bind_tokenizer(planned.spec) for planned in plan]
-        # All of them first, so that a text that has changed is told before anything is trained.
+        # All of them first, so that a changed text is reported before anything is trained.
         finished = [
             finished_with(RunDirectory(folder / planned.name), spec) is not None
             for planned, spec in zip(plan, specs, strict=True)

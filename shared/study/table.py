@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.scoring.statistics import Interval
-from shared.study.comparison import Comparison, Row, notes
+from shared.study.comparison import ComparedGroup, Comparison, notes
 from shared.study.groups import TRAIN_TEXT_KEY, differences
 
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
@@ -68,12 +68,10 @@ def difference_lines(comparison: Comparison) -> list[str]:
 
 def protocol_line(comparison: Comparison) -> str:
     """What was scored and how."""
-    run = comparison.rows[0].group.runs[0]
-    protocol = run.protocol
+    score = comparison.rows[0].group.runs[0].score
     return (
-        f"scored: {run.bytes:,} bytes of {protocol.dataset} (text sha256 {protocol.text_sha256[:16]}), "
-        f"{protocol.weights} weights, windows of {protocol.window_symbols} by {protocol.stride_symbols}, "
-        f"adaptation {protocol.adaptation}"
+        f"scored: {score.bytes:,} bytes of {score.dataset.name} (text sha256 {score.dataset.text_sha256[:16]}), "
+        f"{score.weights} weights, {score.windows_text}"
     )
 
 
@@ -94,7 +92,7 @@ def _headings(comparison: Comparison) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ComparedGroup) -> list[str]:
     found, documents = row.difference, row.over_documents
     slow, fast = row.steps_per_s
     within = None
@@ -119,9 +117,9 @@ def _run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in comparison.rows:
         for run in row.group.runs:
-            symbols = run.steps * int(run.fields["training.batch_symbols"])
-            figures = [run.seed, f"{run.bpb:.4f}", f"{run.steps:,}", f"{run.train_s:.1f}", f"{symbols:,}"]
-            sizes = [f"{run.parameters:,}", f"{run.total_bytes:,}", f"{run.engine} on {run.device}"]
+            score, symbols = run.score, run.steps * run.spec.training.batch_symbols
+            figures = [run.seed, f"{score.bpb:.4f}", f"{run.steps:,}", f"{run.train_s:.1f}", f"{symbols:,}"]
+            sizes = [f"{score.parameters:,}", f"{score.total_bytes:,}", f"{score.engine} on {run.device}"]
             rows.append([row.group.label, *map(str, figures), *sizes])
     return headings, rows
 

@@ -8,6 +8,7 @@ step in a thousand would cost a run more training than it is worth.
 
 from __future__ import annotations
 
+from shared.model.stages import StepNumbers
 from shared.optim import lr_factor, progress_frac, step_hyperparameters
 from shared.spec import Spec
 from shared.training.pace import Pace
@@ -70,10 +71,10 @@ class Deadline:
         by_steps = (self.spec.training.steps - step) * self.pace.step_s
         return min(by_steps, self.end_s(step, elapsed_s) - elapsed_s) if self.by_clock else by_steps
 
-    def hyperparameters(self, step: int, begin_s: float) -> tuple[dict[str, float], float]:
+    def hyperparameters(self, step: int, begin_s: float) -> tuple[StepNumbers, float]:
         """(`step_hyperparameters`, the factor on learning rates) of the step that begins at `begin_s`, counted from
         0."""
         self._begun_frac = max(self._begun_frac, self.progress_frac(step, begin_s))
         step_frac = progress_frac(self.spec, 1, self.pace.step_s or self.first_step_s)
-        hyper = step_hyperparameters(self.spec, step, self._begun_frac, step_frac)
-        return hyper, lr_factor(self.spec.schedule, self._begun_frac, step_frac)
+        numbers = step_hyperparameters(self.spec, step, self._begun_frac, step_frac)
+        return numbers, lr_factor(self.spec.schedule, self._begun_frac, step_frac)

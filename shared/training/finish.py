@@ -1,4 +1,4 @@
-"""After training: pack the weights, score what was packed, and hold it against what went in.
+"""After training: pack the weights, score what was packed, and compare it with the unpacked weights.
 
 The packed weights are read back from the artifact, so the score is that of the file. What packing costs is
 measured on the validation sample, where the unpacked weights were scored at the end of training.
@@ -8,6 +8,7 @@ GPUs wait for all of this, so it is in the order of worth: score.json is on disk
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -56,34 +57,21 @@ class Packing:
 
 @dataclass(frozen=True)
 class Finished:
-    """The score of the artifact on all held-out text, what packing cost, and whether an average of the
-    weights is what it should be."""
+    """The score of the artifact on all held-out text, what packing cost, and the problems that a check found, one line
+    each; `checks` are those of what was trained: an average of the weights, quantisation-aware training."""
 
     score: ScoreDocument
     packing: Packing
-    average: Check | None = None
-    qat: Check | None = None
-
-    @property
-    def problems(self) -> list[str]:
-        """What a check said no to, one line each; empty when all is well."""
-        found = score_problems(self.score)
-        if self.average is not None and not self.average.passed:
-            found.append(f"average: {self.average.detail}")
-        if self.qat is not None and not self.qat.passed:
-            found.append(f"qat: {self.qat.detail}")
-        if not self.packing.acceptable:
-            cost = self.packing.difference_bpb
-            found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
-        return found
+    problems: list[str]
+    checks: Sequence[Check] = ()
 
 
-def score_problems(score: ScoreDocument) -> list[str]:
-    """What the score itself is refused for, one line each that begins with `audit: ` or `budget: `."""
-    found = [f"audit: {check.name}: {check.detail}" for check in score.audit.checks if not check.passed]
-    total_bytes = (score.artifact_bytes or 0) + score.code_bytes
-    if total_bytes > score.limit_bytes:
-        found.append(f"budget: {total_bytes} bytes of code and artifact, the limit is {score.limit_bytes}")
+def find_problems(score: ScoreDocument, packing: Packing, checks: Sequence[Check] = ()) -> list[str]:
+    """Why a finished run is refused, one line each; empty when all is well."""
+    found = [*score.problems, *(f"{check.name}: {check.detail}" for check in checks if not check.passed)]
+    if not packing.acceptable:
+        cost = packing.difference_bpb
+        found.append(f"packing: costs {cost:.4f} bits per byte, at most {PACKING_BPB} is allowed")
     return found
 
 
@@ -110,18 +98,21 @@ def finish_run(
     def scoring_progress(done: int, total: int) -> None:
         progress(done, total)
         if done == total:
-            observer.on_stage("audit")
+            observer.on_phase("audit")
 
-    average = check_average(engine, sources.loader.batch(0)) if keeps_average(spec.training) else None
-    qat = check_qat_acts(engine, sources.loader.batch(0)) if spec.training.qat.form != "off" else None
-    observer.on_stage("packing")
+    checks = []
+    if keeps_average(spec.training):
+        checks.append(check_average(engine, sources.loader.batch(0)))
+    if spec.training.qat.form != "off":
+        checks.append(check_qat_acts(engine, sources.loader.batch(0)))
+    observer.on_phase("packing")
     info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
     engine.initialise(read_artifact(run.artifact_path).weights)
     interruption.check()
-    observer.on_stage("validation of the artifact")
+    observer.on_phase("validation of the artifact")
     packed = make_validate(spec, engine, sources.validation)(unpacked.step, progress)
     packing = Packing(unpacked.bpb, packed.bpb)
-    observer.on_stage("scoring")
+    observer.on_phase("scoring")
     document = evaluate(
         engine,
         sources.heldout,
@@ -135,11 +126,11 @@ def finish_run(
     )
     interruption.check()
     write_score(run.score_path, document)
-    finished = Finished(document, packing, average, qat)
+    finished = Finished(document, packing, find_problems(document, packing, checks), checks)
     metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )
-    observer.on_stage("report")
+    observer.on_phase("report")
     write_report(run)
     return finished
 
@@ -160,7 +151,7 @@ def add_compressors(
         # Views count symbols.
         observer.on_progress(done * finished.score.symbols // total, finished.score.symbols)
 
-    observer.on_stage("compressors")
+    observer.on_phase("compressors")
     document = with_compressors(finished.score, sources.heldout, None, progress)
     write_score(run.score_path, document)
     return replace(finished, score=document)

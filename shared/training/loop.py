@@ -103,7 +103,7 @@ class TrainingLoop:
             return
         x = self.loader.batch(self.position.step)
         if self.spec.training.compile:
-            self.observer.on_stage("compiling")
+            self.observer.on_phase("compiling")
             with self.interruption.expected():
                 self.engine.warm_up(x)
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
@@ -150,11 +150,11 @@ class TrainingLoop:
         """Queue the next step, then read the result of the one before it."""
         self.queue.start()
         step = self._steps()
-        hyper, factor = self.deadline.hyperparameters(step, self._begin_s())
+        numbers, factor = self.deadline.hyperparameters(step, self._begin_s())
         x = self.loader.batch(step)
         try:
             with self.interruption.expected():
-                self.queue.push(x, hyper, factor)
+                self.queue.push(x, numbers, factor)
         except StopRequested:
             self.in_step = True
             raise
@@ -204,7 +204,7 @@ class TrainingLoop:
 
     def _run_validation(self) -> None:
         position = self.position
-        self.observer.on_stage("validation")
+        self.observer.on_phase("validation")
         try:
             with self.interruption.expected():
                 report = self.validate(position.step, self._on_progress)
@@ -292,7 +292,7 @@ class TrainingLoop:
             status=status,
             step=position.step,
             elapsed_s=position.elapsed_s,
-            nats=self.log.last.nats if self.log.last else None,
+            nats=self.log.last.nats_per_symbol if self.log.last else None,
             validation=position.last_validation,
             best_validation=position.best_validation,
             checkpoint=self.store.latest_path(),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from shared.runs.metrics import MetricsLog, last_ending, read_records
+from shared.errors import RunError
+from shared.runs.metrics import MetricsLog, last_ending, read_events
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.documents import write_document_scores
 from shared.scoring.overlap import NAME as OVERLAP
 from shared.spec import Spec
-from shared.training.finish import score_problems
 from shared.views.report import write_report
 
 SCORE_PROBLEMS = ("audit: ", "budget: ")
@@ -26,7 +25,7 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
     spec, data = run.read_spec(), document.dataset
     heldout = _environment(run).get("data", {}).get("heldout", {})
     engine = training_engine(run)
-    if last_ending(read_records(run.metrics_path)) is None:
+    if last_ending(read_events(run.metrics_path)) is None:
         return "the run is not finished (`bytetwin train` with --resume finishes it)"
     if document.weights != "packed":
         return f"it is of the {document.weights} weights, not of the artifact"
@@ -48,19 +47,19 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
 
 
 def replace_score(run: RunDirectory, document: ScoreDocument, score: Score) -> None:
-    """Write the score of a finished run anew with what belongs to it: scores by document, the `finished` record, the
+    """Overwrite the score of a finished run and what belongs to it: scores by document, the `finished` event, the
     report. Raises RunError if another process has the run, OSError if a file cannot be written."""
     run.lock()
     try:
-        records = read_records(run.metrics_path)
-        ending = last_ending(records)
+        events = read_events(run.metrics_path)
+        ending = last_ending(events)
         assert ending is not None, "not a finished run"
         write_document_scores(run.documents_path, score.by_document)
         write_score(run.score_path, document)
         kept = [problem for problem in ending.get("problems", []) if not problem.startswith(SCORE_PROBLEMS)]
         values = {name: value for name, value in ending.items() if name not in ("event", "step")}
-        values |= {"bpb": document.bpb, "problems": [*score_problems(document), *kept]}
-        with MetricsLog(run.metrics_path, after_step=max(record["step"] for record in records)) as metrics:
+        values |= {"bpb": document.bpb, "problems": [*document.problems, *kept]}
+        with MetricsLog(run.metrics_path, after_step=max(event["step"] for event in events)) as metrics:
             metrics.append("finished", ending["step"], **values)
         write_report(run)
     finally:
@@ -75,7 +74,6 @@ def training_engine(run: RunDirectory) -> str | None:
 
 def _environment(run: RunDirectory) -> dict[str, Any]:
     try:
-        values = json.loads(run.environment_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return run.read_environment()
+    except RunError:
         return {}
-    return values if isinstance(values, dict) else {}

@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Failure(Exception):
-    """Training cannot go on; `details` go into the metrics record."""
+    """Training cannot continue; `details` go into the event `failed`."""
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)

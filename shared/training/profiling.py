@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, StepResult
 from shared.engine.step_profiler import Cost, StepProfiler
 from shared.errors import UserError
+from shared.model.stages import StepNumbers
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
 SKIPPED_STEPS = 3
@@ -76,8 +77,8 @@ def profiled(engine: Engine, request: ProfileRequest | None, trace_path: Path) -
 
 class ProfiledEngine:
     """An engine whose training steps SKIPPED_STEPS to SKIPPED_STEPS + `steps` are traced. Enter it around the loop:
-    a run that ends before that leaves a trace of the steps there were. So does one that is validated or saved
-    in between, as this would be counted among the costs of a step."""
+    a run that ends before that leaves a trace of the steps there were. The trace also ends early at a validation or
+    save, so that their cost is not counted as a step's."""
 
     def __init__(
         self,
@@ -116,11 +117,11 @@ class ProfiledEngine:
         self._stop_early()
         return self._engine.save_state()
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         """The engine's step, traced if its turn has come."""
         if self._taken == self._skipped:
             self._start()
-        result = self._engine.train_step(x, hyper)
+        result = self._engine.train_step(x, numbers)
         self._taken += 1
         if self._watching and self._taken == self._skipped + self._steps:
             self._stop()

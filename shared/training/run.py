@@ -18,31 +18,32 @@ from shared.model import initial_weights, parameter_counts, symbol_weights
 from shared.optim import progress_frac
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.environment import describe_environment
-from shared.runs.metrics import MetricsLog, Record
+from shared.runs.finished_run import FinishedRun
+from shared.runs.metrics import Event, MetricsLog
 from shared.runs.observer import Observer, RunStart, ValidationReport
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_id, stored_spec
-from shared.training.finish import Finished, add_compressors, finish_run
+from shared.training.finish import Finished, Packing, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
+from shared.training.phase_clock import PhaseClock
 from shared.training.profiling import ProfileRequest, profiled
 from shared.training.sources import Sources, open_sources, starting_text
-from shared.training.stage_clock import StageClock
 from shared.training.validation import make_validate
+from shared.units import bits_per_byte
 from shared.views.report import write_report
-from shared.views.units import bits_per_byte
 
 
 @dataclass(frozen=True)
 class RunResult:
     """How a run ended. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
-    failed or a check said no) or 128 + signal number; `stage_s` has the seconds of every stage."""
+    failed or a check failed) or 128 + signal number; `phase_s` has the seconds of every phase."""
 
     run: RunDirectory
     outcome: Outcome
     finished: Finished | None
     exit_status: int
-    stage_s: Mapping[str, float] = field(default_factory=dict)
+    phase_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_run(
@@ -64,7 +65,7 @@ def train_run(
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
     already; by default signals count from here to the end.
     """
-    clock = StageClock(observer)
+    clock = PhaseClock(observer)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
@@ -76,6 +77,27 @@ def train_run(
             return result
         finally:
             run.unlock()
+
+
+def earlier_result(run: FinishedRun) -> RunResult:
+    """What `train_run` came to when this run was finished."""
+    validations = [
+        ValidationReport(**{name: value for name, value in event.items() if name != "event"})
+        for event in run.by_step("validation")
+    ]
+    outcome = Outcome(
+        status="finished",
+        step=run.steps,
+        elapsed_s=run.train_s,
+        nats=run.last_step["nats_per_symbol"],
+        validation=validations[-1] if validations else None,
+        best_validation=min(validations, key=lambda report: report.bpb, default=None),
+        checkpoint=CheckpointStore(run.directory.checkpoints_path, run.spec.training.keep_checkpoints).latest_path(),
+        message=f"run {run.path} is already finished",
+    )
+    packing, problems = run.ending["packing"], run.ending["problems"]
+    finished = Finished(run.score, Packing(packing["unpacked_bpb"], packing["packed_bpb"]), problems)
+    return RunResult(run.directory, outcome, finished, 1 if problems else 0)
 
 
 def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
@@ -95,16 +117,16 @@ def _train_in(
     spec: Spec,
     engine: Engine,
     sources: Sources,
-    clock: StageClock,
+    clock: PhaseClock,
     interruption: Interruption,
     finish: bool,
 ) -> RunResult:
-    """Train from the last checkpoint on, if there is one, then finish; what each stage took is noted at any end."""
+    """Train from the last checkpoint on, if there is one, then finish; what each phase took is noted at any end."""
     observer = cast(Observer, clock)
     store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
     store.tidy()
     checkpoint = store.load_latest()
-    position = _start_or_resume(spec, engine, sources, store, checkpoint)
+    position = start_or_resume(spec, engine, sources, store, checkpoint)
     if spec.training.loss.byte_weighted:
         table = tokenizer_by_hash(spec.vocabulary.tokenizer).table
         engine.use_symbol_weights(symbol_weights(table.in_text(), sources.bytes_per_symbol))
@@ -134,10 +156,10 @@ def _train_in(
             status = interruption.exit_status if outcome.status == "interrupted" else int(outcome.status == "failed")
             result = RunResult(run, outcome, None, status)
         clock.stop()
-        metrics.append("stages", outcome.step, seconds=clock.seconds())
+        metrics.append("phases", outcome.step, seconds=clock.seconds())
         if result.finished is not None:
             write_report(run)
-        return replace(result, stage_s=clock.seconds())
+        return replace(result, phase_s=clock.seconds())
 
 
 def _finish_in(
@@ -166,7 +188,7 @@ def _finish_in(
     return RunResult(run, outcome, finished, 1 if finished.problems else 0)
 
 
-def _start_or_resume(
+def start_or_resume(
     spec: Spec, engine: Engine, sources: Sources, store: CheckpointStore, checkpoint: Checkpoint | None
 ) -> Position:
     """Give the engine its weights: initial ones, or those of the checkpoint. Raises RunError if they do not fit."""
@@ -197,10 +219,12 @@ def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
 
 
 def _run_start(
-    run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, records: Sequence[Record]
+    run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, events: Sequence[Event]
 ) -> RunStart:
-    steps = [record for record in records if record["event"] == "step"]
-    history = [(step["progress_frac"], bits_per_byte(step["nats"], sources.bytes_per_symbol)) for step in steps]
+    steps = [event for event in events if event["event"] == "step"]
+    history = [
+        (step["progress_frac"], bits_per_byte(step["nats_per_symbol"], sources.bytes_per_symbol)) for step in steps
+    ]
     return RunStart(
         run_path=run.path,
         spec=spec,

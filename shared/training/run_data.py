@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from data.stream import SymbolStream
-from shared.errors import DataError
+from shared.errors import ArtifactError, DataError, RunError
+from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import Target
 from shared.scoring.checks import Check
@@ -47,12 +47,36 @@ def overlap_with_training(spec: Spec, heldout: SymbolStream) -> Check:
     return check_overlap(heldout, training)
 
 
+def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
+    """Read a run that has been trained, packed and scored with exactly this spec; None for any other.
+
+    Raises RunError if the text that the spec names has changed since.
+    """
+    if not run.spec_path.is_file() or not run.score_path.exists() or run.read_spec() != spec:
+        return None
+    try:
+        found = read_finished(run)
+    except (RunError, ArtifactError):
+        return None
+    try:
+        now = open_training_text(spec).sha256
+    except DataError:
+        # Without the text no run can be trained on anything else under this name.
+        return found
+    if now != found.train_text:
+        raise RunError(
+            f"{run.path} was trained on {spec.data.train} when its sha256 was {found.train_text[:16]}, now it is "
+            f"{now[:16]}: train under another name, or remove {run.path} to train it again"
+        )
+    return found
+
+
 def _recorded_data(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """What environment.json says of the training and held-out text, `name` and `sha256` of each; {} if it does not."""
     try:
-        data = json.loads(run.environment_path.read_text(encoding="utf-8"))["data"]
+        data = run.read_environment()["data"]
         return {role: {key: str(data[role][key]) for key in ("name", "sha256")} for role in ("train", "heldout")}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (RunError, LookupError, TypeError):
         return {}
 
 

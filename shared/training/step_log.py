@@ -10,7 +10,7 @@ from shared.runs.observer import Observer, StepReport
 from shared.spec import Spec
 from shared.training.deadline import Deadline
 from shared.training.step_queue import DoneStep
-from shared.views.units import bits_per_byte
+from shared.units import bits_per_byte
 
 
 class StepLog:
@@ -35,7 +35,7 @@ class StepLog:
         mean_s = max(deadline.pace.step_s, 1e-9)
         self.last = StepReport(
             step=step,
-            nats=done.nats,
+            nats_per_symbol=done.nats,
             bpb=bits_per_byte(done.nats, self.bytes_per_symbol),
             grad_norm=done.grad_norm,
             lr_factor=done.lr_factor,

@@ -7,12 +7,13 @@ runs from the moment the first step is prepared to the moment nothing is in flig
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from shared.engine.protocol import Engine, StepResult
+from shared.model.stages import StepNumbers
 
 Clock = Callable[[], float]
 
@@ -69,10 +70,10 @@ class StepQueue:
         if self._started_at is None:
             self._started_at = self._last_end = self._clock()
 
-    def push(self, x: np.ndarray, hyper: Mapping[str, float], lr_factor: float) -> None:
+    def push(self, x: np.ndarray, numbers: StepNumbers, lr_factor: float) -> None:
         """Queue a step on the batch x [B, T]. Raises what the engine raises; the queue is then as it was."""
         begin = self._clock()
-        result = self._engine.train_step(x, hyper)
+        result = self._engine.train_step(x, numbers)
         end = self._clock()
         self._steps.append(_Queued(result, lr_factor, end - begin, end))
 

@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
+from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.plain import STOP_NOTICE, notify, score_text, start_lines
 from shared.views.plot import History, braille_lines, column_values
-from shared.views.units import in_bytes, in_count, in_step_time, in_time
 
 MOST_COLUMNS = 120
 REFRESH_PER_S = 4
-END_STAGES = ("finished", "interrupted", "failed")
+END_PHASES = ("finished", "interrupted", "failed")
 SHOW_CURSOR = "\x1b[?25h"
 LABEL = "grey62"
 # Rows of the view that are not the plot, and the plot's own limits.
@@ -39,9 +39,9 @@ class LiveObserver:
         self.validation: ValidationReport | None = None
         self.checkpoint_step: int | None = None
         self.history = History()
-        self.stage = "starting"
-        self.stage_done: tuple[int, int] | None = None
-        self.stage_start_s = 0.0
+        self.phase = "starting"
+        self.phase_done: tuple[int, int] | None = None
+        self.phase_start_s = 0.0
         self.stopping = False
         self._live = Live(self, console=console, refresh_per_second=REFRESH_PER_S)
 
@@ -58,21 +58,21 @@ class LiveObserver:
             self.console.print(line, markup=False, highlight=False, style=LABEL)
         self.start, self.validation = start, start.validation
         self.history = History(start.history)
-        self.stage = "training"
+        self.phase = "training"
         self._live.start()
 
     def on_step(self, report: StepReport) -> None:
-        self.stage, self.stage_done, self.report = "training", None, report
+        self.phase, self.phase_done, self.report = "training", None, report
         self.history.add(report.progress_frac, report.bpb)
 
-    def on_stage(self, stage: str) -> None:
-        self.stage, self.stage_done, self.stage_start_s = stage, None, time.monotonic()
+    def on_phase(self, phase: str) -> None:
+        self.phase, self.phase_done, self.phase_start_s = phase, None, time.monotonic()
 
     def on_progress(self, done: int, total: int) -> None:
-        self.stage_done = (done, total)
+        self.phase_done = (done, total)
 
     def on_validation(self, report: ValidationReport) -> None:
-        self.stage, self.stage_done, self.validation = "training", None, report
+        self.phase, self.phase_done, self.validation = "training", None, report
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         self.checkpoint_step = step
@@ -81,7 +81,7 @@ class LiveObserver:
         self.console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
 
     def on_end(self, status: str) -> None:
-        self.stage, self.stage_done, self.stopping = status, None, False
+        self.phase, self.phase_done, self.stopping = status, None, False
 
     def on_stop_requested(self) -> None:
         self.stopping = True
@@ -113,19 +113,19 @@ class LiveObserver:
         """One line: what is going on, how far it is, how long it will take."""
         report = self.report
         share: float | None
-        if self.stage_done is not None:
-            done, total = self.stage_done
+        if self.phase_done is not None:
+            done, total = self.phase_done
             share = done / total
-            spent_s = time.monotonic() - self.stage_start_s
-            right = f"{in_count(done)}/{in_count(total)} symbols"
+            spent_s = time.monotonic() - self.phase_start_s
+            right = f"{format_count(done)}/{format_count(total)} symbols"
             left_s: float | None = spent_s / done * (total - done) if done else None
-        elif self.stage in ("training", *END_STAGES):
+        elif self.phase in ("training", *END_PHASES):
             step = report.step if report else start.step
             share = report.progress_frac if report else start.progress_frac
             right = f"step {step}/{start.spec.training.steps}"
-            left_s = report.left_s if report and self.stage == "training" else None
+            left_s = report.left_s if report and self.phase == "training" else None
         else:
-            share, right, left_s = None, in_time(time.monotonic() - self.stage_start_s), None
+            share, right, left_s = None, format_clock(time.monotonic() - self.phase_start_s), None
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
@@ -133,8 +133,8 @@ class LiveObserver:
         bar = ProgressBar(
             total=1.0, completed=share or 0.0, pulse=share is None, complete_style="cyan", finished_style="green"
         )
-        left = f"  {in_time(left_s)} left" if left_s is not None else ""
-        table.add_row(Text(self.stage, style="bold"), bar, f"{right}{left}")
+        left = f"  {format_clock(left_s)} left" if left_s is not None else ""
+        table.add_row(Text(self.phase, style="bold"), bar, f"{right}{left}")
         return table
 
     def _plot(self, width: int, rows: int) -> Iterator[Text]:
@@ -155,11 +155,11 @@ class LiveObserver:
         """Two columns of labelled figures."""
         report, validation = self.report, self.validation
         none = "-"
-        loss = f"{report.bpb:.4f} bpb, {report.nats:.4f} nats/symbol" if report else none
+        loss = f"{report.bpb:.4f} bpb, {report.nats_per_symbol:.4f} nats/symbol" if report else none
         rate = f"x{report.lr_factor:.3f}" if report else none
-        speed = f"{in_bytes(report.bytes_per_s)}/s, {in_step_time(report.step_s)}/step" if report else none
-        seen = in_count(report.symbols) if report else none
-        memory = in_bytes(report.peak_memory_bytes) if report else none
+        speed = f"{format_bytes(report.bytes_per_s)}/s, {format_duration(report.step_s)}/step" if report else none
+        seen = format_count(report.symbols) if report else none
+        memory = format_bytes(report.peak_memory_bytes) if report else none
         score = score_text(validation) if validation else none
         scored = f"{validation.weights} weights after step {validation.step}" if validation else none
         saved = f"step {self.checkpoint_step}" if self.checkpoint_step is not None else none
@@ -170,5 +170,5 @@ class LiveObserver:
         table.add_row("speed", speed, "symbols seen", seen)
         table.add_row("validation", Text(score, style="green" if validation else ""), "peak memory", memory)
         table.add_row("validated", scored, "checkpoint", saved)
-        table.add_row("train time", in_time(report.elapsed_s) if report else none)
+        table.add_row("train time", format_clock(report.elapsed_s) if report else none)
         return table

@@ -12,9 +12,9 @@ from types import TracebackType
 from rich.console import Console
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
-from shared.views.units import in_bytes, in_count, in_time
+from shared.units import format_bytes, format_clock, format_count, format_duration
 
-# A stage reports its progress no more often than this.
+# A phase reports its progress no more often than this.
 PROGRESS_EVERY_S = 10.0
 STOP_NOTICE = "stopping after this step, then saving a checkpoint; once more ends the process at once"
 
@@ -24,8 +24,8 @@ class PlainObserver:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._stage = ""
-        self._stage_start_s = self._last_progress_s = 0.0
+        self._phase = ""
+        self._phase_start_s = self._last_progress_s = 0.0
         self._steps = 0
 
     def __enter__(self) -> PlainObserver:
@@ -43,27 +43,31 @@ class PlainObserver:
 
     def on_step(self, report: StepReport) -> None:
         if report.logged:
-            left = f"  {in_time(report.left_s)} left" if report.left_s is not None else ""
+            left = f"  {format_clock(report.left_s)} left" if report.left_s is not None else ""
             self._print(
                 f"step {report.step:>{len(str(self._steps))}}/{self._steps}  loss {report.bpb:.4f} bpb  "
-                f"grad {report.grad_norm:.3g}  lr x{report.lr_factor:.3f}  {in_bytes(report.bytes_per_s)}/s  "
-                f"memory {in_bytes(report.peak_memory_bytes)}{left}"
+                f"grad {report.grad_norm:.3g}  lr x{report.lr_factor:.3f}  {format_bytes(report.bytes_per_s)}/s  "
+                f"memory {format_bytes(report.peak_memory_bytes)}{left}"
             )
 
-    def on_stage(self, stage: str) -> None:
-        self._stage = stage
-        self._stage_start_s = self._last_progress_s = time.monotonic()
+    def on_phase(self, phase: str) -> None:
+        self._phase = phase
+        self._phase_start_s = self._last_progress_s = time.monotonic()
 
     def on_progress(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done < total and now - self._last_progress_s >= PROGRESS_EVERY_S:
             self._last_progress_s = now
-            left_s = (now - self._stage_start_s) / done * (total - done)
-            self._print(f"{self._stage}: {in_count(done)} of {in_count(total)} symbols  {in_time(left_s)} left")
+            left_s = (now - self._phase_start_s) / done * (total - done)
+            self._print(
+                f"{self._phase}: {format_count(done)} of {format_count(total)} symbols  {format_clock(left_s)} left"
+            )
 
     def on_validation(self, report: ValidationReport) -> None:
         whose = f"of the {report.weights} weights"
-        self._print(f"validation at step {report.step}: {score_text(report)} {whose}  ({in_time(report.seconds)})")
+        self._print(
+            f"validation at step {report.step}: {score_text(report)} {whose}  ({format_duration(report.seconds)})"
+        )
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         self._print(f"checkpoint {path}")
@@ -86,12 +90,12 @@ def start_lines(start: RunStart) -> list[str]:
     spec = start.spec
     lines = [
         f"run {start.run_path}  spec {spec.name}  engine {start.engine}  device {start.device}",
-        f"model {in_count(start.parameters)} parameters, patch size {spec.model.patch_size}; "
-        f"{spec.training.steps} steps of {in_count(spec.training.batch_symbols)} symbols",
+        f"model {format_count(start.parameters)} parameters, patch size {spec.model.patch_size}; "
+        f"{spec.training.steps} steps of {format_count(spec.training.batch_symbols)} symbols",
     ]
     for role, text in start.data.items():
         lines.append(
-            f"{role} {text['name']}: {in_bytes(text['bytes'])} in {text['documents']} documents, "
+            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {text['documents']} documents, "
             f"sha256 {text['sha256'][:16]}"
         )
     if start.step:

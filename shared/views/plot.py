@@ -12,18 +12,22 @@ DOT_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 class History:
-    """A curve of (place in [0, 1], value) that never holds more than a few thousand points."""
+    """A curve of (position in [0, 1], value) that never holds more than a few thousand points."""
 
     MOST_POINTS = 4096
 
     def __init__(self, points: Sequence[tuple[float, float]] = ()) -> None:
         self._points: list[tuple[float, float]] = []
-        for place, value in points:
-            self.add(place, value)
+        for position, value in points:
+            self.add(position, value)
 
-    def add(self, place: float, value: float) -> None:
+    def add(self, position: float, value: float) -> None:
         """Append one point; neighbours are merged when there are too many."""
-        points = [*self._points, (place, value)] if len(self._points) < self.MOST_POINTS else self._merged(place, value)
+        points = (
+            [*self._points, (position, value)]
+            if len(self._points) < self.MOST_POINTS
+            else self._merged(position, value)
+        )
         # One assignment, as another thread may be drawing.
         self._points = points
 
@@ -31,17 +35,17 @@ class History:
         """The points, in order."""
         return self._points
 
-    def _merged(self, place: float, value: float) -> list[tuple[float, float]]:
+    def _merged(self, position: float, value: float) -> list[tuple[float, float]]:
         old = self._points
         pairs = zip(old[::2], old[1::2], strict=True)
-        return [*(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs), (place, value)]
+        return [*(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs), (position, value)]
 
 
 def column_values(points: Sequence[tuple[float, float]], num_columns: int) -> list[float]:
     """The curve at dot columns 0, 1, ... up to its last point: means, and straight lines across gaps."""
     sums: dict[int, list[float]] = {}
-    for place, value in points:
-        column = min(num_columns - 1, int(place * num_columns))
+    for position, value in points:
+        column = min(num_columns - 1, int(position * num_columns))
         total = sums.setdefault(column, [0.0, 0.0])
         total[0] += value
         total[1] += 1.0

@@ -1,4 +1,4 @@
-"""The ablation tables of records/, one command each; run it again to go on where it was stopped.
+"""The ablation tables of records/, one command each; rerun to resume.
 
     python -m tests.bench.ablations patch|vocabulary|decoder|tricks [--seconds 300] [--seeds 3] [--engine mlx] [--print]
 
@@ -119,7 +119,7 @@ def sweep_words(table: str, args: argparse.Namespace) -> list[str]:
         words += ["--engine", args.engine]
     if args.runs_dir != Path("runs"):
         words += ["--runs-dir", str(args.runs_dir)]
-    return [*words, "--record", str(args.record)] if args.record else words
+    return [*words, "--output", str(args.output)] if args.output else words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="as for bytetwin sweep")
     parser.add_argument("--engine", choices=["mlx", "torch"])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--record", type=Path, help="also write the table as markdown to this file")
+    parser.add_argument("--output", type=Path, help="also write the table as markdown to this file")
     parser.add_argument("--print", dest="only_print", action="store_true", help="print the command, run nothing")
     args = parser.parse_args(argv)
     words = sweep_words(args.table, args)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from shared.artifact.predict import predict_artifact_bytes
-from shared.artifact.predict_model import FEATURES, Calibration, gaussian_code_bits, role_features, role_of
+from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
 from shared.files import write_atomically
 from shared.model.manifest import Parameter, parameter_manifest
+from shared.quantisers import quantiser
 from shared.spec import Spec, stored_spec, with_overrides
 
 CALIBRATION = Path(__file__).parents[2] / "shared" / "artifact" / "predict_calibration.py"
@@ -110,10 +111,11 @@ def _codec_ratio(rows: Sequence[Row]) -> tuple[float, float]:
     for row in rows:
         spec = stored_spec(row["spec"], origin=row["name"])
         excess = entropy = count = 0.0
+        coded = quantiser(spec.artifact.matrix)
         for role in (role for role in _observations(row) if role.group == "matrix"):
             shape = roles_of(spec)[role.name][0].shape
             excess += role.count * role.excess_bits
-            entropy += role.count * (role.excess_bits + gaussian_code_bits(shape[-1], spec.artifact.matrix_bits))
+            entropy += role.count * (role.excess_bits + coded.gaussian_code_bits(shape[-1]))
             count += role.count
         points.append((excess / count, 8 * row["sections"]["matrix.codes"][1] / entropy))
     excesses, ratios = np.array(points).T
@@ -132,7 +134,7 @@ def prediction_errors(row: Row, calibration: Calibration) -> dict[str, float]:
     spec = stored_spec(row["spec"], origin=row["name"])
     return {
         bits: predict_artifact_bytes(
-            with_overrides(spec, [f"artifact.matrix_bits={bits}"]), row["steps"], calibration
+            with_overrides(spec, [f"artifact.matrix.bits={bits}"]), row["steps"], calibration
         ).expected_bytes
         / packed
         - 1

@@ -24,9 +24,10 @@ from rich.console import Console
 from shared.artifact import entropy_bits, quantise, unpack_bytes
 from shared.artifact.codec import compress_blocks
 from shared.artifact.container import pack_bytes
-from shared.artifact.predict_model import gaussian_code_bits
+from shared.artifact.quantise import storage_of
 from shared.files import write_atomically
 from shared.model.manifest import parameter_manifest
+from shared.quantisers import Float32
 from shared.runs.checkpoints import CheckpointStore
 from shared.runs.target import load_trained
 from shared.spec import Spec, load_spec, spec_to_dict, with_overrides
@@ -115,10 +116,10 @@ def measurement(name: str, spec: Spec, steps: int, weights: Mapping[str, np.ndar
     """One model as plain JSON: real packed sizes, and what each role costs at the spec's own widths."""
     row: dict[str, Any] = {"name": name, "steps": steps, "spec": spec_to_dict(spec), "artifact_bytes": {}}
     for bits in MATRIX_BITS:
-        content = pack_bytes(with_overrides(spec, [f"artifact.matrix_bits={bits}"]), weights)
+        content = pack_bytes(with_overrides(spec, [f"artifact.matrix.bits={bits}"]), weights)
         row["artifact_bytes"][str(bits)] = len(content)
         info = unpack_bytes(content).info
-        if bits == spec.artifact.matrix_bits:
+        if bits == spec.artifact.matrix.bits:
             row["sections"] = info.section_bytes
     row["excess_bits"] = excess_by_role(spec, weights)
     return row
@@ -127,19 +128,19 @@ def measurement(name: str, spec: Spec, steps: int, weights: Mapping[str, np.ndar
 def excess_by_role(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Bits per weight above Gaussian codes: entropies for matrices, brotli's own size for tables and heads,
     where whole rows repeat."""
-    manifest = parameter_manifest(spec)
-    tensors = quantise(weights, {parameter.name: parameter.quantisation for parameter in manifest}, spec.artifact)
+    tensors = quantise(weights, parameter_manifest(spec), spec.artifact)
     found = {}
     for role, parameters in roles_of(spec).items():
-        codes: list[Any] = [tensors[parameter.name].data for parameter in parameters]
+        codes: list[Any] = [tensors[parameter.name].parts["codes"] for parameter in parameters]
         count = sum(array.size for array in codes)
         if parameters[0].quantisation == "matrix":
             bits = sum(entropy_bits(array) * array.size for array in codes)
         else:
             raw = b"".join(array.tobytes() for array in codes)
             bits = 8 * sum(map(len, compress_blocks(raw, spec.artifact.brotli_quality, spec.artifact.brotli_window)))
-        first = tensors[parameters[0].name]
-        found[role] = bits / count - gaussian_code_bits(parameters[0].shape[-1], first.bits)
+        coded = storage_of(parameters[0], spec.artifact)
+        assert not isinstance(coded, Float32)
+        found[role] = bits / count - coded.gaussian_code_bits(parameters[0].shape[-1])
     return found
 
 

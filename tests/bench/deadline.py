@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.engine.protocol import StepResult
+from shared.model.stages import StepNumbers
 from shared.optim import lr_factor
 from tests.fake_training import FakeDevice, FakeEngine, FakeLoader
 from tests.loop_harness import make
@@ -86,7 +87,7 @@ class JitteryDevice(FakeDevice):
 class IdleEngine(FakeEngine):
     """An engine that computes nothing: time is all that counts here."""
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         done_s = self.device.queue()
         self.steps += 1
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from data.selection import selection_windows
 from data.stream import SymbolStream
-from shared.engine.protocol import WeightsKind
+from shared.engine.protocol import StepResult, WeightsKind
 from shared.engine.state import EngineState
+from shared.model.stages import StepNumbers
 from shared.spec import Spec
 from shared.study.soup import Selection
 
@@ -27,7 +31,14 @@ def start_at_the_initial_weights(engine: EngineState) -> None:
     """An EMA with the same rate 1 - d from the first step on: after t steps d^t of it are the initial weights."""
     train_step = engine.train_step  # type: ignore[attr-defined]
     decay = engine.spec.training.ema_decay
-    engine.train_step = lambda x, hyper: train_step(x, {**hyper, "average_rate": 1.0 - decay})  # type: ignore[attr-defined]
+
+    def with_one_rate(x: np.ndarray, numbers: StepNumbers) -> StepResult:
+        result: StepResult = train_step(
+            x, replace(numbers, optimizer={**numbers.optimizer, "average_rate": 1.0 - decay})
+        )
+        return result
+
+    engine.train_step = with_one_rate  # type: ignore[attr-defined]
 
 
 def choose_by_validation(spec: Spec, heldout: SymbolStream) -> Selection:

@@ -11,9 +11,9 @@ import pytest
 from shared.cli.main import main
 from shared.engine.package import available_engines, create_engine
 from shared.model import initial_weights, parameter_manifest
-from shared.preflight import run as preflight_run
+from shared.preflight import ask_rows
 from shared.preflight.measure import measure_here
-from shared.preflight.question import Bench
+from shared.preflight.question import Context
 from shared.preflight.row import ROWS, Row, go
 from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients, check_spec_gradients
@@ -66,8 +66,8 @@ def test_a_base_that_is_frozen_at_zero_lets_no_gradient_through() -> None:
 @pytest.mark.slow
 def test_audit_and_preflight_say_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ROWS.keys() - {"gradients"}:
-        monkeypatch.setitem(preflight_run.ASKED, name, functools.partial(left_out, name))
-    monkeypatch.setattr(preflight_run, "measure_step", measure_here)
+        monkeypatch.setitem(ask_rows.ASKED, name, functools.partial(left_out, name))
+    monkeypatch.setattr(ask_rows, "measure_step", measure_here)
     words = ["model.lora.rank=3", 'model.lora.targets=["q"]', "training.freeze=base", "model.num_layers=1"]
     sets = [f"--set={word}" for word in [*words, "training.compile=false"]]
     for command, key, passed in (("audit", "checks", "passed"), ("preflight", "rows", "verdict")):
@@ -78,7 +78,7 @@ def test_audit_and_preflight_say_so(capsys: pytest.CaptureFixture[str], monkeypa
         assert "no gradient within 5 steps: layers.0.attn.q_proj.lora_a.weight" in json.dumps(failed)
 
 
-def left_out(name: str, bench: Bench) -> Row:
+def left_out(name: str, context: Context) -> Row:
     return go(name, "", "left out of this test")
 
 

@@ -15,10 +15,10 @@ from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader
 from shared.model import forward
 from shared.ops import NumpyOps
-from shared.parity import Row
+from shared.parity import ParityRow
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows
 from shared.parity.held_kinks import HeldKinks, relu_inputs
-from shared.parity.training_checks import hold_nothing, train_record, training_rows
+from shared.parity.training_checks import hold_nothing, short_run, training_rows
 from shared.spec import load_spec
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, KINK_REL, KINK_TRAINING_REL
@@ -86,7 +86,7 @@ def gradients(engines: Mapping[str, Engine], weights: Tensors, x: np.ndarray) ->
     return found
 
 
-def held_rows(weights: Tensors, x: np.ndarray, of_torch: Tensors | None = None) -> list[Row]:
+def held_rows(weights: Tensors, x: np.ndarray, of_torch: Tensors | None = None) -> list[ParityRow]:
     """Rows of gradients with kinks held; torch may start from other weights."""
     kinks = HeldKinks(SPEC, KINK_REL)
     engines = kinks.engines(plain_engines())
@@ -98,7 +98,7 @@ def held_rows(weights: Tensors, x: np.ndarray, of_torch: Tensors | None = None) 
     ]
 
 
-def failed(rows: list[Row]) -> dict[tuple[str, str], Row]:
+def failed(rows: list[ParityRow]) -> dict[tuple[str, str], ParityRow]:
     return {(row.check, row.pair): row for row in rows if not row.passed}
 
 
@@ -149,9 +149,9 @@ def test_an_engine_on_the_other_side_of_a_decided_input_is_named(weights: Tensor
 
 @pytest.mark.usefixtures("either_side")
 def test_steps_from_an_undecided_input_agree(weights: Tensors, batches: list[np.ndarray]):
-    def parameters(engines: Mapping[str, Engine], begin: Any) -> Row:
-        records = {name: train_record(engine, weights, batches, begin) for name, engine in engines.items()}
-        return training_rows(SPEC, records)[0]
+    def parameters(engines: Mapping[str, Engine], begin: Any) -> ParityRow:
+        runs = {name: short_run(engine, weights, batches, begin) for name, engine in engines.items()}
+        return training_rows(SPEC, runs)[0]
 
     kinks = HeldKinks(SPEC, KINK_TRAINING_REL)
     held = parameters(kinks.engines(plain_engines()), kinks.begin)

@@ -12,7 +12,7 @@ import mlx_train.ops
 from shared.engine.microbatch import micro_batches
 from shared.model import parameter_manifest
 from shared.optim import optimizer_step
-from shared.parity import ParityReport, Row, run_parity
+from shared.parity import ParityReport, ParityRow, run_parity
 from shared.spec import Spec, load_spec
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def parity(*overrides: str) -> ParityReport:
     return run_parity(load_spec("tiny", overrides), steps=10)
 
 
-def failed(report: ParityReport) -> dict[tuple[str, str], Row]:
+def failed(report: ParityReport) -> dict[tuple[str, str], ParityRow]:
     """Failed rows by (check, pair)."""
     return {(row.check, row.pair): row for row in report.rows if not row.passed}
 

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from cuda_train.engine import TrainingEngine
+from shared.engine.activations import loss_of_shapes
 from shared.engine.flops import training_flops
+from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.model import random_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
@@ -23,6 +25,8 @@ from shared.optim import initial_state, state_bytes, state_shapes
 from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
+from shared.tolerances import KEPT_BYTES_REL
+from tests.measured_memory import assert_as_estimated, torch_saved_bytes
 from tests.parity.test_random_specs import ROWS, specs
 from tests.unit.engine.test_flops import CountingOps
 
@@ -58,7 +62,7 @@ def test_a_checkpoint_has_the_size_that_is_predicted(spec: Spec, tmp_path_factor
     assert estimate_memory(spec, "torch", 1).state_bytes == state_bytes(spec) + gradient_bytes(spec)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "hybrid-mini", "itchy-mini", "pr1431-mini", "pr705-mini", "record-mini"])
+@pytest.mark.parametrize("preset", ["tiny", "hybrid-mini", "itchy-mini", "pr1431-mini", "pr705-mini", "pr1855-mini"])
 def test_a_checkpoint_of_a_preset_has_the_size_that_is_predicted(preset: str, tmp_path: Path) -> None:
     spec = load_spec(preset)
     weights = random_weights(spec, 0)
@@ -90,6 +94,20 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
     params = {name: shapes.array(weight.shape) for name, weight in weights.items()}
     training_loss(shapes, spec, params, shapes.array(x.shape))
     assert (shapes.forward["matrices"], shapes.forward["activations"]) == (ops.matrices, ops.attended)
+
+
+@random_figures
+@given(spec=specs())
+def test_bytes_that_gradients_read_are_those_that_torch_saves(spec: Spec) -> None:
+    ops, loss, beside = loss_of_shapes(spec, ROWS)
+    assert ops.kept_bytes(loss, beside) == pytest.approx(torch_saved_bytes(spec, ROWS), rel=KEPT_BYTES_REL)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@settings(random_figures, max_examples=15)
+@given(spec=specs(), rows=st.sampled_from([4, 16]))
+def test_the_peak_of_a_pass_is_as_estimated(engine: str, spec: Spec, rows: int) -> None:
+    assert_as_estimated(spec, engine, rows)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.model import parameter_manifest
 from shared.model.initialise import named_generator
 from shared.optim import averaged_weights, global_norm, initial_state, optimizer_step, step_hyperparameters
-from shared.parity.run import make_ops
+from shared.parity.compare_engines import make_ops
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import PARAMETERS_REL
 
@@ -86,7 +86,7 @@ def trained(name: str, spec: Spec, seed: int) -> Tensors:
     state = {key: ops.asarray(value) for key, value in initial_state(spec, weights).items()}
     for step in range(STEPS):
         grads = {key: ops.asarray(value) for key, value in random_tensors(spec, seed + 1 + step).items()}
-        numbers = step_hyperparameters(spec, step, step / STEPS)
+        numbers = step_hyperparameters(spec, step, step / STEPS).optimizer
         hyper = {key: ops.asarray(np.float64(value)) for key, value in numbers.items()}
         params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
     averaged = averaged_weights(ops, spec.training, params, state)

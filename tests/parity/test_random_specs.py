@@ -14,10 +14,10 @@ from shared.engine.oracle import Oracle
 from shared.engine.protocol import Scorer
 from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
+from shared.parity.compare_engines import make_ops
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.run import make_ops
 from shared.parity.trace import trace_forward
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe, required_positions

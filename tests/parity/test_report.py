@@ -14,7 +14,7 @@ from rich.console import Console
 from shared.cli import parity as command
 from shared.cli import spec as spec_command
 from shared.errors import SpecError, UserError
-from shared.parity import Row, print_report, run, run_parity
+from shared.parity import ParityRow, compare_engines, print_report, run_parity
 from shared.parity.batch_checks import batch_rows
 from shared.parity.result import ParityReport, relative_l2, worst_relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
@@ -30,7 +30,7 @@ def arguments(module: object, *words: str) -> argparse.Namespace:
 
 
 def test_one_engine_is_compared_with_the_oracle(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "available_engines", lambda: ["torch"])
+    monkeypatch.setattr(compare_engines, "available_engines", lambda: ["torch"])
     report = run_parity(load_spec("tiny"), steps=12)
     assert [row for row in report.rows if not row.passed] == []
     checks = {row.check for row in report.rows if row.pair == "numpy - torch"}
@@ -47,9 +47,9 @@ def printed(report: ParityReport, width: int = 120) -> str:
 
 def test_the_table_shows_a_failure_at_any_width():
     rows = (
-        Row("logits", "numpy - mlx", 3.2e-2, 1e-5, "nats, max abs", "first deviates at rope after layers.0"),
-        Row("logits", "numpy - torch", 2e-6, 1e-5, "nats, max abs", "row 0, position 1, symbol 2"),
-        Row("artifact", "mlx - torch", 0, 0.0, "bytes differ", "43,018 bytes"),
+        ParityRow("logits", "numpy - mlx", 3.2e-2, 1e-5, "nats, max abs", "first deviates at rope after layers.0"),
+        ParityRow("logits", "numpy - torch", 2e-6, 1e-5, "nats, max abs", "row 0, position 1, symbol 2"),
+        ParityRow("artifact", "mlx - torch", 0, 0.0, "bytes differ", "43,018 bytes"),
     )
     report = ParityReport(
         "tiny", load_spec("tiny"), ("training.compile True -> False",), ("numpy", "mlx", "torch"), rows
@@ -66,7 +66,7 @@ def test_the_table_shows_a_failure_at_any_width():
 
 
 def test_no_engine_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "available_engines", list)
+    monkeypatch.setattr(compare_engines, "available_engines", list)
     with pytest.raises(UserError, match="no engine is installed"):
         run_parity(load_spec("tiny"))
 
@@ -79,7 +79,7 @@ def test_a_bug_in_the_updates_of_the_only_engine_is_caught(monkeypatch: pytest.M
         slower = {**hyper, "momentum": hyper["momentum"] * 0.9}
         return optimizer_step(ops, spec, params, grads, state, norm, slower, *rest)
 
-    monkeypatch.setattr(run, "available_engines", lambda: ["torch"])
+    monkeypatch.setattr(compare_engines, "available_engines", lambda: ["torch"])
     monkeypatch.setattr(engine, "optimizer_step", wrong)
     rows = [row for row in run_parity(load_spec("tiny"), steps=10).rows if not row.passed]
     assert [row.check for row in rows] == ["parameters after 2 steps"]
@@ -96,7 +96,7 @@ def test_the_command_gives_a_document_and_a_status(capsys: pytest.CaptureFixture
     assert captured.out == ""
     assert "model.seq_len" not in captured.err and "training.compile True -> False" in " ".join(captured.err.split())
 
-    failing = Row("logits", "mlx - torch", 1.0, 1e-5, "nats, max abs", "rope")
+    failing = ParityRow("logits", "mlx - torch", 1.0, 1e-5, "nats, max abs", "rope")
     report = ParityReport("tiny", load_spec("tiny"), (), ("numpy", "mlx", "torch"), (failing,))
     monkeypatch.setattr(command, "run_parity", lambda *args, **kwargs: report)
     assert command.run(arguments(command, "tiny")).status == 1
@@ -160,7 +160,7 @@ def test_measures():
     assert name == "big" and measured == pytest.approx(1e-3, rel=1e-2)
     assert relative_l2(np.zeros(2), np.zeros(2)) == 0.0
     assert relative_l2(np.array([np.nan]), np.array([1.0])) == np.inf
-    assert not Row("check", "pair", float("nan"), 1.0, "").passed
+    assert not ParityRow("check", "pair", float("nan"), 1.0, "").passed
 
 
 def test_the_trace_names_the_first_operation_that_parts():

@@ -15,13 +15,13 @@ from data.datasets import open_split, verify_dataset
 from shared.artifact import read_artifact
 from shared.engine.oracle import Oracle
 from shared.engine.protocol import Weights
-from shared.runs.metrics import read_records
+from shared.runs.finished_run import read_finished
+from shared.runs.metrics import Event, read_events
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import load_trained
 from shared.scoring.bits_per_byte import score_by_spec
-from shared.study.scored_run import read_scored_run
 from shared.tolerances import LOSS_CURVE_ABS
-from shared.training.run import train_run
+from shared.training.run import earlier_result, train_run
 from tests.fake_training import RecordingObserver
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -60,12 +60,13 @@ def checksum(weights: Weights) -> str:
 def artifact_facts(path: Path) -> dict[str, Any]:
     """What an artifact holds, and the oracle's bits per byte on the held-out text of its spec."""
     artifact, chosen = read_artifact(path), load_trained(str(path)).chosen
+    widths = [tensor.storage.bits for tensor in artifact.tensors.values()]
     stream = open_split(artifact.spec.data.heldout, "heldout", artifact.spec.vocabulary)
     return {
         "weights_sha256": checksum(artifact.weights),
         "parameters": artifact.info.parameters,
         "chosen_step": chosen.step if chosen else None,
-        "tensors_by_bits": {str(bits): [t.bits for t in artifact.tensors.values()].count(bits) for bits in (6, 8, 32)},
+        "tensors_by_bits": {str(bits): widths.count(bits) for bits in (6, 8, 32)},
         "oracle_bpb": score_by_spec(Oracle(artifact.spec, artifact.weights), stream).bpb,
     }
 
@@ -78,6 +79,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "trained_sha256": checksum(load_trained(str(folder), "trained").weights),
         "averaged_bpb": score_by_spec(Oracle(target.spec, target.weights), stream).bpb,
     }
+
+
+def loss_of(step: Event) -> float:
+    """Nats per symbol of an event, under the name of today or that of the first files."""
+    return float(step["nats_per_symbol"] if "nats_per_symbol" in step else step["nats"])
 
 
 def expected(path: Path) -> dict[str, Any]:
@@ -102,10 +108,14 @@ def test_a_checkpoint_has_the_same_weights_and_average(folder: Path) -> None:
 
 @every_run
 def test_a_finished_run_is_read_as_a_comparison_reads_it(folder: Path) -> None:
-    run, score = read_scored_run(RunDirectory(folder)), json.loads((folder / "score.json").read_text())
-    assert (run.bpb, run.spec_name, run.engine) == (score["bpb"], score["spec_name"], score["engine"])
+    run, score = read_finished(RunDirectory(folder)), json.loads((folder / "score.json").read_text())
+    assert run.score.to_dict() == score and run.spec.name == score["spec_name"]
     assert run.documents is not None and run.problems == []
-    assert run.steps == read_records(folder / "metrics.jsonl")[-1]["step"]
+    result, lines = earlier_result(run), (folder / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert run.steps == result.outcome.step == events[-1]["step"] and result.exit_status == 0
+    assert result.outcome.nats == [loss_of(event) for event in events if event["event"] == "step"][-1]
+    assert result.outcome.validation is not None and result.outcome.checkpoint is not None
 
 
 @pytest.mark.parametrize("path", DATASETS, ids=name_of)
@@ -126,7 +136,7 @@ def test_a_run_is_resumed_from_its_first_checkpoint_and_ends_where_it_did(
     result = train_run(spec, engine, RecordingObserver(), runs_dir=tmp_path, run_name=copy.name, resume=True)
     assert result.exit_status == 0 and result.finished is not None
     then, now = (
-        {event["step"]: event["nats"] for event in read_records(path / "metrics.jsonl") if event["event"] == "step"}
+        {event["step"]: loss_of(event) for event in read_events(path / "metrics.jsonl") if event["event"] == "step"}
         for path in (folder, copy)
     )
     assert now.keys() == then.keys() and [now[1], now[2]] == [then[1], then[2]]

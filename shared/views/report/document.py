@@ -12,16 +12,16 @@ from typing import Any
 
 from shared.files import write_atomically
 from shared.model import parameter_counts
-from shared.runs.finished_run import FinishedRun, number, read_finished
+from shared.runs.finished_run import FinishedRun, number, read_run
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import CheckPart, ScoreDocument
 from shared.spec import Spec, spec_id
+from shared.units import format_bytes
 from shared.views.report.curves import training_section
 from shared.views.report.markup import Child, Element, element, facts, page, section, table
-from shared.views.report.stages import time_section
+from shared.views.report.phases import time_section
 from shared.views.report.style import STYLE
 from shared.views.report.svg_chart import Bar, bar_chart, budget_chart
-from shared.views.units import in_bytes
 
 GROUPS = {
     "matrix": "matrices of attention and MLP",
@@ -34,10 +34,11 @@ GROUPS = {
 
 def write_report(run: RunDirectory) -> None:
     """Write report.html of a finished run. Raises RunError if a file it is made from is missing or damaged."""
-    write_atomically(run.report_path, _document(read_finished(run)))
+    write_atomically(run.report_path, _document(read_run(run)))
 
 
 def _document(run: FinishedRun) -> bytes:
+    spec_toml = run.directory.spec_path.read_text(encoding="utf-8")
     parts = [
         _header(run),
         _score(run.score),
@@ -50,7 +51,7 @@ def _document(run: FinishedRun) -> bytes:
         _commands(run),
         section(
             "Spec",
-            element("details", element("summary", f"resolved spec, id {spec_id(run.spec)}"), _code(run.spec_toml)),
+            element("details", element("summary", f"resolved spec, id {spec_id(run.spec)}"), _code(spec_toml)),
         ),
     ]
     return page(f"{run.path.name}: {run.score.bpb:.4f} bits per byte", STYLE, parts)
@@ -77,7 +78,7 @@ def _score(score: ScoreDocument) -> Element:
     bars = [
         Bar("this model", score.bpb, f"{score.bpb:.4f}", interval.low_bpb, interval.high_bpb, emphasised=True),
         *(
-            Bar(name, result.bpb, f"{result.bpb:.4f} ({in_bytes(result.compressed_bytes)})")
+            Bar(name, result.bpb, f"{result.bpb:.4f} ({format_bytes(result.compressed_bytes)})")
             for name, result in sorted(score.compressors.items(), key=lambda item: item[1].bpb)
         ),
     ]
@@ -96,8 +97,7 @@ def _score(score: ScoreDocument) -> Element:
                 ),
                 (
                     "protocol",
-                    f"{score.symbols:,} symbols, each scored once, windows of {score.window_symbols} by "
-                    f"{score.stride_symbols} symbols; adaptation {score.adaptation}; {score.weights} weights",
+                    f"{score.symbols:,} symbols, each scored once, {score.windows_text}, {score.weights} weights",
                 ),
             ]
         ),
@@ -129,7 +129,7 @@ def _verdict(check: CheckPart) -> Element:
 def _size(run: FinishedRun) -> Element:
     score = run.score
     artifact = score.artifact_bytes or 0
-    total, limit = artifact + score.code_bytes, score.limit_bytes
+    total, limit = score.total_bytes, score.limit_bytes
     parts = [("artifact", artifact), ("code", score.code_bytes)]
     left = limit - total
     verdict = (
@@ -226,8 +226,8 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 def _commands(run: FinishedRun) -> Element:
     path, engine = run.path, run.score.engine
-    place = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
-    train = ["bytetwin", "train", str(path / "spec.toml"), "--engine", engine, *place, "--run"]
+    folder = [] if path.parent == Path("runs") else ["--runs-dir", str(path.parent)]
+    train = ["bytetwin", "train", str(path / "spec.toml"), "--engine", engine, *folder, "--run"]
     commands = [
         ("Train the same spec with the same seed again", [*train, f"{path.name}-again"]),
         ("Continue from the last checkpoint; of a finished run, pack and score again", [*train, path.name, "--resume"]),

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.artifact import code_bytes, entropy_bits, pack_bytes, quantise, unpack_bytes
+from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.artifact.predict_calibration import CALIBRATION
-from shared.artifact.predict_model import FEATURES, gaussian_code_bits, mean_lr_factor, role_features, role_of
+from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features, role_of
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
 from shared.model import initial_weights, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec, preset_names, stored_spec, with_overrides
-from shared.tolerances import GAUSSIAN_CODE_BITS_ABS, PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
+from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
 from tests.parity.test_random_specs import specs as random_specs
 
@@ -36,7 +36,7 @@ def measured_models(held_out: bool) -> list[dict[str, Any]]:
 
 
 def prediction_of(row: dict[str, Any], bits: str) -> Prediction:
-    spec = with_overrides(stored_spec(row["spec"], origin=row["name"]), [f"artifact.matrix_bits={bits}"])
+    spec = with_overrides(stored_spec(row["spec"], origin=row["name"]), [f"artifact.matrix.bits={bits}"])
     return predict_artifact_bytes(spec, row["steps"])
 
 
@@ -85,17 +85,6 @@ def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
     assert abs(header_bytes(spec, sections) - info.header_bytes) <= PREDICTED_HEADER_BYTES
 
 
-@pytest.mark.parametrize("row_length", [16, 128, 768])
-@pytest.mark.parametrize("bits", [6, 8])
-def test_the_gaussian_code_agrees_with_quantised_gaussian_rows(row_length: int, bits: int) -> None:
-    rows_RC = np.random.default_rng(row_length).standard_normal((1_200_000 // row_length, row_length))
-    spec = load_spec("tiny", [f"artifact.matrix_bits={bits}"]).artifact
-    codes = quantise({"w": rows_RC.astype(np.float32)}, {"w": "matrix"}, spec)["w"].data
-    assert gaussian_code_bits(row_length, bits) == pytest.approx(
-        entropy_bits(codes.astype(np.int8)), abs=GAUSSIAN_CODE_BITS_ABS
-    )
-
-
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """Models of all decoders and widths, small enough to pack in a moment."""
@@ -107,7 +96,7 @@ def specs(draw: st.DrawFn) -> Spec:
         f"model.num_layers={draw(st.integers(1, 4))}",
         f"model.model_dim={draw(st.sampled_from([32, 64, 128]))}",
         f"model.decoder.context={draw(st.integers(1, 8))}",
-        f"artifact.matrix_bits={draw(st.sampled_from([6, 8]))}",
+        f"artifact.matrix.bits={draw(st.sampled_from([6, 8]))}",
         f"artifact.brotli_quality={draw(st.sampled_from([0, 1, 5, 9]))}",
         f"optimizer.matrix_lr={draw(st.sampled_from([0.0, 0.02, 0.2]))}",
         f"training.steps={draw(st.sampled_from([1, 100, 10_000, 10_000_000]))}",
@@ -177,7 +166,7 @@ def test_every_parameter_of_every_preset_has_a_fitted_role() -> None:
 def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
     spec = load_spec("tiny", ["training.steps=400", "schedule.warmup_frac=0.1"])
     matrix = next(parameter for parameter in parameter_manifest(spec) if parameter.group == "matrix")
-    rates = [step_hyperparameters(spec, step, step / 400)["matrix_lr"] for step in range(400)]
+    rates = [step_hyperparameters(spec, step, step / 400).optimizer["matrix_lr"] for step in range(400)]
     dose = role_features(spec, matrix, 400)[FEATURES.index("dose")]
     assert 4 * 2.0**dose == pytest.approx(sum(rates), rel=1e-2)
     assert mean_lr_factor(spec) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)

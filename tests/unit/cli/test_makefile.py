@@ -74,10 +74,10 @@ def commands(result: subprocess.CompletedProcess[str]) -> list[list[str]]:
 
 def test_the_steps_of_h100_on_all_gpus(environment: Path, two_gpus: Path) -> None:
     result = make("-n", "h100", f"VENV={environment}", gpus=two_gpus)
-    record = ["record", "runs/h100", "--out", "records/h100", "--replace"]
+    record = ["record", "runs/h100", "--output", "records/h100", "--replace"]
     assert commands(result) == [
         ["prepare", "h100", "--shards", "80"],
-        ["preflight", "h100", "--engine", "torch", "--runs-dir", "runs", "--record", "runs/h100/preflight.json"],
+        ["preflight", "h100", "--engine", "torch", "--runs-dir", "runs", "--output", "runs/h100/preflight.json"],
         ["train", "h100", *shlex.split("--engine torch --ranks gpus --runs-dir runs --run h100 --resume")],
         record,
     ]
@@ -99,11 +99,11 @@ def test_variables_reach_every_step_that_they_concern(environment: Path, two_gpu
     assert prepare == f"prepare {spec} --shards 2"
     assert preflight.startswith(f"preflight {spec} ")
     assert (
-        "--ranks 1 --price 2.5 --strict --force disk --force shards --record runs/h100-seed7/preflight.json"
+        "--ranks 1 --price 2.5 --strict --force disk --force shards --output runs/h100-seed7/preflight.json"
         in preflight
     )
     assert train.startswith(f"train {spec} ") and "--ranks 1 " in train and "--run h100-seed7" in train
-    assert record == "record runs/h100-seed7 --out records/h100-seed7 --replace --author A"
+    assert record == "record runs/h100-seed7 --output records/h100-seed7 --replace --author A"
 
 
 def test_without_a_gpu_nothing_is_installed_or_downloaded(tmp_path: Path, no_gpus: Path) -> None:
@@ -143,7 +143,7 @@ def test_the_whole_chain_with_two_ranks_on_the_cpu(environment: Path, tmp_path: 
     assert environment_of_run["ranks"] == 2
     metrics = (tmp_path / "runs" / "chain" / "metrics.jsonl").read_bytes()
     again = make(*words)
-    assert again.returncode == 0 and "is finished, nothing is left to do" in again.stderr
+    assert again.returncode == 0 and "is already finished" in again.stderr
     assert (tmp_path / "runs" / "chain" / "metrics.jsonl").read_bytes() == metrics
 
 

@@ -21,7 +21,7 @@ from shared.engine.package import create_engine, engine_package
 from shared.engine.state import EngineState
 from shared.engine.synthetic import synthetic_start
 from shared.errors import RunError
-from shared.preflight import run as preflight_run
+from shared.preflight import ask_rows
 from shared.preflight.function_rows import causality_row, gradients_row, parity_row
 from shared.preflight.question import Question
 from shared.runs.run_directory import check_same_training
@@ -166,10 +166,10 @@ def test_preflight_multiplies_exactly_but_in_the_step_it_measures(monkeypatch: p
         original(self, spec, *arguments)
 
     monkeypatch.setattr(EngineState, "__init__", recorded)
-    monkeypatch.setattr(preflight_run, "measure_step", lambda *request: None)
-    bench = preflight_run.prepare(Question(tiny("fast"), "torch", 1))
+    monkeypatch.setattr(ask_rows, "measure_step", lambda *request: None)
+    context = ask_rows.prepare(Question(tiny("fast"), "torch", 1))
     for row in (parity_row, causality_row, gradients_row):
-        assert row(bench).verdict == "go"
+        assert row(context).verdict == "go"
     assert set(made) == {"exact"}
     made.clear()
     check_spec_gradients(tiny("fast"), "torch")

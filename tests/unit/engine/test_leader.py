@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from shared.engine.leader import LeadingEngine, check_divisible, follow, share_o
 from shared.engine.protocol import StepResult, Weights
 from shared.engine.ranks import OneRank
 from shared.errors import RanksError, RunError, SpecError
+from shared.model.stages import LOOP_RAMP, StepNumbers
 from shared.spec import load_spec
 from tests.fake_training import tiny_spec
 from tests.processes import WAIT_S
@@ -61,12 +62,12 @@ class NotingEngine:
     def warm_up(self, x: np.ndarray) -> None:
         self.calls.append(("warm_up", x.tolist()))
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
-        self.calls.append(("train_step", x.tolist(), dict(hyper)))
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
+        self.calls.append(("train_step", x.tolist(), numbers))
         return lambda: (float(x.mean()), 1.0)
 
-    def gradients(self, x: np.ndarray, hyper: Mapping[str, float] | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        self.calls.append(("gradients", x.tolist(), dict(hyper or {})))
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        self.calls.append(("gradients", x.tolist(), numbers))
         return float(x.mean()), {}
 
     def score(self, x: np.ndarray) -> np.ndarray:
@@ -111,20 +112,21 @@ def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int,
 @given(world_size=st.integers(1, 5), rows_each=st.integers(1, 4))
 def test_every_row_of_a_batch_goes_to_one_rank(world_size: int, rows_each: int):
     x = np.arange(world_size * rows_each * 3, dtype=np.int32).reshape(-1, 3)
-    hyper = {"matrix_lr": 0.1 + 0.2, "momentum": 1 / 3}
+    numbers = StepNumbers(1, {LOOP_RAMP: 2 / 3}, {"matrix_lr": 0.1 + 0.2, "momentum": 1 / 3})
 
     def lead(leader: LeadingEngine) -> None:
         leader.warm_up(x)
-        leader.train_step(x, hyper)
+        leader.train_step(x, numbers)
         leader.gradients(x)
+        leader.gradients(x, numbers)
         leader.use_weights("averaged")
 
     _, engines = together(world_size, lead)
-    for call in range(3):
+    for call in range(4):
         assert [row for engine in engines for row in engine.calls[call][1]] == x.tolist()
     # Floats arrive to the last bit, also through JSON.
-    assert all(engine.calls[1][2] == hyper for engine in engines)
-    assert all(engine.calls[3] == ("use_weights", "averaged") for engine in engines)
+    assert all([call[2] for call in engine.calls[1:4]] == [numbers, None, numbers] for engine in engines)
+    assert all(engine.calls[4] == ("use_weights", "averaged") for engine in engines)
 
 
 def test_weights_reach_every_rank_to_the_last_bit():

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.engine.microbatch import activation_bytes_per_row, micro_batches
+from shared.engine.activations import activation_bytes, rows_within
+from shared.engine.microbatch import micro_batches
 from shared.spec import Spec, load_spec
 
 SEQ_LEN = 64
@@ -25,7 +26,16 @@ def tiny(micro_rows: int = 8, memory_limit_bytes: int = 0, **model: Any) -> Spec
     return load_spec("tiny", overrides)
 
 
-ROW_BYTES = activation_bytes_per_row(tiny())
+# Bytes of one row's estimate are rounded, those of several with it.
+SLACK = 10
+
+
+def most_bytes(rows: int) -> int:
+    """What a micro-batch may need in every engine; MLX needs more."""
+    return activation_bytes(tiny(), "mlx", rows).most
+
+
+ROW_BYTES = most_bytes(1)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -49,7 +59,7 @@ def test_every_row_once_in_order_within_the_limits(rows: int, micro_rows: int, w
     assert max(sizes) == 1 or len(parts) >= min(workers, -(-rows // max(sizes)))
     assert max(sizes) <= -(-rows // workers)
     if limit_bytes:
-        assert max(sizes) == 1 or max(sizes) * workers * ROW_BYTES <= limit_bytes
+        assert max(sizes) == 1 or workers * most_bytes(max(sizes)) <= limit_bytes
     again = list(micro_batches(spec, x, workers))
     assert [share for share, _ in again] == [share for share, _ in parts]
     assert all((left == right).all() for (_, left), (_, right) in zip(parts, again, strict=True))
@@ -66,9 +76,9 @@ def test_the_largest_cut_that_is_allowed_is_taken():
     assert sizes(tiny(), workers=2) == [4, 4]
     assert sizes(tiny(), workers=3) == [3, 3, 2]
     assert sizes(tiny(), workers=16) == [1] * 8
-    assert sizes(tiny(8, 5 * ROW_BYTES)) == [5, 3]
-    assert sizes(tiny(8, 5 * ROW_BYTES), workers=2) == [2, 2, 2, 2]
-    assert sizes(tiny(8, 5 * ROW_BYTES - 1)) == [4, 4]
+    assert sizes(tiny(8, most_bytes(5) + SLACK)) == [5, 3]
+    assert sizes(tiny(8, 2 * most_bytes(2) + SLACK), workers=2) == [2, 2, 2, 2]
+    assert sizes(tiny(8, most_bytes(5) - SLACK)) == [4, 4]
     assert sizes(tiny(8, 1)) == [1] * 8
 
 
@@ -80,8 +90,19 @@ def test_the_estimate_grows_with_everything_that_costs_memory():
         tiny(num_layers=4, mlp_dim=200, head_dim=16),
         load_spec("tiny", ["model.num_layers=4", "model.mlp_dim=200", "model.head_dim=16", "model.decoder.dim=64"]),
     ]
-    estimates = [activation_bytes_per_row(spec) for spec in smaller]
+    estimates = [activation_bytes(spec, "torch", 1).expected for spec in smaller]
     assert all(left < right for left, right in pairwise(estimates))
-    assert activation_bytes_per_row(load_spec("tiny", ["training.dtype=bfloat16"])) < estimates[0]
-    twice = activation_bytes_per_row(load_spec("tiny", ["model.seq_len=128"]))
-    assert 2 * estimates[0] < twice < 4 * estimates[0], "attention scores are quadratic, the rest linear"
+    assert activation_bytes(load_spec("tiny", ["training.dtype=bfloat16"]), "torch", 1).expected < estimates[0]
+    for engine, quadratic in (("mlx", True), ("torch", False)):
+        lengths = (load_spec("tiny", [f"model.seq_len={length}"]) for length in (64, 128))
+        once, twice = (activation_bytes(spec, engine, 1).expected for spec in lengths)
+        assert (twice > 2.01 * once) == quadratic, "scores, which MLX alone keeps, are quadratic, the rest linear"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "smoke", "hybrid-mini", "record-mini"])
+def test_the_rows_within_a_limit_are_the_most_that_are(preset: str):
+    spec = load_spec(preset)
+    for rows in (1, 3, 17):
+        limit = max(activation_bytes(spec, engine, rows).most for engine in ("mlx", "torch"))
+        assert rows_within(spec, limit + 10 * rows) == rows
+        assert rows_within(spec, int(0.99 * limit)) < rows

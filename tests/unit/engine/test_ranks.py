@@ -48,9 +48,9 @@ def train(ranks: int, name: str, folder: Path, *more: str) -> subprocess.Complet
 def losses(folder: Path, name: str) -> np.ndarray:
     """Training loss of each logged step, in nats."""
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if record["event"] == "step"]
-    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
-    return np.array([record["nats"] for record in records])
+    steps = [event for event in map(json.loads, lines) if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, len(steps) + 1))
+    return np.array([event["nats_per_symbol"] for event in steps])
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from shared.model.attention import rope_base, without_own_value
 from shared.model.block_shape import attention_addons
 from shared.model.embedding import previous_position
 from shared.model.layer import position_documents
+from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps, Ops
 from shared.optim import HYPERPARAMETERS
 from shared.scoring.isolation import check_isolation
@@ -213,17 +214,10 @@ def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[
     trained = create_engine(engine, spec)
     trained.initialise(initial_weights(spec))
     x = symbols(spec)
+    rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
+    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
     for _ in range(4):
-        trained.train_step(
-            x,
-            {
-                **dict.fromkeys(HYPERPARAMETERS, 0.9),
-                "matrix_lr": 0.02,
-                "embed_lr": 0.02,
-                "head_lr": 0.02,
-                "scalar_lr": 0.02,
-            },
-        )()
+        trained.train_step(x, numbers)()
     _, grads = trained.gradients(x)
     assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
 

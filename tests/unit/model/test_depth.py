@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from shared.engine.activations import activation_bytes
 from shared.engine.flops import training_flops
-from shared.engine.microbatch import activation_bytes_per_row
 from shared.engine.package import create_engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
@@ -258,9 +258,11 @@ def test_every_parameter_comes_alive(name: str, form: str):
 
 def test_memory_grows_with_the_loop_and_the_widths():
     once, twice = looped(3, 1, 2, 0), looped(3, 1, 2, 1)
-    assert activation_bytes_per_row(twice) == activation_bytes_per_row(tiny("model.num_layers=5"))
-    assert activation_bytes_per_row(once) < activation_bytes_per_row(twice)
-    assert activation_bytes_per_row(tiny("model.mlp_dims=[96, 96, 97]")) > activation_bytes_per_row(tiny())
+    sizes = [
+        activation_bytes(spec, "torch", 1).expected
+        for spec in (once, twice, tiny("model.num_layers=5"), tiny(), tiny("model.mlp_dims=[96, 96, 97]"))
+    ]
+    assert sizes[0] < sizes[1] == sizes[2] and sizes[3] < sizes[4]
 
 
 def test_operations_count_every_pass():

@@ -6,27 +6,24 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from shared.artifact.quantise import dequantise, quantise
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
 from shared.model.qat import quantised_matrices
-from shared.model.stages import QAT, QAT_STEP, split_numbers, stage_numbers, warm_up_numbers
+from shared.model.stages import QAT, QAT_STEP, StepNumbers, run_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
-from shared.parity.result import Row
+from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import ArtifactSpec, Spec, load_spec, with_overrides
+from shared.spec import Spec, load_spec, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
-from tests.implementations import OPS, every_implementation, normal, seeds
+from tests.implementations import OPS, every_implementation, normal
 from tests.museum.dead_switch import Switch, flagged_loss
 
 every_engine = pytest.mark.parametrize("name", list(ENGINES))
@@ -45,37 +42,6 @@ def started(name: str, spec: Spec) -> Engine:
     engine = create_engine(name, spec)
     engine.initialise(random_weights(spec, 3))
     return engine
-
-
-@every_implementation
-@pytest.mark.parametrize("bits", [6, 8])
-@settings(max_examples=50, derandomize=True, deadline=None, database=None)
-@given(seed=seeds, rows=st.integers(1, 30), columns=st.integers(1, 40))
-def test_rounded_weights_are_those_of_the_artifact(name: str, bits: int, seed: int, rows: int, columns: int):
-    """Rows of all sizes from 1e-8 to 1e3: of the small ones float16 keeps few digits of the scale, or none."""
-    spec = ArtifactSpec(matrix_bits=bits)
-    sizes = np.random.default_rng(seed).uniform(-8.0, 3.0, (rows, 1))
-    weights = {"w": (normal(seed, rows, columns) * 10.0**sizes).astype(np.float32)}
-    weights["w"][::7] = 0.0
-    packed = quantise(weights, {"w": "matrix"}, spec)
-    ops, limit = OPS[name], 2 ** (bits - 1) - 1
-    given_rows = ops.asarray(weights["w"])
-    rounded = ops.to_numpy(given_rows + ops.rounding_error(given_rows, limit)).astype(np.float32)
-    np.testing.assert_array_equal(rounded, dequantise(packed)["w"])
-    stored = packed["w"].scales.astype(np.float32)[:, None]
-    np.testing.assert_array_equal(ops.to_numpy(ops.row_scale(given_rows, limit)), np.where(stored > 0, stored, 1.0))
-
-
-@pytest.mark.parametrize("bits", [4, 5, 7])
-def test_codes_of_few_bits(bits: int):
-    limit = 2 ** (bits - 1) - 1
-    rows = normal(2, 6, 50)
-    rounded = rows + OPS["numpy"].rounding_error(rows, limit)
-    for row, source in zip(rounded, rows, strict=True):
-        scale = np.float64(np.float16(np.abs(source).max() / limit))
-        codes = row / scale
-        assert np.abs(codes - np.rint(codes)).max() < 1e-5 and len(set(np.rint(codes))) <= 2 * limit + 1
-        assert np.abs(row - source).max() <= 0.51 * scale
 
 
 @every_implementation
@@ -130,21 +96,21 @@ def test_only_matrices_change(form: str):
 
 def test_when_it_acts():
     spec = tiny("noise", "training.qat.start_frac=0.5", "training.qat.start_step=40")
-    acting = [stage_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
+    acting = [run_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
     assert acting == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
-    assert stage_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
-    assert warm_up_numbers(spec, ("a",)) == [{"a": 1.0, QAT: 1.0, QAT_STEP: 1.0}]
-    assert stage_numbers(tiny("off"), 41, 0.7) == {}
+    assert run_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
+    assert warm_up_numbers(spec, ("a",)) == [StepNumbers(0, {QAT: 1.0, QAT_STEP: 1.0}, {"a": 1.0})]
+    assert run_numbers(tiny("off"), 41, 0.7) == {}
 
 
 @pytest.mark.parametrize("bits", [6, 8])
 def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
     """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""
-    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix_bits={bits}", "training.steps=4"), 4)
+    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix.bits={bits}", "training.steps=4"), 4)
     assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
     batches = [batch(step)[:3] for step in range(4)]
 
-    def row() -> Row:
+    def row() -> ParityRow:
         pair = (create_engine("mlx", spec), create_engine("torch", spec))
         return step_by_step_row(spec, pair, initial_weights(spec), batches)
 
@@ -217,11 +183,10 @@ def test_torch_makes_one_graph_for_before_and_after(form: str):
     params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
     losses = []
     for acting, step in ((0.0, 3), (1.0, 4), (1.0, 5)):
-        run = split_numbers(spec, step_hyperparameters(spec, step, 0.5) | {QAT: acting}).run
-        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in run.items()}
+        numbers = step_hyperparameters(spec, step, 0.5).with_run({QAT: acting})
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
         losses.append(float(function(params | arrays, ops.asarray(batch()))))
-        hyper = step_hyperparameters(spec, step, 0.5) | {QAT: acting}
-        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), hyper), abs=LOGITS_ABS)
+        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), numbers), abs=LOGITS_ABS)
     assert len(graphs) == 1 and losses[0] != losses[1]
 
 
@@ -255,9 +220,9 @@ def test_short_runs_still_reach_it():
     [
         (["training.qat.bits=3"], "training.qat.bits"),
         (["training.qat.bits=9"], "training.qat.bits"),
-        (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix_bits \(6\)"),
-        (["training.qat.bits=6", "artifact.matrix_bits=8"], r"training.qat.bits = 6: must be artifact.matrix_bits \(8"),
-        (["artifact.matrix_bits=4"], "artifact.matrix_bits = 4"),
+        (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix.bits \(6\)"),
+        (["training.qat.bits=6", "artifact.matrix.bits=8"], r"training.qat.bits = 6: must be artifact.matrix.bits \(8"),
+        (["artifact.matrix.bits=4"], "artifact.matrix.bits = 4"),
         (["training.qat.start_step=60", "training.steps=60"], "training.qat.start_step"),
         (["training.qat.start_frac=0.99", "training.steps=60"], "training.qat.start_frac"),
         (
@@ -274,7 +239,7 @@ def test_what_is_refused(overrides: list[str], field: str):
 def test_the_width_is_the_artifacts():
     for form in ("off", "straight_through", "noise"):
         assert tiny(form).training.qat.bits == 6
-        assert tiny(form, "artifact.matrix_bits=8").training.qat.bits == 8
+        assert tiny(form, "artifact.matrix.bits=8").training.qat.bits == 8
     assert tiny("noise", "training.qat.bits=5").training.qat.bits == 5
     # Packing at another width than was trained for stays possible.
-    assert with_overrides(tiny("straight_through"), ["artifact.matrix_bits=8"]).training.qat.bits == 6
+    assert with_overrides(tiny("straight_through"), ["artifact.matrix.bits=8"]).training.qat.bits == 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 
 import numpy as np
 import pytest
@@ -13,7 +12,15 @@ from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.model import random_weights
-from shared.model.stages import LOOP_RAMP, STAGE, split_numbers, stage_numbers, training_stages, warm_up_numbers
+from shared.model.stages import (
+    LOOP_RAMP,
+    StepNumbers,
+    final_numbers,
+    run_numbers,
+    stage_of,
+    training_stages,
+    warm_up_numbers,
+)
 from shared.optim import HYPERPARAMETERS, step_hyperparameters
 from shared.parity.gradient_checks import gradient_rows, oracle_loss
 from shared.scoring.random_bytes import random_bytes_spec
@@ -50,8 +57,8 @@ def started(name: str, spec: Spec) -> Engine:
     return engine
 
 
-def numbers_at(spec: Spec, step: int) -> dict[str, float]:
-    return stage_numbers(spec, step, step / STEPS)
+def stages_at(spec: Spec, *steps: int) -> list[int]:
+    return [stage_of(spec, step, step / STEPS) for step in steps]
 
 
 def loops_of(spec: Spec) -> list[int]:
@@ -61,52 +68,51 @@ def loops_of(spec: Spec) -> list[int]:
 def test_a_spec_without_a_later_loop_has_one_stage_and_no_numbers():
     for spec in (load_spec("tiny"), looped("schedule.loop.start_frac=0.0"), looped(extra_loops=0)):
         assert training_stages(spec) == (spec,)
-        assert stage_numbers(spec, 7, 0.1) == {}
-        assert tuple(step_hyperparameters(spec, 7, 0.1)) == HYPERPARAMETERS
-        assert warm_up_numbers(spec, ("a", "b")) == [{"a": 1.0, "b": 1.0}]
+        numbers = step_hyperparameters(spec, 7, 0.1)
+        assert (numbers.stage, numbers.run, tuple(numbers.optimizer)) == (0, {}, HYPERPARAMETERS)
+        assert warm_up_numbers(spec, ("a", "b")) == [StepNumbers(0, {}, {"a": 1.0, "b": 1.0})]
 
 
 def test_the_loop_starts_by_progress():
     spec = looped()
     assert loops_of(spec) == [0, 2] and training_stages(spec)[-1] is spec
-    assert stage_numbers(spec, 0, 0.3499) == {STAGE: 0.0}
-    assert stage_numbers(spec, 0, 0.35) == {STAGE: 1.0}
+    assert [stage_of(spec, 0, progress) for progress in (0.3499, 0.35)] == [0, 1]
+    assert run_numbers(spec, 0, 0.35) == {}
 
 
 def test_the_loop_starts_by_step():
     spec = looped("schedule.loop.start_frac=0.0", "schedule.loop.start_step=20")
-    assert [numbers_at(spec, step)[STAGE] for step in (0, 19, 20, 59)] == [0.0, 0.0, 1.0, 1.0]
+    assert stages_at(spec, 0, 19, 20, 59) == [0, 0, 1, 1]
     both = looped("schedule.loop.start_step=30")
-    assert [numbers_at(both, step)[STAGE] for step in (21, 29, 30)] == [0.0, 0.0, 1.0]
+    assert stages_at(both, 21, 29, 30) == [0, 0, 1]
 
 
 def test_loops_start_one_after_the_other():
     """docs/techniques.md 6.1, #1412: one extra loop from 0.5, two from 0.65."""
     spec = looped("schedule.loop.start_frac=0.5", "schedule.loop.stagger_frac=0.15")
     assert loops_of(spec) == [0, 1, 2]
-    assert [stage_numbers(spec, 0, progress)[STAGE] for progress in (0.49, 0.5, 0.64, 0.66, 1.0)] == [0, 1, 1, 2, 2]
+    assert [stage_of(spec, 0, progress) for progress in (0.49, 0.5, 0.64, 0.66, 1.0)] == [0, 1, 1, 2, 2]
     at_once = looped("schedule.loop.start_frac=0.0", "schedule.loop.stagger_steps=10")
     assert loops_of(at_once) == [1, 2]
-    assert [numbers_at(at_once, step)[STAGE] for step in (0, 9, 10)] == [0.0, 0.0, 1.0]
+    assert stages_at(at_once, 0, 9, 10) == [0, 0, 1]
 
 
 def test_the_ramp_by_hand():
     """docs/techniques.md 13.5: the gates rise from 0 over 20 steps, from the step in which the loop starts."""
     by_step = ("schedule.loop.start_frac=0.0", "schedule.loop.start_step=30", "schedule.loop.ramp_steps=20")
     spec = looped("model.loop.gates=true", *by_step)
-    ramps = [numbers_at(spec, step)[LOOP_RAMP] for step in (0, 29, 30, 31, 40, 50, 59)]
+    ramps = [run_numbers(spec, step, step / STEPS)[LOOP_RAMP] for step in (0, 29, 30, 31, 40, 50, 59)]
     assert ramps == [0.0, 0.0, 0.0, 0.05, 0.5, 1.0, 1.0]
     by_progress = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.25")
-    assert stage_numbers(by_progress, 0, 0.475)[LOOP_RAMP] == pytest.approx(0.5)
+    assert run_numbers(by_progress, 0, 0.475)[LOOP_RAMP] == pytest.approx(0.5)
 
 
-def test_numbers_travel_as_json_and_are_told_apart():
+def test_the_numbers_of_a_step_by_their_use():
     spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.25")
-    hyper = step_hyperparameters(spec, 30, 0.475)
-    assert json.loads(json.dumps(hyper)) == hyper
-    numbers = split_numbers(spec, hyper)
+    numbers = step_hyperparameters(spec, 30, 0.475)
     assert numbers.stage == 1 and list(numbers.run) == [LOOP_RAMP] and tuple(numbers.optimizer) == HYPERPARAMETERS
-    assert split_numbers(spec, {}).stage == 1, "without a stage the end of training is meant"
+    assert numbers.with_run({LOOP_RAMP: 0.0}).run == {LOOP_RAMP: 0.0} and numbers.run[LOOP_RAMP] > 0.0
+    assert final_numbers(spec) == StepNumbers(1, {}, {})
 
 
 @every_engine
@@ -118,13 +124,13 @@ def test_each_stage_trains_its_own_function(name: str):
     before, after = (step_hyperparameters(spec, step, step / STEPS) for step in (10, 50))
     expected = {id(before): oracle_loss(plain, weights, x), id(after): oracle_loss(spec, weights, x, after)}
     assert abs(expected[id(before)] - expected[id(after)]) > 10 * LOGITS_ABS
-    for hyper in (before, after):
-        assert oracle_loss(spec, weights, x, hyper) == pytest.approx(expected[id(hyper)], abs=1e-12)
-        loss, gradients = engine.gradients(x, hyper)
-        assert loss == pytest.approx(expected[id(hyper)], abs=LOGITS_ABS)
+    for numbers in (before, after):
+        assert oracle_loss(spec, weights, x, numbers) == pytest.approx(expected[id(numbers)], abs=1e-12)
+        loss, gradients = engine.gradients(x, numbers)
+        assert loss == pytest.approx(expected[id(numbers)], abs=LOGITS_ABS)
         moves = {key for key, gradient in gradients.items() if np.abs(gradient).max() > 0.0}
         late = {"loop.gates", "skips.1.weight", "skips.1.gate"}
-        assert moves == gradients.keys() - (late if hyper is before else set())
+        assert moves == gradients.keys() - (late if numbers is before else set())
     assert engine.train_step(x, before)()[0] == pytest.approx(expected[id(before)], abs=LOGITS_ABS)
     moved = engine.export_weights("trained")
     assert (moved["loop.gates"] == weights["loop.gates"]).all()
@@ -135,18 +141,16 @@ def test_both_engines_agree_in_every_stage():
     spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "model.parallel.form=two_lane")
     engines = {name: started(name, spec) for name in ENGINES}
     for step in (10, 40):
-        hyper = step_hyperparameters(spec, step, step / STEPS)
-        found = {name: engine.gradients(batch(), hyper)[1] for name, engine in engines.items()}
+        numbers = step_hyperparameters(spec, step, step / STEPS)
+        found = {name: engine.gradients(batch(), numbers)[1] for name, engine in engines.items()}
         assert [row for row in gradient_rows(spec, found) if not row.passed] == []
 
 
 def test_at_the_foot_of_the_ramp_the_loop_does_nothing():
     spec = looped("model.loop.gates=true", "model.loop.skips=outside", "schedule.loop.ramp_frac=0.5")
     weights = random_weights(spec, 3)
-    foot = {STAGE: 1.0, LOOP_RAMP: 0.0}
-    assert oracle_loss(spec, weights, batch(), foot) == pytest.approx(
-        oracle_loss(spec, weights, batch(), {STAGE: 0.0, LOOP_RAMP: 0.0}), abs=1e-12
-    )
+    without, foot = (oracle_loss(spec, weights, batch(), StepNumbers(stage, {LOOP_RAMP: 0.0}, {})) for stage in (0, 1))
+    assert foot == pytest.approx(without, abs=1e-12)
 
 
 @every_engine
@@ -245,4 +249,4 @@ def test_shorter_runs_of_a_spec_still_reach_the_loop():
     for short in (reduced_spec(spec, 50)[0], random_bytes_spec(spec, 100)):
         loop, steps = short.schedule.loop, short.training.steps
         assert (loop.start_step, loop.ramp_steps) == (600 * steps // 1000, 20 * steps // 1000)
-        assert stage_numbers(short, steps - 1, (steps - 1) / steps)[STAGE] == 1.0
+        assert stage_of(short, steps - 1, (steps - 1) / steps) == 1

@@ -98,14 +98,17 @@ def test_learning_rate_factor(overrides: list[str], expected: dict[float, float]
 
 def test_a_warm_up_counts_the_step_itself_and_no_step_has_the_rate_zero():
     spec = tiny("training.steps=10", "schedule.warmup_frac=0.4", "schedule.warmdown_frac=0.4")
-    rates = [step_hyperparameters(spec, step, step / 10)["scalar_lr"] / 0.02 for step in range(10)]
+    rates = [step_hyperparameters(spec, step, step / 10).optimizer["scalar_lr"] / 0.02 for step in range(10)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25])
     # Shorter than a step: there is no warm-up, rather than a step without effect.
-    assert step_hyperparameters(tiny("training.steps=10", "schedule.warmup_frac=0.05"), 0, 0.0)["scalar_lr"] == 0.02
+    assert (
+        step_hyperparameters(tiny("training.steps=10", "schedule.warmup_frac=0.05"), 0, 0.0).optimizer["scalar_lr"]
+        == 0.02
+    )
     # By the clock a step may be longer or shorter than one of training.steps.
-    assert step_hyperparameters(spec, 0, 0.0, 0.2)["scalar_lr"] == pytest.approx(0.01)
+    assert step_hyperparameters(spec, 0, 0.0, 0.2).optimizer["scalar_lr"] == pytest.approx(0.01)
     follows = tiny("training.steps=10", "schedule.warmup_frac=0.4", "schedule.decay_follows_lr=true")
-    assert step_hyperparameters(follows, 0, 0.0)["decay_factor"] == pytest.approx(0.25)
+    assert step_hyperparameters(follows, 0, 0.0).optimizer["decay_factor"] == pytest.approx(0.25)
 
 
 def test_progress_by_steps_and_by_the_clock():
@@ -127,7 +130,7 @@ def test_momentum_warm_up():
 
 
 def test_hyperparameters_of_a_step():
-    hyper = step_hyperparameters(tiny("optimizer.muon_momentum_warmup_steps=100"), 1, 0.8)
+    hyper = step_hyperparameters(tiny("optimizer.muon_momentum_warmup_steps=100"), 1, 0.8).optimizer
     expected = {
         "matrix_lr": 0.01,
         "embedding_lr": 0.015,
@@ -284,7 +287,7 @@ def test_a_whole_step_matches_independent_updates(name: str):
         initial_state(spec, random_tensors(spec, 1)),
     )
     rates = {"matrix_lr": 0.03, "embedding_lr": 0.05, "scalar_lr": 0.07, "average_rate": 0.1}
-    hyper = {**step_hyperparameters(spec, 0, 0.0), **rates}
+    hyper = {**step_hyperparameters(spec, 0, 0.0).optimizer, **rates}
     new_params, new_state = device_step(name, spec, params, grads, state, hyper)
     norm = math.sqrt(sum(float((np.float64(grad) ** 2).sum()) for grad in grads.values()))
     factor = 0.5 / (norm + 1e-6)
@@ -311,7 +314,7 @@ def test_a_whole_step_matches_independent_updates(name: str):
 def test_clipping_leaves_small_gradients_alone_and_is_off_at_zero(name: str):
     off, loose, tight = (tiny(f"optimizer.grad_clip_norm={norm}") for norm in ("0.0", "1e9", "1e-3"))
     params, grads = random_tensors(off, 1), random_tensors(off, 2)
-    state, hyper = initial_state(off, params), step_hyperparameters(off, 0, 0.0)
+    state, hyper = initial_state(off, params), step_hyperparameters(off, 0, 0.0).optimizer
     plain, clipped, cut = (device_step(name, spec, params, grads, state, hyper) for spec in (off, loose, tight))
     assert all((plain[1][key] == clipped[1][key]).all() for key in state)
     momentum = np.concatenate([value.ravel() for key, value in cut[1].items() if key.startswith("momentum/")])
@@ -322,7 +325,7 @@ def test_clipping_leaves_small_gradients_alone_and_is_off_at_zero(name: str):
 def test_steps_are_deterministic_and_change_nothing_they_were_given(name: str):
     spec = tiny()
     params, grads = random_tensors(spec, 1), random_tensors(spec, 2)
-    state, hyper = initial_state(spec, params), step_hyperparameters(spec, 0, 0.0)
+    state, hyper = initial_state(spec, params), step_hyperparameters(spec, 0, 0.0).optimizer
     kept = [{key: value.copy() for key, value in values.items()} for values in (params, grads, state)]
     first = device_step(name, spec, params, grads, state, hyper)
     second = device_step(name, spec, params, grads, state, hyper)
@@ -339,7 +342,7 @@ def test_a_partition_holds_every_parameter_once_and_updates_it_the_same(parts: i
     names = [name for part in partition for name in part]
     assert len(partition) == parts and sorted(names) == sorted(initial_weights(spec))
     params, grads = random_tensors(spec, 1), random_tensors(spec, 2)
-    state, hyper = initial_state(spec, params), step_hyperparameters(spec, 0, 0.0)
+    state, hyper = initial_state(spec, params), step_hyperparameters(spec, 0, 0.0).optimizer
     whole, _ = device_step("numpy", spec, params, grads, state, hyper)
     ops = OPS["numpy"]
     norm = global_norm(ops, {name: ops.asarray(value) for name, value in grads.items()})

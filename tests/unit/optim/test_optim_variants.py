@@ -247,7 +247,7 @@ def test_the_taper_reaches_both_optimizers(name: str):
     moved = []
     for spec in (tapered, half):
         state = {key: ops.asarray(value) for key, value in initial_state(spec, params).items()}
-        hyper = {key: number(ops, value) for key, value in step_hyperparameters(spec, 0, 0.5).items()}
+        hyper = {key: number(ops, value) for key, value in step_hyperparameters(spec, 0, 0.5).optimizer.items()}
         new, _ = optimizer_step(ops, spec, *device, state, global_norm(ops, device[1]), hyper)
         moved.append(on_host(ops, new))
     assert all(relative(moved[0][key], np.float64(moved[1][key])) <= limit(name) for key in params)

@@ -26,11 +26,10 @@ from shared.engine.registry import ENGINES
 from shared.model import forward, parameter_counts
 from shared.ops import Array, Ops
 from shared.optim import state_bytes
-from shared.preflight import ROWS, Row
+from shared.preflight import ROWS, Row, ask_rows
 from shared.preflight import function_rows as functions
-from shared.preflight import run as preflight_run
 from shared.preflight.measure import measure_here
-from shared.preflight.question import Bench
+from shared.preflight.question import Context
 from shared.preflight.row import VERDICTS, go
 from shared.spec import Spec, load_spec
 from shared.training.sources import open_sources
@@ -70,13 +69,13 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def leave(*names: str) -> None:
         for name in ROWS.keys() - set(names):
-            monkeypatch.setitem(preflight_run.ASKED, name, functools.partial(_left_out, name))
-        monkeypatch.setattr(preflight_run, "measure_step", measure_here)
+            monkeypatch.setitem(ask_rows.ASKED, name, functools.partial(_left_out, name))
+        monkeypatch.setattr(ask_rows, "measure_step", measure_here)
 
     return leave
 
 
-def _left_out(name: str, bench: Bench) -> Row:
+def _left_out(name: str, context: Context) -> Row:
     return go(name, "", "left out of this test")
 
 
@@ -106,7 +105,7 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixt
     fit = tmp_path / "fit.json"
     fit.write_text('{"c": 1.0, "a": 3.0, "alpha": 0.1, "points": 7}')
     record = tmp_path / "preflight.json"
-    words = ("--price", "3", "--fit", fit, "--record", record, "--runs-dir", tmp_path / "runs")
+    words = ("--price", "3", "--fit", fit, "--output", record, "--runs-dir", tmp_path / "runs")
     status, document, rows = preflight(capsys, *words)
     assert status == 0, [row for row in rows.values() if row["verdict"] == "no-go"]
     verdicts = {name: row["verdict"] for name, row in rows.items()}
@@ -200,7 +199,7 @@ def test_a_leak_of_the_museum(
     assert status == 1 and refused(rows) == ["causality"]
 
 
-def causality_bench(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
+def causality_context(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
     """What the row looks at, on torch; a `kind` of gpu is this CPU under that name."""
     question = SimpleNamespace(engine="torch", as_trained=as_trained)
     return SimpleNamespace(spec=spec, facts=SimpleNamespace(kind=kind), question=question, host_free_bytes=2**40)
@@ -225,13 +224,13 @@ def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: p
     # Traced as for a GPU, and run as it stands: the kernels of a CPU take a minute to make.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     spec = load_spec("tiny", ["training.dtype=bfloat16", "model.num_layers=1", "model.decoder.kind=linear"])
-    honest = functions.causality_row(causality_bench(spec, "gpu"))
+    honest = functions.causality_row(causality_context(spec, "gpu"))
     assert honest.verdict == "go" and honest.values["future"] == honest.values["target"] == 0.0
     assert honest.how.endswith("windows of 64 symbols, bfloat16, compiled")
     monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=leaky_where_it_is_paid_for))
-    on_cpu = functions.causality_row(causality_bench(spec))
+    on_cpu = functions.causality_row(causality_context(spec))
     assert on_cpu.verdict == "go" and "float32, uncompiled; on a GPU, or with --as-trained, bfloat16" in on_cpu.how
-    row = functions.causality_row(causality_bench(spec, as_trained=True))
+    row = functions.causality_row(causality_context(spec, as_trained=True))
     assert row.verdict == "no-go" and "target" in row.values["failed"]
 
 
@@ -240,10 +239,10 @@ def test_causality_of_tokens(masked: bool, monkeypatch: pytest.MonkeyPatch) -> N
     """Its text needs no tokenizer; isolation is asked of a model that claims it."""
     words = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.patch_size=1", "model.decoder.kind=linear"]
     spec = tiny(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
-    bench = causality_bench(spec)
-    assert functions.causality_row(bench).verdict == "go"
+    context = causality_context(spec)
+    assert functions.causality_row(context).verdict == "go"
     monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=smear_across_documents))
-    assert functions.causality_row(bench).values["failed"] == (["isolation"] if masked else [])
+    assert functions.causality_row(context).values["failed"] == (["isolation"] if masked else [])
 
 
 def test_engines_that_differ_are_refused(
@@ -360,7 +359,7 @@ def test_too_large_by_measurement(
     only("memory")
     package = engine_package(engine)
     facts = replace(package.device_facts(), free_bytes=50_000_000)
-    monkeypatch.setattr(preflight_run, "engine_package", lambda name: replace(package, device_facts=lambda: facts))
+    monkeypatch.setattr(ask_rows, "engine_package", lambda name: replace(package, device_facts=lambda: facts))
     status, _, rows = preflight(capsys, engine=engine)
     assert status == 1 and refused(rows) == ["memory"]
     assert rows["memory"]["values"]["peak_bytes"] > 50_000_000 > rows["memory"]["values"]["estimated_least_bytes"]
@@ -440,7 +439,7 @@ def test_text_that_the_run_would_refuse(
         (["--ranks", "4", "--nodes", "3"], "--nodes 3: must be a divisor of the 4 ranks"),
         (["--nodes", "0", "--ranks", "4"], "--nodes 0: must be 1 or more"),
         (["--fit", "absent.json"], "--fit absent.json: cannot be read"),
-        (["--record", "absent/file.json"], "the folder absent does not exist"),
+        (["--output", "absent/file.json"], "the folder absent does not exist"),
         (["--set", "model.depth=3"], "unknown key model.depth"),
     ],
 )
@@ -479,11 +478,11 @@ def test_help_lists_the_rows_and_a_bad_price_is_refused(capsys: pytest.CaptureFi
 
 
 def test_what_breaks_down_says_no(only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def broken(bench: Bench) -> Row:
+    def broken(context: Context) -> Row:
         raise RuntimeError("CUDA error: an illegal memory access\nlong story")
 
     only()
-    monkeypatch.setitem(preflight_run.ASKED, "parity", broken)
+    monkeypatch.setitem(ask_rows.ASKED, "parity", broken)
     status, _, rows = preflight(capsys)
     assert status == 1 and refused(rows) == ["parity"]
     assert rows["parity"]["how"] == "RuntimeError: CUDA error: an illegal memory access"

@@ -23,18 +23,17 @@ from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.model import parameter_counts
-from shared.model.stages import STAGE
+from shared.model.stages import StepNumbers
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
+from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
 from shared.preflight.hardware import PEAKS, find_peak
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
 from shared.preflight.memory import estimate_memory
-from shared.preflight.question import Bench
-from shared.preflight.row import gigabytes
-from shared.preflight.run import prepare
+from shared.preflight.question import Context
 from shared.preflight.speed_rows import (
     GPU_RESERVE_BYTES,
     average_row,
@@ -93,10 +92,10 @@ def test_a_measurement_that_dies_is_a_failure(
     failure = measure_step(tiny(), "torch", 8, 1.0)
     assert isinstance(failure, StepFailure)
     assert failure.out_of_memory == out_of_memory and reason in failure.reason
-    bench = make_bench(tiny(), facts=CPU, step=failure)
-    assert (memory_row(bench).verdict == "no-go") == out_of_memory
-    assert (step_time_row(bench).verdict == "no-go") == (not out_of_memory)
-    assert mfu_row(bench).verdict == "unknown"
+    context = make_context(tiny(), facts=CPU, step=failure)
+    assert (memory_row(context).verdict == "no-go") == out_of_memory
+    assert (step_time_row(context).verdict == "no-go") == (not out_of_memory)
+    assert mfu_row(context).verdict == "unknown"
 
 
 @every_engine
@@ -128,13 +127,13 @@ def test_memory_of_the_host() -> None:
 # Figures that follow from a measurement
 
 
-def make_bench(
+def make_context(
     spec: Spec, facts: DeviceFacts = H100, step: StepMeasurement | StepFailure | None = STEP, **question: Any
-) -> Bench:
+) -> Context:
     asked = Question(spec, "torch", **{"ranks": 1, **question})
     _, group_rows = rows_of_rank(spec, asked.ranks, facts.workers)
     memory = estimate_memory(measured_spec(spec, facts), "torch", group_rows)
-    return Bench(asked, facts, plan_workload(spec, asked.ranks, facts, memory), memory, step)
+    return Context(asked, facts, plan_workload(spec, asked.ranks, facts, memory), memory, step)
 
 
 def h100(*overrides: str) -> Spec:
@@ -143,14 +142,14 @@ def h100(*overrides: str) -> Spec:
 
 def test_a_run_against_the_clock() -> None:
     spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
-    bench = make_bench(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
-    plan = plan_run(bench)
+    context = make_context(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
+    plan = plan_run(context)
     assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
     assert plan.train_s == pytest.approx(600)
-    assert cost_row(bench).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
-    assert projected_score_row(bench).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
-    assert step_time_row(bench).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
-    assert plan_run(make_bench(h100("training.steps=100"), ranks=8)).steps == 100
+    assert cost_row(context).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
+    assert projected_score_row(context).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
+    assert step_time_row(context).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
+    assert plan_run(make_context(h100("training.steps=100"), ranks=8)).steps == 100
 
 
 LATER_LOOP = (
@@ -167,53 +166,53 @@ def test_a_run_whose_loop_starts_later() -> None:
     plain = tiny(*LATER_LOOP[:1])
     share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
     assert 0.3 < share < 0.6
-    plan = plan_run(make_bench(steps, step=replace(STEP, step_s=0.1)))
+    plan = plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
     assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
     clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
-    plan = plan_run(make_bench(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    plan = plan_run(make_context(tiny(*clock), step=replace(STEP, step_s=0.1)))
     assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
     assert plan.train_s is not None and 99 < plan.train_s <= 100
 
 
 @every_engine
 def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages: set[float] = set()
+    stages: set[int] = set()
     real = create_engine(engine, tiny()).__class__.train_step
 
-    def seen(self: Engine, x: np.ndarray, hyper: dict[str, float]) -> Any:
-        stages.add(hyper[STAGE])
-        return real(self, x, hyper)  # type: ignore[arg-type]
+    def seen(self: Engine, x: np.ndarray, numbers: StepNumbers) -> Any:
+        stages.add(numbers.stage)
+        return real(self, x, numbers)  # type: ignore[arg-type]
 
     monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
     measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
-    assert stages == {1.0}
+    assert stages == {1}
 
 
 def test_share_of_peak_is_operations_over_peak() -> None:
-    bench = make_bench(h100(), ranks=8)
-    symbols_per_s = bench.spec.training.batch_symbols / 8 / 0.05
-    row = mfu_row(bench)
+    context = make_context(h100(), ranks=8)
+    symbols_per_s = context.spec.training.batch_symbols / 8 / 0.05
+    row = mfu_row(context)
     assert row.verdict == "go"
-    assert row.values["mfu"] == pytest.approx(training_flops(bench.spec).per_symbol * symbols_per_s / 989.4e12)
+    assert row.values["mfu"] == pytest.approx(training_flops(context.spec).per_symbol * symbols_per_s / 989.4e12)
     assert row.values["mfu_with_optimizer"] > row.values["mfu"]
-    impossible = make_bench(h100(), ranks=8, step=replace(STEP, step_s=1e-4))
+    impossible = make_context(h100(), ranks=8, step=replace(STEP, step_s=1e-4))
     assert mfu_row(impossible).verdict == "no-go"
-    float32 = make_bench(h100("training.dtype=float32"), ranks=8)
+    float32 = make_context(h100("training.dtype=float32"), ranks=8)
     assert mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
-    unlisted = make_bench(h100(), facts=replace(H100, names=("NVIDIA Z9",)))
+    unlisted = make_context(h100(), facts=replace(H100, names=("NVIDIA Z9",)))
     assert mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
 
 
 def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
-    bench = make_bench(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
+    context = make_context(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
     for ask in (memory_row, step_time_row, mfu_row, projected_score_row, driver_row):
-        row = ask(bench)
+        row = ask(context)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
-    cost = cost_row(bench)
+    cost = cost_row(context)
     assert cost.verdict == "go" and "at most" in cost.figure and cost.values["dollars"] == pytest.approx(1 / 3)
-    assert cost_row(make_bench(h100("schedule.driver=steps", "training.time_limit_s=0.0"), CPU, price=2.0)).verdict == (
-        "unknown"
-    )
+    assert cost_row(
+        make_context(h100("schedule.driver=steps", "training.time_limit_s=0.0"), CPU, price=2.0)
+    ).verdict == ("unknown")
 
 
 def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,23 +221,23 @@ def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypa
         writer.add("train", [bytes(40_000)])
         writer.finish("made for a test")
     short = h100("data.train=toy", "training.steps=1", "training.batch_symbols=32768", "model.seq_len=2048")
-    assert enough_data_row(make_bench(short, CPU)).verdict == "go"
-    row = enough_data_row(make_bench(h100("data.train=toy"), CPU))
+    assert enough_data_row(make_context(short, CPU)).verdict == "go"
+    row = enough_data_row(make_context(h100("data.train=toy"), CPU))
     assert row.verdict == "unknown" and "needs a GPU" in row.how
 
 
 def test_a_time_limit_for_no_steps() -> None:
-    bench = make_bench(h100("training.time_limit_s=0.5"))
-    assert step_time_row(bench).verdict == "no-go" and "fewer than" in step_time_row(bench).how
-    none = make_bench(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
+    context = make_context(h100("training.time_limit_s=0.5"))
+    assert step_time_row(context).verdict == "no-go" and "fewer than" in step_time_row(context).how
+    none = make_context(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
     assert projected_score_row(none).verdict == "unknown"
 
 
 def test_a_reserve_is_no_time_for_steps() -> None:
     reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
-    plan = plan_run(make_bench(reserved, ranks=8))
+    plan = plan_run(make_context(reserved, ranks=8))
     assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
-    assert "60 s of which are reserved" in step_time_row(make_bench(reserved, ranks=8)).figure
+    assert "60 s of which are reserved" in step_time_row(make_context(reserved, ranks=8)).figure
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ def test_a_reserve_is_no_time_for_steps() -> None:
 )
 def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
     spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
-    row = average_row(make_bench(spec, CPU, step=replace(STEP, step_s=10.0)))
+    row = average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
     assert row.verdict == verdict
     assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
     if verdict == "no-go":
@@ -256,34 +255,34 @@ def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str
 
 def test_an_average_in_a_run_by_the_clock() -> None:
     """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
-    assert average_row(make_bench(h100(), ranks=8)).verdict == "go"
-    assert average_row(make_bench(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
-    assert average_row(make_bench(h100(), CPU)).verdict == "unknown"
-    assert average_row(make_bench(h100("training.steps=300"), CPU)).verdict == "no-go"
+    assert average_row(make_context(h100(), ranks=8)).verdict == "go"
+    assert average_row(make_context(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert average_row(make_context(h100(), CPU)).verdict == "unknown"
+    assert average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
 
 
 def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
     free = STEP.peak_bytes + GPU_RESERVE_BYTES
-    assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
-    assert memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
+    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
+    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
 
 
 def test_a_mac_keeps_no_memory_for_a_driver() -> None:
     mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
-    assert memory_row(make_bench(h100(), facts=mac)).verdict == "go"
+    assert memory_row(make_context(h100(), facts=mac)).verdict == "go"
 
 
 @pytest.mark.parametrize("products", ["float32", "tf32"])
 def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
     step = replace(STEP, float32_products=products)
-    assert f"data sheet, dense {products})" in mfu_row(make_bench(h100("training.dtype=float32"), step=step)).how
-    assert "data sheet, dense bfloat16)" in mfu_row(make_bench(h100(), step=step)).how
+    assert f"data sheet, dense {products})" in mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
+    assert "data sheet, dense bfloat16)" in mfu_row(make_context(h100(), step=step)).how
 
 
 def test_memory_of_a_validation_counts() -> None:
     large = replace(STEP, scored_bytes=9 * 10**9)
     for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
-        row = memory_row(make_bench(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
+        row = memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
         assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
 
 
@@ -298,32 +297,32 @@ def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
-    bench = make_bench(h100("training.dtype=float32"), facts=CPU)
-    work = bench.workload
+    context = make_context(h100("training.dtype=float32"), facts=CPU)
+    work = context.workload
     assert work.left_out == 64 * 2048 / work.measured_symbols > 1
-    assert work.passes == bench.spec.training.batch_symbols / work.measured_symbols
+    assert work.passes == context.spec.training.batch_symbols / work.measured_symbols
     expected = STEP.start_bytes + (STEP.backward_bytes - STEP.start_bytes) * work.left_out
-    row = memory_row(bench)
-    assert step_time_row(bench).verdict == "go"
+    row = memory_row(context)
+    assert step_time_row(context).verdict == "go"
     assert row.values["peak_bytes"] == pytest.approx(max(STEP.peak_bytes, expected), rel=1e-9)
     assert row.verdict == "no-go" and "scaled" in row.how
 
 
 def test_gpus_must_be_alike_and_enough() -> None:
-    assert driver_row(make_bench(h100(), ranks=8)).verdict == "go"
-    assert "16 GPUs" in driver_row(make_bench(h100(), ranks=16)).how
+    assert driver_row(make_context(h100(), ranks=8)).verdict == "go"
+    assert "16 GPUs" in driver_row(make_context(h100(), ranks=16)).how
     mixed = replace(H100, names=("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"))
-    row = driver_row(make_bench(h100(), facts=mixed, ranks=2))
+    row = driver_row(make_context(h100(), facts=mixed, ranks=2))
     assert row.verdict == "no-go" and "differ" in row.how
 
 
 def test_ranks_of_several_nodes() -> None:
     """Each node has its part of the ranks; memory, time and cost are those of as many ranks anywhere."""
-    two = make_bench(h100(), ranks=16, nodes=2, price=2.5)
-    one = make_bench(h100(), ranks=16, price=2.5)
+    two = make_context(h100(), ranks=16, nodes=2, price=2.5)
+    one = make_context(h100(), ranks=16, price=2.5)
     assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
     assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
-    assert driver_row(make_bench(h100(), ranks=32, nodes=2)).verdict == "no-go"
+    assert driver_row(make_context(h100(), ranks=32, nodes=2)).verdict == "no-go"
     for ask in (memory_row, step_time_row, cost_row):
         assert ask(two).verdict == "go" and ask(two).values == ask(one).values
     assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
@@ -334,28 +333,28 @@ def test_ranks_on_a_cpu_share_it() -> None:
     """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
     spec = tiny("training.steps=30")
     for facts, expected in ((CPU, 2), (H100, 1)):
-        row, plan = (ask(make_bench(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
         assert row.values["step_s"] == expected * STEP.step_s
         assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
         assert ("2 of them share this CPU" in row.how) == (facts is CPU)
-    assert step_time_row(make_bench(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+    assert step_time_row(make_context(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
 
 
 def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     package = replace(engine_package("torch"), device_facts=lambda: CPU)
-    monkeypatch.setattr("shared.preflight.run.engine_package", lambda engine: package)
-    monkeypatch.setattr("shared.preflight.run.measure_step", lambda *words: replace(STEP, full=True))
-    benches = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
-    assert {ranks: bench.facts.free_bytes for ranks, bench in benches.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
-    assert [memory_row(bench).verdict for bench in benches.values()] == ["go", "no-go", "no-go"]
-    assert "for each of 8 ranks" in memory_row(benches[8]).how
+    monkeypatch.setattr("shared.preflight.ask_rows.engine_package", lambda engine: package)
+    monkeypatch.setattr("shared.preflight.ask_rows.measure_step", lambda *words: replace(STEP, full=True))
+    contexts = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    assert {ranks: context.facts.free_bytes for ranks, context in contexts.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
+    assert [memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in memory_row(contexts[8]).how
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = make_bench(tiny(), facts=CPU)
-    assert clock_row(bench).verdict == "go"
+    context = make_context(tiny(), facts=CPU)
+    assert clock_row(context).verdict == "go"
     monkeypatch.setattr("shared.preflight.machine_rows.time.time", lambda: 1.0e9)
-    assert clock_row(bench).verdict == "no-go"
+    assert clock_row(context).verdict == "no-go"
 
 
 @pytest.mark.parametrize(
@@ -474,18 +473,3 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1500, "1.5 kB"),
-        (2_500_000, "2.5 MB"),
-        (17.4e9, "17.4 GB"),
-        (3e15, "3,000 TB"),
-    ],
-)
-def test_bytes_in_words(count: float, words: str) -> None:
-    assert gigabytes(count) == words

@@ -18,9 +18,10 @@ from shared.errors import RunError
 from shared.model import parameter_counts, parameter_manifest
 from shared.optim import initial_state
 from shared.spec import load_spec
+from shared.model.stages import StepNumbers
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.training.interruption import GRACE_S, Interruption
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
 from tests.fake_training import FakeEngine
 from tests.loop_harness import make
 from tests.processes import WAIT_S, wait_until
@@ -62,7 +63,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert outcome.status == "finished" and outcome.checkpoint == store.latest_path()
     assert all(steps == [] for steps in announced[:10])
     assert harness.observer.named("checkpoint") == [6, 12, 18, 23]
-    assert [r["step"] for r in harness.records("checkpoint")] == [6, 12, 18, 23]
+    assert [r["step"] for r in harness.events("checkpoint")] == [6, 12, 18, 23]
 
 
 def test_a_checkpoint_holds_the_state_of_its_own_step_though_it_is_written_later(tmp_path: Path) -> None:
@@ -125,9 +126,9 @@ class FullSizeEngine(FakeEngine):
         ones = {parameter.name: np.ones(parameter.shape, np.float32) for parameter in parameter_manifest(spec)}
         self.large = {f"weight/{name}": value for name, value in ones.items()} | initial_state(spec, ones)
 
-    def train_step(self, x: np.ndarray, hyper: Mapping[str, float]) -> StepResult:
+    def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         time.sleep(0.02)
-        return super().train_step(x, hyper)
+        return super().train_step(x, numbers)
 
     def save_state(self) -> dict[str, np.ndarray]:
         return {name: value.copy() for name, value in {**self.large, **super().save_state()}.items()}
@@ -170,7 +171,7 @@ def test_sigterm_saves_the_h100_preset_in_time(tmp_path: Path) -> None:
     assert process.returncode == 143 and errors == "", errors
     assert 0.0 < float(output) < GRACE_S, f"{float(output):.1f} s from the signal to the end"
     checkpoint = CheckpointStore(checkpoints, 2).load_latest()
-    (interrupted,) = [r for r in read_records(tmp_path / "metrics.jsonl") if r["event"] == "interrupted"]
+    (interrupted,) = [r for r in read_events(tmp_path / "metrics.jsonl") if r["event"] == "interrupted"]
     assert checkpoint is not None and checkpoint.warnings == [] and checkpoint.info.step == interrupted["step"]
     # Weights, momenta and average, 4 bytes each.
     least_bytes = 3 * 4 * parameter_counts(load_spec("h100"))["total"]

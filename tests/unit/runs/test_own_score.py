@@ -25,7 +25,7 @@ from shared.scoring.documents import read_document_scores
 from shared.scoring.document import read_score
 from shared.spec import load_spec, with_overrides
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import last_ending, read_records
+from shared.runs.metrics import last_ending, read_events
 from shared.training.run import train_run
 from shared.runs.target import CHOSEN_KEY, load_trained
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
@@ -81,7 +81,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--set", "artifact.matrix_bits=8"],
+        ["--set", "artifact.matrix.bits=8"],
         ["--weights", "best"],
         ["--weights", "trained"],
     ],
@@ -119,16 +119,18 @@ def test_packing_as_the_run_does_changes_nothing(run: Path, capsys: pytest.Captu
     status, out, errors = call(capsys, "pack", run, "--json")
     assert status == 0 and "bytetwin score" not in errors and snapshot(run) == before
     assert json.loads(out)["sha256"] == read_score(run / "score.json").artifact_sha256
+    # Of codes alone: float32 values have none.
+    assert set(json.loads(out)["entropy_bits_per_weight"]) == {"matrix", "embedding"}
 
 
 def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A resumed run may have other settings of the artifact than its checkpoints."""
     text = (run / "spec.toml").read_text()
-    assert "matrix_bits = 6" in text
-    (run / "spec.toml").write_text(text.replace("matrix_bits = 6", "matrix_bits = 8"))
+    assert "bits = 6" in text
+    (run / "spec.toml").write_text(text.replace("bits = 6", "bits = 8"))
     status, _, errors = call(capsys, "pack", run)
     assert status == 0 and f"`bytetwin score {run}` scores this one" in errors
-    assert read_artifact(run / "artifact.btw").spec.artifact.matrix_bits == 8
+    assert read_artifact(run / "artifact.btw").spec.artifact.matrix.bits == 8
 
 
 def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +138,10 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
     # As `pack RUN --set` of older versions left it, then as a change of one weight that keeps the size.
     write_artifact(
         run / "artifact.btw",
-        with_overrides(spec, ["artifact.matrix_bits=8"]),
+        with_overrides(spec, ["artifact.matrix.bits=8"]),
         load_trained(str(run), "averaged").weights,
     )
-    for command in (["record", run, "--out", tmp_path / "record"], ["compare", run]):
+    for command in (["record", run, "--output", tmp_path / "record"], ["compare", run]):
         status, _, errors = call(capsys, *command)
         assert status == 2 and f"`bytetwin pack {run}` and, if that says so, `bytetwin score {run}`" in errors
     # A score of what lies there is not that of the run.
@@ -148,7 +150,7 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
     assert (run / "score.json").read_bytes() == before["score.json"]
     assert call(capsys, "pack", run)[0] == 0
     assert snapshot(run) == before
-    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
 
 
 def test_a_new_artifact_of_the_run_is_scored_into_it(
@@ -175,11 +177,11 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
         run / "documents.safetensors", documents=found.documents, num_bytes=found.bytes, nats=found.nats
     )
     assert documents is not None
-    ending = last_ending(read_records(run / "metrics.jsonl"))
+    ending = last_ending(read_events(run / "metrics.jsonl"))
     assert ending is not None and ending["bpb"] == found.bpb and ending["packing"]["limit_bpb"] == 0.01
     assert f"{found.bpb:.4f} bits per byte" in (run / "report.html").read_text()
     assert call(capsys, "compare", run)[0] == 0
-    assert call(capsys, "record", run, "--out", tmp_path / "record")[0] == 0
+    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -298,14 +300,14 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     spec = tiny_spec(*SPEC)
     observer = RecordingObserver(watch)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="new")
-    assert observer.named("stage")[-3:] == ["audit", "report", "compressors"]
+    assert observer.named("phase")[-3:] == ["audit", "report", "compressors"]
     assert seen["report"] and seen["score"].compressors == {}
     assert (result.exit_status, result.outcome.status) == (143, "interrupted") and result.finished is not None
     assert result.outcome.message == "the run is finished, its score lacks the general compressors"
     assert read_score(runs / "new" / "score.json") == seen["score"] == result.finished.score
     assert not list(root.glob(text))
     # It counts as finished, and the next score completes it.
-    status, _, _ = call(capsys, "record", runs / "new", "--out", runs / "record", "--json")
+    status, _, _ = call(capsys, "record", runs / "new", "--output", runs / "record", "--json")
     assert status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
     status, _, errors = call(capsys, "score", runs / "new")
     assert status == 0 and "brotli -11: " in errors
@@ -314,7 +316,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     # From now on they are known.
     observer = RecordingObserver()
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="newer")
-    assert "compressors" not in observer.named("stage") and result.finished is not None
+    assert "compressors" not in observer.named("phase") and result.finished is not None
     assert len(result.finished.score.compressors) == 3
 
 
@@ -322,8 +324,8 @@ def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
     forget_figures(root)
     observer = RecordingObserver()
     result = train_run(tiny_spec(*SPEC), "mlx", observer, runs_dir=run.parent, run_name="new")
-    assert result.exit_status == 0 and observer.named("stage")[-1] == "compressors"
+    assert result.exit_status == 0 and observer.named("phase")[-1] == "compressors"
     assert result.finished is not None and len(result.finished.score.compressors) == 3
     assert read_score(run.parent / "new" / "score.json") == result.finished.score
     assert "brotli -11" in (run.parent / "new" / "report.html").read_text()
-    assert "compressors" in result.stage_s
+    assert "compressors" in result.phase_s

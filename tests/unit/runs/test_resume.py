@@ -21,7 +21,7 @@ from shared.errors import RunError
 from shared.model import parameter_manifest
 from shared.spec import Spec
 from shared.tolerances import LOSS_CURVE_ABS
-from shared.runs.metrics import Record, read_records
+from shared.runs.metrics import Event, read_events
 from shared.training.run import RunResult, train_run
 from tests.fake_training import RecordingObserver, tiny_spec
 from tests.processes import WAIT_S, wait_until
@@ -70,18 +70,18 @@ def started(words: list[str]) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
 
 
-def steps_of(folder: Path) -> list[Record]:
-    return [record for record in read_records(folder / "metrics.jsonl") if record["event"] == "step"]
+def steps_of(folder: Path) -> list[Event]:
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "step"]
 
 
 def curve(folder: Path) -> list[tuple[Any, ...]]:
     """Everything of the logged steps and validations that is not a measurement of time."""
     keys = {
-        "step": ("step", "nats", "grad_norm", "lr_factor", "progress_frac", "symbols"),
+        "step": ("step", "nats_per_symbol", "grad_norm", "lr_factor", "progress_frac", "symbols"),
         "validation": ("step", "bpb", "low_bpb", "high_bpb", "nats", "symbols"),
     }
-    records = [record for record in read_records(folder / "metrics.jsonl") if record["event"] in keys]
-    return [(record["event"], *(record[key] for key in keys[record["event"]])) for record in records]
+    events = [event for event in read_events(folder / "metrics.jsonl") if event["event"] in keys]
+    return [(event["event"], *(event[key] for key in keys[event["event"]])) for event in events]
 
 
 def half_written(checkpoints: Path) -> bool:
@@ -115,12 +115,12 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
     log = folder / "metrics.jsonl"
     kills = kills_while_writing = 0
     while kills < KILLS:
-        before = len(read_records(log))
+        before = len(read_events(log))
         with started(command(tmp_path, "killed", *overrides, resume=True)) as process:
             target = before + int(rng.integers(1, 7))
             log = folder / "metrics.jsonl"
             wait_until(
-                lambda log=log, target=target: len(read_records(log)) >= target, "its records", process, QUICKLY_S
+                lambda log=log, target=target: len(read_events(log)) >= target, "its events", process, QUICKLY_S
             )
             if kills % 2:
                 kills_while_writing += kill_while_writing(process, folder / "checkpoints")
@@ -134,7 +134,7 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
     assert last.returncode == 0, last.stderr
     assert kills >= 10 and kills_while_writing == KILLS // 2
     assert curve(folder) == curve(tmp_path / "peace")
-    assert [record["step"] for record in steps_of(folder)] == list(range(1, 71)), "each step once"
+    assert [event["step"] for event in steps_of(folder)] == list(range(1, 71)), "each step once"
     tensors = "checkpoints/step-00000070.safetensors"
     assert (folder / tensors).read_bytes() == (tmp_path / "peace" / tensors).read_bytes()
     assert not half_written(folder / "checkpoints")
@@ -173,7 +173,7 @@ def train(
 
 
 def losses(folder: Path) -> np.ndarray:
-    return np.array([record["nats"] for record in steps_of(folder)])
+    return np.array([event["nats_per_symbol"] for event in steps_of(folder)])
 
 
 MOVED = ("training.steps=60", "training.log_every_steps=1", "training.batch_symbols=512", "evaluation.val_symbols=1024")
@@ -268,11 +268,11 @@ def test_a_learning_rate_that_overflows_stops_with_step_parameter_and_checkpoint
     )
     result, _ = train(tmp_path, "nan", spec, engine)
     assert result.outcome.status == "failed" and result.exit_status == 1
-    (record,) = [r for r in read_records(tmp_path / "nan" / "metrics.jsonl") if r["event"] == "failed"]
+    (event,) = [r for r in read_events(tmp_path / "nan" / "metrics.jsonl") if r["event"] == "failed"]
     names = {parameter.name for parameter in parameter_manifest(spec)}
-    assert record["parameter"] in names
-    assert record["failed_step"] == result.outcome.step + 1
-    assert result.outcome.checkpoint is not None and record["last_checkpoint"] == str(result.outcome.checkpoint)
+    assert event["parameter"] in names
+    assert event["failed_step"] == result.outcome.step + 1
+    assert result.outcome.checkpoint is not None and event["last_checkpoint"] == str(result.outcome.checkpoint)
     message = result.outcome.message
-    assert f"step {record['failed_step']}: " in message and record["parameter"] in message
+    assert f"step {record['failed_step']}: " in message and event["parameter"] in message
     assert message.endswith(f"the last good checkpoint is {result.outcome.checkpoint}") and "\n" not in message

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.errors import RunError, SpecError
 from shared.spec import load_spec, spec_from_dict, spec_to_dict
-from shared.runs.metrics import MetricsLog, read_records
+from shared.runs.metrics import MetricsLog, read_events
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from tests.fake_training import tiny_spec
 
@@ -82,7 +82,7 @@ def test_resume_refuses_a_spec_that_trains_something_else(tmp_path: Path, overri
 
 def test_resume_allows_what_does_not_change_the_training(tmp_path: Path) -> None:
     changed = tiny_spec(
-        "training.log_every_steps=1", "evaluation.val_symbols=512", "artifact.matrix_bits=8", "budget.total_bytes=1000"
+        "training.log_every_steps=1", "evaluation.val_symbols=512", "artifact.matrix.bits=8", "budget.total_bytes=1000"
     )
     check_same_training(tiny_spec(), changed, "here")
     open_run(tmp_path, "a", tiny_spec(), "mlx", resume=False).unlock()
@@ -91,9 +91,9 @@ def test_resume_allows_what_does_not_change_the_training(tmp_path: Path) -> None
 
 
 def test_the_width_of_codes_is_free_only_where_no_loss_reads_it() -> None:
-    wider = "artifact.matrix_bits=8"
+    wider = "artifact.matrix.bits=8"
     entropy = "training.loss.code_entropy.weight=0.1"
-    with pytest.raises(RunError, match=r"was started with artifact\.matrix_bits = 6, now it is 8"):
+    with pytest.raises(RunError, match=r"was started with artifact\.matrix\.bits = 6, now it is 8"):
         check_same_training(tiny_spec(entropy), tiny_spec(entropy, wider), "here")
     rounded = "training.qat.form=straight_through"
     with pytest.raises(RunError, match=r"was started with training\.qat.bits = 6, now it is 8"):
@@ -108,7 +108,7 @@ def test_a_run_of_before_the_rule_about_widths_can_be_read(tmp_path: Path) -> No
     values["training"]["qat"]["bits"] = 5
     run.write_spec(spec_from_dict(values))
     assert run.read_spec().training.qat.bits == 5
-    with pytest.raises(SpecError, match=r"training\.qat\.bits = 5: must be artifact\.matrix_bits \(6\)"):
+    with pytest.raises(SpecError, match=r"training\.qat\.bits = 5: must be artifact\.matrix\.bits \(6\)"):
         load_spec(run.spec_path)
 
 
@@ -128,16 +128,29 @@ def test_metrics_are_cut_back_to_a_step_whatever_the_last_line_holds(
     path = tmp_path_factory.mktemp("metrics") / "metrics.jsonl"
     with MetricsLog(path, 0) as metrics:
         for step in range(1, 11):
-            metrics.append("step", step, nats=0.1 * step)
+            metrics.append("step", step, nats_per_symbol=0.1 * step)
     os.truncate(path, max(0, path.stat().st_size - cut))
-    whole = len(read_records(path))
+    whole = len(read_events(path))
     with MetricsLog(path, after) as metrics:
-        metrics.append("step", 99, nats=1.0)
-    steps = [record["step"] for record in read_records(path)]
+        metrics.append("step", 99, nats_per_symbol=1.0)
+    steps = [event["step"] for event in read_events(path)]
     assert steps == [*range(1, min(whole, after) + 1), 99]
+
+
+def test_events_of_older_versions_have_the_names_of_today(tmp_path: Path) -> None:
+    """Until 2026-11-26 `nats` was the mean in a step and the sum in a validation, and phases were called stages."""
+    path = tmp_path / "metrics.jsonl"
+    validation = {"event": "validation", "step": 3, "nats": 4000.0, "bpb": 2.1}
+    older = [{"event": "step", "step": 3, "nats": 1.5, "lr_factor": 1.0}, validation]
+    path.write_text("".join(json.dumps(event) + "\n" for event in [*older, {"event": "stages", "step": 3, "seconds": {}}]))
+    expected = [{"event": "step", "step": 3, "nats_per_symbol": 1.5, "lr_factor": 1.0}, validation]
+    expected.append({"event": "phases", "step": 3, "seconds": {}})
+    assert read_events(path) == expected
+    with MetricsLog(path, 3):
+        assert [json.loads(line) for line in path.read_text().splitlines()] == expected
 
 
 def test_metrics_refuse_what_json_cannot_say(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "metrics.jsonl", 0) as metrics, pytest.raises(ValueError, match="JSON compliant"):
-        metrics.append("step", 1, nats=float("nan"))
-    assert read_records(tmp_path / "metrics.jsonl") == []
+        metrics.append("step", 1, nats_per_symbol=float("nan"))
+    assert read_events(tmp_path / "metrics.jsonl") == []

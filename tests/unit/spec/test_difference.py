@@ -29,7 +29,7 @@ CHANGES = {
     "training.compile": False,
     "training.keep_checkpoints": 7,
     "training.qat.bits": 8,
-    "artifact.matrix_bits": 8,
+    "artifact.matrix.bits": 8,
     "artifact.brotli_quality": 1,
     "evaluation.stride_symbols": 7,
     "budget.total_bytes": 7,
@@ -50,8 +50,8 @@ def test_a_change_is_the_difference_unless_it_is_free(key: str, value: object) -
     before = fields(TINY)[key]
     assert first_difference(TINY, TINY) is None
     # The width of QAT follows that of the artifact.
-    if key == "artifact.matrix_bits":
-        changed = load_spec("tiny", ["artifact.matrix_bits=8", "training.qat.bits=6"])
+    if key == "artifact.matrix.bits":
+        changed = load_spec("tiny", ["artifact.matrix.bits=8", "training.qat.bits=6"])
     assert first_difference(TINY, changed) == Difference(key, before, value)
     assert first_difference(changed, TINY) == Difference(key, value, before)
     assert first_difference(TINY, changed, {key}) is first_difference(TINY, changed, {key.split(".")[0]}) is None
@@ -63,5 +63,5 @@ def test_a_change_is_the_difference_unless_it_is_free(key: str, value: object) -
 def test_codes_that_a_loss_is_of_may_not_change_in_a_run() -> None:
     entropy = load_spec("tiny", ["training.loss.code_entropy.weight=0.1"])
     rounded = load_spec("tiny", ["training.qat.form=straight_through"])
-    assert free_in_run(TINY) - free_in_run(entropy) == {"artifact.matrix_bits"}
-    assert free_in_run(TINY) - free_in_run(rounded) == {"training.qat.bits"}
+    assert free_in_run(TINY) - free_in_run(entropy) == {"artifact.matrix"}
+    assert free_in_run(TINY) - free_in_run(rounded) == {"artifact.matrix", "training.qat.bits"}

@@ -124,7 +124,7 @@ OTHER_CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "training.ema_decay": st.floats(0.0, 0.999),
     "training.swa_share": st.floats(0.01, 0.99),
     "data.selection_frac": st.floats(0.0, 0.999),
-    "artifact.matrix_bits": st.sampled_from([6, 8]),
+    "artifact.matrix.bits": st.sampled_from([6, 8]),
     "artifact.brotli_quality": st.integers(0, 11),
     "evaluation.stride_symbols": st.integers(1, 64),
     "evaluation.confidence": st.floats(0.51, 0.999),
@@ -188,7 +188,7 @@ def test_what_the_documents_show_of_a_spec_loads(block: str, tmp_path: Path):
 
 
 def test_presets_are_those_that_are_documented():
-    families = ("baseline", "itchy", "pr1431", "pr705", "record", "recurrent")
+    families = ("baseline", "itchy", "pr1431", "pr1855", "pr705", "recurrent")
     others = ("bytes", "h100", "hybrid-mini", "laptop", "smoke", "tiny")
     assert preset_names() == sorted([*families, *(f"{name}-mini" for name in families), *others])
 
@@ -256,7 +256,7 @@ def test_a_spec_cannot_be_changed():
         ("optimizer.matrix_lr=-1.0", "optimizer.matrix_lr = -1.0: input should be greater than or equal to 0"),
         ("training.compile=1", "training.compile = 1: input should be a valid boolean"),
         ("training.ema_decay=1.0", "training.ema_decay = 1.0: input should be less than 1"),
-        ("artifact.matrix_bits=7", "artifact.matrix_bits = 7: input should be 6 or 8"),
+        ("artifact.matrix.bits=7", "artifact.matrix.bits = 7: input should be 6 or 8"),
         ("name=../x", "name = '../x': string should match pattern"),
         ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
         (

@@ -13,24 +13,24 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.errors import RunError, UserError
-from shared.study.comparison import Comparison, Row, compare_groups, notes
+from shared.runs.finished_run import FinishedRun
+from shared.study.comparison import ComparedGroup, Comparison, compare_groups, notes
 from shared.study.groups import differences, group_runs
-from shared.study.scored_run import ScoredRun
 from shared.study.table import markdown
 from shared.training.run import train_run
-from tests.fake_study import PROTOCOL, copy_run, documents, edit_json, scored_run
+from tests.fake_study import copy_run, documents, edit_json, finished_run, with_score
 from tests.fake_training import quiet_observer, tiny_spec
 
 
-def runs_of(name: str, *scores: float, first_seed: int = 0, **changes: Any) -> list[ScoredRun]:
-    return [scored_run(name, first_seed + index, bpb, **changes) for index, bpb in enumerate(scores)]
+def runs_of(name: str, *scores: float, first_seed: int = 0, **changes: Any) -> list[FinishedRun]:
+    return [finished_run(name, first_seed + index, bpb, **changes) for index, bpb in enumerate(scores)]
 
 
-def compared(*runs: list[ScoredRun], **options: Any) -> Comparison:
+def compared(*runs: list[FinishedRun], **options: Any) -> Comparison:
     return compare_groups(group_runs([run for group in runs for run in group]), **options)
 
 
-def only_other(*runs: list[ScoredRun], **options: Any) -> Row:
+def only_other(*runs: list[FinishedRun], **options: Any) -> ComparedGroup:
     (_, row) = compared(*runs, **options).rows
     return row
 
@@ -39,18 +39,18 @@ def test_runs_are_grouped_by_everything_but_the_seed() -> None:
     runs = [*runs_of("a", 2.0, 2.1), *runs_of("b", 1.9), *runs_of("a", 2.2, first_seed=7)]
     groups = group_runs(runs)
     assert [(group.label, list(group.bpb)) for group in groups] == [("a", [0, 1, 7]), ("b", [0])]
-    assert differences(groups) == {"model.variant": ["a", "b"]}
+    assert differences(groups) == {"data.heldout": ["a", "b"]}
 
 
 def test_the_engine_is_part_of_the_experiment() -> None:
-    groups = group_runs([*runs_of("a", 2.0), *runs_of("a", 2.0, engine="torch", path=Path("runs/t-seed0"))])
+    groups = group_runs([*runs_of("a", 2.0), *runs_of("a", 2.0, engine="torch", path="runs/t-seed0")])
     assert [group.label for group in groups] == ["a", "t"]
     assert differences(groups) == {"engine": ["mlx", "torch"]}
 
 
 def test_runs_are_grouped_by_their_training_text_not_by_its_name() -> None:
     old, new = runs_of("a", 2.0, 2.1, 2.2), runs_of("a", 1.9, 1.95, first_seed=3, train_text="cd" * 32)
-    groups = group_runs([*old, *new, *runs_of("a", 2.3, first_seed=5, train_name="copy")])
+    groups = group_runs([*old, *new, finished_run("a", 5, 2.3, "data.train=copy")])
     assert [list(group.bpb) for group in groups] == [[0, 1, 2, 5], [3, 4]]
     assert differences(groups) == {"training text": ["ef" * 32, "cd" * 32]}
     found = compare_groups(groups)
@@ -61,22 +61,17 @@ def test_runs_are_grouped_by_their_training_text_not_by_its_name() -> None:
     assert notes(compared(old)) == []
 
 
-def test_a_field_that_one_spec_lacks_is_a_difference() -> None:
-    groups = group_runs([*runs_of("a", 2.0, fields={"x": 1}), *runs_of("b", 2.0, fields={"x": 1, "y": 2})])
-    assert differences(groups) == {"y": ["absent", 2]}
-
-
 def test_labels_stay_unique() -> None:
-    one = scored_run("a", 0, 2.0, fields={"x": 1}, path=Path("first/a-seed0"))
-    other = scored_run("a", 0, 2.0, fields={"x": 2}, path=Path("second/a-seed0"))
+    one = finished_run("a", 0, 2.0, path="first/a-seed0")
+    other = finished_run("a", 0, 2.0, "optimizer.matrix_lr=0.5", path="second/a-seed0")
     assert [group.label for group in group_runs([one, other])] == ["first/a-seed0", "second/a-seed0"]
-    mixed = [scored_run("a", seed, 2.0, path=Path(f"runs/{name}")) for seed, name in enumerate(("x", "y"))]
+    mixed = [finished_run("a", seed, 2.0, path=f"runs/{name}") for seed, name in enumerate(("x", "y"))]
     assert [group.label for group in group_runs(mixed)] == ["x"]
 
 
 def test_a_seed_counts_once() -> None:
     with pytest.raises(RunError, match="same experiment with the same seed 0"):
-        group_runs([scored_run("a", 0, 2.0), scored_run("a", 0, 2.1, path=Path("runs/again"))])
+        group_runs([finished_run("a", 0, 2.0), finished_run("a", 0, 2.1, path="runs/again")])
 
 
 @pytest.mark.parametrize(
@@ -90,25 +85,25 @@ def test_a_seed_counts_once() -> None:
     ],
 )
 def test_scores_made_otherwise_are_refused(field: str, value: Any) -> None:
-    other = scored_run("b", 0, 2.0, protocol=dataclasses.replace(PROTOCOL, **{field: value}))
+    other = finished_run("b", 0, 2.0)
+    dataset = other.score.dataset.model_copy(update={"text_sha256": "cd" * 32})
+    other = with_score(other, **({"dataset": dataset} if field == "text_sha256" else {field: value}))
     with pytest.raises(RunError, match=f"{field} = .*such scores cannot be compared"):
-        group_runs([scored_run("a", 0, 2.0), other])
+        group_runs([finished_run("a", 0, 2.0), other])
 
 
 def test_tokens_and_bytes_of_one_text_compare() -> None:
-    in_tokens = {
-        "fields": {"vocabulary.kind": "tokens"},
-        "protocol": dataclasses.replace(PROTOCOL, dataset="toy-sp512/heldout", window_symbols=25, stride_symbols=25),
-        "symbols": 400,
-    }
-    tokens = [scored_run("tokens", seed, 1.9 + 0.1 * seed, **in_tokens) for seed in range(3)]
+    kind = ("vocabulary.kind=tokens", "vocabulary.vocab_size=512")
+    dataset = finished_run("bytes", 0, 2.0).score.dataset.model_copy(update={"name": "toy-sp512/heldout"})
+    score = {"symbols": 400, "window_symbols": 25, "stride_symbols": 25, "dataset": dataset}
+    tokens = [finished_run("tokens", seed, 1.9 + 0.1 * seed, *kind, **score) for seed in range(3)]
     found = compare_groups(group_runs([*runs_of("bytes", 2.0, 2.1, 2.2), *tokens]))
     assert found.rows[1].verdict == "better"
     expected = "the vocabularies differ; mean bytes of text in a scored window: bytes 64, tokens 62"
     assert expected in notes(found)
-    other_text = dataclasses.replace(tokens[0].protocol, text_sha256="cd" * 32)
-    with pytest.raises(RunError, match=r"text_sha256 = .*toy/heldout and toy-sp512/heldout"):
-        group_runs([*runs_of("bytes", 2.0), dataclasses.replace(tokens[0], protocol=other_text)])
+    other_text = with_score(tokens[0], dataset=dataset.model_copy(update={"text_sha256": "cd" * 32}))
+    with pytest.raises(RunError, match=r"text_sha256 = .*text/heldout and toy-sp512/heldout"):
+        group_runs([*runs_of("bytes", 2.0), other_text])
 
 
 def test_three_equal_improvements_are_better() -> None:
@@ -126,7 +121,7 @@ def test_a_difference_within_the_spread_of_seeds_is_undecided() -> None:
 
 def test_a_difference_within_the_spread_of_documents_is_undecided() -> None:
     """All seeds agree on -0.1, but half of the documents get better by 1.1 and half worse by 0.9."""
-    new = [dataclasses.replace(run, documents=documents(run.bpb, 1.0)) for run in runs_of("b", 1.9, 2.0, 2.1)]
+    new = [dataclasses.replace(run, documents=documents(run.score.bpb, 1.0)) for run in runs_of("b", 1.9, 2.0, 2.1)]
     row = only_other(runs_of("a", 2.0, 2.1, 2.2), new)
     assert row.difference is not None and row.difference.interval is not None
     assert row.difference.interval.high < 0 and row.verdict == "undecided"
@@ -167,7 +162,7 @@ seeds_of = st.dictionaries(st.integers(0, 5), st.floats(1.0, 3.0), min_size=1)
 @given(st.lists(seeds_of, min_size=2, max_size=4))
 def test_a_mean_and_a_difference_never_contradict_each_other(scores: list[dict[int, float]]) -> None:
     groups = [
-        [scored_run(str(index), seed, bpb) for seed, bpb in by_seed.items()] for index, by_seed in enumerate(scores)
+        [finished_run(str(index), seed, bpb) for seed, bpb in by_seed.items()] for index, by_seed in enumerate(scores)
     ]
     comparison = compared(*groups)
     baseline, *others = comparison.rows
@@ -180,8 +175,10 @@ def test_a_mean_and_a_difference_never_contradict_each_other(scores: list[dict[i
 
 def test_a_leak_or_an_oversized_artifact_never_wins() -> None:
     old, new = runs_of("a", 2.0, 2.1, 2.2), runs_of("b", 0.1, 0.2, 0.31)
-    for changes in ({"audit_failures": ("future: seen",)}, {"total_bytes": 2000}):
-        bad = [dataclasses.replace(run, **changes) for run in new]
+    audit = new[0].score.audit
+    failed = audit.model_copy(update={"checks": [audit.checks[0].model_copy(update={"passed": False})]})
+    for changes in ({"audit": failed}, {"artifact_bytes": 2000}):
+        bad = [with_score(run, **changes) for run in new]
         comparison = compared(old, bad)
         assert [row.verdict for row in comparison.rows] == ["baseline", "does not count"]
         assert len(comparison.problems) == 3
@@ -204,8 +201,9 @@ def test_the_margin_is_in_nats_per_symbol_of_the_baseline() -> None:
 
 def test_uneven_load_is_told_where_time_was_the_limit() -> None:
     def notes(timed: bool, seconds: float) -> list[str]:
-        slow = scored_run("a", 1, 2.1, timed=timed, train_s=seconds)
-        found: list[str] = compared([scored_run("a", 0, 2.0, timed=timed), slow]).to_document()["notes"]
+        driver = ("schedule.driver=time", "training.time_limit_s=60.0") if timed else ()
+        runs = [finished_run("a", 0, 2.0, *driver), finished_run("a", 1, 2.1, *driver, train_s=seconds)]
+        found: list[str] = compared(runs).to_document()["notes"]
         return found
 
     assert any("1.67 to 2 steps per second" in note for note in notes(True, 60.0))
@@ -214,7 +212,7 @@ def test_uneven_load_is_told_where_time_was_the_limit() -> None:
 
 def test_many_comparisons_and_other_devices_are_told() -> None:
     groups = [runs_of(name, 2.0, 2.1, 2.2 + shift) for name, shift in (("a", 0), ("b", 0.1), ("c", 0.2))]
-    groups[2] = [dataclasses.replace(run, device="another") for run in groups[2]]
+    groups[2] = [dataclasses.replace(run, environment={**run.environment, "device": "another"}) for run in groups[2]]
     notes = compared(*groups).to_document()["notes"]
     assert any(note.startswith("2 comparisons at 99% each") and note.endswith("up to 2%") for note in notes)
     assert any("different devices: a device; another" in note for note in notes)
@@ -225,7 +223,7 @@ def test_markdown_has_every_figure_and_the_command() -> None:
     assert text.startswith("# T\n") and "    bytetwin compare x\n" in text
     assert "| b | 2.0000 | 0.1054 | 3 | -0.1000 |" in text
     assert "| a | 0 | 2.0000 | 100 | 50.0 | 51,200 | 10 | 100 | mlx on a device |" in text
-    assert "- model.variant: a, b" in text
+    assert "- data.heldout: a, b" in text
 
 
 @settings(max_examples=40, deadline=None)
@@ -261,7 +259,7 @@ def test_a_folder_of_runs_on_the_command_line(
         copy_run(trained, tmp_path / f"new-seed{seed}", f"training.seed={seed}", lr, factor=0.9 + seed / 1000)
     (tmp_path / "notes.txt").write_text("not a run")
     record = tmp_path / "record.md"
-    words = (tmp_path, "--baseline", "old", "--json", "--record", record, "--confidence", "0.95")
+    words = (tmp_path, "--baseline", "old", "--json", "--output", record, "--confidence", "0.95")
     status, out, err = call(capsys, *words)
     document = json.loads(out)
     assert status == 0 and document["baseline"] == "old" and document["confidence"] == 0.95
@@ -282,9 +280,9 @@ def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
     for words, message in (
         ((trained, strided), "stride_symbols = 64"),
         ((tmp_path / "empty",), "neither a run nor a folder of finished runs"),
-        ((tmp_path / "nowhere",), "no such run"),
+        ((tmp_path / "nowhere",), "no run named"),
         ((trained, "--baseline", "x"), "no such group; groups: first"),
-        ((trained, "--record", tmp_path / "no" / "r.md"), "does not exist"),
+        ((trained, "--output", tmp_path / "no" / "r.md"), "does not exist"),
     ):
         status, _, err = call(capsys, *words)
         assert status == 2 and message in err and err.count("\n") == 1

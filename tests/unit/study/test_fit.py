@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.errors import UserError
+from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import spec_to_toml
@@ -102,9 +102,9 @@ def make_run(
     folder.mkdir()
     (folder / "environment.json").write_text(json.dumps({"data": {"train": {"sha256": text * 32}}}))
     (folder / "spec.toml").write_text(spec_to_toml(tiny_spec(*overrides)))
-    records: list[dict[str, Any]] = [{"event": "step", "step": step, "lr_factor": rate} for step, rate in rates.items()]
-    records += [{"event": "validation", "step": step, "bpb": bpb} for step, bpb in scores.items()]
-    lines = [json.dumps(record) for record in sorted(records, key=lambda record: int(record["step"]))]
+    events: list[Event] = [{"event": "step", "step": step, "lr_factor": rate} for step, rate in rates.items()]
+    events += [{"event": "validation", "step": step, "bpb": bpb} for step, bpb in scores.items()]
+    lines = [json.dumps(event) for event in sorted(events, key=lambda event: int(event["step"]))]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -147,7 +147,7 @@ def test_several_runs_share_a_curve_if_they_differ_in_seed_or_length(tmp_path: P
     one = make_run(tmp_path / "one", scores=falling(10, 20, 30), rates=rates)
     two = make_run(tmp_path / "two", "training.seed=5", "training.steps=99", scores=falling(40, 50), rates=rates)
     out = tmp_path / "fit.json"
-    assert main(["fit", str(one), str(two), "--out", str(out)]) == 0
+    assert main(["fit", str(one), str(two), "--output", str(out)]) == 0
     assert len(json.loads(out.read_text())["points"]) == 5
     other = make_run(tmp_path / "other", "optimizer.matrix_lr=0.5", scores=falling(40, 50), rates=rates)
     runs = [(RunDirectory(path), RunDirectory(path).read_spec()) for path in (one, other)]
@@ -162,7 +162,7 @@ def test_several_runs_share_a_curve_if_they_differ_in_seed_or_length(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["nowhere"], "no such run"), (["RUN", "--symbols", "-1"], "--symbols")]
+    ("words", "message"), [(["nowhere"], "no run named"), (["RUN", "--symbols", "-1"], "--symbols")]
 )
 def test_bad_arguments(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", scores=falling(1, 2, 3, 4, 5), rates={1: 1.0, 5: 1.0})

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from shared.cli.main import main
 from shared.scoring.confidence import student_quantile
-from shared.spec import load_spec, spec_to_toml, with_overrides
+from shared.spec import load_spec
 from shared.study import record
 from shared.training.run import train_run
+from tests.fake_study import copy_run
 from tests.fake_training import quiet_observer, tiny_spec
 
 SHORT = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
@@ -59,16 +60,8 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def another(trained: Path, folder: Path, *overrides: str, bpb: float | None = None) -> Path:
     """A copy of the run as another seed would have left it, with another score."""
-    shutil.copytree(trained, folder)
-    spec = with_overrides(load_spec(folder / "spec.toml"), overrides)
-    (folder / "spec.toml").write_text(spec_to_toml(spec))
-    if bpb is not None:
-
-        def rescore(values: dict[str, Any]) -> None:
-            values["bpb"], values["nats"] = bpb, bpb * math.log(2.0) * values["bytes"]
-
-        edit_json(folder / "score.json", rescore)
-    return folder
+    before = json.loads((trained / "score.json").read_text())["bpb"]
+    return copy_run(trained, folder, *overrides, factor=(bpb or before) / before)
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -93,7 +86,7 @@ def test_one_run_becomes_a_folder_that_holds_everything(
 ) -> None:
     out = tmp_path / "records" / "one"
     status, printed, _ = call(
-        capsys, "--json", trained, "--out", out, "--author", "A", "--github", "a-b", "--title", "T"
+        capsys, "--json", trained, "--output", out, "--author", "A", "--github", "a-b", "--title", "T"
     )
     document = json.loads(printed)
     assert status == 0 and document["folder"] == str(out)
@@ -128,7 +121,7 @@ def test_several_seeds_give_mean_and_deviation(
         for seed, bpb in ((314, 6.25), (42, 6.5), (999, 6.0))
     ]
     (runs[1] / "preflight.json").write_text('{"go": true, "forced": ["disk"], "risks": ["artifact_bytes"]}')
-    assert call(capsys, *runs, "--out", tmp_path / "out")[0] == 0
+    assert call(capsys, *runs, "--output", tmp_path / "out")[0] == 0
     submission = json.loads((tmp_path / "out/submission.json").read_text())
     assert submission["seeds"] == [42, 314, 999] and list(submission["seed_results"]) == ["42", "314", "999"]
     assert submission["val_bpb"] == pytest.approx(6.25, rel=1e-12)
@@ -154,7 +147,7 @@ def test_runs_that_are_not_one_experiment(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     other = another(trained, tmp_path / "other", *overrides)
-    assert message in refused(capsys, trained, other, "--out", tmp_path / "out")
+    assert message in refused(capsys, trained, other, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -167,7 +160,7 @@ def test_scores_on_different_text_are_not_averaged(
         values["dataset"]["sha256"] = values["dataset"]["scored_sha256"] = "0" * 64
 
     edit_json(other / "score.json", change)
-    assert "were scored on different text" in refused(capsys, trained, other, "--out", tmp_path / "out")
+    assert "were scored on different text" in refused(capsys, trained, other, "--output", tmp_path / "out")
 
 
 def test_runs_on_different_training_text_are_no_record(
@@ -177,13 +170,13 @@ def test_runs_on_different_training_text_are_no_record(
     other = another(trained, tmp_path / "other", "training.seed=2")
     edit_json(other / "environment.json", lambda values: values["data"]["train"].update(sha256="0" * 64))
     old = json.loads((trained / "environment.json").read_text())["data"]["train"]["sha256"][:16]
-    message = refused(capsys, trained, other, "--out", tmp_path / "out")
+    message = refused(capsys, trained, other, "--output", tmp_path / "out")
     assert f"{trained} was trained on builtin with sha256 {old}, {other} on builtin with {'0' * 16}" in message
     assert not (tmp_path / "out").exists()
     renamed = another(trained, tmp_path / "renamed", "training.seed=2", "data.train=copy")
-    assert call(capsys, trained, renamed, "--out", tmp_path / "out")[0] == 0
+    assert call(capsys, trained, renamed, "--output", tmp_path / "out")[0] == 0
     edit_json(renamed / "environment.json", lambda values: values.pop("data"))
-    assert "no data.train.sha256" in refused(capsys, trained, renamed, "--out", tmp_path / "other-out")
+    assert "no data.train.sha256" in refused(capsys, trained, renamed, "--output", tmp_path / "other-out")
 
 
 def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,9 +189,9 @@ def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path, capsys: pyt
     empty = tmp_path / "empty"
     shutil.copytree(trained, empty, ignore=shutil.ignore_patterns("score.json", "artifact.btw"))
     for run in (unscored, resumed, empty):
-        message = refused(capsys, run, "--out", tmp_path / "out")
+        message = refused(capsys, run, "--output", tmp_path / "out")
         assert f"{run}: not finished" in message and f"--run {run.name} --resume" in message
-    assert "no such run" in refused(capsys, tmp_path / "absent")
+    assert "no run named" in refused(capsys, tmp_path / "absent")
     assert "not a run directory" in refused(capsys, tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -208,7 +201,7 @@ def test_a_score_of_another_artifact_is_refused(
 ) -> None:
     other = another(trained, tmp_path / "other")
     edit_json(other / "score.json", lambda values: values.update(artifact_bytes=values["artifact_bytes"] + 1))
-    assert "the score is not that of artifact.btw" in refused(capsys, other, "--out", tmp_path / "out")
+    assert "the score is not that of artifact.btw" in refused(capsys, other, "--output", tmp_path / "out")
 
 
 def test_over_the_budget_or_a_failed_audit_is_status_1_and_no_folder(
@@ -216,7 +209,7 @@ def test_over_the_budget_or_a_failed_audit_is_status_1_and_no_folder(
 ) -> None:
     heavy = another(trained, tmp_path / "heavy")
     edit_json(heavy / "score.json", lambda values: values.update(limit_bytes=1000))
-    status, _, errors = call(capsys, heavy, "--out", tmp_path / "out")
+    status, _, errors = call(capsys, heavy, "--output", tmp_path / "out")
     assert status == 1 and "no record: " in errors and "the limit is 1,000" in errors
     leaky = another(trained, tmp_path / "leaky")
 
@@ -224,7 +217,7 @@ def test_over_the_budget_or_a_failed_audit_is_status_1_and_no_folder(
         values["audit"]["passed"] = values["audit"]["checks"][0]["passed"] = False
 
     edit_json(leaky / "score.json", fail)
-    status, printed, errors = call(capsys, "--json", leaky, "--out", tmp_path / "out")
+    status, printed, errors = call(capsys, "--json", leaky, "--output", tmp_path / "out")
     assert status == 1 and "audit: future: " in errors
     assert json.loads(printed)["folder"] is None and len(json.loads(printed)["problems"]) == 1
     assert not (tmp_path / "out").exists()
@@ -234,15 +227,15 @@ def test_a_folder_is_replaced_only_if_asked_and_only_a_record(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert call(capsys, trained, "--out", out)[0] == 0
-    assert "exists; --replace writes it anew" in refused(capsys, trained, "--out", out)
+    assert call(capsys, trained, "--output", out)[0] == 0
+    assert "exists; --replace overwrites it" in refused(capsys, trained, "--output", out)
     (out / "stale").touch()
-    assert call(capsys, trained, "--out", out, "--replace")[0] == 0
+    assert call(capsys, trained, "--output", out, "--replace")[0] == 0
     assert not (out / "stale").exists() and (out / "submission.json").exists()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
-    assert "is no record" in refused(capsys, trained, "--out", mine, "--replace")
+    assert "is no record" in refused(capsys, trained, "--output", mine, "--replace")
     assert names(mine) == ["thesis.txt"] and sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 
@@ -250,14 +243,14 @@ def test_a_failure_in_the_middle_leaves_the_old_record(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    assert call(capsys, trained, "--out", out)[0] == 0
+    assert call(capsys, trained, "--output", out)[0] == 0
     before = {name: (out / name).read_bytes() for name in names(out)}
 
     def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(record.shutil, "copyfile", full)
-    assert "no space left on device" in refused(capsys, trained, "--out", out, "--replace")
+    assert "no space left on device" in refused(capsys, trained, "--output", out, "--replace")
     assert {name: (out / name).read_bytes() for name in names(out)} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

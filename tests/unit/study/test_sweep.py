@@ -17,9 +17,9 @@ from shared.errors import SpecError, UserError
 from shared.spec import spec_to_toml
 from shared.study.own_process import Ending, Order
 from shared.study.plan import parse_seeds, parse_vary, plan_runs
-from shared.study.record import finished_with
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
+from shared.training.run_data import finished_with
 from tests.fake_study import copy_run
 from tests.fake_training import quiet_observer, tiny_spec
 
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
 
     monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
     capsys.readouterr()
-    assert main(words(once, "--seeds", "2", "--json", "--record", str(once / "r.md"))) == 0
+    assert main(words(once, "--seeds", "2", "--json", "--output", str(once / "r.md"))) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert resumed == ["tiny-seed1"]
@@ -292,7 +292,7 @@ def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.Ca
     [
         (["--name", "a/b"], "--name 'a/b'"),
         (["--baseline", "x"], "no such group; groups: tiny"),
-        (["--record", "no/such/folder/r.md"], "does not exist"),
+        (["--output", "no/such/folder/r.md"], "does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.errors import SpecError
 from shared.optim import lr_factor
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
 from shared.training.deadline import Deadline
 from tests.bench.deadline import KINDS, IdleEngine, IdleLoader, simulate
 from tests.fake_training import FakeDevice, tiny_spec
@@ -150,9 +150,9 @@ def test_the_last_step_is_in_the_metrics_and_in_time(tmp_path: Path, where: str)
 
     harness.engine.synchronise = slow_stop  # type: ignore[method-assign]
     outcome = harness.start()
-    steps = [record for record in read_records(tmp_path / "metrics.jsonl") if record["event"] == "step"]
+    steps = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] == "step"]
     assert outcome.step == 10 and outcome.elapsed_s <= 11.0501
-    assert [record["step"] for record in steps] == [1, 10]
+    assert [event["step"] for event in steps] == [1, 10]
     assert steps[-1]["progress_frac"] == 1.0 and steps[-1]["elapsed_s"] <= 11.0501
 
 

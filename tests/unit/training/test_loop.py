@@ -20,21 +20,21 @@ def test_everything_happens_when_it_is_due(tmp_path: Path) -> None:
     harness = make(tmp_path)
     outcome = harness.start()
     assert outcome.status == "finished" and outcome.step == 23 and outcome.message == ""
-    assert [r["step"] for r in harness.records("step")] == [1, 4, 8, 12, 16, 20, 23]
-    assert [r["step"] for r in harness.records("validation")] == [5, 10, 15, 20, 23]
+    assert [r["step"] for r in harness.events("step")] == [1, 4, 8, 12, 16, 20, 23]
+    assert [r["step"] for r in harness.events("validation")] == [5, 10, 15, 20, 23]
     assert harness.observer.named("checkpoint") == [6, 12, 18, 23]
     assert len(harness.observer.named("step")) == 23
     assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000023.safetensors"
     assert outcome.validation is not None and outcome.validation.step == 23
     assert outcome.best_validation is not None
-    assert outcome.best_validation.bpb == min(r["bpb"] for r in harness.records("validation"))
+    assert outcome.best_validation.bpb == min(r["bpb"] for r in harness.events("validation"))
 
 
 def test_zero_cadence_means_only_at_the_end(tmp_path: Path) -> None:
     harness = make(tmp_path, "training.val_every_steps=0", "training.checkpoint_every_steps=0")
     harness.start()
     assert harness.observer.named("checkpoint") == [23]
-    assert [r["step"] for r in harness.records("validation")] == [23]
+    assert [r["step"] for r in harness.events("validation")] == [23]
 
 
 def test_the_learning_rate_follows_the_progress_at_the_start_of_a_step(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(
     resumed = make(folder, *overrides)
     assert set(statuses) <= {"interrupted", "finished"}
     for event in ("step", "validation"):
-        assert resumed.records(event) == straight.records(event)
+        assert resumed.events(event) == straight.events(event)
     newest = [CheckpointStore(f / "checkpoints", 2).load_latest() for f in (folder, straight.folder)]
     assert newest[0] is not None and newest[1] is not None
     for name, value in newest[1].state.items():
@@ -103,7 +103,7 @@ def test_an_interrupted_run_says_so_and_has_a_checkpoint(tmp_path: Path) -> None
     assert outcome.status == "interrupted" and outcome.step == 8
     assert harness.interruption.exit_status == 143
     assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000008.safetensors"
-    assert harness.records("interrupted") == [{"event": "interrupted", "step": 8, "signal": signal.SIGTERM}]
+    assert harness.events("interrupted") == [{"event": "interrupted", "step": 8, "signal": signal.SIGTERM}]
     assert [report.step for report in harness.observer.named("step")] == list(range(1, 9))
 
 
@@ -166,9 +166,9 @@ def test_a_gradient_that_is_no_number_names_step_parameter_and_checkpoint(tmp_pa
         "step 15: the gradient of layers.1.attn.q_proj.weight is not a finite number; training stopped; "
         f"the last good checkpoint is {checkpoint}"
     )
-    (record,) = harness.records("failed")
-    assert record["failed_step"] == 15 and record["parameter"] == "layers.1.attn.q_proj.weight"
-    assert record["last_checkpoint"] == str(checkpoint)
+    (event,) = harness.events("failed")
+    assert event["failed_step"] == 15 and event["parameter"] == "layers.1.attn.q_proj.weight"
+    assert event["last_checkpoint"] == str(checkpoint)
 
 
 def test_a_failure_before_any_checkpoint_says_there_is_none(tmp_path: Path) -> None:

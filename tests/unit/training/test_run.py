@@ -18,11 +18,12 @@ from shared.artifact import read_artifact
 from shared.cli.main import main
 from shared.errors import RunError
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
+from shared.scoring.checks import Check
 from shared.scoring.document import read_score
 from shared.spec import load_spec, spec_id
 from shared.tolerances import PACKING_BPB
-from shared.training.finish import Finished, Packing
+from shared.training.finish import Packing, find_problems
 from shared.training.run import train_run
 from tests.fake_training import RecordingObserver, tiny_spec
 
@@ -46,8 +47,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     spec = tiny_spec(*SHORT)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="done")
     assert result.finished is not None and result.exit_status == 0
-    stages = observer.named("stage")
-    return runs, {"result": result, "stages": stages, "progress": observer.named("progress")}
+    phases = observer.named("phase")
+    return runs, {"result": result, "phases": phases, "progress": observer.named("progress")}
 
 
 def test_a_run_directory_holds_everything(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -79,13 +80,13 @@ def test_the_score_is_that_of_the_artifact_on_all_heldout_text(finished: tuple[P
     assert score.artifact_sha256 == hashlib.sha256((runs / "done" / "artifact.btw").read_bytes()).hexdigest()
     assert set(score.compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert seen["progress"][-1] == (score.symbols, score.symbols)
-    assert seen["stages"] == ["validation", "packing", "validation of the artifact", "scoring", "audit", "report"]
+    assert seen["phases"] == ["validation", "packing", "validation of the artifact", "scoring", "audit", "report"]
 
 
 def test_what_packing_costs_is_measured_on_the_same_text(finished: tuple[Path, dict[str, Any]]) -> None:
     runs, seen = finished
     packing = seen["result"].finished.packing
-    (validation,) = [r for r in read_records(runs / "done" / "metrics.jsonl") if r["event"] == "validation"]
+    (validation,) = [r for r in read_events(runs / "done" / "metrics.jsonl") if r["event"] == "validation"]
     assert packing.unpacked_bpb == validation["bpb"]
     assert packing.packed_bpb != packing.unpacked_bpb
     assert abs(packing.difference_bpb) <= PACKING_BPB
@@ -94,15 +95,16 @@ def test_what_packing_costs_is_measured_on_the_same_text(finished: tuple[Path, d
 def test_problems_name_what_was_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     good = finished[1]["result"].finished
     assert good.problems == []
-    costly = Finished(good.score, Packing(2.0, 2.02))
-    assert costly.problems == ["packing: costs 0.0200 bits per byte, at most 0.01 is allowed"]
-    tight = Finished(good.score.model_copy(update={"limit_bytes": 1000}), good.packing)
-    assert len(tight.problems) == 1 and tight.problems[0].startswith("budget: ")
+    costly = find_problems(good.score, Packing(2.0, 2.02))
+    assert costly == ["packing: costs 0.0200 bits per byte, at most 0.01 is allowed"]
+    (tight,) = find_problems(good.score.model_copy(update={"limit_bytes": 1000}), good.packing)
+    assert tight.startswith("budget: ")
     checks = [good.score.audit.checks[0].model_copy(update={"passed": False})]
-    leaky = Finished(
-        good.score.model_copy(update={"audit": good.score.audit.model_copy(update={"checks": checks})}), good.packing
-    )
-    assert len(leaky.problems) == 1 and leaky.problems[0].startswith("audit: future: ")
+    leaky = good.score.model_copy(update={"audit": good.score.audit.model_copy(update={"checks": checks})})
+    (problem,) = find_problems(leaky, good.packing, [Check("average", True, 0.0, 0.0, "")])
+    assert problem.startswith("audit: future: ")
+    (problem,) = find_problems(good.score, good.packing, [Check("average", False, 1.0, 0.0, "it is empty")])
+    assert problem == "average: it is empty"
 
 
 @pytest.mark.slow
@@ -194,16 +196,16 @@ def test_a_full_disk_is_status_2_with_one_line(
 
 @pytest.mark.slow
 def test_a_signal_while_finishing_is_not_lost(tmp_path: Path) -> None:
-    """Stopped in one stage after the other, each time resumed; the training itself is never done again."""
+    """Stopped in one phase after the other, each time resumed; the training itself is never done again."""
     spec = tiny_spec(*SHORT)
     train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", finish=False)
-    for stage in ("packing", "validation of the artifact", "scoring", "nothing"):
+    for phase in ("packing", "validation of the artifact", "scoring", "nothing"):
         observer = RecordingObserver(
-            lambda name, step, at=stage: os.kill(os.getpid(), signal.SIGINT) if name == at else None
+            lambda name, step, at=phase: os.kill(os.getpid(), signal.SIGINT) if name == at else None
         )
         result = train_run(spec, "mlx", observer, runs_dir=tmp_path, run_name="a", resume=True)
         assert observer.named("step") == []
-        if stage != "nothing":
+        if phase != "nothing":
             assert result.exit_status == 130 and result.outcome.status == "interrupted" and result.finished is None
             assert observer.named("end") == ["interrupted"]
             assert not (tmp_path / "a" / "score.json").exists()

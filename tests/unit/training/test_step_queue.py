@@ -11,7 +11,7 @@ import pytest
 
 from shared.optim import lr_factor
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
 from tests.fake_training import FakeDevice
 from tests.loop_harness import Harness, make
 
@@ -34,7 +34,7 @@ def test_each_step_is_reported_once_in_order_and_before_its_validation(tmp_path:
     due = [5, 10, 15, 20, 23]
     expected = [e for k in range(1, 24) for e in [("step", k), *([("validation", k)] if k in due else [])]]
     assert events == expected
-    logged = [(r["event"], r["step"]) for r in read_records(harness.folder / "metrics.jsonl")]
+    logged = [(r["event"], r["step"]) for r in read_events(harness.folder / "metrics.jsonl")]
     steps = {1, 4, 8, 12, 16, 20, 23}
     wanted = [(name, k) for name, k in expected if name == "validation" or k in steps]
     assert [record for record in logged if record[0] != "checkpoint"] == wanted

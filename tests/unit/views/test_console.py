@@ -14,11 +14,11 @@ from rich.console import Console
 
 from shared.runs.observer import Observer, RunStart, StepReport, ValidationReport
 from shared.training.pace import Pace
+from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.console import make_observer
 from shared.views.live import LiveObserver
 from shared.views.plain import PlainObserver
 from shared.views.plot import BLANK, History, braille_lines, column_values
-from shared.views.units import in_bytes, in_count, in_step_time, in_time
 from tests.fake_training import tiny_spec
 
 TEXT = {"name": "builtin/train", "symbols": 1000, "bytes": 2_700_000, "documents": 7, "sha256": "ab" * 32}
@@ -31,7 +31,7 @@ def terminal(width: int, height: int = 30) -> Console:
 def step_report(step: int, logged: bool = True) -> StepReport:
     return StepReport(
         step=step,
-        nats=5.5 * step**-0.25,
+        nats_per_symbol=5.5 * step**-0.25,
         bpb=2.75 * step**-0.25 / math.log(2),
         grad_norm=0.25,
         lr_factor=0.875,
@@ -53,7 +53,7 @@ def play(observer: Observer) -> None:
     )
     for step in range(1, 41):
         observer.on_step(step_report(step, logged=step % 10 == 0))
-    observer.on_stage("validation")
+    observer.on_phase("validation")
     observer.on_progress(1, 2)
     observer.on_validation(ValidationReport(40, 2.753, 2.711, 2.795, 1.0, 1, 1, 9, "averaged", 3.0))
     observer.on_checkpoint(40, Path("runs/tiny-mlx-1/checkpoints/step-00000040.safetensors"))
@@ -105,7 +105,7 @@ def test_the_live_view_tells_of_validation_and_of_stopping() -> None:
     observer = LiveObserver(terminal(80))
     with observer:
         play(observer)
-        observer.on_stage("scoring")
+        observer.on_phase("scoring")
         observer.on_progress(50_000, 200_000)
         text = "\n".join(rendered(observer, 80))
         assert "scoring" in text and "50.0 k/200 k symbols" in text and "left" in text
@@ -127,7 +127,7 @@ def test_plain_lines_one_for_each_logged_event() -> None:
     lines = stream.getvalue().splitlines()
     assert sum(line.startswith("step ") for line in lines) == 4
     assert "step 40/60  loss 1.5776 bpb  grad 0.25  lr x0.875  45.1 kB/s  memory 812 MB  0:42 left" in lines, lines
-    assert "validation at step 40: 2.753 bpb [2.711, 2.795] of the averaged weights  (0:03)" in lines
+    assert "validation at step 40: 2.753 bpb [2.711, 2.795] of the averaged weights  (3.00 s)" in lines
     assert "checkpoint runs/tiny-mlx-1/checkpoints/step-00000040.safetensors" in lines
     assert "train builtin/train: 2.70 MB in 7 documents, sha256 abababababababab" in lines
     assert lines[-2:] == ["warning: careful [1]", "run finished"]
@@ -137,7 +137,7 @@ def test_a_slow_stage_reports_its_progress_with_the_time_left(monkeypatch: pytes
     stream, now = io.StringIO(), [100.0]
     monkeypatch.setattr("shared.views.plain.time.monotonic", lambda: now[0])
     observer = PlainObserver(Console(file=stream, width=80))
-    observer.on_stage("scoring")
+    observer.on_phase("scoring")
     for done in range(1, 41):
         now[0] += 1.0
         observer.on_progress(done * 1000, 40_000)
@@ -170,7 +170,7 @@ def test_the_live_view_is_for_terminals_that_can_show_it(tmp_path: Path) -> None
 
 
 def test_units() -> None:
-    assert [in_bytes(n) for n in (0, 999, 1000, 45_120, 999_600, 8.12e8, 3e12)] == [
+    assert [format_bytes(n) for n in (0, 999, 1000, 45_120, 999_600, 8.12e8, 3e12, 3e15)] == [
         "0 B",
         "999 B",
         "1.00 kB",
@@ -178,10 +178,19 @@ def test_units() -> None:
         "1.00 MB",
         "812 MB",
         "3.00 TB",
+        "3,000 TB",
     ]
-    assert [in_count(n) for n in (7, 1234, 3_600_000)] == ["7", "1.23 k", "3.60 M"]
-    assert [in_time(s) for s in (0, 42.4, 725, 3723, -1)] == ["0:00", "0:42", "12:05", "1:02:03", "0:00"]
-    assert [in_step_time(s) for s in (0.0004, 0.364, 2.6)] == ["0 ms", "364 ms", "2.60 s"]
+    assert [format_count(n) for n in (7, 1234, 3_600_000)] == ["7", "1.23 k", "3.60 M"]
+    assert [format_clock(s) for s in (0, 42.4, 725, 3723, -1)] == ["0:00", "0:42", "12:05", "1:02:03", "0:00"]
+    assert [format_duration(s) for s in (0.0004, 0.3642, 0.9996, 2.6, 42.04, 59.95, 725)] == [
+        "0.40 ms",
+        "364 ms",
+        "1.00 s",
+        "2.60 s",
+        "42.0 s",
+        "1:00",
+        "12:05",
+    ]
 
 
 def test_pace_leaves_out_the_step_that_compiles() -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from shared.errors import RunError
 from shared.model import parameter_counts
+from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
-from shared.scoring.document import ScoreDocument, write_score
-from shared.spec import Spec, spec_id
+from shared.scoring.document import write_score
+from shared.spec import Spec
 from shared.views.report.document import write_report
 from shared.views.report.markup import element, page
 from shared.views.report.svg_chart import (
@@ -34,6 +35,7 @@ from shared.views.report.svg_chart import (
     log_ticks,
 )
 from shared.views.report.svg_chart import ticks as linear_ticks
+from tests.fake_study import score_of
 from tests.fake_training import tiny_spec
 
 HOSTILE = "<script>alert('x')</script>\"&amp;\x00\x1b[31m\u202e\ud800"
@@ -74,50 +76,11 @@ class Page(HTMLParser):
         return [values for name, values in self.elements if name == tag and class_ in values.get("class", "")]
 
 
-def score_of(spec: Spec, **changes: Any) -> ScoreDocument:
-    """A score of 2.5 bits per byte on 10,000 bytes."""
-    check = {"name": "future", "passed": True, "measured": 1.5e-7, "limit": 1e-4, "detail": "moved", "warning": False}
-    values = {
-        "bpb": 2.5,
-        "nats": 2.5 * 10_000 * math.log(2.0),
-        "symbols": 10_000,
-        "bytes": 10_000,
-        "documents": 12,
-        "window_symbols": 64,
-        "stride_symbols": 32,
-        "adaptation": "none",
-        "confidence": {"level": 0.95, "low_bpb": 2.4123, "high_bpb": 2.5877, "units": "documents", "num_units": 12},
-        "dataset": {
-            "name": "text/heldout",
-            "sha256": "a" * 64,
-            "scored_sha256": "a" * 64,
-            "text_sha256": "c" * 64,
-            "complete": True,
-        },
-        "compressors": {
-            "xz -9": {"compressed_bytes": 4100, "bpb": 3.28},
-            "zstd -19": {"compressed_bytes": 4000, "bpb": 3.2},
-            "brotli -11": {"compressed_bytes": 3900, "bpb": 3.12},
-        },
-        "audit": {"passed": True, "checks": [check]},
-        "artifact_bytes": 123_456,
-        "code_bytes": 234_567,
-        "limit_bytes": 16_000_000,
-        "parameters": parameter_counts(spec)["total"],
-        "spec_name": spec.name,
-        "spec_id": spec_id(spec),
-        "engine": "mlx",
-        "weights": "packed",
-        **changes,
-    }
-    return ScoreDocument.model_validate(values)
-
-
-def step_record(step: int, nats: float) -> dict[str, Any]:
+def step_event(step: int, nats: float) -> Event:
     return {
         "event": "step",
         "step": step,
-        "nats": nats,
+        "nats_per_symbol": nats,
         "grad_norm": 1.0,
         "lr_factor": 1.0 - step / 100,
         "progress_frac": step / 60,
@@ -129,17 +92,17 @@ def step_record(step: int, nats: float) -> dict[str, Any]:
     }
 
 
-def validation_record(step: int, bpb: float) -> dict[str, Any]:
+def validation_event(step: int, bpb: float) -> dict[str, Any]:
     return {"event": "validation", "step": step, "bpb": bpb, "low_bpb": bpb - 0.1, "high_bpb": bpb + 0.1}
 
 
 PACKING = {"unpacked_bpb": 2.4011, "packed_bpb": 2.4044, "difference_bpb": 0.0033, "limit_bpb": 0.01}
 FINISHED = {"event": "finished", "step": 60, "bpb": 2.5, "packing": PACKING, "problems": []}
-RECORDS = [
+EVENTS = [
     {"event": "start", "step": 0, "engine": "mlx"},
-    *(step_record(step, 5.5 - 0.06 * step) for step in range(1, 61)),
-    validation_record(30, 3.7),
-    validation_record(60, 2.4),
+    *(step_event(step, 5.5 - 0.06 * step) for step in range(1, 61)),
+    validation_event(30, 3.7),
+    validation_event(60, 2.4),
     FINISHED,
 ]
 ENVIRONMENT = {
@@ -159,7 +122,7 @@ ENVIRONMENT = {
 
 def report(
     folder: Path,
-    records: list[dict[str, Any]] = RECORDS,
+    events: list[Event] = EVENTS,
     environment: Mapping[str, Any] = ENVIRONMENT,
     spec: Spec | None = None,
     **score: Any,
@@ -170,7 +133,7 @@ def report(
     run = RunDirectory(folder)
     run.write_spec(spec)
     run.environment_path.write_text(json.dumps(environment))
-    run.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run.metrics_path.write_text("".join(json.dumps(event) + "\n" for event in events))
     write_score(run.score_path, score_of(spec, **score))
     write_report(run)
     assert not list(folder.glob(".*.tmp"))
@@ -239,12 +202,12 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         "data": {"train": hostile, HOSTILE: hostile},
         "earlier_starts": [{"engine": HOSTILE, "started": HOSTILE, "git": {"commit": HOSTILE}}, HOSTILE],
     }
-    records = [*RECORDS[:-1], {"event": "resume", "step": 9, "engine": HOSTILE}, {**FINISHED, "problems": [HOSTILE]}]
+    events = [*EVENTS[:-1], {"event": "resume", "step": 9, "engine": HOSTILE}, {**FINISHED, "problems": [HOSTILE]}]
     check = {"name": HOSTILE, "passed": False, "measured": None, "limit": 0.0, "detail": HOSTILE, "warning": True}
     plain = HOSTILE[:-1]
     found = report(
         tmp_path / "<b>&'run\"",
-        records,
+        events,
         environment,
         tiny_spec('data.train="<i>text</i>"'),
         engine=plain,
@@ -276,19 +239,19 @@ def test_any_text_survives_as_text(text: str, value: str) -> None:
 
 
 def test_without_validation_the_loss_stands_alone(tmp_path: Path) -> None:
-    found = report(tmp_path / "a", [record for record in RECORDS if record["event"] != "validation"])
+    found = report(tmp_path / "a", [event for event in EVENTS if event["event"] != "validation"])
     assert len(found.named("path", "line first")) == 3 and not found.named("path", "second")
     assert "Validation is" not in found.text
 
 
 def test_the_caption_says_which_weights_were_validated(tmp_path: Path) -> None:
     assert "Validation is the score on a fixed sample" in report(tmp_path / "unknown").text
-    records = [{**record, "weights": "averaged"} if record["event"] == "validation" else record for record in RECORDS]
-    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", records).text
+    events = [{**event, "weights": "averaged"} if event["event"] == "validation" else event for event in EVENTS]
+    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", events).text
 
 
 def test_a_single_step_is_a_dot(tmp_path: Path) -> None:
-    found = report(tmp_path / "a", [step_record(1, 5.5), validation_record(1, 4.0), FINISHED])
+    found = report(tmp_path / "a", [step_event(1, 5.5), validation_event(1, 4.0), FINISHED])
     assert len(found.named("circle", "first")) == 3 and len(found.named("circle", "second")) == 1
     assert "1 of 60 steps" in found.text
 
@@ -299,20 +262,20 @@ def test_without_steps_the_charts_say_so(tmp_path: Path) -> None:
 
 def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
     spoiled = [
-        {**step_record(61, math.nan), "lr_factor": math.inf, "bytes_per_s": None, "peak_memory_bytes": "much"},
-        {**validation_record(61, math.nan), "low_bpb": None},
+        {**step_event(61, math.nan), "lr_factor": math.inf, "bytes_per_s": None, "peak_memory_bytes": "much"},
+        {**validation_event(61, math.nan), "low_bpb": None},
         {"event": "step", "step": 62},
     ]
-    found = report(tmp_path / "a", [*RECORDS[:-1], *spoiled, FINISHED])
+    found = report(tmp_path / "a", [*EVENTS[:-1], *spoiled, FINISHED])
     assert len(found.named("circle", "second")) == 2 and "nan" not in found.text.lower().split()
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
-    """A step that was logged twice counts once, the last time; the last `finished` record is the one that holds."""
-    again = [{"event": "resume", "step": 30, "engine": "torch"}, *(step_record(step, 3.0) for step in range(30, 61))]
+    """A step that was logged twice counts once, the last time; the last `finished` event is the one that holds."""
+    again = [{"event": "resume", "step": 30, "engine": "torch"}, *(step_event(step, 3.0) for step in range(30, 61))]
     ending = {**FINISHED, "packing": {**PACKING, "packed_bpb": 2.4111, "difference_bpb": 0.01}}
     environment = {**ENVIRONMENT, "earlier_starts": [{"engine": "mlx", "device": "old one", "started": "before"}]}
-    found = report(tmp_path / "a", [*RECORDS, *again, validation_record(60, 2.3), ending], environment)
+    found = report(tmp_path / "a", [*EVENTS, *again, validation_event(60, 2.3), ending], environment)
     assert "resumed at step 30 (torch)" in found.text and "before: engine mlx on old one" in found.text
     assert "2.4111" in found.text and "2.4044" not in found.text
     places = [x for x, _ in coordinates(found.named("path", "line first")[0])]
@@ -322,8 +285,8 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
 
 def test_training_loss_is_converted_with_the_bytes_of_a_symbol(tmp_path: Path) -> None:
     """Two bytes a symbol: 4 ln 2 nats per symbol are 2 bits per byte, where the validation stands."""
-    records = [step_record(1, 8 * math.log(2)), step_record(2, 4 * math.log(2)), validation_record(2, 2.0), FINISHED]
-    found = report(tmp_path / "a", records)
+    events = [step_event(1, 8 * math.log(2)), step_event(2, 4 * math.log(2)), validation_event(2, 2.0), FINISHED]
+    found = report(tmp_path / "a", events)
     end = coordinates(found.named("path", "line first")[0])[-1]
     mark = found.named("circle", "second")[0]
     assert end == (float(mark["cx"]), float(mark["cy"]))
@@ -333,7 +296,7 @@ def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
     nothing = {"level": 0.95, "low_bpb": None, "high_bpb": None, "units": "documents", "num_units": 1}
     nothing |= {"effective_units": 1.0, "reason": "1 document, at least 5 are needed"}
     ending = {**FINISHED, "problems": ["budget: too much"]}
-    found = report(tmp_path / "a", [*RECORDS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
+    found = report(tmp_path / "a", [*EVENTS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
     assert "budget: too much" in found.text and "Every check" not in found.text
     assert "357,023 bytes over the budget" in found.text and len(found.named("path", "limit")) == 1
     assert "no confidence interval: 1 document, at least 5 are needed" in found.text

@@ -17,14 +17,14 @@ from shared.preflight.function_rows import causality_row, gradients_row, paramet
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
 from shared.preflight.memory import estimate_memory
-from shared.preflight.question import Bench, Question
+from shared.preflight.question import Context, Question
 from shared.preflight.row import ROWS, VERDICTS, Row, no_go
 from shared.preflight.size_rows import artifact_row, code_row, disk_row
 from shared.preflight.speed_rows import average_row, cost_row, memory_row, mfu_row, projected_score_row, step_time_row
 from shared.preflight.workload import measured_spec, plan_workload, resized, rows_of_rank
 from shared.spec import spec_id, spec_to_dict
 
-ASKED: dict[str, Callable[[Bench], Row]] = {
+ASKED: dict[str, Callable[[Context], Row]] = {
     "parity": parity_row,
     "causality": causality_row,
     "gradients": gradients_row,
@@ -53,7 +53,7 @@ Announce = Callable[[str], None]
 class PreflightReport:
     """All rows, with what was asked of which device. `strict` makes a risk forbid the run."""
 
-    bench: Bench
+    context: Context
     rows: tuple[Row, ...]
     elapsed_s: float
     strict: bool = False
@@ -85,7 +85,7 @@ class PreflightReport:
 
     def to_document(self) -> dict[str, Any]:
         """The report as JSON."""
-        question, facts = self.bench.question, self.bench.facts
+        question, facts = self.context.question, self.context.facts
         return {
             "name": question.spec.name,
             "spec_id": spec_id(question.spec),
@@ -117,16 +117,16 @@ def run_preflight(
     check_row_names(forced)
     started = time.monotonic()
     announce("one training step")
-    bench = prepare(question)
+    context = prepare(question)
     rows = []
     for name, ask in ASKED.items():
         announce(name)
-        row = _asked(name, ask, bench)
+        row = _asked(name, ask, context)
         rows.append(row.force() if name in forced else row)
-    return PreflightReport(bench, tuple(rows), time.monotonic() - started, strict)
+    return PreflightReport(context, tuple(rows), time.monotonic() - started, strict)
 
 
-def prepare(question: Question) -> Bench:
+def prepare(question: Question) -> Context:
     """Facts, estimate and, where there is hope, one measured step. Raises UserError."""
     spec = question.spec
     windows = spec.training.batch_symbols // spec.model.seq_len
@@ -146,16 +146,15 @@ def prepare(question: Question) -> Bench:
     facts = _facts_for_a_rank(question)
     run_here = measured_spec(spec, facts)
     _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
-    memory = estimate_memory(run_here, question.engine, group_rows)
+    memory = estimate_memory(run_here, question.engine, group_rows, facts.workers)
     workload = plan_workload(run_here, question.ranks, facts, memory)
     measured = run_here
-    if workload.measured_seq_len < workload.seq_len:
+    if workload.shortened:
         measured = resized(run_here, workload.measured_seq_len, workload.measured_rows)
-    smallest = estimate_memory(measured, question.engine, workload.measured_rows)
     step = None
-    if max(memory.least_bytes, smallest.least_bytes) <= facts.free_bytes:
+    if memory.least_bytes <= facts.free_bytes:
         step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
-    return Bench(question, facts, workload, memory, step)
+    return Context(question, facts, workload, memory, step)
 
 
 def _facts_for_a_rank(question: Question) -> DeviceFacts:
@@ -179,10 +178,10 @@ def check_row_names(names: Iterable[str]) -> None:
             raise UserError(f"--force {name}: no such row; rows: {', '.join(ROWS)}")
 
 
-def _asked(name: str, ask: Callable[[Bench], Row], bench: Bench) -> Row:
+def _asked(name: str, ask: Callable[[Context], Row], context: Context) -> Row:
     """The row, or a no-go with the reason if the machine or the input broke down over it."""
     try:
-        return ask(bench)
+        return ask(context)
     except (UserError, RuntimeError, MemoryError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return no_go(name, "failed", f"{type(error).__name__}: {reason}")

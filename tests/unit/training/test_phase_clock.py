@@ -1,4 +1,4 @@
-"""How long each stage took: counted from what an observer hears, noted at any end, shown where it is read."""
+"""How long each phase took: counted from what an observer hears, noted at any end, shown where it is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from shared.runs.metrics import read_records
+from shared.runs.metrics import read_events
 from shared.runs.observer import Observer, StepReport, ValidationReport
+from shared.training.phase_clock import PhaseClock
 from shared.training.run import train_run
-from shared.training.stage_clock import StageClock
-from shared.views.report.stages import stage_seconds, stages_text
+from shared.views.report.phases import phase_seconds, phases_text
 from tests.fake_training import RecordingObserver, tiny_spec
 
 
@@ -39,22 +39,22 @@ def validation() -> ValidationReport:
 
 def test_every_second_belongs_to_one_stage() -> None:
     time, heard = Time(), RecordingObserver()
-    clock = StageClock(heard, time)
+    clock = PhaseClock(heard, time)
     watched = cast(Observer, clock)
 
     def after(seconds: float, tell: Any, *what: Any) -> None:
         time.now_s += seconds
         tell(*what)
 
-    after(1.0, watched.on_stage, "compiling")
+    after(1.0, watched.on_phase, "compiling")
     after(5.0 + 2.0, watched.on_step, step(2.0))  # the step began when compiling was over
     after(2.0, watched.on_step, step(2.0))
-    after(0.0, watched.on_stage, "validation")
+    after(0.0, watched.on_phase, "validation")
     after(3.0, watched.on_progress, 10, 10)
     after(0.0, watched.on_validation, validation())
     after(0.5 + 2.0, watched.on_step, step(2.0))  # half a second for a checkpoint
-    after(0.25, watched.on_stage, "packing")
-    after(4.0, watched.on_stage, "scoring")
+    after(0.25, watched.on_phase, "packing")
+    after(4.0, watched.on_phase, "scoring")
     after(6.0, clock.stop)
     assert clock.seconds() == pytest.approx(
         {
@@ -70,39 +70,39 @@ def test_every_second_belongs_to_one_stage() -> None:
     assert sum(clock.seconds().values()) == pytest.approx(time.now_s - 100.0)
     # The view behind it heard everything.
     assert [name for name, _ in heard.events].count("step") == 3
-    assert heard.named("stage") == ["compiling", "validation", "packing", "scoring"]
+    assert heard.named("phase") == ["compiling", "validation", "packing", "scoring"]
     assert len(heard.named("validation")) == 1 and heard.named("progress") == [(10, 10)]
 
 
 def test_starts_of_one_run_are_added_up() -> None:
-    records = [
-        {"event": "stages", "step": 3, "seconds": {"training": 2.0, "checkpoints": 0.01}},
+    events = [
+        {"event": "phases", "step": 3, "seconds": {"training": 2.0, "checkpoints": 0.01}},
         {"event": "finished", "step": 6, "seconds": 7},
-        {"event": "stages", "step": 6, "seconds": {"training": 3.0, "scoring": 61.0, "odd": math.nan}},
+        {"event": "phases", "step": 6, "seconds": {"training": 3.0, "scoring": 61.0, "odd": math.nan}},
     ]
-    seconds = stage_seconds(records)
+    seconds = phase_seconds(events)
     assert seconds == {"training": 5.0, "checkpoints": 0.01, "scoring": 61.0, "odd": 0.0}
-    assert stages_text(seconds) == "scoring 1:01, training 5.0 s"
-    assert stage_seconds([]) == {} and stages_text({}) == ""
+    assert phases_text(seconds) == "scoring 1:01, training 5.00 s"
+    assert phase_seconds([]) == {} and phases_text({}) == ""
 
 
 @pytest.mark.slow
 def test_a_run_notes_its_stages(tmp_path: Path) -> None:
     spec = tiny_spec("training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
     first = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", finish=False)
-    (record,) = [record for record in read_records(tmp_path / "a" / "metrics.jsonl") if record["event"] == "stages"]
-    assert record["seconds"] == first.stage_s
-    assert list(first.stage_s) == ["starting", "training", "checkpoints", "validation"]
-    assert first.stage_s["training"] == pytest.approx(first.outcome.elapsed_s, rel=0.05, abs=0.02)
+    (event,) = [event for event in read_events(tmp_path / "a" / "metrics.jsonl") if event["event"] == "phases"]
+    assert event["seconds"] == first.phase_s
+    assert list(first.phase_s) == ["starting", "training", "checkpoints", "validation"]
+    assert first.phase_s["training"] == pytest.approx(first.outcome.elapsed_s, rel=0.05, abs=0.02)
     whole = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", resume=True)
-    records = read_records(tmp_path / "a" / "metrics.jsonl")
-    assert [record["event"] for record in records if record["event"] in ("stages", "finished")] == [
-        "stages",
+    events = read_events(tmp_path / "a" / "metrics.jsonl")
+    assert [event["event"] for event in events if event["event"] in ("phases", "finished")] == [
+        "phases",
         "finished",
-        "stages",
+        "phases",
     ]
-    assert {"packing", "validation of the artifact", "scoring", "audit", "report"} <= whole.stage_s.keys()
+    assert {"packing", "validation of the artifact", "scoring", "audit", "report"} <= whole.phase_s.keys()
     page = (tmp_path / "a" / "report.html").read_text()
     assert "<h2>Time</h2>" in page
-    for stage in stage_seconds(records):
-        assert f'<th scope="row">{stage}</th>' in page
+    for phase in phase_seconds(events):
+        assert f'<th scope="row">{phase}</th>' in page

@@ -22,14 +22,14 @@ from shared.parity.exact_checks import artifact_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
-from shared.parity.result import ParityReport, Row
+from shared.parity.result import ParityReport, ParityRow
 from shared.parity.trace import TracedOutput, trace_forward
 from shared.parity.training_checks import (
     first_deviation,
     oracle_training_rows,
     rounds_in_training,
+    short_run,
     step_by_step_row,
-    train_record,
     training_rows,
 )
 from shared.spec import Spec
@@ -43,7 +43,7 @@ Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Setup:
     """What the checks of one spec share: the engines by name, random weights, and batches of text."""
 
     spec: Spec
@@ -71,28 +71,28 @@ def run_parity(
     if not engines:
         raise UserError(f"nothing to compare: no engine is installed; install the extra {ENGINE_EXTRAS}")
     loader = synthetic_loader(small, TEXT_SEED)
-    bench = Bench(
+    setup = Setup(
         small, engines, comparison_weights(small, WEIGHTS_SEED), [loader.batch(step) for step in range(steps)]
     )
-    checks: dict[str, Callable[[Bench], list[Row]]] = {
+    checks: dict[str, Callable[[Setup], list[ParityRow]]] = {
         "initial weights": _initial_weights,
         "batches": _batches,
         "logits": _logits,
         "gradients": _gradients,
-        "full length": lambda bench: _full_length(bench, spec),
+        "full length": lambda setup: _full_length(setup, spec),
         "optimizer steps and loss curve": _training,
         "artifact": _artifact,
         "bf16 hidden states": _bf16,
     }
-    rows: list[Row] = []
+    rows: list[ParityRow] = []
     for name, check in checks.items():
         announce(name)
-        rows += check(bench)
+        rows += check(setup)
     return ParityReport(
         name=spec.name,
         spec=small,
         reductions=reductions,
-        implementations=tuple(bench.names),
+        implementations=tuple(setup.names),
         rows=tuple(rows),
         elapsed_s=time.monotonic() - started,
     )
@@ -105,63 +105,63 @@ def make_ops(name: str) -> Ops:
     return engine_package(name).make_ops()
 
 
-def _initial_weights(bench: Bench) -> list[Row]:
-    weights = synthetic_start(bench.spec)
+def _initial_weights(setup: Setup) -> list[ParityRow]:
+    weights = synthetic_start(setup.spec)
     exported: dict[str, Tensors] = {"numpy": weights}
-    for name, engine in bench.engines.items():
+    for name, engine in setup.engines.items():
         engine.initialise(weights)
         exported[name] = engine.export_weights("trained")
     return weight_rows(exported)
 
 
-def _batches(bench: Bench) -> list[Row]:
-    return batch_rows(lambda: synthetic_loader(bench.spec, TEXT_SEED), len(bench.batches[0]))
+def _batches(setup: Setup) -> list[ParityRow]:
+    return batch_rows(lambda: synthetic_loader(setup.spec, TEXT_SEED), len(setup.batches[0]))
 
 
-def _logits(bench: Bench) -> list[Row]:
-    rows = _compare_logits(bench, bench.weights, "logits")
-    x = bench.batches[0]
-    nats = {"numpy": Oracle(bench.spec, bench.weights).score(x)}
-    nats |= {name: engine.score(x) for name, engine in bench.engines.items()}
-    return rows + nats_rows(nats, partial(rounding_of_logits, bench.spec, bench.weights, x))
+def _logits(setup: Setup) -> list[ParityRow]:
+    rows = _compare_logits(setup, setup.weights, "logits")
+    x = setup.batches[0]
+    nats = {"numpy": Oracle(setup.spec, setup.weights).score(x)}
+    nats |= {name: engine.score(x) for name, engine in setup.engines.items()}
+    return rows + nats_rows(nats, partial(rounding_of_logits, setup.spec, setup.weights, x))
 
 
-def _compare_logits(bench: Bench, weights: Tensors, check: str) -> list[Row]:
-    x = bench.batches[0]
-    outputs = {"numpy": Oracle(bench.spec, weights).log_probs(x)}
-    for name, engine in bench.engines.items():
+def _compare_logits(setup: Setup, weights: Tensors, check: str) -> list[ParityRow]:
+    x = setup.batches[0]
+    outputs = {"numpy": Oracle(setup.spec, weights).log_probs(x)}
+    for name, engine in setup.engines.items():
         engine.initialise(weights)
         outputs[name] = engine.log_probs(x)
 
     def trace(name: str) -> list[TracedOutput]:
-        return trace_forward(make_ops(name), bench.spec, weights, x)
+        return trace_forward(make_ops(name), setup.spec, weights, x)
 
-    return logit_rows(outputs, trace, partial(rounding_of_logits, bench.spec, weights, x), check)
+    return logit_rows(outputs, trace, partial(rounding_of_logits, setup.spec, weights, x), check)
 
 
-def _gradients(bench: Bench) -> list[Row]:
-    x, kinks = bench.batches[0], HeldKinks(bench.spec, KINK_REL)
-    losses = {"numpy": oracle_loss(bench.spec, bench.weights, x)}
+def _gradients(setup: Setup) -> list[ParityRow]:
+    x, kinks = setup.batches[0], HeldKinks(setup.spec, KINK_REL)
+    losses = {"numpy": oracle_loss(setup.spec, setup.weights, x)}
     gradients: dict[str, Tensors] = {}
-    for name, engine in kinks.engines(bench.engines).items():
-        engine.initialise(bench.weights)
+    for name, engine in kinks.engines(setup.engines).items():
+        engine.initialise(setup.weights)
         losses[name], gradients[name] = engine.gradients(x)
     return [
         *loss_rows(losses),
-        *gradient_rows(bench.spec, gradients, kinks=kinks),
-        *directional_rows(bench.spec, bench.weights, x, gradients, seed=DIRECTION_SEED),
+        *gradient_rows(setup.spec, gradients, kinks=kinks),
+        *directional_rows(setup.spec, setup.weights, x, gradients, seed=DIRECTION_SEED),
     ]
 
 
-def _full_length(bench: Bench, spec: Spec) -> list[Row]:
+def _full_length(setup: Setup, spec: Spec) -> list[ParityRow]:
     """Logits and gradients of one window of the spec's own length: engines have kernels for long sequences."""
     seq_len = spec.model.seq_len
-    if seq_len == bench.spec.model.seq_len:
+    if seq_len == setup.spec.model.seq_len:
         return []
     long, _ = reduced_spec(spec, steps=1, seq_len=seq_len)
-    engines = {name: synthetic_engine(name, long) for name in bench.engines}
+    engines = {name: synthetic_engine(name, long) for name in setup.engines}
     x = synthetic_loader(long, TEXT_SEED).rows(0, 0, 1)
-    one = Bench(long, engines, bench.weights, [x])
+    one = Setup(long, engines, setup.weights, [x])
     rows = _compare_logits(one, one.weights, f"logits, {seq_len} symbols")
     kinks, gradients = HeldKinks(long, KINK_REL), {}
     for name, engine in kinks.engines(engines).items():
@@ -170,40 +170,40 @@ def _full_length(bench: Bench, spec: Spec) -> list[Row]:
     return rows + gradient_rows(long, gradients, f"gradients, {seq_len} symbols", kinks)
 
 
-def _training(bench: Bench) -> list[Row]:
-    weights = synthetic_start(bench.spec)
-    if len(bench.engines) == 1:
-        return oracle_training_rows(next(iter(bench.engines.values())), weights, bench.batches)
-    kinks = HeldKinks(bench.spec, KINK_TRAINING_REL)
-    engines, begin = kinks.engines(bench.engines), kinks.begin
-    records = {name: train_record(engine, weights, bench.batches, begin) for name, engine in engines.items()}
+def _training(setup: Setup) -> list[ParityRow]:
+    weights = synthetic_start(setup.spec)
+    if len(setup.engines) == 1:
+        return oracle_training_rows(next(iter(setup.engines.values())), weights, setup.batches)
+    kinks = HeldKinks(setup.spec, KINK_TRAINING_REL)
+    engines, begin = kinks.engines(setup.engines), kinks.begin
+    runs = {name: short_run(engine, weights, setup.batches, begin) for name, engine in engines.items()}
     note = kinks.note
 
     def locate(left: str, right: str) -> str:
-        return first_deviation(bench.spec, (engines[left], engines[right]), weights, bench.batches, begin)
+        return first_deviation(setup.spec, (engines[left], engines[right]), weights, setup.batches, begin)
 
-    def step_by_step(left: str, right: str) -> Row:
-        return step_by_step_row(bench.spec, (engines[left], engines[right]), weights, bench.batches, begin)
+    def step_by_step(left: str, right: str) -> ParityRow:
+        return step_by_step_row(setup.spec, (engines[left], engines[right]), weights, setup.batches, begin)
 
-    rounds = rounds_in_training(bench.spec)
-    rows = training_rows(bench.spec, records, locate, step_by_step if rounds else None)
+    rounds = rounds_in_training(setup.spec)
+    rows = training_rows(setup.spec, runs, locate, step_by_step if rounds else None)
     return [replace(row, worst=f"{row.worst}; {note}") if note else row for row in rows]
 
 
-def _artifact(bench: Bench) -> list[Row]:
+def _artifact(setup: Setup) -> list[ParityRow]:
     """The artifact of the same weights by way of the host and of each engine, and what it scores."""
-    artifacts = {"numpy": pack_bytes(bench.spec, bench.weights)}
-    for name, engine in bench.engines.items():
-        engine.initialise(bench.weights)
-        artifacts[name] = pack_bytes(bench.spec, engine.export_weights("trained"))
+    artifacts = {"numpy": pack_bytes(setup.spec, setup.weights)}
+    for name, engine in setup.engines.items():
+        engine.initialise(setup.weights)
+        artifacts[name] = pack_bytes(setup.spec, engine.export_weights("trained"))
     unpacked = unpack_bytes(artifacts["numpy"]).weights
-    return [*artifact_rows(artifacts), *_compare_logits(bench, unpacked, "logits, packed")]
+    return [*artifact_rows(artifacts), *_compare_logits(setup, unpacked, "logits, packed")]
 
 
-def _bf16(bench: Bench) -> list[Row]:
-    x = bench.batches[0]
-    reference = hidden_states(make_ops("numpy"), bench.spec, bench.weights, x)
-    narrow = with_dtype(bench.spec, "bfloat16")
+def _bf16(setup: Setup) -> list[ParityRow]:
+    x = setup.batches[0]
+    reference = hidden_states(make_ops("numpy"), setup.spec, setup.weights, x)
+    narrow = with_dtype(setup.spec, "bfloat16")
     return bf16_rows(
-        bench.spec, reference, {name: hidden_states(make_ops(name), narrow, bench.weights, x) for name in bench.engines}
+        setup.spec, reference, {name: hidden_states(make_ops(name), narrow, setup.weights, x) for name in setup.engines}
     )

@@ -1,0 +1,184 @@
+"""The rule of row_max: exact small cases, bounds, and that packing and the three Ops give the same codes and scales."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shared.artifact.budget import entropy_bits
+from shared.artifact.codec import compress_blocks
+from shared.quantisers import QUANTISERS, RowMax, quantiser
+from shared.spec import ArtifactSpec, QuantiserSpec
+from shared.spec.artifact import Method
+from shared.tolerances import BROTLI_OVER_ENTROPY_FRAC, GAUSSIAN_CODE_BITS_ABS, HALF_STEP_REL
+from tests.implementations import OPS, every_implementation, normal, seeds
+
+BITS = [4, 5, 6, 7, 8]
+# The largest weight that an int6 float16 scale can hold is 31 * 65504.
+WEIGHTS = st.floats(-2e6, 2e6, width=32, allow_subnormal=True)
+MATRICES = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=3, max_side=9), elements=WEIGHTS)
+
+
+def rows_of_all_sizes(seed: int, rows: int, columns: int) -> np.ndarray:
+    """From 1e-8 to 1e3: of the small ones float16 keeps few digits of the scale, or none. Each seventh is zero."""
+    sizes = np.random.default_rng(seed).uniform(-8.0, 3.0, (rows, 1))
+    weights = (normal(seed, rows, columns) * 10.0**sizes).astype(np.float32)
+    weights[::7] = 0.0
+    return weights
+
+
+def assert_training_sees_the_artifact(found: dict[str, np.ndarray], weights: np.ndarray, coded: RowMax) -> None:
+    """`found`: what an implementation makes of weights: their `rounding_error` and them `in_steps`."""
+    parts = coded.encode(weights)
+    rounded = (weights + found["rounding_error"]).astype(np.float32)
+    np.testing.assert_array_equal(rounded, coded.decode(weights.shape, parts))
+    scales = parts["scales"].astype(np.float32)[:, None]
+    steps = weights / np.where(scales > 0, scales, np.float32(1))
+    np.testing.assert_array_equal(found["in_steps"].astype(np.float32), steps)
+    limit = coded.code_limit
+    np.testing.assert_array_equal(np.clip(np.rint(steps), -limit, limit), parts["codes"])
+
+
+def test_codes_and_scales_of_a_row_worked_by_hand():
+    weights = np.array([[31.0, -31.0, 15.5, 16.5, 0.4], [0, 0, 0, 0, 0]], np.float32)
+    parts = RowMax(6).encode(weights)
+    assert parts["scales"].tolist() == [1.0, 0.0]
+    assert parts["codes"].tolist() == [[31, -31, 16, 16, 0], [0, 0, 0, 0, 0]]  # halves go to even
+    assert RowMax(6).decode((2, 5), parts).tolist() == [[31, -31, 16, 16, 0], [0, 0, 0, 0, 0]]
+    assert RowMax(8).encode(np.array([[-127.0, 64.0]], np.float32))["codes"].tolist() == [[-127, 64]]
+
+
+def test_codes_are_made_with_the_float16_scale_that_is_stored():
+    weights = np.array([[1.0, 0.3, -0.77]], np.float32)
+    parts = RowMax(6).encode(weights)
+    scale = np.float16(np.float32(1.0) / np.float32(31))
+    assert parts["scales"].tolist() == [scale]
+    assert parts["codes"].tolist() == np.rint(weights / np.float32(scale)).astype(np.int8).tolist()
+
+
+@every_implementation
+@pytest.mark.parametrize("bits", BITS)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@given(seed=seeds, rows=st.integers(1, 30), columns=st.integers(1, 40))
+def test_training_rounds_as_the_artifact_does(name: str, bits: int, seed: int, rows: int, columns: int):
+    weights, ops, coded = rows_of_all_sizes(seed, rows, columns), OPS[name], RowMax(bits)
+    given_rows = ops.asarray(weights)
+    found = {side: ops.to_numpy(getattr(coded, side)(ops, given_rows)) for side in ("rounding_error", "in_steps")}
+    assert_training_sees_the_artifact(found, weights, coded)
+
+
+def rows_on_borders(bits: int) -> np.ndarray:
+    """Scales half way between two of float16, weights half way between two codes, and their neighbours in float32."""
+    limit = 2 ** (bits - 1) - 1
+    rng = np.random.default_rng(bits)
+    # float16 has 11 bits: these have a twelfth.
+    ends = np.float32(np.ldexp(rng.integers(1024, 2048, 60) + 0.5, rng.integers(-24, 4, 60)) * limit)
+    ends = np.concatenate([ends, np.nextafter(ends, np.float32(0)), np.nextafter(ends, np.float32(np.inf))])
+    scales = (ends / np.float32(limit)).astype(np.float16).astype(np.float32)
+    halves = np.float32(np.arange(-limit, limit) + 0.5) * scales[:, None]
+    sides = [np.nextafter(halves, np.float32(side)) for side in (-np.inf, np.inf)]
+    return np.concatenate([ends[:, None], halves, *sides], axis=1)
+
+
+@every_implementation
+@pytest.mark.parametrize("bits", BITS)
+def test_borders_fall_to_the_same_side_everywhere(name: str, bits: int):
+    weights, ops, coded = rows_on_borders(bits), OPS[name], RowMax(bits)
+    given_rows = ops.asarray(weights)
+    found = {side: ops.to_numpy(getattr(coded, side)(ops, given_rows)) for side in ("rounding_error", "in_steps")}
+    assert_training_sees_the_artifact(found, weights, coded)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["mlx", "torch"])
+def test_training_rounds_as_the_artifact_does_when_compiled(name: str):
+    """Torch takes a conversion to float16 and back for nothing: compiled, codes were once not those of the artifact."""
+    import mlx.core as mx
+    import torch
+
+    ops, coded, weights = OPS[name], RowMax(6), rows_of_all_sizes(4, 300, 40)
+
+    def both(rows: Any) -> Any:
+        return coded.rounding_error(ops, rows), coded.in_steps(ops, rows)
+
+    error, steps = (mx.compile if name == "mlx" else torch.compile)(both)(ops.asarray(weights))
+    parts = coded.encode(weights)
+    difference = weights + ops.to_numpy(error) - coded.decode(weights.shape, parts)
+    # A compiler may fuse a product and a sum, which rounds once less.
+    assert (np.abs(difference) <= 1e-7 * np.abs(weights).max(axis=1, keepdims=True)).all()
+    np.testing.assert_array_equal(np.clip(np.rint(ops.to_numpy(steps)), -31, 31), parts["codes"])
+
+
+@given(weights=MATRICES, bits=st.sampled_from(BITS))
+@settings(max_examples=150, deadline=None)
+def test_error_is_at_most_half_a_step(weights: np.ndarray, bits: int):
+    weights = weights if bits >= 6 else weights / np.float32(5)
+    assert np.abs(RowMax(bits).encode(weights)["codes"].astype(int)).max(initial=0) <= 2 ** (bits - 1) - 1
+    assert_within_half_a_step(weights, bits)
+
+
+@given(exponent=st.integers(-149, 18), bits=st.sampled_from(BITS), seed=seeds)
+@settings(max_examples=150, deadline=None)
+def test_the_bound_holds_at_every_magnitude_down_to_denormals(exponent: int, bits: int, seed: int):
+    weights = np.ldexp(np.random.default_rng(seed).uniform(-1, 1, (4, 13)).astype(np.float32), exponent)
+    weights[2] = 0
+    assert_within_half_a_step(weights, bits)
+
+
+def assert_within_half_a_step(weights: np.ndarray, bits: int) -> None:
+    coded = RowMax(bits)
+    parts = coded.encode(weights)
+    assert coded.is_valid(parts)
+    unpacked = coded.decode(weights.shape, parts)
+    assert unpacked.dtype == np.float32 and unpacked.shape == weights.shape
+    error = np.abs(weights.astype(np.float64) - unpacked).reshape(-1, weights.shape[-1])
+    half_step = parts["scales"].astype(np.float64)[:, None] / 2
+    assert (error <= half_step * (1 + HALF_STEP_REL)).all(), (error - half_step).max()
+
+
+@given(weights=MATRICES)
+@settings(max_examples=50, deadline=None)
+def test_quantising_is_repeatable_and_ignores_memory_order(weights: np.ndarray):
+    first, second = RowMax(6).encode(weights), RowMax(6).encode(np.asfortranarray(weights.copy()))
+    assert {name: part.tobytes() for name, part in first.items()} == {n: part.tobytes() for n, part in second.items()}
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_parts_are_what_encode_makes(bits: int):
+    parts = RowMax(bits).encode(normal(1, 3, 4, 5))
+    for planned in RowMax(bits).parts((3, 4, 5)):
+        assert parts[planned.name].shape == planned.shape and parts[planned.name].dtype == np.dtype(planned.dtype)
+    assert len(parts) == len(RowMax(bits).parts((3, 4, 5)))
+
+
+def test_gaussian_int6_codes_cost_what_their_entropy_says():
+    codes = RowMax(6).encode(normal(0, 256, 1536))["codes"]
+    entropy = entropy_bits(codes)
+    stored = 8 * sum(map(len, compress_blocks(codes.tobytes(), quality=11, window=24))) / codes.size
+    assert 5.1 < entropy < 5.25
+    assert entropy < stored < entropy * (1 + BROTLI_OVER_ENTROPY_FRAC)
+
+
+@pytest.mark.parametrize("row_length", [16, 128, 768])
+@pytest.mark.parametrize("bits", [6, 8])
+def test_the_gaussian_code_agrees_with_quantised_gaussian_rows(row_length: int, bits: int):
+    rows = np.random.default_rng(row_length).standard_normal((1_200_000 // row_length, row_length))
+    codes = RowMax(bits).encode(rows.astype(np.float32))["codes"]
+    expected = pytest.approx(entropy_bits(codes), abs=GAUSSIAN_CODE_BITS_ABS)
+    assert RowMax(bits).gaussian_code_bits(row_length) == expected
+
+
+def test_every_method_of_a_spec_has_a_quantiser():
+    assert set(get_args(Method)) == set(QUANTISERS)
+    for name in QUANTISERS:
+        settings_of = QuantiserSpec(method=name, bits=8)
+        assert (quantiser(settings_of).method, quantiser(settings_of).bits) == (name, 8)
+        assert quantiser(settings_of, 5).bits == 5
+    spec = ArtifactSpec()
+    assert [quantiser(section).bits for section in (spec.matrix, spec.embed, spec.head)] == [6, 8, 8]
