@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from shared.engine.activations import activation_bytes
 from shared.engine.synthetic import synthetic_engine
 from shared.model import random_weights
-from shared.model.stages import split_numbers, stage_numbers, training_stages
+from shared.model.stages import StepNumbers, training_stages
 from shared.optim import step_hyperparameters
 from shared.preflight.memory import gradient_bytes
 from shared.preflight.workload import changed
@@ -66,11 +66,11 @@ def for_passes(spec: Spec, rows: int, workers: int, compiled: bool) -> Spec:
 def torch_peak_bytes(spec: Spec) -> int:
     """Most bytes that two micro-batches of the spec need at the same time beside weights and gradients."""
     engine, x, numbers = _ready("torch", spec)
-    engine._backward(x, split_numbers(spec, numbers))
+    engine._backward(x, numbers)
     for value in engine.params.values():
         value.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        engine._backward(x, split_numbers(spec, numbers))
+        engine._backward(x, numbers)
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     in_use = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(in_use.max()) - gradient_bytes(spec)
@@ -98,10 +98,10 @@ def assert_as_estimated(spec: Spec, engine: str, rows: int, compiled: bool = Fal
     assert estimate.least <= peak <= estimate.most, f"{estimate.expected / peak:.2f} times the peak"
 
 
-def _ready(name: str, spec: Spec) -> tuple[Any, np.ndarray, dict[str, float]]:
+def _ready(name: str, spec: Spec) -> tuple[Any, np.ndarray, StepNumbers]:
     """(the engine with weights, a batch, the numbers of a step of the last stage)."""
     engine = synthetic_engine(name, spec)
     engine.initialise(random_weights(spec, 0))
     shape = (spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len)
     x = np.random.default_rng(0).integers(0, spec.vocabulary.size, shape).astype(np.int32)
-    return engine, x, step_hyperparameters(spec, 0, 0.0) | stage_numbers(spec, spec.training.steps - 1, 1.0)
+    return engine, x, step_hyperparameters(spec, spec.training.steps - 1, 1.0)
