@@ -15,20 +15,20 @@ def attend(layer: Layer, x_BTD: Array) -> Array:
     def heads(name: str, count: int) -> Array:
         return layer.linear(name, x_BTD).reshape((batch, time, count, shape.head_dim))
 
-    q_BTHC = layer.rms_norm(heads("q_proj", shape.num_heads))
-    k_BTGC = layer.rms_norm(heads("k_proj", shape.num_kv_heads))
-    v_BTGC = _values(layer, heads("v_proj", shape.num_kv_heads))
+    q_BTHC = layer.rms_norm(heads("attn.q_proj", shape.num_heads))
+    k_BTGC = layer.rms_norm(heads("attn.k_proj", shape.num_kv_heads))
+    v_BTGC = _values(layer, heads("attn.v_proj", shape.num_kv_heads))
     if addons.rope_dims:
         base = rope_base(layer.model.rope_base, addons, time)
         q_BTHC = _rotated(ops, q_BTHC, addons.rope_dims, base)
         k_BTGC = _rotated(ops, k_BTGC, addons.rope_dims, base)
-    q_BTHC = q_BTHC * layer.control("q_gain", q_BTHC)[:, None]
+    q_BTHC = q_BTHC * layer.control("attn.q_gain", q_BTHC)[:, None]
     y_BTHC = _read(layer, q_BTHC, k_BTGC, v_BTGC)
     if addons.exclusive:
         y_BTHC = without_own_value(ops, y_BTHC, v_BTGC, layer.model.norm_eps)
     if addons.output_gate != "none":
         y_BTHC = y_BTHC * _output_gate(layer, x_BTD)[..., None]
-    return layer.linear("o_proj", y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim)))
+    return layer.linear("attn.o_proj", y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim)))
 
 
 def rope_base(base: float, addons: AttentionAddons, positions: int) -> float:
@@ -55,10 +55,10 @@ def _values(layer: Layer, v_BTGC: Array) -> Array:
     addons, context = layer.shape.attention, layer.context
     if addons.value_embed:
         assert context.value_embeds is not None
-        v_BTGC = v_BTGC + layer.control("value_embed_scale", v_BTGC) * context.value_embeds.reshape(v_BTGC.shape)
+        v_BTGC = v_BTGC + layer.control("attn.value_embed_scale", v_BTGC) * context.value_embeds.reshape(v_BTGC.shape)
     if addons.takes_values:
         assert context.first_values is not None
-        share = layer.ops.cast_like(layer.ops.sigmoid(layer.control("value_resid")), v_BTGC)
+        share = layer.ops.cast_like(layer.ops.sigmoid(layer.control("attn.value_resid")), v_BTGC)
         v_BTGC = v_BTGC + share * context.first_values
     if addons.gives_values and context.first_values is None:
         context.first_values = v_BTGC
@@ -84,7 +84,7 @@ def _read(layer: Layer, q_BTHC: Array, k_BTGC: Array, v_BTGC: Array) -> Array:
 def _output_gate(layer: Layer, x_BTD: Array) -> Array:
     """The factor of every head, [B, T, H], from the block's normalised input."""
     addons = layer.shape.attention
-    logits_BTH = layer.linear("gate", x_BTD[..., : addons.gate_dims])
+    logits_BTH = layer.linear("attn.gate", x_BTD[..., : addons.gate_dims])
     if addons.output_gate == "attn_out":
         return 2.0 * layer.ops.sigmoid(logits_BTH)
     return layer.ops.sigmoid(addons.gate_scale * logits_BTH if addons.output_gate == "sparse" else logits_BTH)

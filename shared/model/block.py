@@ -41,17 +41,16 @@ def two_lane_block(layer: Layer, lanes: tuple[Array, Array], attention_input: Ar
 def attention_branch(layer: Layer, x_BTD: Array) -> Array:
     """a * Attention(rms(x)), with the learned scale a [D]; or of what the layer has for attention."""
     mixer = layer.shape.mixer
-    part = layer.part("attn" if mixer == "attention" else mixer)
-    mixed_BTD = MIXERS[mixer](part, _normalised(layer, x_BTD))
-    return part.control("scale", x_BTD) * mixed_BTD
+    mixed_BTD = MIXERS[mixer](layer, _normalised(layer, x_BTD))
+    return layer.control("attn.scale" if mixer == "attention" else f"{mixer}.scale", x_BTD) * mixed_BTD
 
 
 def mlp_branch(layer: Layer, x_BTD: Array) -> Array:
     """m * MLP(rms(x)), with the learned scale m [D]."""
-    part, slope = layer.part("mlp"), layer.model.mlp_negative_slope
-    up_FD, down_DF = part.weight("up_proj"), part.weight("down_proj")
+    up_FD, down_DF = layer.weight("mlp.up_proj"), layer.weight("mlp.down_proj")
+    slope = layer.model.mlp_negative_slope
     mlp_BTD = layer.ops.leaky_relu_squared_mlp(_normalised(layer, x_BTD), up_FD, down_DF, slope)
-    return part.control("scale", x_BTD) * mlp_BTD
+    return layer.control("mlp.scale", x_BTD) * mlp_BTD
 
 
 def _normalised(layer: Layer, x_BTD: Array) -> Array:

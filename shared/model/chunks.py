@@ -32,9 +32,9 @@ def silu(ops: Ops, x: Array) -> Array:
 
 def step_and_log_decay(layer: Layer, u_BND: Array) -> tuple[Array, Array]:
     """(d, ln a) of every head, float32 [B, N, H]: d = softplus(W u + b) and a = exp(-d exp(A)), so ln a < 0."""
-    logits_BNH = layer.ops.cast(layer.linear("step_proj", u_BND), "float32")
-    step_BNH = layer.ops.softplus(logits_BNH + layer.control("step_bias"))
-    return step_BNH, -1.0 * (step_BNH * layer.ops.exp(layer.control("log_rate")))
+    logits_BNH = layer.ops.cast(layer.linear(f"{layer.shape.mixer}.step_proj", u_BND), "float32")
+    step_BNH = layer.ops.softplus(logits_BNH + layer.control(f"{layer.shape.mixer}.step_bias"))
+    return step_BNH, -1.0 * (step_BNH * layer.ops.exp(layer.control(f"{layer.shape.mixer}.log_rate")))
 
 
 def chunk_size(positions: int, largest: int = CHUNK) -> int:

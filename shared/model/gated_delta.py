@@ -23,18 +23,18 @@ def gated_delta(layer: Layer, u_BND: Array) -> Array:
     """
     ops, heads, width = layer.ops, layer.shape.num_heads, layer.shape.head_dim
     batch, positions, _ = u_BND.shape
-    projected = [layer.linear(f"{name}_proj", u_BND) for name in ("q", "k", "v")]
-    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("conv"))
+    projected = [layer.linear(f"gated_delta.{name}_proj", u_BND) for name in ("q", "k", "v")]
+    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("gated_delta.conv"))
     qkv = ops.cast(mixed, "float32").reshape((batch, positions, 3 * heads, width))
     q_BNHC, k_BNHC, v_BNHC = (qkv[:, :, part * heads : (part + 1) * heads] for part in range(3))
     # rms(k) is k / |k| times sqrt(C).
     q_BNHC, k_BNHC = layer.rms_norm(q_BNHC), layer.rms_norm(k_BNHC) * width**-0.5
     _, log_decay_BNH = step_and_log_decay(layer, u_BND)
-    strength_BNH = ops.sigmoid(ops.cast(layer.linear("strength_proj", u_BND), "float32"))
+    strength_BNH = ops.sigmoid(ops.cast(layer.linear("gated_delta.strength_proj", u_BND), "float32"))
     y_BNHC = delta_scan(ops, q_BNHC, k_BNHC, v_BNHC, log_decay_BNH, strength_BNH)
     y = ops.cast_like(y_BNHC.reshape((batch, positions, heads * width)), u_BND)
-    y = y * silu(ops, layer.linear("z_proj", u_BND))
-    return layer.linear("o_proj", y)
+    y = y * silu(ops, layer.linear("gated_delta.z_proj", u_BND))
+    return layer.linear("gated_delta.o_proj", y)
 
 
 def delta_scan(

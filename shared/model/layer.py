@@ -25,7 +25,7 @@ class TrunkContext:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, or one part of it such as its attention: its parameters are those of `params` under `prefix`."""
+    """One layer. Its parameters are those of `params` under `prefix`."""
 
     ops: Ops
     model: ModelSpec
@@ -33,10 +33,6 @@ class Layer:
     params: Mapping[str, Array]
     prefix: str
     context: TrunkContext
-
-    def part(self, name: str) -> Layer:
-        """The same layer with the parameters of one part only."""
-        return Layer(self.ops, self.model, self.shape, self.params, f"{self.prefix}.{name}", self.context)
 
     def weight(self, name: str) -> Array:
         """The matrix `name`, [out, in]."""
@@ -49,7 +45,7 @@ class Layer:
 
     def linear(self, name: str, x: Array) -> Array:
         """x [..., in] through the matrix `name`: [..., out]."""
-        return self.ops.linear(x, self.weight(name))
+        return self.ops.linear(x, self.params[f"{self.prefix}.{name}.weight"])
 
     def rms_norm(self, x: Array) -> Array:
         """x / rms(x) over the last axis."""

@@ -25,18 +25,18 @@ def mamba2(layer: Layer, u_BND: Array) -> Array:
     batch, positions, _ = u_BND.shape
     groups, heads = shape.num_kv_heads, shape.num_heads
     inner, shared = heads * shape.head_dim, groups * shape.state_dim
-    projected = [layer.linear(f"{name}_proj", u_BND) for name in ("x", "b", "c")]
-    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("conv"))
+    projected = [layer.linear(f"mamba2.{name}_proj", u_BND) for name in ("x", "b", "c")]
+    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("mamba2.conv"))
     mixed = ops.cast(mixed, "float32")
     x_BNHC = mixed[..., :inner].reshape((batch, positions, heads, shape.head_dim))
     b_BNGS = mixed[..., inner : inner + shared].reshape((batch, positions, groups, shape.state_dim))
     c_BNGS = mixed[..., inner + shared :].reshape((batch, positions, groups, shape.state_dim))
     step_BNH, log_decay_BNH = step_and_log_decay(layer, u_BND)
     y_BNHC = selective_scan(ops, step_BNH[..., None] * x_BNHC, log_decay_BNH, b_BNGS, c_BNGS)
-    y_BNHC = y_BNHC + layer.control("skip")[:, None] * x_BNHC
+    y_BNHC = y_BNHC + layer.control("mamba2.skip")[:, None] * x_BNHC
     y = ops.cast_like(y_BNHC.reshape((batch, positions, inner)), u_BND)
-    y = y * silu(ops, layer.linear("z_proj", u_BND))
-    return layer.linear("o_proj", y)
+    y = y * silu(ops, layer.linear("mamba2.z_proj", u_BND))
+    return layer.linear("mamba2.o_proj", y)
 
 
 def selective_scan(

@@ -99,7 +99,7 @@ def test_the_estimate_grows_with_everything_that_costs_memory():
         assert (twice > 2.01 * once) == quadratic, "scores, which MLX alone keeps, are quadratic, the rest linear"
 
 
-@pytest.mark.parametrize("preset", ["tiny", "smoke", "hybrid-mini", "record-mini"])
+@pytest.mark.parametrize("preset", ["tiny", "smoke", "hybrid-mini", "pr1855-mini"])
 def test_the_rows_within_a_limit_are_the_most_that_are(preset: str):
     spec = load_spec(preset)
     for rows in (1, 3, 17):
