@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from shared.engine import registry
+from tests import ROOT
 from tests.processes import WAIT_S
 
-ROOT = Path(__file__).resolve().parents[2]
 # What each engine alone may import.
 FRAMEWORKS = {engine.package: engine.framework.split(".")[0] for engine in registry.ENGINES.values()}
 ENGINES = {engine.package for engine in registry.ENGINES.values()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from shared.errors import ArtifactError
 from shared.model import random_weights
 from shared.model.manifest import parameter_manifest
 from shared.spec import load_spec, spec_id
+from tests import ROOT
+from tests.datasets import full_disk
 
 FAST = ["artifact.brotli_quality=1"]
 TINY = load_spec("tiny", FAST)
@@ -73,7 +74,7 @@ def test_packing_what_was_unpacked_keeps_every_code():
 
 
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-140, 18))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_finite_weights_survive(seed: int, exponent: int):
     rng = np.random.default_rng(seed)
     weights = {}
@@ -101,8 +102,7 @@ def test_another_process_gives_the_same_bytes():
         "from shared.spec import load_spec\nspec = load_spec('tiny', ['artifact.brotli_quality=1'])\n"
         "print(hashlib.sha256(pack_bytes(spec, random_weights(spec, 9))).hexdigest())"
     )
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(root), "TZ": "Asia/Tokyo"}
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT), "TZ": "Asia/Tokyo"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert result.stdout.decode().strip() == unpack_bytes(pack_bytes(TINY, random_weights(TINY, 9))).info.sha256
 
@@ -136,10 +136,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     path = tmp_path / "model.btw"
     path.write_bytes(b"old")
 
-    def disk_full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", disk_full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(ArtifactError, match=r"model\.btw: cannot write the artifact \(No space left on device\)"):
         write_artifact(path, TINY, random_weights(TINY, 0))
     assert path.read_bytes() == b"old"

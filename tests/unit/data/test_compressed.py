@@ -21,17 +21,12 @@ from data.compressors import CompressorResult, compressor_results
 from data.datasets import build_builtin
 from data.importing import import_dataset
 from shared.cli.main import main
+from shared.errors import DataError
+from tests import ROOT
 from tests.token_text import small_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("datasets")
 TEXT = b"".join(b"line %d of some text, %d words in all\n" % (number, number * 7919 % 1000) for number in range(400))
-
-
-@pytest.fixture(autouse=True)
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "datasets"
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(root))
-    return root
 
 
 def imported(tmp_path: Path, name: str = "toy", split: str = "heldout") -> Path:
@@ -67,6 +62,18 @@ def test_a_text_in_chunks_is_one_stream(size: int, monkeypatch: pytest.MonkeyPat
         stream = b"".join([*(feed(text[start : start + compressors.CHUNK_BYTES]) for start in starts), end()])
         assert unpack[name](stream) == text
         assert result == CompressorResult(len(stream), 8 * len(stream) / len(text))
+
+
+def test_compressors_work_at_the_level_that_they_are_named_for() -> None:
+    expected = {
+        "xz -9": lzma.compress(TEXT, preset=9),
+        "zstd -19": zstandard.ZstdCompressor(level=19).compress(TEXT),
+        "brotli -11": brotli.compress(TEXT, quality=11, lgwin=24),
+    }
+    found = {name: result.compressed_bytes for name, result in compressor_results(TEXT).items()}
+    assert found == {name: len(stream) for name, stream in expected.items()}
+    with pytest.raises(DataError, match="empty text"):
+        compressor_results(b"")
 
 
 def test_a_stop_ends_all_compressors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -23,26 +21,15 @@ from data.shards import ShardWriter
 from data.writer import DatasetWriter
 from shared.errors import DataError
 from shared.spec import VocabularySpec
+from tests.datasets import BYTES, documents_of, full_disk, write_dataset
 
 TRAIN = [b"the first document", b"the second", b"a third one"]
 HELDOUT = [b"held out"]
-BYTES = VocabularySpec()
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def write(name: str = "toy", train: list[bytes] = TRAIN, **options: Any) -> Path:
-    folder = datasets_root() / name
-    with DatasetWriter(folder, **options) as writer:
-        for document in train:
-            writer.add("train", [document])
-        for document in HELDOUT:
-            writer.add("heldout", [document[:3], document[3:]])
-        writer.finish("a test")
-    return folder
+    return write_dataset(name, train=train, heldout=HELDOUT, **options)
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -63,15 +50,15 @@ def test_round_trip_with_small_shards() -> None:
     folder = write(max_shard_symbols=7)
     manifest = load_manifest("toy")
     assert [shard.bytes - 1024 for shard in manifest.splits["train"].shards] == [7, 7, 7, 7, 7, 4]
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
-    assert list(open_split("toy", "heldout", BYTES).documents()) == HELDOUT
+    assert documents_of("toy", "train") == TRAIN
+    assert documents_of("toy", "heldout") == HELDOUT
     assert verify_dataset("toy") == []
     assert sorted(path.name for path in datasets_root().iterdir()) == ["toy"]
     starts = np.frombuffer((folder / "train_documents.bin").read_bytes(), dtype="<i8")
     assert starts.tolist() == [0, 18, 28]
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(documents=st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6), shard=st.integers(1, 40))
 def test_any_documents_in_any_shard_size(
     tmp_path_factory: pytest.TempPathFactory, documents: list[bytes], shard: int
@@ -102,9 +89,9 @@ def test_an_existing_name_is_refused_and_replace_replaces() -> None:
     write()
     with pytest.raises(DataError, match=r"dataset 'toy' exists in .*; --replace overwrites it"):
         write(train=[b"other"])
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    assert documents_of("toy", "train") == TRAIN
     write(train=[b"other"], replace=True)
-    assert list(open_split("toy", "train", BYTES).documents()) == [b"other"]
+    assert documents_of("toy", "train") == [b"other"]
     assert dataset_names() == ["toy"]
     assert len(list(datasets_root().iterdir())) == 1
 
@@ -115,7 +102,7 @@ def test_the_loser_of_a_race_keeps_the_winners_dataset() -> None:
         loser.add("train", [b"late"])
         write()
         loser.finish("a test")
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    assert documents_of("toy", "train") == TRAIN
     with pytest.raises(DataError, match="exists"), DatasetWriter(datasets_root() / "new") as second:
         second.add("train", [b"late"])
         write("new")
@@ -132,17 +119,8 @@ def test_a_dataset_is_as_readable_as_other_files() -> None:
 
 @pytest.mark.parametrize("failing_write", [1, 2, 5])
 def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing_write: int) -> None:
-    calls = 0
-    real_write = ShardWriter.write
-
-    def full_disk(self: ShardWriter, data: bytes | memoryview) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing_write:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real_write(self, data)
-
-    monkeypatch.setattr(ShardWriter, "write", full_disk)
+    writes = iter([*[ShardWriter.write] * (failing_write - 1), full_disk])
+    monkeypatch.setattr(ShardWriter, "write", lambda *words: next(writes)(*words))
     with pytest.raises(DataError, match=r"cannot write dataset 'toy' in .*: no space left on device; nothing was kept"):
         write()
     assert list(datasets_root().iterdir()) == []
@@ -150,9 +128,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("method", ["close", "__init__"])
 def test_a_disk_that_fills_up_late_or_early(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     write("old")
     monkeypatch.setattr(ShardWriter, method, full_disk)
     with pytest.raises(DataError, match="no space left on device"):

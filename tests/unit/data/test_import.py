@@ -23,8 +23,9 @@ from data.folders import datasets_root
 from data.importers import read_documents
 from data.importing import ImportResult, import_dataset
 from shared.errors import DataError
-from shared.spec import VocabularySpec
+from tests.datasets import BYTES, documents_of
 
+pytestmark = pytest.mark.usefixtures("datasets")
 TEXTS = ["First document.\n", "Zweites Dokument: \u00e4\u00f6\u00fc \u20ac \U0001f600", "third\r\nline"]
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -34,17 +35,12 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
-
-
 def jsonl(texts: list[str], field: str = "text") -> bytes:
     return b"".join(json.dumps({field: text, "id": index}).encode() + b"\n" for index, text in enumerate(texts))
 
 
 def texts_of(name: str, split: str) -> list[str]:
-    return [document.decode() for document in open_split(name, split, VocabularySpec()).documents()]
+    return [document.decode() for document in documents_of(name, split)]
 
 
 def import_train(path: Path, **options: Any) -> ImportResult:
@@ -151,10 +147,10 @@ def test_a_fraction_of_nothing_or_all(tmp_path: Path, fraction: float, present: 
     import_dataset("toy", [path], heldout_frac=fraction)
     assert texts_of("toy", present) == TEXTS
     with pytest.raises(DataError, match=f"dataset 'toy' has no {absent} split; it has: {present}"):
-        open_split("toy", absent, VocabularySpec())
+        open_split("toy", absent, BYTES)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     texts=st.lists(st.text(), min_size=1, max_size=8), packing=st.sampled_from(sorted(PACKERS)), piece=st.integers(1, 9)
 )

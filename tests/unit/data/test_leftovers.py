@@ -5,16 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from data.datasets import open_split
 from data.folders import dataset_names, datasets_root
-from data.writer import DatasetWriter, remove_leftovers
-from shared.spec import VocabularySpec
+from data.writer import remove_leftovers
+from tests import ROOT
+from tests.datasets import documents_of, write_dataset
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("datasets")
 
 STOP_WHILE_WRITING = """
 import sys
@@ -30,15 +29,8 @@ with DatasetWriter(Path(sys.argv[1]), replace=True) as writer:
 """
 
 
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
-
-
 def write(name: str, text: bytes = b"whole") -> None:
-    with DatasetWriter(datasets_root() / name, replace=True) as writer:
-        writer.add("train", [text])
-        writer.finish("a test")
+    write_dataset(name, train=[text], replace=True)
 
 
 def start_writing(name: str, how: str = "writing") -> subprocess.Popen[str]:
@@ -86,7 +78,7 @@ def test_a_dataset_whose_replacement_was_cut_short_comes_back() -> None:
     assert len(hidden()) == 2
     write("other")
     assert hidden() == []
-    assert list(open_split("toy", "train", VocabularySpec()).documents()) == [b"the old text"]
+    assert documents_of("toy", "train") == [b"the old text"]
 
 
 def test_the_old_one_goes_where_a_new_one_is_in_place() -> None:

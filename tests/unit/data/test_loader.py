@@ -31,7 +31,7 @@ def start_of(stream: ByteStream, window: np.ndarray) -> int:
     return text.index(needle)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.integers(30, 600), st.integers(8, 24), st.integers(1, 9), st.integers(0, 2**31), st.data())
 def test_batches_are_pure_and_rows_slice_them(
     num_symbols: int, seq_len: int, batch_rows: int, seed: int, data: st.DataObject
@@ -50,7 +50,7 @@ def test_batches_are_pure_and_rows_slice_them(
         assert np.array_equal(np.concatenate(parts[::-1]), batch)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.integers(30, 500), st.integers(8, 24), st.integers(0, 1000))
 def test_an_epoch_visits_each_window_once(num_symbols: int, seq_len: int, seed: int) -> None:
     stream = counting_stream(num_symbols)

@@ -44,7 +44,7 @@ def naive(documents: list[bytes], vocabulary: VocabularySpec) -> list[tuple[int,
     return rows
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(documents_strategy, vocabularies, st.lists(st.integers(0, 200), max_size=6), st.data())
 def test_reads_equal_the_naive_concatenation(
     documents: list[bytes], vocabulary: VocabularySpec, cuts: list[int], data: st.DataObject
@@ -64,7 +64,7 @@ def test_reads_equal_the_naive_concatenation(
     assert stream.document_ids(start, count).tolist() == [row[2] for row in rows]
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(documents_strategy, vocabularies, st.lists(st.integers(0, 200), max_size=6))
 def test_text_comes_back_and_counts_the_denominator(
     documents: list[bytes], vocabulary: VocabularySpec, cuts: list[int]
@@ -75,7 +75,7 @@ def test_text_comes_back_and_counts_the_denominator(
     assert stream.byte_counts(0, stream.num_symbols).sum() == stream.num_bytes
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(text_strategy, vocabularies, st.integers(2, 60), st.integers(0, 5))
 def test_a_sample_is_whole_documents_in_order_with_one_cut(
     texts: list[str], vocabulary: VocabularySpec, max_symbols: int, seed: int

@@ -14,8 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_train.engine import TrainingEngine
-from data.folders import dataset_folder
-from data.writer import DatasetWriter
 from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
 from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.microbatch import micro_batches
@@ -47,6 +45,8 @@ from shared.preflight.speed_rows import (
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
+from tests.datasets import write_dataset
+from tests.fake_training import tiny_spec
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
@@ -54,10 +54,6 @@ CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+c
 STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
 
 every_engine = pytest.mark.parametrize("engine", list(ENGINES))
-
-
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", *overrides])
 
 
 # One step
@@ -89,10 +85,10 @@ def test_a_measurement_that_dies_is_a_failure(
     script: str, out_of_memory: bool, reason: str, python: Callable[[str], None]
 ) -> None:
     python(script)
-    failure = measure_step(tiny(), "torch", 8, 1.0)
+    failure = measure_step(tiny_spec(), "torch", 8, 1.0)
     assert isinstance(failure, StepFailure)
     assert failure.out_of_memory == out_of_memory and reason in failure.reason
-    context = make_context(tiny(), facts=CPU, step=failure)
+    context = make_context(tiny_spec(), facts=CPU, step=failure)
     assert (memory_row(context).verdict == "no-go") == out_of_memory
     assert (step_time_row(context).verdict == "no-go") == (not out_of_memory)
     assert mfu_row(context).verdict == "unknown"
@@ -101,7 +97,7 @@ def test_a_measurement_that_dies_is_a_failure(
 @every_engine
 def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
     for rows, passes in ((8, 1.0), (2, 4.0)):
-        step = measure_here(tiny(), engine, rows, passes)
+        step = measure_here(tiny_spec(), engine, rows, passes)
         assert step.full == (passes == 1 or engine_package(engine).device_facts().kind == "gpu")
         assert step.nats == pytest.approx(np.log(256), abs=0.1)
         assert 0 < step.start_bytes <= step.backward_bytes <= step.peak_bytes
@@ -153,23 +149,21 @@ def test_a_run_against_the_clock() -> None:
 
 
 LATER_LOOP = (
-    "model.num_layers=2",
-    "model.loop.extra_loops=2",
-    "model.loop.last_layer=1",
+    *("model.num_layers=2", "model.loop.extra_loops=2", "model.loop.last_layer=1"),
     "schedule.loop.start_frac=0.5",
 )
 
 
 def test_a_run_whose_loop_starts_later() -> None:
     """Half of its time or of its steps go to the short function, by its share of the operations."""
-    steps = tiny(*LATER_LOOP, "training.steps=1000")
-    plain = tiny(*LATER_LOOP[:1])
+    steps = tiny_spec(*LATER_LOOP, "training.steps=1000")
+    plain = tiny_spec(*LATER_LOOP[:1])
     share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
     assert 0.3 < share < 0.6
     plan = plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
     assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
     clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
-    plan = plan_run(make_context(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    plan = plan_run(make_context(tiny_spec(*clock), step=replace(STEP, step_s=0.1)))
     assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
     assert plan.train_s is not None and 99 < plan.train_s <= 100
 
@@ -177,14 +171,14 @@ def test_a_run_whose_loop_starts_later() -> None:
 @every_engine
 def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: set[int] = set()
-    real = create_engine(engine, tiny()).__class__.train_step
+    real = create_engine(engine, tiny_spec()).__class__.train_step
 
     def seen(self: Engine, x: np.ndarray, numbers: StepNumbers) -> Any:
         stages.add(numbers.stage)
         return real(self, x, numbers)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
-    measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
+    monkeypatch.setattr(create_engine(engine, tiny_spec()).__class__, "train_step", seen)
+    measure_here(tiny_spec(*LATER_LOOP), engine, 8, 1.0)
     assert stages == {1}
 
 
@@ -215,11 +209,9 @@ def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
     ).verdict == ("unknown")
 
 
-def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path))
-    with DatasetWriter(dataset_folder("toy")) as writer:
-        writer.add("train", [bytes(40_000)])
-        writer.finish("made for a test")
+@pytest.mark.usefixtures("datasets")
+def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough() -> None:
+    write_dataset(train=[bytes(40_000)])
     short = h100("data.train=toy", "training.steps=1", "training.batch_symbols=32768", "model.seq_len=2048")
     assert enough_data_row(make_context(short, CPU)).verdict == "go"
     row = enough_data_row(make_context(h100("data.train=toy"), CPU))
@@ -245,7 +237,7 @@ def test_a_reserve_is_no_time_for_steps() -> None:
     [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],
 )
 def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
-    spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
+    spec = tiny_spec(f"training.ema_decay={decay}", f"training.steps={steps}")
     row = average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
     assert row.verdict == verdict
     assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
@@ -292,7 +284,7 @@ def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shared.preflight.measure.engine_package", lambda engine: package)
     scored: list[tuple[int, ...]] = []
     monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
-    step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
+    step = measure_here(tiny_spec("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
     assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
 
 
@@ -331,7 +323,7 @@ def test_ranks_of_several_nodes() -> None:
 
 def test_ranks_on_a_cpu_share_it() -> None:
     """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
-    spec = tiny("training.steps=30")
+    spec = tiny_spec("training.steps=30")
     for facts, expected in ((CPU, 2), (H100, 1)):
         row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
         assert row.values["step_s"] == expected * STEP.step_s
@@ -344,14 +336,14 @@ def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPa
     package = replace(engine_package("torch"), device_facts=lambda: CPU)
     monkeypatch.setattr("shared.preflight.ask_rows.engine_package", lambda engine: package)
     monkeypatch.setattr("shared.preflight.ask_rows.measure_step", lambda *words: replace(STEP, full=True))
-    contexts = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    contexts = {ranks: prepare(Question(tiny_spec(), "torch", ranks)) for ranks in (1, 2, 8)}
     assert {ranks: context.facts.free_bytes for ranks, context in contexts.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
     assert [memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
     assert "for each of 8 ranks" in memory_row(contexts[8]).how
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = make_context(tiny(), facts=CPU)
+    context = make_context(tiny_spec(), facts=CPU)
     assert clock_row(context).verdict == "go"
     monkeypatch.setattr("shared.preflight.machine_rows.time.time", lambda: 1.0e9)
     assert clock_row(context).verdict == "no-go"
@@ -390,7 +382,7 @@ def test_peaks_are_plausible() -> None:
 # What is run in place of the whole
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     layers=st.integers(1, 12),
     width=st.sampled_from([32, 96, 128, 512]),
@@ -399,7 +391,7 @@ def test_peaks_are_plausible() -> None:
     kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
 )
 def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most: int, kind: str) -> None:
-    spec = tiny(
+    spec = tiny_spec(
         f"model.num_layers={layers}",
         f"model.model_dim={width}",
         f"model.patch_size={patch}",
@@ -419,14 +411,14 @@ def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most:
 
 
 def test_a_small_model_stays_whole() -> None:
-    spec = tiny()
+    spec = tiny_spec()
     assert shrunken_spec(spec, 10**9, 10**6) == (spec, ())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seq=st.sampled_from([48, 64, 1024]), patch=st.sampled_from([1, 4, 16]), flops=st.floats(1e6, 1e13))
 def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> None:
-    spec = tiny(
+    spec = tiny_spec(
         f"model.seq_len={seq}",
         f"model.patch_size={patch}",
         f"training.batch_symbols={seq}",
@@ -443,7 +435,7 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.sampled_from([1, 2, 4, 8]),
     workers=st.integers(1, 5),
@@ -452,7 +444,7 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     kind=st.sampled_from(["cpu", "gpu"]),
 )
 def test_workload_is_that_of_the_run(ranks: int, workers: int, micro_rows: int, free: int, kind: Any) -> None:
-    spec = tiny(f"training.micro_batch_symbols={64 * micro_rows}")
+    spec = tiny_spec(f"training.micro_batch_symbols={64 * micro_rows}")
     facts = DeviceFacts(kind, ("X",), free, free, "torch", workers=workers)
     rank_rows, group_rows = rows_of_rank(spec, ranks, workers)
     share = np.zeros((8 // ranks, 64), np.int32)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
@@ -53,18 +54,11 @@ class PlaceScorer(TableScorer):
         return np.broadcast_to(np.arange(x.shape[1], dtype=np.float32), x.shape)
 
 
-def score(scorer: object, stream: FakeStream, *, seq_len: int = 16, stride: int = 16, batch_rows: int = 4) -> Score:
-    return score_stream(
-        scorer,  # type: ignore[arg-type]
-        stream,
-        seq_len=seq_len,
-        stride=stride,
-        batch_rows=batch_rows,
-        confidence=0.95,
-    )
+def score(scorer: object, stream: FakeStream, **how: Any) -> Score:
+    how = {"seq_len": 16, "stride": 16, "batch_rows": 4, "confidence": 0.95, **how}
+    return score_stream(scorer, stream, **how)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=14),
     st.integers(1, 30).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))),
@@ -131,15 +125,8 @@ def test_interval_does_not_shrink_because_windows_overlap() -> None:
 
 def test_progress_ends_at_the_whole() -> None:
     calls: list[tuple[int, int]] = []
-    score_stream(
-        TableScorer(),
-        FakeStream([b"x" * 100]),
-        seq_len=16,
-        stride=8,
-        batch_rows=2,
-        confidence=0.9,
-        progress=lambda done, total: calls.append((done, total)),
-    )
+    progress = lambda done, total: calls.append((done, total))  # noqa: E731
+    score(TableScorer(), FakeStream([b"x" * 100]), stride=8, batch_rows=2, progress=progress)
     assert calls[-1] == (100, 100) and calls == sorted(calls) and len(calls) > 3
 
 

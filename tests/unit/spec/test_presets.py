@@ -20,7 +20,9 @@ from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.optim import progress_frac, step_hyperparameters
 from shared.preflight.function_rows import shrunken_spec
 from shared.scoring.audit import audit_scorer, check_initial_loss
-from shared.spec import Spec, load_spec, preset_names, spec_to_dict, with_overrides
+from shared.spec import Spec, load_spec, preset_names, with_overrides
+from shared.spec.difference import fields
+from shared.spec.load import PRESETS
 from shared.spec.reduced import reduced_spec
 
 # Siblings: the same techniques, small enough for a laptop.
@@ -97,8 +99,6 @@ def test_the_number_published_in_millions(preset: str) -> None:
 
 def test_comments_of_presets_state_their_numbers() -> None:
     """Numbers in prose are those that the manifest counts."""
-    from shared.spec.load import PRESETS
-
     for preset, published in EXACT.items():
         comment = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8").split("[", 1)[0]
         if stated := re.findall(r"(\d[\d,]*) parameters", comment):
@@ -110,19 +110,11 @@ def test_comments_of_presets_state_their_numbers() -> None:
     assert f"({wide - uncounted:,})" in comment and f"{uncounted} fewer than here" in comment.replace("# ", "")
 
 
-def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def techniques(spec: Spec) -> dict[str, Any]:
     """What a spec does, without how large it is: of the model every field but sizes as it stands; of all else, and of
     sizes, switches and names as they stand, numbers as on or off."""
-    values = leaves(spec_to_dict(spec))
     found: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in fields(spec).items():
         section, _, field = key.partition(".")
         if section in ("vocabulary", "model", "optimizer", "schedule", "training"):
             exact = section == "model" and field not in SIZES
