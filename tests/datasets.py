@@ -1,4 +1,4 @@
-"""Small datasets in a folder of a test's own (the fixture `datasets`), and a disk that is full."""
+"""Small datasets in a folder of a test's own (the fixture `datasets`), other files, and a disk that is full."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def write_dataset(
 def documents_of(name: str, split: str) -> list[bytes]:
     """All documents of a dataset of bytes."""
     return list(open_split(name, split, BYTES).documents())
+
+
+def written(path: Path, content: bytes) -> Path:
+    """The path of a file that is there now."""
+    path.write_bytes(content)
+    return path
 
 
 def full_disk(*_: object) -> None:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from data.shards import BYTES_VERSION, HEADER_BYTES, MAGIC, TOKENS_VERSION, ShardWriter, read_shard, write_shard
 from shared.errors import DataError
+from tests.datasets import written
 
 
 def header(*fields: int) -> bytes:
@@ -38,8 +39,7 @@ def test_bytes_on_disk_are_the_community_format(tmp_path: Path) -> None:
 
 
 def test_vocabulary_size_in_the_header_is_ignored(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(header(MAGIC, TOKENS_VERSION, 2, 8192) + b"\x07\x00\x08\x00")
+    path = written(tmp_path / "a.bin", header(MAGIC, TOKENS_VERSION, 2, 8192) + b"\x07\x00\x08\x00")
     assert read_shard(path).tolist() == [7, 8]
 
 
@@ -66,8 +66,7 @@ def test_a_read_shard_cannot_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_one_line_that_names_the_file(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "damaged.bin"
-    path.write_bytes(content)
+    path = written(tmp_path / "damaged.bin", content)
     with pytest.raises(DataError) as caught:
         read_shard(path)
     assert str(caught.value).startswith(f"{path}: ")

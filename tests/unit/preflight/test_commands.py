@@ -34,7 +34,6 @@ from shared.training.sources import open_sources
 from tests.datasets import write_dataset
 from tests.fake_training import tiny_spec
 from tests.museum.attention_leaks import smear_across_documents
-from tests.museum.leaks import megabyte_own_patch
 
 pytestmark = pytest.mark.slow
 
@@ -173,12 +172,6 @@ def test_a_leak_planted_in_the_model(engine: str, preflight: Preflight, monkeypa
     assert "when symbol" in rows["causality"]["figure"]
 
 
-def test_a_leak_of_the_museum(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
-    preflight.only("causality")
-    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=megabyte_own_patch))
-    preflight.refuses(["causality"])
-
-
 def causality_context(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
     """What the row looks at, on torch; a `kind` of gpu is this CPU under that name."""
     question = SimpleNamespace(engine="torch", as_trained=as_trained)
@@ -286,13 +279,6 @@ def test_held_out_text_that_is_trained_on(preflight: Preflight) -> None:
     rows = preflight.refuses(["overlap"], "--set", "data.heldout=leaky")
     assert rows["overlap"]["values"]["measured"] == 1.0
     assert "6 of 6 documents of leaky/heldout occur in toy/train" in rows["overlap"]["how"]
-
-
-def test_text_that_would_repeat(preflight: Preflight) -> None:
-    preflight.only("enough_data")
-    rows = preflight.refuses(["enough_data"], "--set", "training.steps=90")
-    values = rows["enough_data"]["values"]
-    assert values["available_symbols"] <= sum(map(len, DOCUMENTS)) < values["seen_symbols"] == 90 * 512
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from shared.model import parameter_counts
 from shared.model.stages import StepNumbers
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
+from shared.preflight import speed_rows as speed
 from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
@@ -32,16 +33,6 @@ from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
-from shared.preflight.speed_rows import (
-    GPU_RESERVE_BYTES,
-    average_row,
-    cost_row,
-    memory_row,
-    mfu_row,
-    plan_run,
-    projected_score_row,
-    step_time_row,
-)
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
@@ -89,9 +80,9 @@ def test_a_measurement_that_dies_is_a_failure(
     assert isinstance(failure, StepFailure)
     assert failure.out_of_memory == out_of_memory and reason in failure.reason
     context = make_context(tiny_spec(), facts=CPU, step=failure)
-    assert (memory_row(context).verdict == "no-go") == out_of_memory
-    assert (step_time_row(context).verdict == "no-go") == (not out_of_memory)
-    assert mfu_row(context).verdict == "unknown"
+    assert (speed.memory_row(context).verdict == "no-go") == out_of_memory
+    assert (speed.step_time_row(context).verdict == "no-go") == (not out_of_memory)
+    assert speed.mfu_row(context).verdict == "unknown"
 
 
 @every_engine
@@ -139,13 +130,13 @@ def h100(*overrides: str) -> Spec:
 def test_a_run_against_the_clock() -> None:
     spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
     context = make_context(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
-    plan = plan_run(context)
+    plan = speed.plan_run(context)
     assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
     assert plan.train_s == pytest.approx(600)
-    assert cost_row(context).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
-    assert projected_score_row(context).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
-    assert step_time_row(context).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
-    assert plan_run(make_context(h100("training.steps=100"), ranks=8)).steps == 100
+    assert speed.cost_row(context).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
+    assert speed.projected_score_row(context).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
+    assert speed.step_time_row(context).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
+    assert speed.plan_run(make_context(h100("training.steps=100"), ranks=8)).steps == 100
 
 
 LATER_LOOP = (
@@ -160,10 +151,10 @@ def test_a_run_whose_loop_starts_later() -> None:
     plain = tiny_spec(*LATER_LOOP[:1])
     share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
     assert 0.3 < share < 0.6
-    plan = plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
+    plan = speed.plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
     assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
     clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
-    plan = plan_run(make_context(tiny_spec(*clock), step=replace(STEP, step_s=0.1)))
+    plan = speed.plan_run(make_context(tiny_spec(*clock), step=replace(STEP, step_s=0.1)))
     assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
     assert plan.train_s is not None and 99 < plan.train_s <= 100
 
@@ -185,26 +176,26 @@ def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypat
 def test_share_of_peak_is_operations_over_peak() -> None:
     context = make_context(h100(), ranks=8)
     symbols_per_s = context.spec.training.batch_symbols / 8 / 0.05
-    row = mfu_row(context)
+    row = speed.mfu_row(context)
     assert row.verdict == "go"
     assert row.values["mfu"] == pytest.approx(training_flops(context.spec).per_symbol * symbols_per_s / 989.4e12)
     assert row.values["mfu_with_optimizer"] > row.values["mfu"]
     impossible = make_context(h100(), ranks=8, step=replace(STEP, step_s=1e-4))
-    assert mfu_row(impossible).verdict == "no-go"
+    assert speed.mfu_row(impossible).verdict == "no-go"
     float32 = make_context(h100("training.dtype=float32"), ranks=8)
-    assert mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
+    assert speed.mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
     unlisted = make_context(h100(), facts=replace(H100, names=("NVIDIA Z9",)))
-    assert mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
+    assert speed.mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
 
 
 def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
     context = make_context(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
-    for ask in (memory_row, step_time_row, mfu_row, projected_score_row, driver_row):
+    for ask in (speed.memory_row, speed.step_time_row, speed.mfu_row, speed.projected_score_row, driver_row):
         row = ask(context)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
-    cost = cost_row(context)
+    cost = speed.cost_row(context)
     assert cost.verdict == "go" and "at most" in cost.figure and cost.values["dollars"] == pytest.approx(1 / 3)
-    assert cost_row(
+    assert speed.cost_row(
         make_context(h100("schedule.driver=steps", "training.time_limit_s=0.0"), CPU, price=2.0)
     ).verdict == ("unknown")
 
@@ -220,16 +211,16 @@ def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough() -> None:
 
 def test_a_time_limit_for_no_steps() -> None:
     context = make_context(h100("training.time_limit_s=0.5"))
-    assert step_time_row(context).verdict == "no-go" and "fewer than" in step_time_row(context).how
+    assert speed.step_time_row(context).verdict == "no-go" and "fewer than" in speed.step_time_row(context).how
     none = make_context(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
-    assert projected_score_row(none).verdict == "unknown"
+    assert speed.projected_score_row(none).verdict == "unknown"
 
 
 def test_a_reserve_is_no_time_for_steps() -> None:
     reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
-    plan = plan_run(make_context(reserved, ranks=8))
+    plan = speed.plan_run(make_context(reserved, ranks=8))
     assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
-    assert "60 s of which are reserved" in step_time_row(make_context(reserved, ranks=8)).figure
+    assert "60 s of which are reserved" in speed.step_time_row(make_context(reserved, ranks=8)).figure
 
 
 @pytest.mark.parametrize(
@@ -238,7 +229,7 @@ def test_a_reserve_is_no_time_for_steps() -> None:
 )
 def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
     spec = tiny_spec(f"training.ema_decay={decay}", f"training.steps={steps}")
-    row = average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
+    row = speed.average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
     assert row.verdict == verdict
     assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
     if verdict == "no-go":
@@ -247,34 +238,36 @@ def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str
 
 def test_an_average_in_a_run_by_the_clock() -> None:
     """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
-    assert average_row(make_context(h100(), ranks=8)).verdict == "go"
-    assert average_row(make_context(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
-    assert average_row(make_context(h100(), CPU)).verdict == "unknown"
-    assert average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
+    assert speed.average_row(make_context(h100(), ranks=8)).verdict == "go"
+    assert speed.average_row(make_context(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert speed.average_row(make_context(h100(), CPU)).verdict == "unknown"
+    assert speed.average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
 
 
 def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
-    free = STEP.peak_bytes + GPU_RESERVE_BYTES
-    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
-    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
+    free = STEP.peak_bytes + speed.GPU_RESERVE_BYTES
+    assert speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
+    assert speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
 
 
 def test_a_mac_keeps_no_memory_for_a_driver() -> None:
     mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
-    assert memory_row(make_context(h100(), facts=mac)).verdict == "go"
+    assert speed.memory_row(make_context(h100(), facts=mac)).verdict == "go"
 
 
 @pytest.mark.parametrize("products", ["float32", "tf32"])
 def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
     step = replace(STEP, float32_products=products)
-    assert f"data sheet, dense {products})" in mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
-    assert "data sheet, dense bfloat16)" in mfu_row(make_context(h100(), step=step)).how
+    assert (
+        f"data sheet, dense {products})" in speed.mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
+    )
+    assert "data sheet, dense bfloat16)" in speed.mfu_row(make_context(h100(), step=step)).how
 
 
 def test_memory_of_a_validation_counts() -> None:
     large = replace(STEP, scored_bytes=9 * 10**9)
     for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
-        row = memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
+        row = speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
         assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
 
 
@@ -294,8 +287,8 @@ def test_memory_is_scaled_by_the_windows_left_out() -> None:
     assert work.left_out == 64 * 2048 / work.measured_symbols > 1
     assert work.passes == context.spec.training.batch_symbols / work.measured_symbols
     expected = STEP.start_bytes + (STEP.backward_bytes - STEP.start_bytes) * work.left_out
-    row = memory_row(context)
-    assert step_time_row(context).verdict == "go"
+    row = speed.memory_row(context)
+    assert speed.step_time_row(context).verdict == "go"
     assert row.values["peak_bytes"] == pytest.approx(max(STEP.peak_bytes, expected), rel=1e-9)
     assert row.verdict == "no-go" and "scaled" in row.how
 
@@ -315,9 +308,9 @@ def test_ranks_of_several_nodes() -> None:
     assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
     assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
     assert driver_row(make_context(h100(), ranks=32, nodes=2)).verdict == "no-go"
-    for ask in (memory_row, step_time_row, cost_row):
+    for ask in (speed.memory_row, speed.step_time_row, speed.cost_row):
         assert ask(two).verdict == "go" and ask(two).values == ask(one).values
-    assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
+    assert speed.cost_row(two).values["gpu_hours"] == pytest.approx(16 * speed.plan_run(two).train_s / 3600)  # type: ignore[operator]
     assert two.workload.rank_rows == h100().training.batch_symbols // 2048 // 16
 
 
@@ -325,11 +318,11 @@ def test_ranks_on_a_cpu_share_it() -> None:
     """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
     spec = tiny_spec("training.steps=30")
     for facts, expected in ((CPU, 2), (H100, 1)):
-        row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (speed.step_time_row, speed.plan_run))
         assert row.values["step_s"] == expected * STEP.step_s
         assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
         assert ("2 of them share this CPU" in row.how) == (facts is CPU)
-    assert step_time_row(make_context(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+    assert speed.step_time_row(make_context(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
 
 
 def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +331,8 @@ def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("shared.preflight.ask_rows.measure_step", lambda *words: replace(STEP, full=True))
     contexts = {ranks: prepare(Question(tiny_spec(), "torch", ranks)) for ranks in (1, 2, 8)}
     assert {ranks: context.facts.free_bytes for ranks, context in contexts.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
-    assert [memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
-    assert "for each of 8 ranks" in memory_row(contexts[8]).how
+    assert [speed.memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in speed.memory_row(contexts[8]).how
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from data.compressors import compressor_results
@@ -150,10 +149,3 @@ def test_a_failed_write_leaves_the_old_score(
     with pytest.raises(OSError, match="No space left"):
         write_score(path, document)
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["score.json"]
-
-
-def test_nan_weights_give_no_score() -> None:
-    weights = random_weights(SPEC, 0)
-    weights["embed.start"] = np.full_like(weights["embed.start"], np.nan)
-    with pytest.raises(RunError, match="not a number"):
-        evaluate(Oracle(SPEC, weights), TEXT, engine="numpy", weights="packed", artifact_bytes=1)

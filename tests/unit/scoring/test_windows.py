@@ -32,13 +32,6 @@ def test_windows_advance_by_the_stride_and_leave_context(size: tuple[int, int, i
     assert not windows or windows[-1].count_stop == num_symbols
 
 
-def test_known_plan() -> None:
-    assert plan_windows(11, 4, 4) == (Window(0, 0, 4), Window(4, 4, 8), Window(8, 8, 11))
-    assert plan_windows(7, 4, 2) == (Window(0, 0, 4), Window(2, 4, 6), Window(4, 6, 7))
-    assert plan_windows(3, 4, 1) == (Window(0, 0, 3),)
-    assert plan_windows(0, 4, 4) == ()
-
-
 @pytest.mark.parametrize("stride", [0, -1, 5])
 def test_impossible_stride(stride: int) -> None:
     with pytest.raises(UserError, match=rf"stride {stride}: must be from 1 to the window of 4 symbols"):
