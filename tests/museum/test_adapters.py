@@ -17,6 +17,7 @@ from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients, check_spec_gradients
 from tests.fake_training import tiny_spec
 from tests.museum.adapters import gated_adapters, zero_factors
+from tests.museum.exhibits import PLAIN
 from tests.museum.ngrams import dead_factors
 
 every_engine = pytest.mark.parametrize("name", available_engines())
@@ -78,12 +79,7 @@ def test_audit_and_preflight_say_so(capsys: pytest.CaptureFixture[str], monkeypa
     "overrides",
     [
         ["model.smear_gate=v2", "model.skip_gates=true", "model.attention.value_residual=true"],
-        [
-            "model.patch_size=1",
-            "model.decoder.kind=linear",
-            "model.embed_rank=12",
-            "model.attention.output_gate=sparse",
-        ],
+        [*PLAIN, "model.embed_rank=12", "model.attention.output_gate=sparse"],
         [
             'model.mixers=["mamba2", "gated_delta", "attention"]',
             "model.decoder.kind=experts",

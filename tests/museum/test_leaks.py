@@ -11,11 +11,7 @@ from shared.model import Forward, forward, initial_weights, random_weights
 from shared.scoring.audit import AuditReport, audit_scorer
 from shared.scoring.random_bytes import check_random_bytes
 from shared.spec import Spec
-from tests.museum.attention_leaks import (
-    documents_of_the_target,
-    smear_across_documents,
-    value_embeddings_of_the_target,
-)
+from tests.museum import attention_leaks
 from tests.museum.exhibits import DOCUMENTS, small_spec
 from tests.museum.fake_stream import FakeStream
 from tests.museum.leaks import itchy_byte_shift, megabyte_own_patch
@@ -72,11 +68,11 @@ def test_fresh_weights_hide_the_leak() -> None:
 @pytest.mark.parametrize(
     ("planted", "kind", "patch_size", "overrides", "caught"),
     [
-        (smear_across_documents, "mlp", 4, ("model.smear_gate=v1", *DOCUMENTS), ["isolation"]),
-        (smear_across_documents, "linear", 1, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
-        (smear_across_documents, "mlp", 4, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
-        (value_embeddings_of_the_target, "mlp", 4, VALUE_EMBEDS, ["future", "target"]),
-        (documents_of_the_target, "linear", 1, DOCUMENTS, ["target", "isolation"]),
+        (attention_leaks.smear_across_documents, "mlp", 4, ("model.smear_gate=v1", *DOCUMENTS), ["isolation"]),
+        (attention_leaks.smear_across_documents, "linear", 1, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
+        (attention_leaks.smear_across_documents, "mlp", 4, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
+        (attention_leaks.value_embeddings_of_the_target, "mlp", 4, VALUE_EMBEDS, ["future", "target"]),
+        (attention_leaks.documents_of_the_target, "linear", 1, DOCUMENTS, ["target", "isolation"]),
     ],
 )
 @pytest.mark.parametrize("seed", range(4))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from shared.errors import ArtifactError
 from shared.model import random_weights
 from shared.model.manifest import parameter_manifest
 from shared.spec import load_spec, spec_id
-from tests import ROOT
 from tests.datasets import full_disk
+from tests.processes import run_python
 
 FAST = ["artifact.brotli_quality=1"]
 TINY = load_spec("tiny", FAST)
@@ -102,9 +100,8 @@ def test_another_process_gives_the_same_bytes():
         "from shared.spec import load_spec\nspec = load_spec('tiny', ['artifact.brotli_quality=1'])\n"
         "print(hashlib.sha256(pack_bytes(spec, random_weights(spec, 9))).hexdigest())"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT), "TZ": "Asia/Tokyo"}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
-    assert result.stdout.decode().strip() == unpack_bytes(pack_bytes(TINY, random_weights(TINY, 9))).info.sha256
+    printed = run_python(program, PYTHONHASHSEED="77", TZ="Asia/Tokyo")
+    assert printed.strip() == unpack_bytes(pack_bytes(TINY, random_weights(TINY, 9))).info.sha256
 
 
 def test_the_writer_refuses_what_is_not_the_model():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from data.builtin import BuiltinCorpus, build_corpus
 from data.datasets import load_manifest, verify_dataset
 from shared.errors import DataError
 from tests.datasets import documents_of
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +55,11 @@ def test_another_process_makes_the_same_dataset(corpus: BuiltinCorpus) -> None:
         "from data.datasets import open_split, load_manifest; from shared.spec import VocabularySpec\n"
         "print(open_split('builtin', 'heldout', VocabularySpec()).num_bytes, load_manifest('builtin').sha256)"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    printed = run_python(program, PYTHONHASHSEED="77")
     heldout, manifest = [text.encode() for text in corpus.heldout], load_manifest("builtin")
     assert documents_of("builtin", "train") == [text.encode() for text in corpus.train]
     assert documents_of("builtin", "heldout") == heldout
-    assert done.stdout.split() == [str(sum(map(len, heldout))), manifest.sha256]
+    assert printed.split() == [str(sum(map(len, heldout))), manifest.sha256]
     assert verify_dataset("builtin") == []
     assert ".".join(map(str, sys.version_info[:3])) in manifest.source
 

@@ -20,7 +20,7 @@ from data.sketch import WINDOW_BYTES, Sketch, SketchBuilder, fold, known, run_ha
 from data.sketch_file import read_sketch, sketch_path
 from data.writer import DatasetWriter
 from shared.spec import VocabularySpec
-from tests.datasets import BYTES, write_dataset
+from tests.datasets import BYTES, full_disk, write_dataset
 from tests.token_text import documents as token_documents
 from tests.token_text import small_tokenizer
 
@@ -178,9 +178,6 @@ def test_a_folder_that_cannot_be_written_gets_its_sketch_each_time(monkeypatch: 
     path = sketch_path(write_dataset(train=documents), "train")
     path.unlink()
 
-    def refuse(path: Path, content: bytes) -> None:
-        raise PermissionError(13, "permission denied", str(path))
-
-    monkeypatch.setattr("data.sketch_file.write_atomically", refuse)
+    monkeypatch.setattr("data.sketch_file.write_atomically", full_disk)
     assert same(open_split("toy", "train", BYTES).sketch(), sketch_documents(documents))
     assert not path.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
 @pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Put a shell script in place of the Python that measures."""
 
     def replace_by(script: str) -> None:
@@ -60,7 +60,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
 
-    yield replace_by
+    return replace_by
 
 
 @pytest.mark.parametrize(
@@ -244,15 +244,21 @@ def test_an_average_in_a_run_by_the_clock() -> None:
     assert speed.average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
 
 
-def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
-    free = STEP.peak_bytes + speed.GPU_RESERVE_BYTES
-    assert speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
-    assert speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
-
-
-def test_a_mac_keeps_no_memory_for_a_driver() -> None:
+def test_memory_of_a_gpu_leaves_room_for_its_driver_but_that_of_a_mac_does_not() -> None:
+    free, larger = STEP.peak_bytes + speed.GPU_RESERVE_BYTES, replace(STEP, scored_bytes=9 * 10**9)
     mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
-    assert speed.memory_row(make_context(h100(), facts=mac)).verdict == "go"
+    for facts, step, verdict in (
+        (replace(H100, free_bytes=free), STEP, "go"),
+        (replace(H100, free_bytes=free - 1), STEP, "no-go"),
+        (mac, STEP, "go"),
+        # A validation counts too.
+        (replace(H100, free_bytes=11 * 10**9), larger, "go"),
+        (replace(H100, free_bytes=11 * 10**9 - 1), larger, "no-go"),
+    ):
+        row = speed.memory_row(make_context(h100(), facts, step))
+        assert row.verdict == verdict
+        is_of_validation = "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+        assert is_of_validation == (step is larger)
 
 
 @pytest.mark.parametrize("products", ["float32", "tf32"])
@@ -262,13 +268,6 @@ def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> 
         f"data sheet, dense {products})" in speed.mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
     )
     assert "data sheet, dense bfloat16)" in speed.mfu_row(make_context(h100(), step=step)).how
-
-
-def test_memory_of_a_validation_counts() -> None:
-    large = replace(STEP, scored_bytes=9 * 10**9)
-    for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
-        row = speed.memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
-        assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
 
 
 def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

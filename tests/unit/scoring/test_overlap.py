@@ -80,14 +80,10 @@ def test_what_is_kept_to_choose_by_is_not_trained_on() -> None:
 # Runs whose data changed.
 
 
-def write(train: list[bytes], heldout: list[bytes]) -> None:
-    write_dataset(train=train, heldout=heldout, replace=True)
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """A run with an artifact, trained on one half of a text, with the other held out."""
-    write(texts(0, 20), texts(1, 20))
+    write_dataset(train=texts(0, 20), heldout=texts(1, 20), replace=True)
     spec = tiny_spec("model.num_layers=1", "data.train=toy", "data.heldout=toy", "evaluation.val_symbols=640")
     run = RunDirectory(tmp_path / "runs" / "mine")
     run.path.mkdir(parents=True)
@@ -109,7 +105,8 @@ def test_the_data_of_the_run_needs_no_word(target: Target) -> None:
 
 def test_another_text_under_the_same_names(target: Target) -> None:
     before = open_split("toy", "train", BYTES).sha256[:16]
-    write([*texts(0, 10), *texts(1, 10)], [*texts(0, 20)[10:], *texts(1, 20)[10:]])
+    halves = [*texts(0, 10), *texts(1, 10)], [*texts(0, 20)[10:], *texts(1, 20)[10:]]
+    write_dataset(train=halves[0], heldout=halves[1], replace=True)
     (passed, warning, measured, detail) = said(target)["run_data"]
     assert passed and warning and measured == 2.0
     now = open_split("toy", "train", BYTES).sha256[:16]
@@ -119,7 +116,7 @@ def test_another_text_under_the_same_names(target: Target) -> None:
 
 
 def test_another_held_out_text_alone_is_said_and_compared(target: Target) -> None:
-    write(texts(0, 20), texts(0, 20)[:5])
+    write_dataset(train=texts(0, 20), heldout=texts(0, 20)[:5], replace=True)
     found = said(target)
     assert found["run_data"][:3] == (True, True, 1.0) and "its held-out text was toy/heldout" in found["run_data"][3]
     assert found["overlap"][:3] == (False, True, 1.0)
