@@ -17,7 +17,7 @@ from tests.museum.fake_stream import FakeStream
 from tests.museum.leaks import itchy_byte_shift, megabyte_own_patch
 
 HONEST = [(kind, patch_size) for kind in ("autoregressive", "mlp", "linear", "experts") for patch_size in (1, 4, 12)]
-PLANTED = [(itchy_byte_shift, "mlp"), (itchy_byte_shift, "linear"), (megabyte_own_patch, "autoregressive")]
+BOTH = ["future", "target"]
 VALUE_EMBEDS = ("model.attention.value_embed_dim=8", "model.attention.value_embed_layers=1")
 TRAINED_STEPS = 60
 
@@ -40,24 +40,6 @@ def test_honest_decoders_pass(kind: str, patch_size: int, vocabulary: str) -> No
     assert report.passed, report.failures
 
 
-@pytest.mark.parametrize(("model", "kind"), PLANTED)
-@pytest.mark.parametrize("patch_size", [4, 12])
-def test_future_and_target_catch_the_leaks_without_training(model: Forward, kind: str, patch_size: int) -> None:
-    report = audit(spec_of(kind, patch_size), model, seed=2)
-    assert [check.name for check in report.failures] == ["future", "target"]
-    assert all(check.measured > 0.1 for check in report.failures)
-
-
-def test_target_catches_the_byte_shift_that_future_cannot_see() -> None:
-    """With patches of two the only symbol seen too early is the target itself."""
-    report = audit(spec_of("mlp", 2), itchy_byte_shift, seed=3)
-    assert [check.name for check in report.failures] == ["target"]
-
-
-def test_byte_shift_is_no_leak_where_a_patch_is_one_byte() -> None:
-    assert audit(spec_of("linear", 1), itchy_byte_shift, seed=4).passed
-
-
 def test_fresh_weights_hide_the_leak() -> None:
     """Why the audit of a spec uses random weights: zero heads let no input through."""
     spec = spec_of("mlp", 4)
@@ -68,15 +50,20 @@ def test_fresh_weights_hide_the_leak() -> None:
 @pytest.mark.parametrize(
     ("planted", "kind", "patch_size", "overrides", "caught"),
     [
+        *((itchy_byte_shift, kind, size, (), BOTH) for kind in ("mlp", "linear") for size in (4, 12)),
+        *((megabyte_own_patch, "autoregressive", size, (), BOTH) for size in (4, 12)),
+        # With patches of two the only symbol seen too early is the target itself; with patches of one it is no leak.
+        (itchy_byte_shift, "mlp", 2, (), ["target"]),
+        (itchy_byte_shift, "linear", 1, (), []),
         (attention_leaks.smear_across_documents, "mlp", 4, ("model.smear_gate=v1", *DOCUMENTS), ["isolation"]),
         (attention_leaks.smear_across_documents, "linear", 1, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
         (attention_leaks.smear_across_documents, "mlp", 4, ("model.smear_gate=v2", *DOCUMENTS), ["isolation"]),
-        (attention_leaks.value_embeddings_of_the_target, "mlp", 4, VALUE_EMBEDS, ["future", "target"]),
+        (attention_leaks.value_embeddings_of_the_target, "mlp", 4, VALUE_EMBEDS, BOTH),
         (attention_leaks.documents_of_the_target, "linear", 1, DOCUMENTS, ["target", "isolation"]),
     ],
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_attention_that_reads_too_much(
+def test_planted_forms_are_caught_without_training(
     planted: Forward, kind: str, patch_size: int, overrides: tuple[str, ...], caught: list[str], seed: int
 ) -> None:
     """Earlier text is no leak, so the checks of causality have nothing to say of it. A mask by the target shows only

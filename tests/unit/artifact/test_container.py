@@ -54,13 +54,9 @@ def test_what_is_read_is_what_quantisation_made(tmp_path: Path, preset: str, ove
     assert info.spec_id == spec_id(spec)
     stored = sum(stored for _, stored in info.section_bytes.values())
     assert info.header_bytes + stored == info.artifact_bytes
-
-
-def test_a_section_of_several_blocks_round_trips():
-    spec = load_spec("smoke", FAST)
-    artifact = unpack_bytes(pack_bytes(spec, random_weights(spec, 0)))
-    (codes,) = [row for row in artifact.header["sections"] if row["name"] == "matrix.codes"]
-    assert len(codes["stored_bytes"]) == -(-codes["raw_bytes"] // BLOCK_BYTES) > 2
+    blocks = {row["name"]: (len(row["stored_bytes"]), row["raw_bytes"]) for row in artifact.header["sections"]}
+    assert all(count == -(-raw_bytes // BLOCK_BYTES) for count, raw_bytes in blocks.values())
+    assert preset == "tiny" or blocks["matrix.codes"][0] > 2
 
 
 def test_packing_what_was_unpacked_keeps_every_code():
