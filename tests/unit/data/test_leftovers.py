@@ -29,10 +29,6 @@ with DatasetWriter(Path(sys.argv[1]), replace=True) as writer:
 """
 
 
-def write(name: str, text: bytes = b"whole") -> None:
-    write_dataset(name, train=[text], replace=True)
-
-
 def start_writing(name: str, how: str = "writing") -> subprocess.Popen[str]:
     """A process that is half-way through writing a dataset."""
     process = subprocess.Popen(
@@ -63,26 +59,26 @@ def test_a_dead_process_leaves_nothing_for_ever() -> None:
     living = start_writing("toy")
     (kept,) = hidden()
     assert kept.startswith(f".toy.partial-{living.pid}-")
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == [kept]
     kill(living)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
     assert dataset_names() == ["other"]
 
 
 def test_a_dataset_whose_replacement_was_cut_short_comes_back() -> None:
-    write("toy", b"the old text")
+    write_dataset(train=[b"the old text"])
     kill(start_writing("toy", "replacing"))
     assert dataset_names() == []
     assert len(hidden()) == 2
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
     assert documents_of("toy", "train") == [b"the old text"]
 
 
 def test_the_old_one_goes_where_a_new_one_is_in_place() -> None:
-    write("toy", b"the old text")
+    write_dataset(train=[b"the old text"])
     kill(start_writing("toy", "replacing"))
     old = next(name for name in hidden() if ".old-" in name)
     (datasets_root() / "toy").mkdir()
@@ -98,10 +94,10 @@ def test_a_folder_that_another_machine_is_writing_is_left_alone() -> None:
     (name,) = hidden()
     unknown = datasets_root() / name.replace(f"-{living.pid}-", "-99999999999999-")
     (datasets_root() / name).rename(unknown)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == [unknown.name]
     kill(living)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
 
 
