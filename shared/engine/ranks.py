@@ -33,11 +33,9 @@ class Ranks(Protocol):
 
     def broadcast(self, content: bytes) -> bytes:
         """Rank 0's content, on every rank; what the others pass is ignored."""
-        ...
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, in rank order, on every rank; all of one shape and dtype."""
-        ...
 
 
 class OneRank:

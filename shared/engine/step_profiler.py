@@ -28,11 +28,9 @@ class StepProfiler(Protocol):
 
     def start(self, trace_path: Path) -> None:
         """Watch from now on. All queued work is done."""
-        ...
 
     def stop(self) -> list[Cost]:
         """Watch no longer, write the trace, return the cost of every kind of work. All queued work is done."""
-        ...
 
 
 def costs_by_name(spent: Mapping[str, tuple[int, float]]) -> list[Cost]:
