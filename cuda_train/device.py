@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
 from shared.errors import UserError
 from shared.spec.base import Float32Products
 
@@ -85,8 +83,7 @@ def peak_memory_bytes() -> int:
     """Peak memory in bytes: torch's own count on a GPU, the process's resident memory on a CPU."""
     if on_gpu():
         return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
 
 
 def device_facts() -> DeviceFacts:

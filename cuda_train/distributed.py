@@ -28,8 +28,7 @@ from shared.spec.optimizer import NSCoefficients
 # Where torchrun tells a process its rank, and how many there are.
 RANK, WORLD_SIZE = ENGINES["torch"].rank_variable, "WORLD_SIZE"
 
-# Joining takes seconds; a collective of a step less. While rank 0 packs, the others wait for its next word.
-CONNECT_TIMEOUT = timedelta(seconds=60)
+# A collective of a step takes less than seconds. While rank 0 packs, the others wait for its next message.
 STEP_TIMEOUT = timedelta(minutes=5)
 CONTROL_TIMEOUT = timedelta(hours=2)
 

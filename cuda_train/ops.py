@@ -25,6 +25,12 @@ class TorchOps:
     """Array operations in torch on one device; definitions in shared.ops.protocol."""
 
     name = "torch"
+    # Torch's own, by the names of the protocol.
+    sqrt = staticmethod(torch.sqrt)
+    sigmoid = staticmethod(torch.sigmoid)
+    exp = staticmethod(torch.exp)
+    log = staticmethod(torch.log)
+    round = staticmethod(torch.round)
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -122,18 +128,6 @@ class TorchOps:
     def sum(self, x: torch.Tensor, axes: Sequence[int] | None = None, keepdims: bool = False) -> torch.Tensor:
         return x.sum() if axes is None else x.sum(dim=tuple(axes), keepdim=keepdims)
 
-    def sqrt(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sqrt()
-
-    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(x)
-
-    def exp(self, x: torch.Tensor) -> torch.Tensor:
-        return x.exp()
-
-    def log(self, x: torch.Tensor) -> torch.Tensor:
-        return x.log()
-
     def softplus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.logaddexp(x, torch.zeros_like(x))
 
@@ -163,9 +157,6 @@ class TorchOps:
 
     def largest(self, x: torch.Tensor) -> torch.Tensor:
         return x.abs().amax(dim=-1, keepdim=True)
-
-    def round(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.round(x)
 
     def float16(self, x: torch.Tensor) -> torch.Tensor:
         return through_float16(x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import shutil
 import sys
 import time
@@ -16,7 +15,7 @@ import numpy as np
 
 from mlx_train.blas import set_blas_threads
 from mlx_train.float32_products import choose, settle
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
 from shared.spec.base import Float32Products
 
 # mallopt parameters of glibc.
@@ -76,8 +75,7 @@ def peak_memory_bytes() -> int:
     """Peak memory in bytes: MLX's own count on a GPU, the process's resident memory on a CPU."""
     if on_gpu():
         return int(mx.get_peak_memory())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
 
 
 def device_facts() -> DeviceFacts:

@@ -17,6 +17,15 @@ class NumpyOps:
     """`shared.ops.Ops` in float64; dtype arguments are ignored."""
 
     name = "numpy"
+    # NumPy's own, by the names of the protocol.
+    concatenate = staticmethod(np.concatenate)
+    stack = staticmethod(np.stack)
+    sqrt = staticmethod(np.sqrt)
+    exp = staticmethod(np.exp)
+    log = staticmethod(np.log)
+    running_sum = staticmethod(np.cumsum)
+    lower_triangle = staticmethod(np.tril)
+    minimum = staticmethod(np.minimum)
 
     def asarray(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
@@ -80,12 +89,6 @@ class NumpyOps:
         largest = capped.max(axis=-1, keepdims=True)
         return largest[..., 0] + np.log(np.exp(capped - largest).sum(axis=-1))
 
-    def concatenate(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
-        return np.concatenate(arrays, axis=axis)
-
-    def stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(arrays)
-
     def broadcast_to(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, tuple(shape))
 
@@ -95,27 +98,12 @@ class NumpyOps:
     def sum(self, x: np.ndarray, axes: Sequence[int] | None = None, keepdims: bool = False) -> np.ndarray:
         return np.sum(x, axis=None if axes is None else tuple(axes), keepdims=keepdims)
 
-    def sqrt(self, x: np.ndarray) -> np.ndarray:
-        return np.sqrt(x)
-
     def sigmoid(self, x: np.ndarray) -> np.ndarray:
         # Through tanh, which overflows for no x.
         return 0.5 + 0.5 * np.tanh(0.5 * x)
 
-    def exp(self, x: np.ndarray) -> np.ndarray:
-        return np.exp(x)
-
-    def log(self, x: np.ndarray) -> np.ndarray:
-        return np.log(x)
-
     def softplus(self, x: np.ndarray) -> np.ndarray:
         return np.logaddexp(x, 0.0)
-
-    def running_sum(self, x: np.ndarray, axis: int) -> np.ndarray:
-        return np.cumsum(x, axis=axis)
-
-    def lower_triangle(self, x: np.ndarray, diagonal: int = 0) -> np.ndarray:
-        return np.tril(x, diagonal)
 
     def running_count(self, x: np.ndarray, value: int) -> np.ndarray:
         return np.cumsum(x == value, axis=1)
@@ -125,9 +113,6 @@ class NumpyOps:
 
     def unit_step(self, x: np.ndarray) -> np.ndarray:
         return (x >= 0).astype(x.dtype)
-
-    def minimum(self, x: np.ndarray, limit: float) -> np.ndarray:
-        return np.minimum(x, limit)
 
     def softmax(self, x: np.ndarray) -> np.ndarray:
         return np.exp(_log_softmax(x))

@@ -92,13 +92,10 @@ def training_rows(
 
 
 def first_deviation(
-    spec: Spec,
-    pair: tuple[Engine, Engine],
-    weights: Tensors,
-    batches: Sequence[np.ndarray],
-    begin: Begin = hold_nothing,
+    pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
 ) -> str:
-    """Train two engines side by side and say, in words, after which step which parameter is out of tolerance."""
+    """Train two engines of one spec side by side and name the first step and parameter that are out of tolerance."""
+    spec = pair[0].spec
     for engine in pair:
         engine.initialise(weights)
     for step, x in enumerate(batches[:UPDATE_STEPS]):
@@ -116,15 +113,12 @@ def first_deviation(
 
 
 def step_by_step_row(
-    spec: Spec,
-    pair: tuple[Engine, Engine],
-    weights: Tensors,
-    batches: Sequence[np.ndarray],
-    begin: Begin = hold_nothing,
+    pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
 ) -> ParityRow:
     """The largest difference of a parameter after any of some steps, each made by both engines from the first one's
     state. They read the same codes, so the tolerance is the ordinary one where `rounds_in_training`."""
     left, right = pair
+    spec = left.spec
     left.initialise(weights)
     measured, worst = 0.0, ""
     for step, x in enumerate(batches[:UPDATE_STEPS]):

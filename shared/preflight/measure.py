@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.engine.device_facts import Multiplied, peak_resident_bytes
+from shared.engine.device_facts import Multiplied
 from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
@@ -96,15 +96,14 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     """Measure in this process. Raises what the engine raises."""
     engine, package = synthetic_engine(engine_name, spec), engine_package(engine_name)
     on_gpu = package.device_facts().kind == "gpu"
-    peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
     engine.initialise(synthetic_start(spec))
     engine.synchronise()
-    start_bytes = peak()
+    start_bytes = engine.peak_memory_bytes()
     x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
-    backward_bytes = peak()
+    backward_bytes = engine.peak_memory_bytes()
     _, one_s = _timed(lambda: engine.train_step(x, largest_step(spec))())
-    peak_bytes = peak()
+    peak_bytes = engine.peak_memory_bytes()
     first_s = group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
         _, group_s = _timed(lambda: engine.gradients(x))
@@ -128,7 +127,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         start_bytes=start_bytes,
         backward_bytes=backward_bytes,
         peak_bytes=peak_bytes,
-        scored_bytes=peak() if on_gpu else peak_bytes,
+        scored_bytes=engine.peak_memory_bytes() if on_gpu else peak_bytes,
         nats=nats,
         product_flops_per_s=package.matrix_product_flops_per_s(products),
         float32_products=package.float32_products(),

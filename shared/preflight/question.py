@@ -67,11 +67,6 @@ class Context:
         return self.facts.kind == "cpu" and self.spec.training.dtype == "bfloat16"
 
     @property
-    def rank_symbols(self) -> int:
-        """Symbols of one rank's share of the batch."""
-        return self.workload.rank_symbols
-
-    @property
     def sharing(self) -> int:
         """How many ranks share the measured device: a GPU has one, a CPU all those of its node."""
         return 1 if self.on_gpu else self.question.ranks_per_node

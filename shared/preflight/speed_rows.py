@@ -117,7 +117,7 @@ def step_time_row(context: Context) -> Row:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
     step_s = shared_step_s(context, step)
-    symbols_per_s = context.rank_symbols * context.question.ranks / step_s
+    symbols_per_s = context.workload.rank_symbols * context.question.ranks / step_s
     values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
     figure, how = f"{format_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(context, step)
@@ -169,7 +169,7 @@ def mfu_row(context: Context) -> Row:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"
     else:
         peak, source = step.product_flops_per_s, "measured matrix product of large squares"
-    per_s = context.rank_symbols / step.step_s
+    per_s = context.workload.rank_symbols / step.step_s
     mfu = per_s * flops.per_symbol / peak
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"

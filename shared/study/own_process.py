@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -67,9 +67,12 @@ def train_apart(order: Order, interruption: Interruption) -> Ending:
     process = CONTEXT.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
     # Started here, because starting it lets signals through.
     resource_tracker.ensure_running()
-    # A signal that comes before the other process is ready for one waits for it.
-    with _held(SIGNALS):
+    # Signals wait meanwhile: here until it is started, in the other process until it is ready and unblocks them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
         process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     try:
         answer = _await_answer(ours, process, interruption)
@@ -155,13 +158,3 @@ def _trained(order: Order, interruption: Interruption) -> Ending | UserError | O
         traceback.print_exc()
         return Ending("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", 1)
     return Ending(result.outcome.status, result.outcome.message, result.exit_status)
-
-
-@contextlib.contextmanager
-def _held(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Signals that come meanwhile wait: here until the end, in a process started here until it lets them through."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
