@@ -34,7 +34,7 @@ def check_local_rank() -> None:
 
 
 def to_device(values: np.ndarray) -> torch.Tensor:
-    """A copy on the device. On a GPU it is queued from pinned memory, and the host goes on."""
+    """A copy on the device. On a GPU it is queued from pinned memory, and the host does not wait."""
     host = torch.from_numpy(values)
     return host.pin_memory().to(default_device(), non_blocking=True) if on_gpu() else host.clone()
 
@@ -73,7 +73,7 @@ def float32_products() -> Multiplied:
 
 
 def device_name() -> str:
-    """The device in words."""
+    """A readable description of the device."""
     if on_gpu():
         return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
     return f"CPU, {os.cpu_count()} threads, {platform.machine()}"

@@ -7,7 +7,7 @@ MLX's own computes the full T x T square, half of it masked, in single-threaded 
   half is never computed;
 - all scores of a row are formed before the first exponential, so one maximum serves the diagonal and the
   squares, and their parts simply add up;
-- a column of ones beside v makes the same matrix product deliver the row sums;
+- with a column of ones next to v the same matrix product gives the row sums;
 - the backward pass reuses the stored exponentials.
 """
 

@@ -54,7 +54,7 @@ def float32_products() -> Multiplied:
 
 
 def device_name() -> str:
-    """The device in words."""
+    """A readable description of the device."""
     if on_gpu():
         return f"{mx.device_info().get('device_name', 'GPU')} ({gpu_backend()})"
     compiled = "" if can_compile() else ", no g++: MLX runs uncompiled and slower"

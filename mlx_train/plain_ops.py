@@ -18,15 +18,6 @@ class MLXOps:
     """Array operations in MLX; definitions in shared.ops.protocol."""
 
     name = "mlx"
-    # MLX's own, by the names of the protocol.
-    sqrt = staticmethod(mx.sqrt)
-    sigmoid = staticmethod(mx.sigmoid)
-    exp = staticmethod(mx.exp)
-    log = staticmethod(mx.log)
-    minimum = staticmethod(mx.minimum)
-    power = staticmethod(mx.power)
-    round = staticmethod(mx.round)
-    stop_gradient = staticmethod(mx.stop_gradient)
 
     def asarray(self, values: np.ndarray) -> mx.array:
         values = np.asarray(values)
@@ -100,6 +91,18 @@ class MLXOps:
             x = mx.sum(x, axis=axis, keepdims=keepdims)
         return x
 
+    def sqrt(self, x: mx.array) -> mx.array:
+        return mx.sqrt(x)
+
+    def sigmoid(self, x: mx.array) -> mx.array:
+        return mx.sigmoid(x)
+
+    def exp(self, x: mx.array) -> mx.array:
+        return mx.exp(x)
+
+    def log(self, x: mx.array) -> mx.array:
+        return mx.log(x)
+
     def softplus(self, x: mx.array) -> mx.array:
         return mx.logaddexp(x, 0.0)
 
@@ -118,14 +121,26 @@ class MLXOps:
     def unit_step(self, x: mx.array) -> mx.array:
         return (x >= 0).astype(x.dtype)
 
+    def minimum(self, x: mx.array, limit: float) -> mx.array:
+        return mx.minimum(x, limit)
+
     def softmax(self, x: mx.array) -> mx.array:
         return mx.softmax(x, axis=-1, precise=True)
+
+    def power(self, x: mx.array, exponent: float) -> mx.array:
+        return mx.power(x, exponent)
 
     def largest(self, x: mx.array) -> mx.array:
         return mx.max(mx.abs(x), axis=-1, keepdims=True)
 
+    def round(self, x: mx.array) -> mx.array:
+        return mx.round(x)
+
     def float16(self, x: mx.array) -> mx.array:
         return x.astype(mx.float16).astype(x.dtype)
+
+    def stop_gradient(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x)
 
     def row_noise(self, x: mx.array, counter: mx.array, salt: int) -> mx.array:
         rows = mx.stop_gradient(x)

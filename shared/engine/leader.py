@@ -22,7 +22,7 @@ from shared.model.stages import StepNumbers
 from shared.spec import Spec
 
 HEADER_LENGTH_BYTES = 4
-# Small enough for every alphabet, and half of what travels with int32.
+# Wide enough for every alphabet, at half the bytes of int32.
 SYMBOL_DTYPE = np.uint16
 
 
@@ -74,8 +74,8 @@ class LeadingEngine:
         return self.engine.export_weights(kind)
 
     def save_state(self) -> dict[str, np.ndarray]:
-        """The state of rank 0, after a look whether all ranks still hold the same. Raises RunError if not."""
-        # A rank that is gone takes nothing with it: what rank 0 holds is whole.
+        """The state of rank 0, after checking that all ranks hold the same. Raises RunError if they do not."""
+        # A rank that is gone takes nothing with it: the state of rank 0 is complete.
         with contextlib.suppress(RanksError):
             self._tell("compare", {})
             compare(self.engine)
@@ -95,7 +95,7 @@ class LeadingEngine:
         return self.engine.device_name()
 
     def dismiss(self) -> None:
-        """Let the followers go, those that are left. The engine cannot be used afterwards."""
+        """Dismiss the followers that are left. The engine cannot be used afterwards."""
         with contextlib.suppress(RanksError):
             self._tell("dismiss", {})
 

@@ -19,7 +19,7 @@ StepResult = Callable[[], tuple[float, float]]
 
 class NonFiniteError(Exception):
     """A loss or gradient that is not a number. `parameter` is the first, in manifest order, whose
-    gradient is not finite; the engine's weights are spoilt."""
+    gradient is not finite; the engine's weights are unusable."""
 
     def __init__(self, parameter: str) -> None:
         super().__init__(f"not a finite number: gradient of {parameter}")
@@ -65,7 +65,7 @@ class Engine(Scorer, Protocol):
         """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
         `numbers` is the result of `step_hyperparameters`; it also says which function is trained.
-        The result is asked for after the next step is queued, so that the device never waits for the host.
+        The result is read after the next step is queued, so that the device never waits for the host.
         """
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
@@ -95,4 +95,4 @@ class Engine(Scorer, Protocol):
         """Wait until all queued work is done."""
 
     def device_name(self) -> str:
-        """The device in words, for environment.json."""
+        """A readable description of the device, for environment.json."""

@@ -1,4 +1,4 @@
-"""What every engine holds, whatever its framework: weights, optimizer state, and which of them is scored."""
+"""The state of an engine, whatever its framework: weights, optimizer state, and which of them is scored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class EngineState:
         # Names of what has gradients and is updated: all of `params` that is not frozen.
         self.trained = [parameter.name for parameter in trained_parameters(spec)]
         self.state: Arrays = {}
-        # What the loss reads beside parameters and the numbers of a step, by names of shared.model.stages.
+        # What the loss reads apart from parameters and the numbers of a step, by names of shared.model.stages.
         self.tables: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 

@@ -1,4 +1,4 @@
-"""What each layer is, as the spec says: its parameters are listed from it, and it computes with it."""
+"""The shape of each layer by the spec: the manifest lists its parameters from it, and the layer computes with it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def delta_scan(
 
     ln a is `log_decay` and s `strength`; |k| at most 1 and s in (0, 1).
 
-    With w[t] = s[t] (v[t] - a[t] S[t-1] k[t]) it is S[t] = a[t] S[t-1] + w[t] k[t]', and inside of a chunk the w are
+    With w[t] = s[t] (v[t] - a[t] S[t-1] k[t]) it is S[t] = a[t] S[t-1] + w[t] k[t]', and inside a chunk the w are
     the solution of a triangular system: w[i] = s[i] (v[i] - a[1..i] S k[i] - sum_{j < i} a[j+1..i] (k[j] k[i]) w[j])
     for the state S before the chunk.
     """
@@ -75,7 +75,7 @@ def unit_lower_inverse(ops: Ops, x: Array) -> Array:
     """The inverse of I + x for strictly lower triangular x [..., L, L], L a power of two.
 
     By halves: the inverse of [[P, 0], [Q, R]] is [[p, 0], [-r Q p, r]] with the inverses p and r of P and R, which are
-    computed together. No power of x occurs, as they grow large where keys are alike.
+    computed together. No power of x occurs: these grow large where keys are alike.
     """
     size = x.shape[-1]
     if size == 1:

@@ -1,4 +1,4 @@
-"""The oracle: every operation as its definition says, in NumPy float64.
+"""The oracle: every operation exactly as defined, in NumPy float64.
 
 Slow and plain on purpose. The parity check holds both engines to it, and it scores artifacts where
 no framework is installed.
@@ -17,15 +17,6 @@ class NumpyOps:
     """`shared.ops.Ops` in float64; dtype arguments are ignored."""
 
     name = "numpy"
-    # NumPy's own, by the names of the protocol.
-    concatenate = staticmethod(np.concatenate)
-    stack = staticmethod(np.stack)
-    sqrt = staticmethod(np.sqrt)
-    exp = staticmethod(np.exp)
-    log = staticmethod(np.log)
-    running_sum = staticmethod(np.cumsum)
-    lower_triangle = staticmethod(np.tril)
-    minimum = staticmethod(np.minimum)
 
     def asarray(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
@@ -38,7 +29,7 @@ class NumpyOps:
         return x
 
     def cast_like(self, x: np.ndarray, like: np.ndarray) -> np.ndarray:
-        # Between integers and floats only: of either kind the oracle has one.
+        # Between integers and floats only: the oracle has one dtype of each kind.
         return np.asarray(x).astype(like.dtype) if like.dtype.kind == "i" else x
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -89,6 +80,12 @@ class NumpyOps:
         largest = capped.max(axis=-1, keepdims=True)
         return largest[..., 0] + np.log(np.exp(capped - largest).sum(axis=-1))
 
+    def concatenate(self, arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis=axis)
+
+    def stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)
+
     def broadcast_to(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         return np.broadcast_to(x, tuple(shape))
 
@@ -98,12 +95,27 @@ class NumpyOps:
     def sum(self, x: np.ndarray, axes: Sequence[int] | None = None, keepdims: bool = False) -> np.ndarray:
         return np.sum(x, axis=None if axes is None else tuple(axes), keepdims=keepdims)
 
+    def sqrt(self, x: np.ndarray) -> np.ndarray:
+        return np.sqrt(x)
+
     def sigmoid(self, x: np.ndarray) -> np.ndarray:
-        # Through tanh, which overflows for no x.
+        # Through tanh, which never overflows.
         return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+    def exp(self, x: np.ndarray) -> np.ndarray:
+        return np.exp(x)
+
+    def log(self, x: np.ndarray) -> np.ndarray:
+        return np.log(x)
 
     def softplus(self, x: np.ndarray) -> np.ndarray:
         return np.logaddexp(x, 0.0)
+
+    def running_sum(self, x: np.ndarray, axis: int) -> np.ndarray:
+        return np.cumsum(x, axis=axis)
+
+    def lower_triangle(self, x: np.ndarray, diagonal: int = 0) -> np.ndarray:
+        return np.tril(x, diagonal)
 
     def running_count(self, x: np.ndarray, value: int) -> np.ndarray:
         return np.cumsum(x == value, axis=1)
@@ -113,6 +125,9 @@ class NumpyOps:
 
     def unit_step(self, x: np.ndarray) -> np.ndarray:
         return (x >= 0).astype(x.dtype)
+
+    def minimum(self, x: np.ndarray, limit: float) -> np.ndarray:
+        return np.minimum(x, limit)
 
     def softmax(self, x: np.ndarray) -> np.ndarray:
         return np.exp(_log_softmax(x))
@@ -124,7 +139,7 @@ class NumpyOps:
         return np.abs(x).max(axis=-1, keepdims=True, initial=0.0)
 
     def round(self, x: np.ndarray) -> np.ndarray:
-        # Of float32, though the oracle is in float64: a border of two numbers must fall to the same one as in engines.
+        # Of float32, though the oracle is in float64: a tie must round as it does in the engines.
         return np.rint(x.astype(np.float32)).astype(np.float64)
 
     def float16(self, x: np.ndarray) -> np.ndarray:

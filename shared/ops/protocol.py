@@ -80,14 +80,14 @@ class Ops(Protocol):
     def softcapped_logsumexp(self, logits: Array, softcap: float) -> Array:
         """log of the sum of exp(softcap * tanh(logits / softcap)) over the last axis: [...] of [..., V], float32."""
 
-    def concatenate(self, arrays: Sequence[Array], /, axis: int) -> Array:
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """Join along an existing axis."""
 
-    def stack(self, arrays: Sequence[Array], /) -> Array:
+    def stack(self, arrays: Sequence[Array]) -> Array:
         """Join along a new first axis."""
 
     def broadcast_to(self, x: Array, shape: Sequence[int]) -> Array:
-        """x seen in a larger shape."""
+        """x repeated to a larger shape."""
 
     def transpose(self, x: Array) -> Array:
         """The last two axes exchanged."""
@@ -95,25 +95,25 @@ class Ops(Protocol):
     def sum(self, x: Array, axes: Sequence[int] | None = None, keepdims: bool = False) -> Array:
         """Sum over axes, all of them with None."""
 
-    def sqrt(self, x: Array, /) -> Array:
+    def sqrt(self, x: Array) -> Array:
         """Element-wise square root."""
 
-    def sigmoid(self, x: Array, /) -> Array:
+    def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)), element-wise, in x's dtype."""
 
-    def exp(self, x: Array, /) -> Array:
+    def exp(self, x: Array) -> Array:
         """e^x, element-wise, in x's dtype."""
 
-    def log(self, x: Array, /) -> Array:
+    def log(self, x: Array) -> Array:
         """Natural logarithm, element-wise, for x > 0."""
 
     def softplus(self, x: Array) -> Array:
         """ln(1 + e^x), element-wise, in x's dtype; overflows for no x."""
 
-    def running_sum(self, x: Array, /, axis: int) -> Array:
+    def running_sum(self, x: Array, axis: int) -> Array:
         """Sums of the entries up to and including each one along an axis."""
 
-    def lower_triangle(self, x: Array, diagonal: int = 0, /) -> Array:
+    def lower_triangle(self, x: Array, diagonal: int = 0) -> Array:
         """The matrices of the last two axes with 0 wherever column > row + diagonal."""
 
     def running_count(self, x: Array, value: int) -> Array:
@@ -125,26 +125,26 @@ class Ops(Protocol):
     def unit_step(self, x: Array) -> Array:
         """1 where x >= 0, else 0, element-wise, in x's dtype."""
 
-    def minimum(self, x: Array, limit: float, /) -> Array:
+    def minimum(self, x: Array, limit: float) -> Array:
         """Element-wise minimum with a number."""
 
     def softmax(self, x: Array) -> Array:
         """exp(x) over its sum along the last axis, in x's dtype; summed in float32."""
 
-    def power(self, x: Array, exponent: float, /) -> Array:
+    def power(self, x: Array, exponent: float) -> Array:
         """x^exponent, element-wise, for x >= 0 and an exponent of 1 or more."""
 
     def largest(self, x: Array) -> Array:
         """The largest |x| of each row of x [..., C]: [..., 1]."""
 
-    def round(self, x: Array, /) -> Array:
-        """The nearest whole number to x float32, halves to even; the oracle rounds x to float32 first. Read by what is
-        a constant to derivatives only, as is `float16`."""
+    def round(self, x: Array) -> Array:
+        """The nearest whole number to x float32, halves to even; the oracle rounds x to float32 first. Used, like
+        `float16`, only in what is a constant to derivatives."""
 
     def float16(self, x: Array) -> Array:
         """x float32, 0 <= x < 65504, rounded half to even to what float16 holds, in x's dtype; in the oracle too."""
 
-    def stop_gradient(self, x: Array, /) -> Array:
+    def stop_gradient(self, x: Array) -> Array:
         """x, a constant to derivatives."""
 
     def row_noise(self, x: Array, counter: Array, salt: int) -> Array:

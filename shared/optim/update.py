@@ -24,7 +24,7 @@ from shared.optim.schedule import changes_decay
 from shared.spec import Spec
 
 CLIP_EPS = 1e-6
-# What the names of weights begin with in a checkpoint, beside the kinds of state.
+# The prefix of weights in a checkpoint; that of the rest is its kind of state.
 WEIGHTS = "weight/"
 
 
@@ -49,8 +49,8 @@ def state_bytes(spec: Spec) -> int:
 
 
 def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; of what is
-    frozen nothing."""
+    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; none for
+    what is frozen."""
     shapes = {name: shape for name, shape in state_shapes(spec).items() if not name.startswith(WEIGHTS)}
     state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for parameter in trained_parameters(spec):

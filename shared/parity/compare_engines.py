@@ -185,7 +185,7 @@ def _training(setup: Setup) -> list[ParityRow]:
 
 
 def _artifact(setup: Setup) -> list[ParityRow]:
-    """The artifact of the same weights by way of the host and of each engine, and what it scores."""
+    """The artifact packed from the same weights on the host and through each engine, and the logits of its weights."""
     artifacts = {"numpy": pack_bytes(setup.spec, setup.weights)}
     for name, engine in setup.engines.items():
         engine.initialise(setup.weights)

@@ -48,9 +48,9 @@ def artifact_rows(artifacts: Mapping[str, bytes]) -> list[ParityRow]:
     for left, right in combinations(artifacts, 2):
         a, b = (np.frombuffer(artifacts[name], np.uint8) for name in (left, right))
         length = min(len(a), len(b))
-        places = np.flatnonzero(a[:length] != b[:length])
-        different = len(places) + abs(len(a) - len(b))
-        worst = f"from byte {places[0] if len(places) else length}" if different else f"{len(a):,} bytes"
+        positions = np.flatnonzero(a[:length] != b[:length])
+        different = len(positions) + abs(len(a) - len(b))
+        worst = f"from byte {positions[0] if len(positions) else length}" if different else f"{len(a):,} bytes"
         rows.append(ParityRow("artifact", f"{left} - {right}", different, EXACT, "bytes differ", worst))
     return rows
 
@@ -61,7 +61,7 @@ def batch_hash(x: np.ndarray) -> str:
 
 
 def _gathered(loader: Loader, step: int, count: int, ranks: int) -> np.ndarray:
-    """One batch put together from what each rank reads, the last rank first."""
+    """One batch joined from what each rank reads, the last rank first."""
     bounds = [count * rank // ranks for rank in range(ranks + 1)]
     parts = [loader.rows(step, bounds[rank], bounds[rank + 1] - bounds[rank]) for rank in reversed(range(ranks))]
     return np.concatenate(parts[::-1])

@@ -28,7 +28,7 @@ class HeldConstants(NumpyOps):
     """NumpyOps that remembers the results of the operations that have no derivative, and the slopes of relu, in the
     order of their calls.
 
-    The first evaluation of a function runs them; after `replay` the next one gets the same, at other weights too.
+    The first evaluation of a function runs them; after `replay` the next one gets the same results at other weights.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def gradient_rows(
     spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients", kinks: HeldKinks | None = None
 ) -> list[ParityRow]:
     """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst. `kinks`, where the
-    engines were held by them, adds rows about the sides that the engines took."""
+    engines used them, adds rows about the sides that the engines took."""
     limit = GRADIENT_SHARP_REL if is_sharp(spec) else GRADIENT_REL
     rows = []
     for left, right in combinations(gradients, 2):
@@ -112,7 +112,7 @@ def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, numbers: StepNumber
 
 
 def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray, ops: NumpyOps | None = None) -> float:
-    """What the gradients are of, in float64, at the end of training."""
+    """The loss that gradients are taken of, in float64, at the end of training."""
     ops = ops or NumpyOps()
     params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, spec, params, x)[0])

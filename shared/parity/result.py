@@ -26,7 +26,7 @@ FEW_NUMBERS = 16
 @dataclass(frozen=True)
 class ParityRow:
     """One line of the table. `measured` and `tolerance` share `unit`; a tolerance of 0 means equal to the
-    last bit. `worst` names the parameter, layer or place where the difference is largest."""
+    last bit. `worst` names the parameter, layer or position where the difference is largest."""
 
     check: str
     pair: str
@@ -88,7 +88,7 @@ def max_abs_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[int, 
     difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     difference = np.where(np.isnan(difference), np.inf, difference)
     index = np.unravel_index(int(np.argmax(difference)), difference.shape)
-    return float(difference[index]), tuple(int(place) for place in index)
+    return float(difference[index]), tuple(map(int, index))
 
 
 def relative_l2(a: np.ndarray, b: np.ndarray, floor: float = 0.0) -> float:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from shared.parity.result import EXACT, ParityReport, ParityRow
 
-# Narrower terminals get the table without units and places; a file or pipe gets this width.
+# Narrower terminals get the table without units and positions; a file or pipe gets this width.
 WIDE_COLUMNS = 120
 
 
@@ -29,7 +29,7 @@ def print_report(console: Console, report: ParityReport) -> None:
 
 
 def report_table(report: ParityReport, *, wide: bool) -> Table:
-    """Check, pair, measured, tolerance, verdict; with `wide` also the unit and the worst parameter or place."""
+    """Check, pair, measured, tolerance, verdict; with `wide` also the unit and the worst parameter or position."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("check", no_wrap=True)
     table.add_column("pair", no_wrap=True)

@@ -22,12 +22,12 @@ from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 UPDATE_STEPS = 10
 
 Locate = Callable[[str, str], str]
-# Told which weights come next, by a name: shared.parity.held_kinks.HeldKinks.begin.
+# Called with a name for the weights that come next: shared.parity.held_kinks.HeldKinks.begin.
 Begin = Callable[[Hashable], None]
 
 
 def hold_nothing(moment: Hashable) -> None:
-    """The `Begin` of engines that nothing is held for."""
+    """The `Begin` of engines without held kinks."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def short_run(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], b
 
 
 def rounds_in_training(spec: Spec) -> bool:
-    """Whether two correct runs part by steps: straight-through quantisation makes jumps of differences of one rounding.
+    """Whether two correct runs diverge in steps: straight-through quantisation turns differences of rounding into jumps.
 
     A code changes where a weight crosses the border of two, and a row's scale where it is rounded to float16. Until
-    the first of them changed, runs agreed to 4e-5; ten steps later to 2e-2, with hundreds of codes in another place.
+    the first of them changed, runs agreed to 4e-5; ten steps later to 2e-2, with hundreds of different codes.
     """
     return spec.training.qat.form == "straight_through"
 

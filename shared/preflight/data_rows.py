@@ -124,7 +124,7 @@ def _check_file(file: tuple[Path, FileEntry], until: float) -> tuple[str, bool]:
 
 
 def _digest(path: Path, until: float) -> str | None:
-    """SHA-256 in hexadecimal; None if the time is over before all is read."""
+    """SHA-256 in hexadecimal; None if time runs out first."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while time.monotonic() < until:

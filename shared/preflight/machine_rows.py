@@ -37,7 +37,7 @@ def clock_row(context: Context) -> Row:
 def driver_row(context: Context) -> Row:
     """Framework and driver; on GPUs that they are alike and as many as the ranks of a node.
 
-    Of several nodes only this one is seen; their ranks compare their devices when they meet.
+    Of several nodes only this one is seen; their ranks compare devices when they connect.
     """
     facts, question = context.facts, context.question
     ranks, nodes = question.ranks_per_node, question.nodes

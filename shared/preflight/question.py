@@ -36,7 +36,7 @@ class Question:
 
     @property
     def trainers(self) -> str:
-        """The ranks in words."""
+        """The ranks and nodes, as text."""
         ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
         return f"{ranks} on {self.nodes} nodes" if self.nodes > 1 else ranks
 

@@ -18,14 +18,14 @@ MAX_MFU = 1.0
 # Fewer steps than this in the time limit train nothing.
 MIN_STEPS = 20
 S_PER_HOUR = 3600.0
-# Beside what the allocator counts on a GPU: the CUDA context, NCCL's buffers, gaps between blocks.
+# What the allocator does not count on a GPU: the CUDA context, NCCL's buffers, gaps between blocks.
 GPU_RESERVE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
-    `most_symbols`. `train_s` is its time and what is reserved beside it, with `at_most` where only the limit is known;
+    `most_symbols`. `train_s` is its time with what is reserved, with `at_most` where only the limit is known;
     None if nothing is."""
 
     steps: int | None
@@ -108,7 +108,7 @@ def projected_peak_bytes(context: Context, step: StepMeasurement) -> int:
 
 
 def step_time_row(context: Context) -> Row:
-    """Seconds of a step and what they make of the time limit."""
+    """Seconds of a step, and how many steps and symbols the run has."""
     step, training = context.step, context.spec.training
     if step is None:
         return unknown("step_time", "not measured: a step does not fit in memory, see row memory")
@@ -223,7 +223,7 @@ def projected_score_row(context: Context) -> Row:
 
 
 def _how_timed(context: Context, step: StepMeasurement) -> str:
-    """On what the seconds were measured, and what was scaled."""
+    """How the seconds were measured, and what was scaled."""
     rows, ranks = context.workload, context.question.ranks
     how = f"measured on {step.device}: {rows.rank_rows} windows"
     if not step.full:

@@ -1,4 +1,4 @@
-"""Groups of runs compared with a baseline: means, differences with intervals, and what may be said of them."""
+"""Groups of runs compared with a baseline: means, differences with intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 
 @dataclass(frozen=True)
 class ComparedGroup:
-    """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
+    """One group against the baseline; the baseline's own row has no difference. `over_documents` is None
     where a run kept no scores by document.
 
     `summary` is of the seeds that were compared, those that both groups have if there are any such, and
@@ -98,7 +98,7 @@ def compare_groups(
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know beside the figures, one fact a line."""
+    """What a reader must know in addition to the figures, one fact a line."""
     rows, level = comparison.rows, comparison.level
     lines = []
     compared = [row.difference for row in rows if row.difference is not None and row.difference.interval is not None]

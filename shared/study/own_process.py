@@ -1,7 +1,7 @@
 """A run in a process of its own: it starts with no compiled graph and no memory of another model, and leaves none.
 
 A signal may reach one of the two processes or both: Ctrl-C on a terminal reaches both, `kill` the one it names, a
-service manager both again. The process of the sweep therefore tells the run's process of its own signals through a
+service manager both again. The process of the sweep therefore passes its own signals on to the run's process through a
 pipe, and there a request counts as a first signal however many ways it comes. If the sweep's process is gone, its end
 of the pipe is closed, and the run is stopped too.
 """
@@ -33,7 +33,7 @@ from shared.training.run import train_run
 
 # A new interpreter, and not a copy of this one.
 CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
-# How long a signal may take to the run's process if nothing else brings it there.
+# How long a signal may take to reach the run's process if nothing else brings it there.
 POLL_S = 0.2
 
 
@@ -88,11 +88,11 @@ def train_apart(order: Order, interruption: Interruption) -> Ending:
 
 
 def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interruption) -> Ending | Exception | None:
-    """Return what the run's process says at its end, None if it ends without a word. Tells it once of a signal."""
-    told = False
+    """Return the answer of the run's process at its end, None if it sends none. Passes a signal on to it once."""
+    sent = False
     while not wait([pipe, process.sentinel], POLL_S):
-        if interruption.signal_number is not None and not told:
-            told = True
+        if interruption.signal_number is not None and not sent:
+            sent = True
             with contextlib.suppress(OSError):
                 pipe.send(interruption.signal_number)
     with contextlib.suppress(EOFError, OSError):
@@ -102,7 +102,7 @@ def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interrup
 
 
 def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending:
-    """Say how a process ended that could not tell it."""
+    """Describe how a process ended that sent no answer."""
     assert exit_code is not None
     status = exit_code if exit_code >= 0 else 128 - exit_code
     if interruption.signal_number is not None:
@@ -129,7 +129,7 @@ def _train(pipe: Connection, order: Order, typed: list[str]) -> None:
 
 
 def _listen(pipe: Connection, interruption: Interruption) -> None:
-    """Stop when the sweep's process says so or is gone; at once if it went although a stop was under way."""
+    """Stop when the sweep's process says so or is gone; at once if it is gone while a stop is under way."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             interruption.request(pipe.recv())

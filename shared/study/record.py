@@ -50,7 +50,7 @@ class Author:
 
 
 def check_one_experiment(results: Sequence[FinishedRun]) -> None:
-    """Raise RunError unless the runs differ in training.seed, in that certainly, and in nothing else."""
+    """Raise RunError unless every two runs differ in training.seed and in nothing else."""
     first = results[0]
     seeds: dict[int, FinishedRun] = {}
     for result in results:
@@ -122,7 +122,7 @@ def deviation(values: Sequence[float]) -> float | None:
 def write_record(
     folder: Path, results: Sequence[FinishedRun], readme: str, document: Mapping[str, Any], *, replace: bool
 ) -> None:
-    """The whole folder or nothing: made beside its place under a temporary name, then renamed.
+    """Write the whole folder or nothing: made next to it under a temporary name, then renamed.
 
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """

@@ -3,7 +3,7 @@
 The packed weights are read back from the artifact, so the score is that of the file. What packing costs is
 measured on the validation sample, where the unpacked weights were scored at the end of training.
 
-GPUs wait for all of this, so it is in the order of worth: score.json is on disk before anything optional begins.
+GPUs wait for all of this, so the most important comes first: score.json is on disk before anything optional begins.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def finish_run(
 def add_compressors(
     finished: Finished, sources: Sources, run: RunDirectory, observer: Observer, interruption: Interruption
 ) -> Finished:
-    """Complete score.json by what general compressors make of the text, if that was not known when it was written.
+    """Add to score.json what general compressors achieve on the text, if that was not known when it was written.
 
     Needed for a dataset made by an older version or elsewhere; it takes minutes for a large text. Raises StopRequested
     after a signal: the score stands without them.

@@ -25,7 +25,7 @@ GRACE_S = 20.0
 
 
 class StopRequested(Exception):
-    """Raised at the next safe place after a stop was asked for."""
+    """Raised at the next safe point after a stop was asked for."""
 
 
 class Interruption:

@@ -1,6 +1,6 @@
 """The training loop, once for every engine.
 
-Each turn looks at where the run stands and does what is due: validate, save, stop, or one more step. As
+Each turn looks at where the run stands and does what is due: validate, save, stop, or one more step. Because
 nothing else is remembered between turns, a run continues from any checkpoint exactly as if it had never
 stopped. What the engine computes is a function of (spec, step, state); time enters only with a `time` schedule.
 
@@ -136,7 +136,7 @@ class TrainingLoop:
             self._settle()
 
     def _due(self, every_steps: int) -> bool:
-        """Whether something of this cadence belongs after the steps so far; 0 is never."""
+        """Whether something of this cadence is due after the steps so far; 0 is never."""
         return every_steps > 0 and self._steps() > 0 and self._steps() % every_steps == 0
 
     def _validated(self) -> bool:

@@ -80,7 +80,7 @@ def train_run(
 
 
 def earlier_result(run: FinishedRun) -> RunResult:
-    """What `train_run` came to when this run was finished."""
+    """The result that `train_run` returned when this run was finished."""
     validations = [
         ValidationReport(**{name: value for name, value in event.items() if name != "event"})
         for event in run.by_step("validation")

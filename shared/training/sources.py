@@ -40,7 +40,7 @@ class Sources:
 
 
 def open_training_text(spec: Spec) -> TrainingText:
-    """What a spec is trained on. Raises DataError if it is missing or damaged."""
+    """The text that a spec is trained on. Raises DataError if it is missing or damaged."""
     stream = open_split(spec.data.train, "train", spec.vocabulary)
     return training_part(stream, spec.data.selection_frac)
 

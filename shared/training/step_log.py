@@ -1,4 +1,4 @@
-"""What is said of each step: a report to the observer, and at the log cadence a line of metrics."""
+"""Reports each step to the observer, and at the log cadence writes a line of metrics."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StepLog:
         self.observer.on_step(self.last)
 
     def finish(self) -> None:
-        """Log the last step also where it was reported before it proved to be the last."""
+        """Log the last step even if it was reported before it proved to be the last."""
         if self.last is not None and not self.last.logged:
             self.last = replace(self.last, progress_frac=1.0, left_s=0.0, logged=True)
             self._write(self.last)

@@ -110,7 +110,7 @@ class LiveObserver:
         )
 
     def _bar(self, start: RunStart) -> Table:
-        """One line: what is going on, how far it is, how long it will take."""
+        """One line: the phase, how far it is, how long it will take."""
         report = self.report
         share: float | None
         if self.phase_done is not None:
@@ -138,7 +138,7 @@ class LiveObserver:
         return table
 
     def _plot(self, width: int, rows: int) -> Iterator[Text]:
-        """The loss over the whole run, with the largest and smallest value beside it."""
+        """The loss over the whole run, with the largest and smallest value next to it."""
         margin = 7
         columns = max(8, width - margin)
         values = column_values(self.history.points(), 2 * columns)

@@ -28,7 +28,7 @@ class History:
             if len(self._points) < self.MOST_POINTS
             else self._merged(position, value)
         )
-        # One assignment, as another thread may be drawing.
+        # One assignment, because another thread may be drawing.
         self._points = points
 
     def points(self) -> list[tuple[float, float]]:

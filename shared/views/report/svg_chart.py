@@ -25,7 +25,7 @@ LOG_MANTISSAS = ((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), (1.0, 2.0, 5.0), (1.0,))
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a curve, with an interval for its value where there is one."""
+    """A point of a curve, with an interval for its value where there is one."""
 
     x: float
     y: float
@@ -135,8 +135,8 @@ def bar_chart(bars: Sequence[Bar], name: str, width: float = 720.0) -> Element:
         if bar.low is not None and bar.high is not None:
             left, right = scale(bar.low), scale(bar.high)
             svg.append(element("path", d=f"M{left:.1f},{middle:.1f}H{right:.1f}", class_="whisker"))
-            for place in (left, right):
-                svg.append(element("path", d=f"M{place:.1f},{middle - 4:.1f}v8", class_="whisker"))
+            for x in (left, right):
+                svg.append(element("path", d=f"M{x:.1f},{middle - 4:.1f}v8", class_="whisker"))
             end = max(end, right)
         svg.append(element("text", bar.text, x=_at(end + 8), y=_at(middle + 4), class_="value" + weight))
     return svg
