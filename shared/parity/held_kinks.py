@@ -2,9 +2,9 @@
 
 The derivative of relu is 0 below zero and 1 above. Where the input is within rounding of zero, the order of a sum
 decides which of the two an implementation takes, and the gradient of a whole unit appears or vanishes: 9e-4 of a
-matrix's gradient was measured between two correct engines, nine times the tolerance. So the float64 oracle says which inputs
-are undecided, and for these alone all engines take the oracle's side. Every other input keeps the engine's own relu
-with its own derivative, and the tolerance stays what it is without kinks.
+matrix's gradient was measured between two correct engines, nine times the tolerance. So the float64 oracle says which
+inputs are undecided, and for these alone all engines take the oracle's side. Every other input keeps the engine's own
+relu with its own derivative, and the tolerance stays what it is without kinks.
 
 relu is the only operation of a training loss whose derivative jumps: that of the squared leaky relu is continuous, the
 relu of the focal loss is multiplied by what is zero at its kink, and the losses take minima of whole numbers only.

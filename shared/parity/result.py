@@ -15,7 +15,7 @@ EXACT = 0.0
 
 # A parameter whose gradient is this much smaller (rms) than the model's is measured against this share of it. Rounding
 # is 1e-6 to 4e-6 of the model's rms gradient in every parameter, also where the gradient is zero in exact
-# arithmetic, as that of a query that sees one key; so a small gradient has few digits.
+# arithmetic, like that of a query that sees one key; so a small gradient has few digits.
 SMALL_GRADIENT_FRAC = 5e-2
 # The gradient of a scalar gate is one sum over all positions and channels. Now and then it nearly cancels (to 0.9 % of
 # the model's rms gradient in one draw of the random specs), and then so do its digits: below this many numbers the

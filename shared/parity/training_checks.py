@@ -57,7 +57,7 @@ def short_run(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], b
 
 
 def rounds_in_training(spec: Spec) -> bool:
-    """Whether two correct runs diverge in steps: straight-through quantisation turns differences of rounding into jumps.
+    """Whether two correct runs diverge in steps: straight-through quantisation turns rounding into jumps.
 
     A code changes where a weight crosses the border of two, and a row's scale where it is rounded to float16. Until
     the first of them changed, runs agreed to 4e-5; ten steps later to 2e-2, with hundreds of different codes.
@@ -104,11 +104,11 @@ def first_deviation(
             try:
                 engine.train_step(x, _numbers(spec, step))()
             except NonFiniteError as error:
-                return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
+                return f"{_described(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
         measured, worst = worst_relative_l2(left, right)
         if not measured <= PARAMETERS_REL:
-            return f"{_place(spec, worst)} after step {step + 1}"
+            return f"{_described(spec, worst)} after step {step + 1}"
     return "the two runs agree when repeated"
 
 
@@ -128,11 +128,11 @@ def step_by_step_row(
             for engine in pair:
                 engine.train_step(x, _numbers(spec, step))()
         except NonFiniteError as error:
-            measured, worst = math.inf, f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
+            measured, worst = math.inf, f"{_described(spec, error.parameter)}, not a number in step {step + 1}"
             break
         difference, name = worst_relative_l2(left.export_weights("trained"), right.export_weights("trained"))
         if not difference <= measured:
-            measured, worst = difference, f"{_place(spec, name)} in step {step + 1}"
+            measured, worst = difference, f"{_described(spec, name)} in step {step + 1}"
     pair_name = f"{left.name} - {right.name}"
     return ParityRow("parameters step by step", pair_name, measured, PARAMETERS_REL, "relative L2", worst)
 
@@ -170,9 +170,9 @@ def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> Pa
     check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
     broken = left.broken or right.broken
     if broken:
-        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
+        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_described(spec, broken)}, not a number")
     measured, worst = worst_relative_l2(left.params, right.params)
-    return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
+    return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _described(spec, worst))
 
 
 def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
@@ -181,7 +181,7 @@ def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
     return ParityRow(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
 
 
-def _place(spec: Spec, name: str) -> str:
+def _described(spec: Spec, name: str) -> str:
     """A parameter and what updates it."""
     groups = {parameter.name: parameter.group for parameter in training_parameters(spec)}
     return f"{name} ({'Muon' if groups[name] == 'matrix' else f'Adam, {groups[name]} group'})"

@@ -191,7 +191,7 @@ def _half_as_wide(spec: Spec) -> Spec | None:
 
 def _changed(spec: Spec, changes: dict[str, Any]) -> Spec | None:
     """The spec with other fields of its model section, a mapping being fields of a section inside it; None if the
-    result is no valid spec."""
+    result is not a valid spec."""
     values = spec_to_dict(spec)
     for name, change in changes.items():
         values["model"][name] = values["model"][name] | change if isinstance(change, dict) else change

@@ -64,7 +64,7 @@ def memory_row(context: Context) -> Row:
     hope."""
     free, estimate, rows = context.facts.free_bytes, context.memory, context.workload
     device = f"{context.facts.names[0]}{f', for each of {context.sharing} ranks' if context.sharing > 1 else ''}"
-    beside = (
+    basis = (
         f"estimate {format_bytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
         f"free on {device}: {format_bytes(free)}"
     )
@@ -78,12 +78,12 @@ def memory_row(context: Context) -> Row:
     }
     step = context.step
     if step is None:
-        how = f"by estimate, nothing allocated: {beside}"
+        how = f"by estimate, nothing allocated: {basis}"
         return no_go("memory", f"at least {format_bytes(estimate.least_bytes)} needed", how, **values)
     if isinstance(step, StepFailure):
         if step.out_of_memory:
-            return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
-        return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
+            return no_go("memory", "out of memory", f"{step.reason}; {basis}", **values)
+        return unknown("memory", f"no step could be measured: {step.reason}; {basis}", **values)
     reserve = GPU_RESERVE_BYTES if context.on_gpu and context.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(context, step) + reserve
     scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
@@ -94,8 +94,8 @@ def memory_row(context: Context) -> Row:
     how += f", and {format_bytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
     if context.needs_gpu:
-        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", format_bytes(peak), **values)
-    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {beside}", **values)
+        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {basis}", format_bytes(peak), **values)
+    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {basis}", **values)
 
 
 def projected_peak_bytes(context: Context, step: StepMeasurement) -> int:

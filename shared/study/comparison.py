@@ -205,7 +205,7 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedG
 
 
 def _counts(group: Group) -> Verdict | None:
-    """A leak or an artifact over the limit is no score to compare with."""
+    """With a leak or an artifact over the limit a score does not count."""
     return "does not count" if group.problems else None
 
 

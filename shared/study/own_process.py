@@ -60,7 +60,7 @@ class Order:
 def train_apart(order: Order, interruption: Interruption) -> Ending:
     """Do what `train_run` does, in another process with the same terminal.
 
-    An error that is no fault of the user is printed there and is a failed run here; so is a process that was killed.
+    An error that is not the user's fault is printed there and is a failed run here; so is a process that was killed.
     Raises UserError and OSError as `train_run` does. `interruption` is that of this process, already entered.
     """
     ours, theirs = CONTEXT.Pipe()

@@ -74,7 +74,7 @@ class Interruption:
         """Turn an error that comes after a signal into StopRequested.
 
         Ctrl-C reaches every process of the terminal, so it also ends a compiler that an engine has started,
-        and the engine then fails. That is no fault to report. Errors with a meaning of their own pass.
+        and the engine then fails. That is not an error to report. Errors with a meaning of their own pass.
         """
         try:
             yield

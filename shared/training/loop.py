@@ -185,7 +185,7 @@ class TrainingLoop:
         self.log.add(number, done, is_last=not len(self.queue) and not self._more())
 
     def _settle_all(self) -> None:
-        """Read all results and stop the clock: what comes next is no training time."""
+        """Read all results and stop the clock: what comes next is not training time."""
         while len(self.queue):
             self._settle()
         with self.interruption.expected():

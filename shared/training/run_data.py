@@ -98,5 +98,5 @@ def _heldout_change(heldout: SymbolStream, recorded: dict[str, Any]) -> str:
 
 
 def _warning(detail: str, differences: int) -> Check:
-    """The data is not what it was; that is no fault of the score, but a reader must know."""
+    """The data has changed: not a fault of the score, but a reader must know."""
     return Check(NAME, True, float(differences), 0.0, detail, warning=True)

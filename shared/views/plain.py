@@ -20,7 +20,7 @@ STOP_NOTICE = "stopping after this step, then saving a checkpoint; once more end
 
 
 class PlainObserver:
-    """Prints to a console that is no terminal."""
+    """Prints to a console that is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
