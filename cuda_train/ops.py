@@ -70,12 +70,7 @@ class TorchOps:
         return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
 
     def attention(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        window: int = 0,
-        documents: torch.Tensor | None = None,
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int = 0, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
         if window or documents is not None:
             return masked_attention(q, k, v, window, documents)

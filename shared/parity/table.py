@@ -16,7 +16,8 @@ def print_report(console: Console, report: ParityReport) -> None:
     """The header, the table, the failed rows and the verdict."""
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
-    console.print(f"parity of {report.name}: full width and depth; {_reductions(report)}", markup=False)
+    reduced = "reduced: " + ", ".join(report.reductions) if report.reductions else "nothing reduced"
+    console.print(f"parity of {report.name}: full width and depth; {reduced}", markup=False)
     if len(report.implementations) == 2:
         only = report.implementations[1]
         console.print(f"only one engine is installed here: {only} is compared with the NumPy oracle alone")
@@ -52,7 +53,3 @@ def _numbers(row: ParityRow) -> tuple[str, str]:
     if row.tolerance == EXACT:
         return (f"{row.measured:g}", "0")
     return (f"{row.measured:.1e}", f"{row.tolerance:.0e}")
-
-
-def _reductions(report: ParityReport) -> str:
-    return "reduced: " + ", ".join(report.reductions) if report.reductions else "nothing reduced"

@@ -170,7 +170,8 @@ def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> Pa
     check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
     broken = left.broken or right.broken
     if broken:
-        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_described(spec, broken)}, not a number")
+        worst = f"{_described(spec, broken)}, not a number"
+        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", worst)
     measured, worst = worst_relative_l2(left.params, right.params)
     return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _described(spec, worst))
 

@@ -180,10 +180,7 @@ def _half_as_wide(spec: Spec) -> Spec | None:
         "mlp_dim": -(-model.mlp_dim // 2),
         "mlp_dims": [-(-width // 2) for width in model.mlp_dims],
         "embed_rank": min(model.embed_rank, max(1, model.embed_rank // 2)),
-        "attention": {
-            "rope_dims": min(attention.rope_dims, head_dim),
-            "gate_dims": min(attention.gate_dims, dim),
-        },
+        "attention": {"rope_dims": min(attention.rope_dims, head_dim), "gate_dims": min(attention.gate_dims, dim)},
     }
     decoder = {"dim": max(1, model.decoder.dim // 2), "mlp_dim": -(-model.decoder.mlp_dim // 2)}
     return _changed(spec, {**changes, "decoder": decoder}) or _changed(spec, changes)

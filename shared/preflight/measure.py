@@ -116,7 +116,6 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     if on_gpu:
         # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
         engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
-    products = "bfloat16" if spec.training.dtype == "bfloat16" else "float32"
     return StepMeasurement(
         device=engine.device_name(),
         full=full,
@@ -129,7 +128,7 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         peak_bytes=peak_bytes,
         scored_bytes=engine.peak_memory_bytes() if on_gpu else peak_bytes,
         nats=nats,
-        product_flops_per_s=package.matrix_product_flops_per_s(products),
+        product_flops_per_s=package.matrix_product_flops_per_s(spec.training.dtype),
         float32_products=package.float32_products(),
     )
 
