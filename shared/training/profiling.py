@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -101,20 +100,18 @@ class ProfiledEngine:
     def __enter__(self) -> Engine:
         return cast(Engine, self)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
-            self._stop_early()
+            self._stop()
 
     def score(self, x: np.ndarray) -> np.ndarray:
         """The engine's scores; ends the trace."""
-        self._stop_early()
+        self._stop()
         return self._engine.score(x)
 
     def save_state(self) -> dict[str, np.ndarray]:
         """The engine's state; ends the trace."""
-        self._stop_early()
+        self._stop()
         return self._engine.save_state()
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -123,7 +120,7 @@ class ProfiledEngine:
             self._start()
         result = self._engine.train_step(x, numbers)
         self._taken += 1
-        if self._watching and self._taken == self._skipped + self._steps:
+        if self._taken == self._skipped + self._steps:
             self._stop()
         return result
 
@@ -133,11 +130,9 @@ class ProfiledEngine:
         self._begin_s = time.perf_counter()
         self._watching = True
 
-    def _stop_early(self) -> None:
-        if self._watching:
-            self._stop()
-
     def _stop(self) -> None:
+        if not self._watching:
+            return
         self._watching = False
         self._engine.synchronise()
         seconds = time.perf_counter() - self._begin_s

@@ -7,7 +7,6 @@ import io
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 
@@ -31,9 +30,7 @@ class PlainObserver:
     def __enter__(self) -> PlainObserver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def on_start(self, start: RunStart) -> None:

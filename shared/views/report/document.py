@@ -189,14 +189,11 @@ def _parameters(spec: Spec) -> Element:
 
 
 def _environment(environment: Mapping[str, Any]) -> Element:
-    rows: list[tuple[str, Child]] = []
-    for name in ("engine", "device", "platform", "python"):
-        if name in environment:
-            rows.append((name, str(environment[name])))
-    if "float32_products" in environment:
-        rows.append(("float32 products", str(environment["float32_products"])))
-    if "cpu_count" in environment:
-        rows.append(("CPU cores", str(environment["cpu_count"])))
+    labels = {name: name for name in ("engine", "device", "platform", "python")}
+    labels |= {"float32_products": "float32 products", "cpu_count": "CPU cores"}
+    rows: list[tuple[str, Child]] = [
+        (label, str(environment[name])) for name, label in labels.items() if name in environment
+    ]
     packages = environment.get("packages")
     if isinstance(packages, dict):
         rows.append(("packages", ", ".join(f"{name} {version}" for name, version in packages.items())))
