@@ -29,8 +29,8 @@ MASKED = -1e30
 
 
 def can_chunk(time: int) -> bool:
-    """Whether `causal_attention` handles sequences of this length, and faster than MLX's own."""
-    return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and _is_power_of_two(time // CHUNK))
+    """Whether `causal_attention` handles sequences of this length, faster than MLX's own: 2^n whole chunks."""
+    return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and (time // CHUNK).bit_count() == 1)
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -131,7 +131,3 @@ def _add_early(total: mx.array, part: mx.array) -> mx.array:
     """total plus part [M, pairs, ...] in the earlier half of each pair."""
     pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
     return mx.concatenate([pairs[:, :, :1] + part[:, :, None], pairs[:, :, 1:]], axis=2)
-
-
-def _is_power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0

@@ -81,6 +81,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
     artifact = [result.artifact_bytes for result in results]
     train_s = [result.train_s for result in results]
     bytes_total = max(result.score.total_bytes for result in results)
+    packages = results[0].environment.get("packages", {})
     return {
         "author": author.name,
         "github_id": author.github_id,
@@ -102,7 +103,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
         "eval_stride": results[0].score.stride_symbols,
         "hardware": "; ".join(sorted({result.device for result in results})),
         "engine": "; ".join(sorted({result.score.engine for result in results})),
-        "pytorch_version": _torch_version(results[0]),
+        "pytorch_version": packages.get("torch") if results[0].score.engine == "torch" else None,
         "spec_id": spec_id(results[0].spec),
         "compliance": {
             "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
@@ -179,9 +180,3 @@ def _seed_entry(result: FinishedRun) -> dict[str, Any]:
         "train_time_s": train_s,
         "step_avg_ms": 1000.0 * train_s / steps,
     }
-
-
-def _torch_version(result: FinishedRun) -> str | None:
-    """The version of torch, None for a run on another engine."""
-    packages = result.environment.get("packages", {})
-    return packages.get("torch") if result.score.engine == "torch" else None
