@@ -29,7 +29,8 @@ MASKED = -1e30
 
 
 def can_chunk(time: int) -> bool:
-    """Whether `causal_attention` handles sequences of this length, faster than MLX's own: 2^n whole chunks."""
+    """Whether `causal_attention` handles sequences of this length, and faster than MLX's own."""
+    # One chunk or less, or a power of two of chunks.
     return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and (time // CHUNK).bit_count() == 1)
 
 

@@ -88,7 +88,10 @@ def directional_rows(
     so that a direction that happens to be flat does not count as a large relative error.
     """
     worst = dict.fromkeys(gradients, (0.0, ""))
-    for group, names in _names_by_group(spec).items():
+    groups: dict[str, list[str]] = {}
+    for parameter in trained_parameters(spec):
+        groups.setdefault(parameter.group, []).append(parameter.name)
+    for group, names in groups.items():
         direction = {name: _direction(name, weights[name], seed) for name in names}
         measured = _central_difference(spec, weights, direction, x)
         for engine, gradient in gradients.items():
@@ -136,10 +139,3 @@ def _direction(name: str, value: np.ndarray, seed: int) -> np.ndarray:
     """A random direction of the size of the parameter itself, so that STEP is a relative change."""
     size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
     return named_generator(seed, f"direction of {name}").standard_normal(value.shape) * size
-
-
-def _names_by_group(spec: Spec) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for parameter in trained_parameters(spec):
-        groups.setdefault(parameter.group, []).append(parameter.name)
-    return groups

@@ -63,7 +63,7 @@ class TrainingLoop:
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
         self.deadline = Deadline(spec, self.pace)
-        self.log = StepLog(spec, engine, self.deadline, metrics, observer, bytes_per_symbol)
+        self.log = StepLog(engine, self.deadline, metrics, observer, bytes_per_symbol)
         # A step that broke off leaves an engine whose state is not to be saved.
         self.in_step = False
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from shared.engine.protocol import Engine
 from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, StepReport
-from shared.spec import Spec
 from shared.training.deadline import Deadline
 from shared.training.step_queue import DoneStep
 from shared.units import bits_per_byte
@@ -17,21 +16,15 @@ class StepLog:
     """The reports of one start of a run; `last` is the newest, None before the first."""
 
     def __init__(
-        self,
-        spec: Spec,
-        engine: Engine,
-        deadline: Deadline,
-        metrics: MetricsLog,
-        observer: Observer,
-        bytes_per_symbol: float,
+        self, engine: Engine, deadline: Deadline, metrics: MetricsLog, observer: Observer, bytes_per_symbol: float
     ) -> None:
-        self.spec, self.engine, self.deadline = spec, engine, deadline
-        self.metrics, self.observer, self.bytes_per_symbol = metrics, observer, bytes_per_symbol
+        self.engine, self.deadline, self.metrics, self.observer = engine, deadline, metrics, observer
+        self.bytes_per_symbol = bytes_per_symbol
         self.last: StepReport | None = None
 
     def add(self, step: int, done: DoneStep, *, is_last: bool) -> None:
         """Report that `step` steps are done, `done` the last of them; a step that `is_last` is always logged."""
-        training, deadline = self.spec.training, self.deadline
+        deadline, training = self.deadline, self.deadline.spec.training
         mean_s = max(deadline.pace.step_s, 1e-9)
         self.last = StepReport(
             step=step,
