@@ -1,4 +1,4 @@
-"""What the torch engine runs on, and how much memory it used."""
+"""The device of the torch engine, and how much memory it used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the MLX engine runs on: device, streams, memory, compiler."""
+"""The device of the MLX engine: streams, memory, compiler."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def device_name() -> str:
 
 
 def gpu_backend() -> str:
-    """What MLX reaches its GPU through."""
+    """The backend through which MLX reaches its GPU."""
     return "Metal" if mx.metal.is_available() else "CUDA"
 
 

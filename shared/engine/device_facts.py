@@ -1,4 +1,4 @@
-"""What an engine runs on, as plain values: `device_facts()` of each EnginePackage returns a DeviceFacts."""
+"""The devices of an engine as plain values: `device_facts()` of each EnginePackage returns a DeviceFacts."""
 
 from __future__ import annotations
 

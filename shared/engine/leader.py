@@ -154,7 +154,7 @@ def score_together(engine: Engine, x: np.ndarray) -> np.ndarray:
 
 
 def rows_to_score(x: np.ndarray, rank: int, ranks: Ranks) -> np.ndarray:
-    """Which rows of x [B, T] a rank scores, equally many for each; one without a row of its own repeats the last."""
+    """The indices of the rows of x [B, T] that a rank scores, equally many; a rank without its own repeats the last."""
     rows = -(-len(x) // ranks.world_size)
     return np.minimum(np.arange(rows * rank, rows * (rank + 1)), len(x) - 1)
 

@@ -53,7 +53,7 @@ class Engine(Scorer, Protocol):
         be missing, as they are from an artifact: they start at their initial values."""
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
-        """What each symbol weighs in the training loss, float32 [V, 1]; needed with `training.loss.byte_weighted`."""
+        """Set the weights of symbols in the training loss, float32 [V, 1]; `training.loss.byte_weighted` needs them."""
 
     def warm_up(self, x: np.ndarray) -> None:
         """Compile what train_step needs for batches like x [B, T], in every stage of the run.
@@ -76,7 +76,7 @@ class Engine(Scorer, Protocol):
         """
 
     def use_weights(self, kind: WeightsKind) -> None:
-        """Which weights `score` and `log_probs` use: the trained ones (at first) or their average."""
+        """Choose the weights that `score` and `log_probs` use: the trained ones (at first) or their average."""
 
     def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
         """A float32 copy by parameter name, also of those of training only; `averaged` is the same as `trained` where

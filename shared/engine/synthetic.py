@@ -46,7 +46,7 @@ def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 
 
 def synthetic_tables(spec: Spec) -> dict[str, np.ndarray]:
-    """What a spec's loss reads apart from weights, by the names of shared.model.stages: a byte count of every token."""
+    """Tables that a spec's loss reads, by the names of shared.model.stages: weights of tokens from byte counts."""
     if not spec.training.loss.byte_weighted:
         return {}
     symbol_bytes = np.arange(spec.vocabulary.size) % (MOST_SYMBOL_BYTES + 1)

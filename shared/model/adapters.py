@@ -35,7 +35,7 @@ def with_adapters(ops: Ops, model: ModelSpec, params: Mapping[str, Array]) -> Ma
 
 
 def trained_parameters(spec: Spec) -> tuple[Parameter, ...]:
-    """What the optimizer changes, in the order of `training_parameters`: all of them, unless the base is frozen."""
+    """The optimizer's parameters, in the order of `training_parameters`: all of them, unless the base is frozen."""
     parameters = training_parameters(spec)
     if spec.training.freeze == "none":
         return parameters

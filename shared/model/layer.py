@@ -1,4 +1,4 @@
-"""What one layer of the model computes with: its widths, its parameters, and what it reads apart from its input."""
+"""One layer of the model: its widths, its parameters, and what it reads apart from its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.spec import ModelSpec, Spec
 
 @dataclass
 class TrunkContext:
-    """What the layers of the trunk read apart from their input, made for each forward pass.
+    """Inputs of the trunk's layers apart from the residual stream, made for each forward pass.
 
     `documents` is int32 [B, N], `value_embeds` [B, N, G * C]; the first layer leaves its values [B, N, G, C] in
     `first_values` when a later one wants them.

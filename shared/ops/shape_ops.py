@@ -142,14 +142,14 @@ class ShapeOps:
         return made([size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
 
     def largest(self, x: Shaped) -> Shaped:
-        """Of absolute values, which are written out; the gradient reads them and the result."""
+        """The absolute values are written out; the gradient reads them and the result."""
         absolute = elementwise([x], [x])
         result = made((*x.shape[:-1], 1), [absolute], [absolute])
         result.kept += (result.storage,)
         return result
 
     def softplus(self, x: Shaped) -> Shaped:
-        """As the logarithm of a sum with an array of zeros."""
+        """Computed as the logarithm of a sum with an array of zeros."""
         return elementwise([x], keep=[x, Storage(x.storage.size)])
 
     def _of_result(self, x: Shaped, *rest: Any) -> Shaped:

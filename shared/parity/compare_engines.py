@@ -43,7 +43,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What the checks of one spec share: the engines by name, random weights, and batches of text."""
+    """Shared inputs of the checks of one spec: the engines by name, random weights, and batches of text."""
 
     spec: Spec
     engines: dict[str, Engine]

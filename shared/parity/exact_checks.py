@@ -1,4 +1,4 @@
-"""What must be equal to the last bit: initial weights, batches, artifact bytes."""
+"""Checks of equality to the last bit: initial weights, batches, artifact bytes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class Sides:
-    """Where the inputs of one relu lie: above zero or not, and whether that is undecided."""
+    """The sides of the inputs of one relu: above zero or not, and whether that is undecided."""
 
     above: np.ndarray
     undecided: np.ndarray
@@ -55,7 +55,7 @@ class HeldKinks:
         return {name: synthetic_engine(name, self.spec, self) for name in plain} if self.exist else plain
 
     def begin(self, moment: Hashable) -> None:
-        """From here on engines have other weights, those of `moment`: the same name for every engine, as a step's."""
+        """Announce other weights, those of `moment`, a name that all engines share, such as a step."""
         self._moment = moment
 
     def __call__(self, ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What one comparison of two implementations found, and the measures it uses."""
+"""The result of comparing two implementations, and the measures of their difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where two forward passes diverge: every coarse operation's output, compared in order."""
+"""Finds where two forward passes diverge: the outputs of all coarse operations, compared in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many steps a run makes and how long it takes, where a loop that starts later makes the first ones shorter."""
+"""Steps and duration of a run, where a loop that starts later makes the first steps shorter."""
 
 from __future__ import annotations
 

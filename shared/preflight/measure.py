@@ -167,7 +167,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _offer_to_be_killed_first() -> None:
-    """If Linux runs out of memory, it should end this process and no other."""
+    """Make Linux end this process and no other if it runs out of memory."""
     path = Path("/proc/self/oom_score_adj")
     if path.exists():
         path.write_text("1000")

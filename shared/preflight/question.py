@@ -1,4 +1,4 @@
-"""What preflight is asked, and the facts that several rows share."""
+"""The question to preflight, and the facts that several rows share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one row of the preflight table says."""
+"""One row of the preflight table."""
 
 from __future__ import annotations
 

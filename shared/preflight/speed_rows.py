@@ -24,7 +24,7 @@ GPU_RESERVE_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
+    """The length of the run. `symbols` is what it sees, None where that takes a GPU to know; never more than
     `most_symbols`. `train_s` is its time with what is reserved, with `at_most` where only the limit is known;
     None if nothing is."""
 

@@ -1,4 +1,4 @@
-"""How much of a rank's batch one training step is measured on: all of it, or what a CPU can do in seconds."""
+"""Chooses the part of a rank's batch that one step is measured on: all of it, or what a CPU can do in seconds."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ComparedGroup:
 
     @property
     def steps_per_s(self) -> tuple[float, float]:
-        """Those of the slowest and the fastest run."""
+        """Steps per second of the slowest and the fastest run."""
         speeds = [run.steps_per_s for run in self.group.runs]
         return min(speeds), max(speeds)
 
@@ -98,7 +98,7 @@ def compare_groups(
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know in addition to the figures, one fact a line."""
+    """Facts that a reader must know in addition to the figures, one a line."""
     rows, level = comparison.rows, comparison.level
     lines = []
     compared = [row.difference for row in rows if row.difference is not None and row.difference.interval is not None]
@@ -205,7 +205,7 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedG
 
 
 def _counts(group: Group) -> Verdict | None:
-    """With a leak or an artifact over the limit a score does not count."""
+    """The verdict on a score with a leak or an artifact over the limit: it does not count."""
     return "does not count" if group.problems else None
 
 

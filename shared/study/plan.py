@@ -1,4 +1,4 @@
-"""What a sweep runs: specs x varied fields x seeds, each with a name of its own."""
+"""The runs of a sweep: specs x varied fields x seeds, each with its own name."""
 
 from __future__ import annotations
 

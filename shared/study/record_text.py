@@ -101,7 +101,7 @@ def _protocol(results: Sequence[FinishedRun]) -> list[str]:
 
 
 def _commands(results: Sequence[FinishedRun]) -> list[str]:
-    """What trains each seed again from this folder, and what was typed."""
+    """Commands that train each seed again from this folder."""
     lines = ["```"]
     for result in results:
         words = ["bytetwin", "train", "spec.toml", "--engine", result.score.engine]

@@ -64,7 +64,7 @@ def difference_lines(comparison: Comparison) -> list[str]:
 
 
 def protocol_line(comparison: Comparison) -> str:
-    """What was scored and how."""
+    """One line: the text that was scored, and how."""
     score = comparison.rows[0].group.runs[0].score
     return (
         f"scored: {score.bytes:,} bytes of {score.dataset.name} (text sha256 {score.dataset.text_sha256[:16]}), "

@@ -42,7 +42,7 @@ class Packing:
 
     @property
     def difference_bpb(self) -> float:
-        """What packing costs; above zero is worse."""
+        """The cost of packing; above zero is worse."""
         return self.packed_bpb - self.unpacked_bpb
 
     @property
@@ -68,7 +68,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What a run works with while it trains and until it is finished."""
+    """Everything that a run holds while it trains and is finished."""
 
     run: RunDirectory
     spec: Spec

@@ -33,7 +33,7 @@ LARGEST = 10
 
 @dataclass(frozen=True)
 class Profile:
-    """What a trace showed. `costs` are the largest, at most LARGEST; `measured` says what was timed."""
+    """The result of a trace. `costs` are the largest, at most LARGEST; `measured` says what was timed."""
 
     trace_path: Path
     steps: int

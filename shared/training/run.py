@@ -36,7 +36,7 @@ from shared.views.report import write_report
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
+    """The result of a run. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
     failed or a check failed) or 128 + signal number; `phase_s` has the seconds of every phase."""
 
     run: RunDirectory

@@ -72,7 +72,7 @@ def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
 
 
 def _recorded_data(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What environment.json says of the training and held-out text, `name` and `sha256` of each; {} if it does not."""
+    """`name` and `sha256` of the training and held-out text from environment.json; {} if it does not have them."""
     try:
         data = run.read_environment()["data"]
         return {role: {key: str(data[role][key]) for key in ("name", "sha256")} for role in ("train", "heldout")}

@@ -83,7 +83,7 @@ class PlainObserver:
 
 
 def start_lines(start: RunStart) -> list[str]:
-    """What is about to be trained on what, with the hashes of the text."""
+    """Lines about the run that starts: spec, engine, model, and texts with their hashes."""
     spec = start.spec
     lines = [
         f"run {start.run_path}  spec {spec.name}  engine {start.engine}  device {start.device}",

@@ -159,7 +159,7 @@ def _key(style: str, name: str) -> Element:
 
 
 def _packing(run: FinishedRun) -> Element | None:
-    """What quantisation costs, as the finished run noted it."""
+    """The cost of quantisation that the finished run logged."""
     noted = run.ending.get("packing")
     if not isinstance(noted, dict):
         return None
