@@ -98,7 +98,7 @@ def check_port(port: int) -> None:
             except OSError as error:
                 raise UserError(
                     f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
-                    "name another, or none for one that is free"
+                    "choose another, or omit it for a free one"
                 ) from None
 
 

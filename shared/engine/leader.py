@@ -166,7 +166,7 @@ def compare(engine: Engine) -> None:
     others = engine.ranks.gather(np.array(sums, np.uint64).view(np.int64))
     odd = next((rank for rank, other in enumerate(others) if not np.array_equal(other, others[0])), None)
     if odd is not None:
-        raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes something else")
+        raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes other values")
 
 
 def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> None:

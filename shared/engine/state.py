@@ -29,7 +29,7 @@ def split_state(spec: Spec, state: Weights) -> tuple[dict[str, np.ndarray], dict
         raise RunError(f"tensor {name} is {problem} the checkpoint: it belongs to another spec")
     for name, shape in expected.items():
         if state[name].shape != shape:
-            raise RunError(f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec wants {shape}")
+            raise RunError(f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec needs {shape}")
     weights = {name.removeprefix(WEIGHTS): state[name] for name in expected if name.startswith(WEIGHTS)}
     return weights, {name: state[name] for name in expected if not name.startswith(WEIGHTS)}
 

@@ -49,11 +49,11 @@ def driver_row(context: Context) -> Row:
     counted = ", ".join(f"{count} x {name}" for name, count in Counter(facts.names).items())
     figure = f"{facts.framework}, {facts.driver}, {counted}"
     if not facts.alike:
-        return no_go("driver", figure, "the GPUs differ: ranks must compute the same on the same kind", **values)
+        return no_go("driver", figure, "the GPUs differ: all ranks need the same kind to compute the same", **values)
     if ranks > len(facts.names):
         how = f"{question.trainers} need {ranks} GPUs{' each' if nodes > 1 else ''}, {len(facts.names)} found"
         if nodes == 1:
             how += "; --nodes N divides them over N machines"
         return no_go("driver", figure, how, **values)
-    rest = f"; the same is wanted of the other {nodes - 1}, which were not looked at" if nodes > 1 else ""
+    rest = f"; the other {nodes - 1} must be the same and were not checked" if nodes > 1 else ""
     return go("driver", figure, f"{ranks} of {len(facts.names)} GPUs used, all alike{rest}", **values)

@@ -48,7 +48,7 @@ def artifact_row(context: Context) -> Row:
 def code_row(context: Context) -> Row:
     """The source files that count against the limit."""
     code, limit = code_bytes(), context.spec.budget.total_bytes
-    how = f"source files of {', '.join(CODE_PACKAGES)} as they lie on disk, uncompressed"
+    how = f"source files of {', '.join(CODE_PACKAGES)} on disk, uncompressed"
     figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
     return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
 

@@ -149,7 +149,7 @@ def average_row(context: Context) -> Row:
     values = {"memory_steps": memory_steps, "steps": plan.steps}
     if steps < memory_steps:
         longest = max(0.0, 1.0 - 1.0 / steps) if steps else 0.0
-        advice = f"what is scored would still be made of the first weights; at most {longest:.4g} fits {steps:,} steps"
+        advice = f"the average would still hold the first weights; at most {longest:.4g} fits {steps:,} steps"
         return no_go("average", figure, f"{how}: {advice}", **values)
     if plan.steps is None:
         return unknown("average", f"needs a GPU to know the number of steps; {how}", figure, **values)

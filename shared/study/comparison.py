@@ -110,7 +110,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"is up to {min(1.0, len(compared) * (1.0 - level)):.0%}"
         )
     if any(found.method == "welch" for found in compared):
-        lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
+        lines.append("groups that do not share their seeds are compared unpaired (Welch), which has less power")
     if any(row.difference is not None and row.over_documents is None for row in rows):
         lines.append("no interval over documents where a run kept no scores by document")
     reasons = {row.over_documents.reason for row in rows if row.over_documents is not None}

@@ -108,7 +108,7 @@ def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending
     if interruption.signal_number is not None:
         status = interruption.exit_status
     if status - 128 in SIGNALS:
-        return Ending("interrupted", "ended at once; what was saved before is whole", status)
+        return Ending("interrupted", "ended at once; files saved before are intact", status)
     if exit_code < 0:
         return Ending("failed", f"its process was killed by {killer_in_words(-exit_code)}", 1)
     return Ending("failed", f"its process ended with exit status {exit_code}", 1)

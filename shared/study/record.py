@@ -130,7 +130,7 @@ def write_record(
     if folder.exists() and not replace:
         raise RunError(f"{folder} exists; --replace overwrites it, --output names another folder")
     if folder.exists() and not (folder / SUBMISSION_FILE).is_file():
-        raise RunError(f"{folder} exists and is no record (it has no {SUBMISSION_FILE}): it is not replaced")
+        raise RunError(f"{folder} exists and is not a record (it has no {SUBMISSION_FILE}): it is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(leftover)

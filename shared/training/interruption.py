@@ -125,7 +125,7 @@ class Interruption:
 
     def _give_up(self) -> None:
         """The deadline has passed."""
-        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; what was saved before is whole\n"
+        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; files saved before are intact\n"
         # Not through sys.stderr: another thread may hold its lock for ever.
         if not self.quiet:
             with contextlib.suppress(OSError):

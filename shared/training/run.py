@@ -191,7 +191,7 @@ def start_or_resume(
     check_same_training(stored_spec(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))
     sources.loader.check_state(info.loader)
     if info.loader.get("step") != info.step:
-        raise RunError(f"{checkpoint.path}: its loader stands at step {info.loader.get('step')}, not {info.step}")
+        raise RunError(f"{checkpoint.path}: its loader is at step {info.loader.get('step')}, not {info.step}")
     engine.load_state(checkpoint.state)
     store.set_aside_after(info.step)
     position = Position(

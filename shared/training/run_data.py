@@ -87,14 +87,18 @@ def _training_change(spec: Spec, recorded: dict[str, Any]) -> str:
         now = open_training_text(spec)
     except DataError as error:
         return f"{before}, which cannot be opened ({error})"
-    return "" if now.sha256 == recorded["sha256"] else f"{before}; {now.name} is now another text, {now.sha256[:16]}"
+    return (
+        "" if now.sha256 == recorded["sha256"] else f"{before}; {now.name} is now a different text, {now.sha256[:16]}"
+    )
 
 
 def _heldout_change(heldout: SymbolStream, recorded: dict[str, Any]) -> str:
     """How the held-out text differs from the run's where it has the same name, '' if it does not."""
     if heldout.name != recorded["name"] or heldout.sha256 == recorded["sha256"]:
         return ""
-    return f"its held-out text was {heldout.name} {recorded['sha256'][:16]}, now another text, {heldout.sha256[:16]}"
+    return (
+        f"its held-out text was {heldout.name} {recorded['sha256'][:16]}, now a different text, {heldout.sha256[:16]}"
+    )
 
 
 def _warning(detail: str, differences: int) -> Check:

@@ -15,7 +15,7 @@ from shared.units import format_bytes, format_clock, format_count, format_durati
 
 # A phase reports its progress no more often than this.
 PROGRESS_EVERY_S = 10.0
-STOP_NOTICE = "stopping after this step, then saving a checkpoint; once more ends the process at once"
+STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second signal ends the process at once"
 
 
 class PlainObserver:

@@ -66,7 +66,7 @@ def _header(run: FinishedRun) -> Element:
     header = element("header", element("h1", run.path.name), element("p", line, class_="quiet"))
     problems = run.ending.get("problems")
     if problems == []:
-        verdict = "Every check of the audit passed, the size is within the budget, packing cost no more than it may."
+        verdict = "Every check of the audit passed, the size is within the budget, packing cost no more than allowed."
         header.append(element("p", element("strong", verdict, class_="good")))
     for problem in problems or ():
         header.append(element("p", element("strong", str(problem), class_="bad")))
