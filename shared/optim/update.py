@@ -113,20 +113,13 @@ def optimizer_step(
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
+    corrections = hyper["first_correction"], hyper["second_correction"]
     for name, parameter in groups.items():
         if parameter.group == "matrix":
             continue
+        moments, lr = (state[f"first/{name}"], state[f"second/{name}"]), hyper[f"{parameter.group}_lr"]
         new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
-            ops,
-            optimizer,
-            params[name],
-            grads[name],
-            state[f"first/{name}"],
-            state[f"second/{name}"],
-            hyper[f"{parameter.group}_lr"],
-            hyper["first_correction"],
-            hyper["second_correction"],
-            decay_factor,
+            ops, optimizer, params[name], grads[name], *moments, lr, *corrections, decay_factor
         )
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
     new_state |= update_averages(spec.training, new_params, state, hyper["average_rate"], hyper["snapshot"])
