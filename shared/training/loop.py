@@ -4,8 +4,6 @@ Each turn looks at where the run stands and does what is due: validate, save, st
 nothing else is remembered between turns, a run continues from any checkpoint exactly as if it had never
 stopped. What the engine computes is a function of (spec, step, state); time enters only with a `time` schedule.
 
-A run by the clock begins no step that is expected to end after its limit (shared.training.deadline).
-
 A step's result is read after the next step is queued, and checkpoints are written in the background. Before anything
 that needs the truth (a validation, a checkpoint, an end) all results are read; before the end everything is on disk.
 """
