@@ -26,12 +26,10 @@ class TrainingText(Protocol):
     @property
     def name(self) -> str:
         """Dataset and split."""
-        ...
 
     @property
     def sha256(self) -> str:
         """Hash of the text with its document boundaries, hexadecimal."""
-        ...
 
     @property
     def vocabulary(self) -> VocabularySpec: ...
@@ -42,18 +40,15 @@ class TrainingText(Protocol):
     @property
     def num_bytes(self) -> int:
         """Bytes of text as the dataset's manifest records them."""
-        ...
 
     @property
     def num_documents(self) -> int: ...
 
     def read(self, start: int, count: int) -> Int32:
         """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the text."""
-        ...
 
     def sketch(self) -> Sketch:
         """What it takes to find the text in another one, or another one in it."""
-        ...
 
 
 class SymbolStream(TrainingText, Protocol):
@@ -61,26 +56,21 @@ class SymbolStream(TrainingText, Protocol):
 
     def byte_counts(self, start: int, count: int) -> Int64:
         """Bytes of text per symbol of [start, start + count), int64 `[T]`; a document start has none."""
-        ...
 
     def document_ids(self, start: int, count: int) -> Int64:
         """Index of each symbol's document, from 0 in order of appearance, int64 `[T]`."""
-        ...
 
     def documents(self) -> Iterator[bytes]:
         """The bytes of every document in order."""
-        ...
 
     def text_bytes(self) -> bytes:
         """The whole text, the documents one after the other."""
-        ...
 
     def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
         """Whole documents drawn by `seed`, in stream order, at most `max_symbols` in all, the last drawn one cut.
 
         Raises DataError if none fits.
         """
-        ...
 
 
 class JoinedShards:

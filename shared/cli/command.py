@@ -27,11 +27,9 @@ class Command(Protocol):
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
-        ...
 
     def run(self, args: argparse.Namespace) -> CommandResult:
         """Do it. Raises UserError for bad input; prose and progress go to `console()`."""
-        ...
 
 
 def console() -> Console:

@@ -81,11 +81,9 @@ class Observer(Protocol):
 
     def on_phase(self, phase: str) -> None:
         """Something other than training steps begins: `validation`, `packing`, ..."""
-        ...
 
     def on_progress(self, done: int, total: int) -> None:
         """The current phase has done so many of its symbols."""
-        ...
 
     def on_validation(self, report: ValidationReport) -> None: ...
 
@@ -95,8 +93,6 @@ class Observer(Protocol):
 
     def on_end(self, status: str) -> None:
         """The run is over: `finished`, `interrupted` or `failed`."""
-        ...
 
     def on_stop_requested(self) -> None:
         """A stop was asked for. Called in another thread, perhaps in the middle of a step."""
-        ...

@@ -32,7 +32,6 @@ class SketchedText(Protocol):
     def name(self) -> str: ...
     def sketch(self) -> Sketch:
         """See `data.sketch`. Raises DataError if the text cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
