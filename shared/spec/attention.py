@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Positive, Section, require
+from shared.spec.base import Count, Positive, Section, require_all
 
 OutputGate = Literal["none", "full", "attn_out", "sparse"]
 SmearGate = Literal["none", "v1", "v2"]
@@ -66,7 +66,10 @@ class AttentionSpec(Section):
 def check_attention(attention: AttentionSpec, num_layers: int, model_dim: int, head_dim: int, smear: SmearGate) -> None:
     """Raise ValueError for add-ons that do not fit the model or each other."""
     rope_dims, narrow = attention.rope_dims, attention.output_gate in ("attn_out", "sparse") or smear == "v2"
-    for holds, field, allowed in (
+    in_layers, embeds = f"at most model.num_layers ({num_layers})", attention.value_embed_dim
+    require_all(
+        attention,
+        "model.attention",
         (
             rope_dims % 2 == 0 and rope_dims <= head_dim,
             "rope_dims",
@@ -78,22 +81,13 @@ def check_attention(attention: AttentionSpec, num_layers: int, model_dim: int, h
             f"0, unless model.attention.rope_dims ({rope_dims}) is above 2",
         ),
         (attention.window != 1, "window", "0 or at least 2: with one position nothing is left to attend to"),
-        (attention.xsa_layers <= num_layers, "xsa_layers", f"at most model.num_layers ({num_layers})"),
+        (attention.xsa_layers <= num_layers, "xsa_layers", in_layers),
+        (attention.value_embed_layers <= num_layers, "value_embed_layers", in_layers),
         (
-            attention.value_embed_layers <= num_layers,
+            (attention.value_embed_layers > 0) == (embeds > 0),
             "value_embed_layers",
-            f"at most model.num_layers ({num_layers})",
-        ),
-        (
-            (attention.value_embed_layers > 0) == (attention.value_embed_dim > 0),
-            "value_embed_layers",
-            f"above 0 exactly if model.attention.value_embed_dim ({attention.value_embed_dim}) is",
+            f"above 0 exactly if model.attention.value_embed_dim ({embeds}) is",
         ),
         (not attention.value_residual or num_layers > 1, "value_residual", "false with a single layer"),
-        (
-            not narrow or attention.gate_dims <= model_dim,
-            "gate_dims",
-            f"at most model.model_dim ({model_dim})",
-        ),
-    ):
-        require(holds, f"model.attention.{field}", getattr(attention, field), allowed)
+        (not narrow or attention.gate_dims <= model_dim, "gate_dims", f"at most model.model_dim ({model_dim})"),
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from shared.spec.attention import AttentionSpec, SmearGate, check_attention
-from shared.spec.base import Fraction, Positive, Section, require
+from shared.spec.base import Fraction, Positive, Section, require_all
 from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
 from shared.spec.initial import EmbedInit, EmbedRank, MatrixInit, ResidMixInit, check_initial
 from shared.spec.lora import LoraSpec, check_lora
@@ -152,43 +152,25 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _check_shapes(self) -> ModelSpec:
-        require(
-            self.model_dim % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"a divisor of model.model_dim ({self.model_dim})",
+        heads, can_tie = self.num_heads, _can_tie(self.patch_size, self.decoder.kind)
+        untied = "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive"
+        require_all(
+            self,
+            "model",
+            (self.model_dim % heads == 0, "num_heads", f"a divisor of model.model_dim ({self.model_dim})"),
+            (self.head_dim % 2 == 0, "head_dim", "an even number, as RoPE rotates pairs"),
+            (heads % self.num_kv_heads == 0, "num_kv_heads", f"a divisor of model.num_heads ({heads})"),
+            (self.seq_len % self.patch_size == 0, "seq_len", f"a multiple of model.patch_size ({self.patch_size})"),
+            (not self.tie_embeddings or can_tie, "tie_embeddings", untied),
         )
-        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "an even number, as RoPE rotates pairs")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "model.num_kv_heads",
-            self.num_kv_heads,
-            f"a divisor of model.num_heads ({self.num_heads})",
-        )
-        require(
-            self.seq_len % self.patch_size == 0,
-            "model.seq_len",
-            self.seq_len,
-            f"a multiple of model.patch_size ({self.patch_size})",
-        )
-        if self.decoder.kind == "autoregressive":
-            require(
-                self.decoder.dim % (2 * self.decoder.num_heads) == 0,
-                "model.decoder.dim",
-                self.decoder.dim,
-                f"a multiple of 2 * model.decoder.num_heads ({2 * self.decoder.num_heads})",
-            )
+        local, pairs = self.decoder, 2 * self.decoder.num_heads
+        allowed = f"a multiple of 2 * model.decoder.num_heads ({pairs})"
+        require_all(local, "model.decoder", (local.kind != "autoregressive" or local.dim % pairs == 0, "dim", allowed))
         check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
         check_ngram(self.ngram)
         check_initial(self.resid_mix, self.resid_mix_init, self.embed_rank, self.model_dim)
         check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
         check_mixers(self.mixers, self.num_layers, self.attention)
-        require(
-            not self.tie_embeddings or _can_tie(self.patch_size, self.decoder.kind),
-            "model.tie_embeddings",
-            self.tie_embeddings,
-            "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive",
-        )
         check_lora(
             self.lora,
             not self.tie_embeddings and self.decoder.kind in ("linear", "autoregressive"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require_all
 
 NSCoefficients = Literal["quintic", "polar_express"]
 
@@ -73,10 +73,6 @@ class OptimizerSpec(Section):
     def _check_cautious_decay(self) -> OptimizerSpec:
         for kind in ("muon", "adam"):
             cautious, decay = f"{kind}_cautious_decay", f"{kind}_weight_decay"
-            require(
-                not getattr(self, cautious) or getattr(self, decay) > 0,
-                f"optimizer.{cautious}",
-                True,
-                f"false where optimizer.{decay} is 0",
-            )
+            used = not getattr(self, cautious) or getattr(self, decay) > 0
+            require_all(self, "optimizer", (used, cautious, f"false where optimizer.{decay} is 0"))
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Section, require
+from shared.spec.base import Count, Section, require, require_all
 
 
 class QatSpec(Section):
@@ -55,10 +55,12 @@ def check_qat(qat: QatSpec, steps: int, driver: str) -> None:
     """Raise ValueError for quantisation that never acts, or may not."""
     if qat.form == "off":
         return
-    allowed = f"below training.steps ({steps})"
-    require(qat.start_step < steps, "training.qat.start_step", qat.start_step, allowed)
-    allowed = "0 with schedule.driver 'time', which may end before that step; use training.qat.start_frac"
-    require(qat.start_step == 0 or driver == "steps", "training.qat.start_step", qat.start_step, allowed)
+    by_clock = "0 with schedule.driver 'time', which may end before that step; use training.qat.start_frac"
     reached = driver == "time" or (steps - 1) / steps >= qat.start_frac
-    allowed = f"at most {(steps - 1) / steps}, with which the last of {steps} steps begins"
-    require(reached, "training.qat.start_frac", qat.start_frac, allowed)
+    require_all(
+        qat,
+        "training.qat",
+        (qat.start_step < steps, "start_step", f"below training.steps ({steps})"),
+        (qat.start_step == 0 or driver == "steps", "start_step", by_clock),
+        (reached, "start_frac", f"at most {(steps - 1) / steps}, with which the last of {steps} steps begins"),
+    )
