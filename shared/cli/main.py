@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
-    """The parser of a command line, which knows the arguments of the command named in it, and that command."""
+    """The parser of a command line, with the arguments of the command named in it, and that command."""
     parser = argparse.ArgumentParser(
         prog="bytetwin",
         description="Train small language models to a byte budget: the same experiment on MLX and on CUDA.",
@@ -105,10 +105,10 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | No
 
 def _fail(message: str, status: int = 2) -> int:
     # Here, because rich is not needed where nothing fails.
-    from shared.cli.command import console
+    from shared.cli.command import console, say_error
 
     let_rank_0_speak()
-    console().print(f"bytetwin: {message}", style="red", markup=False, soft_wrap=True)
+    say_error(console(), message)
     return status
 
 

@@ -9,7 +9,7 @@ from shared.parity import DEFAULT_STEPS, print_report, run_parity
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC, --set, --steps and --seq-len."""
+    """Declare the arguments."""
     add_spec_arguments(parser)
     parser.add_argument(
         "--steps", type=int, default=DEFAULT_STEPS, help="length of the loss curve (default %(default)s)"

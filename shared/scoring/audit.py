@@ -7,7 +7,7 @@ model and is asked for with `--full`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,11 +54,7 @@ class AuditReport:
         """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
-    def with_check(self, check: Check) -> AuditReport:
-        """The report with one more check."""
-        return self.with_checks([check])
-
-    def with_checks(self, checks: Iterable[Check]) -> AuditReport:
+    def with_checks(self, *checks: Check) -> AuditReport:
         """The report with more checks."""
         return AuditReport((*self.checks, *checks))
 

@@ -59,7 +59,7 @@ def evaluate(
             "text_sha256": text_sha256,
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
+        audit=audit_scorer(scorer, scored, score).with_checks(*data_checks),
         compressors=find_results(text_sha256),
         engine=engine,
         weights=weights,

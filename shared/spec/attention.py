@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Positive, Section, require_all
+from shared.spec.base import AboveZero, Count, Positive, Section, require_all
 
 OutputGate = Literal["none", "full", "attn_out", "sparse"]
 SmearGate = Literal["none", "v1", "v2"]
@@ -57,7 +57,7 @@ class AttentionSpec(Section):
         "g = 2 sigmoid(W x[:gate_dims]); sparse: g = sigmoid(gate_scale * W x[:gate_dims]). W is zero at first, "
         "but normal of deviation 0.01 where full",
     )
-    gate_scale: Annotated[float, Field(gt=0.0)] = Field(
+    gate_scale: AboveZero = Field(
         1.0, description="factor inside the sigmoid of the sparse output gate; below 1 it opens and closes more slowly"
     )
     gate_dims: Positive = Field(12, description="leading features that a sparse, attn_out or smear gate reads")

@@ -11,6 +11,9 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
+AboveZero = Annotated[float, Field(gt=0.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 DType = Literal["float32", "bfloat16"]
 Float32Products = Literal["exact", "fast"]
 

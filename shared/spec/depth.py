@@ -22,9 +22,7 @@ class LoopSpec(Section):
 
     first_layer: Count = Field(0, description="first layer of the loop, counted from 0")
     last_layer: Count = Field(0, description="last layer of the loop, counted from 0")
-    extra_loops: Annotated[int, Field(ge=0, le=MAX_EXTRA_LOOPS)] = Field(
-        0, description="passes beyond the first; 0 is no loop"
-    )
+    extra_loops: Annotated[int, Field(ge=0, le=MAX_EXTRA_LOOPS)] = Field(0, description="further passes; 0 is no loop")
     gates: bool = Field(
         False,
         description="extra passes give x + g (B(x) - x) instead of B(x), B a block; a learned g per pass and layer, "

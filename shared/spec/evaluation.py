@@ -17,7 +17,7 @@ class EvaluationSpec(Section):
         "model.seq_len, windows that do not overlap"
     )
     val_symbols: Positive = Field(
-        131_072, description="symbols of the fixed sample of held-out documents that validations score"
+        131_072, description="symbols in the fixed sample of held-out documents for validations"
     )
     batch_symbols: Positive = Field(description="most symbols in one scoring pass; default training.batch_symbols")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(

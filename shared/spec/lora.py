@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Section, require
+from shared.spec.base import AboveZero, Count, Section, require
 from shared.spec.mixers import MixerKind
 
 LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
@@ -21,9 +21,7 @@ class LoraSpec(Section):
     """
 
     rank: Count = Field(0, description="rank of the adapters; 0 is off")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(
-        16.0, description="the product of the factors is multiplied by alpha / rank"
-    )
+    alpha: AboveZero = Field(16.0, description="the product of the factors is multiplied by alpha / rank")
     targets: Annotated[tuple[LoraTarget, ...], Field(strict=False)] = Field(
         ("q", "v"),
         description="matrices that have an adapter. q, k, v, o, mlp: in every layer of the trunk that has them, mlp "

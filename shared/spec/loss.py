@@ -24,7 +24,7 @@ class LossSpec(Section):
 
     z_weight: Rate = Field(0.0, description="weight of the squared log of the softmax's sum (z-loss); 0 is off")
     focal_gamma: Rate = Field(
-        0.0, description="exponent of (1 - p) as a factor on each symbol's nats; 0 is off, else at least 1"
+        0.0, description="exponent of the factor (1 - p) on each symbol's nats; 0 is off, or 1 and more"
     )
     byte_weighted: bool = Field(
         False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
@@ -42,7 +42,7 @@ class LossSpec(Section):
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether anything beside the nats of the symbols is minimised."""
+        """Whether anything besides the nats of the symbols is minimised."""
         trunk_losses = self.multi_symbol.weights or self.embed_prediction.weight or self.chunk_prediction.weight
         return bool(trunk_losses or self.code_entropy.weight)
 

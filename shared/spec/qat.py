@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Section, require, require_all
+from shared.spec.base import BelowOne, Count, Section, require, require_all
 
 
 class QatSpec(Section):
@@ -28,9 +28,7 @@ class QatSpec(Section):
         description="bits of a code; default artifact.matrix.bits, which straight_through must have; noise: "
         "4 to 8, published 8"
     )
-    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="progress from which quantisation acts"
-    )
+    start_frac: BelowOne = Field(0.0, description="progress from which quantisation acts")
     start_step: Count = Field(0, description="step, counted from 0, before which quantisation does not act either")
 
     def is_acting(self, step: int, progress: float) -> bool:
