@@ -101,7 +101,7 @@ class ByteStream:
         return self._text.read(0, self.num_bytes).tobytes()
 
     def sketch(self) -> Sketch:
-        """What it takes to find the text in another one, or another one in it."""
+        """The sketch of the text, to find it in another one or another one in it."""
         return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> ByteStream:
@@ -128,7 +128,7 @@ class ByteStream:
         return ByteStream(ByteText([np.concatenate(pieces)]), starts, self.vocabulary, f"{self.name} (sample)", digest)
 
     def _specials(self, start: int, count: int) -> tuple[Int64, int]:
-        """(places of document-start symbols within the read, text byte at which the read begins)."""
+        """(positions of document-start symbols within the read, text byte at which the read begins)."""
         self._check(start, count)
         if self._start_symbol is None:
             return np.empty(0, np.int64), start

@@ -1,7 +1,7 @@
 """Token shards to documents of bytes, exactly and in bounded memory (docs/techniques.md 2.2).
 
-The stream of a split is cut at the document start id, never at a fixed size, and a document goes on from
-one shard file into the next. Every document's bytes are compared with the byte table (docs/techniques.md 1.2), and
+The stream of a split is cut at the document start id, never at a fixed size, and a document may
+continue in the next shard file. Every document's bytes are compared with the byte table (docs/techniques.md 1.2), and
 their total with the table summed over the stream before it was cut.
 """
 
@@ -36,7 +36,7 @@ class TokenDocuments:
         ends_here: bool = True,
         advance: Callable[[int], None] = lambda _num_bytes: None,
     ) -> None:
-        """`ends_here`: the last shard ends its last document. `advance` is told the bytes read."""
+        """`ends_here`: the last shard ends its last document. `advance` gets the number of bytes read."""
         self._paths = paths
         self._table = table
         self._ends_here = ends_here

@@ -1,4 +1,4 @@
-"""The manifest of a dataset: what `manifest.json` may say, read strictly.
+"""The manifest of a dataset, `manifest.json`, read strictly.
 
 Hashes are over content: the same documents give the same hashes under any dataset name.
 """
@@ -62,7 +62,7 @@ class SplitEntry(_Entry):
 
 
 class Origin(_Entry):
-    """Where a dataset of the hub comes from: `revision` is a commit, `train_shards` were taken of those there."""
+    """The source of a dataset of the hub: `revision` is a commit, `train_shards` of the available ones were taken."""
 
     repo_id: str
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]

@@ -1,4 +1,4 @@
-"""Which side of an import each document belongs to, so that no held-out text is training text as well.
+"""Splits the documents of an import, so that no held-out text is training text as well.
 
 A document's side is a pseudo-random function of its folded text alone. Documents that nearly repeat each other share
 one side, that of the group. What is left, a held-out document most of which occurs in several training documents, or in
@@ -22,7 +22,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 def split_builder() -> SketchBuilder:
-    """What collects the documents of an import for `heldout_documents`."""
+    """A builder that collects the documents of an import for `heldout_documents`."""
     return SketchBuilder(LEVEL, MAX_WINDOWS)
 
 

@@ -1,4 +1,4 @@
-"""What a split of a dataset is to whoever reads it: one long stream of symbols.
+"""The interface of a split of a dataset to its readers: one long stream of symbols.
 
 `data.byte_stream` and `data.token_stream` are the two kinds. Legend: T symbols of a read.
 """
@@ -16,7 +16,7 @@ from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-# Gives the sketch of a split, whose documents it is handed in case that the sketch has to be made.
+# Gives the sketch of a split; it gets the documents in case the sketch has to be made.
 MakeSketch = Callable[[Iterable[bytes]], Sketch]
 
 
@@ -48,7 +48,7 @@ class TrainingText(Protocol):
         """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the text."""
 
     def sketch(self) -> Sketch:
-        """What it takes to find the text in another one, or another one in it."""
+        """The sketch of the text, to find it in another one or another one in it."""
 
 
 class SymbolStream(TrainingText, Protocol):

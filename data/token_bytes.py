@@ -110,7 +110,7 @@ def load_processor(path: Path, content: bytes | None = None) -> Any:
 
 
 def load_token_bytes(path: Path) -> TokenBytes:
-    """The byte table of a SentencePiece `.model` file. Raises DataError if it is none or cannot be used."""
+    """The byte table of a SentencePiece `.model` file. Raises DataError if it is not one or cannot be used."""
     table = TokenBytes(load_processor(path))
     if not table.can_decode:
         raise DataError(

@@ -104,7 +104,7 @@ class TokenStream:
         return self._text
 
     def sketch(self) -> Sketch:
-        """What it takes to find the decoded text in another one, or another one in it."""
+        """The sketch of the decoded text, to find it in another one or another one in it."""
         return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> TokenStream:

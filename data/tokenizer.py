@@ -44,7 +44,7 @@ class Tokenizer:
         return [np.array([DOCUMENT_START, *ids], dtype=np.uint16) for ids in encoded]
 
     def normalised(self, text: str) -> str:
-        """What the tokenizer makes of a text before it cuts it into pieces: the text that its tokens stand for."""
+        """The text as the tokenizer normalises it before cutting it into pieces: the text that its tokens stand for."""
         normalised: str = self._processor.normalize(text).replace(SPACE_MARK, " ")
         # As in the byte table: the one space that a document may begin with is not counted.
         return normalised.removeprefix(" ")
@@ -64,7 +64,7 @@ class Tokenizer:
             yield text
 
     def _piece_text(self, token: int) -> bytes:
-        """Bytes that a token adds to a text which has begun."""
+        """Bytes that a token adds to a text that has begun."""
         processor = self._processor
         piece: str = processor.id_to_piece(token)
         if processor.is_byte(token):
@@ -87,7 +87,7 @@ class Tokenizer:
 
 
 def tokenizers_folder() -> Path:
-    """Where `bytetwin tokenizer train` puts its models."""
+    """The folder of the models of `bytetwin tokenizer train`."""
     return folders.datasets_root() / folders.TOKENIZERS
 
 
@@ -125,7 +125,7 @@ def find_tokenizer(word: str) -> Tokenizer:
 
 
 def tokenizer_by_hash(sha256: str) -> Tokenizer:
-    """The tokenizer a model was trained with, from wherever a copy lies. Raises DataError if there is none."""
+    """The tokenizer a model was trained with, from any copy on disk. Raises DataError if there is none."""
     root = folders.datasets_root()
     for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
         content = path.read_bytes()

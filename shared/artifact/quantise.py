@@ -1,4 +1,4 @@
-"""Which way each tensor of a model is stored, and all of them to parts and back (shared.quantisers)."""
+"""Stores every tensor of a model as parts by the method of its class, and restores it (shared.quantisers)."""
 
 from __future__ import annotations
 

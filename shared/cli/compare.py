@@ -8,15 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from shared.cli.command import (
-    CommandResult,
-    add_output_argument,
-    check_output,
-    console,
-    number_type,
-    option_words,
-    say,
-)
+from shared.cli.command import CommandResult, add_output_argument, check_output, console, number_type, option_words, say
 from shared.files import write_atomically
 from shared.runs.finished_run import FinishedRun
 from shared.study.comparison import LEVEL, Comparison, compare_groups

@@ -1,8 +1,8 @@
-"""What a quantisation method supplies, so that packing, training and size predictions take it by name.
+"""The interface of a quantisation method, by which packing, training and size predictions use it.
 
 A method says which arrays it stores of a tensor (`parts`); their sizes follow from the tensor's shape alone, so the
 container plans every byte of a file before it reads one. Codes, scales per row, group or tensor and the factors of a
-low-rank correction are all such arrays; how a section of them is compressed is the container's affair.
+low-rank correction are all such arrays; how a section of them is compressed is up to the container.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What went into one matrix [out, in] over a calibration text.
+    """Statistics of the inputs of one matrix [out, in] over a calibration text.
 
     `rows`: number of inputs; `gram`: X'X of them, float64 [in, in]; None where no product reads the matrix.
     `reads`: how often each row was looked up, int64 [out]; None where it is no table.
@@ -72,7 +72,7 @@ class Storage(Protocol):
         """Whether `encode` reads statistics of the tensor's inputs."""
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """What is stored of a tensor of this shape, the same for any weights."""
+        """The arrays stored of a tensor of this shape, the same for any weights."""
 
     def encode(self, weights: NDArray[np.float32], statistics: InputStatistics | None = None) -> Parts:
         """The parts of finite float32 weights, the same on every machine. Raises ArtifactError, without a name, for

@@ -34,10 +34,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; by `step_s` and
-    `slowest_step_s`, the mean and the most of a recent step, a run by the clock knows whether another one fits.
+    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; from `step_s` and
+    `slowest_step_s`, the mean and maximum of recent steps, a run by the clock knows whether another one fits.
 
-    The two validations are the metrics records of the last one and of the best one so far.
+    The two validations are the events of the last one and of the best one so far.
     """
 
     step: int
@@ -66,8 +66,8 @@ class Checkpoint:
 
 
 def checkpoint_bytes(spec: Spec) -> int:
-    """Size of the tensors' file of every checkpoint of a spec: its state, and in front of it eight bytes and the header
-    of safetensors, which is JSON padded to a multiple of eight bytes with the tensors in the order of their names."""
+    """Size of the tensors' file of every checkpoint of a spec: eight bytes, the header of safetensors (JSON padded to a
+    multiple of eight bytes, tensors in the order of their names) and the state."""
     tensors: dict[str, Any] = {}
     end = 0
     for name, shape in sorted(state_shapes(spec).items()):
@@ -78,7 +78,7 @@ def checkpoint_bytes(spec: Spec) -> int:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last `keep` of them, and the best (`best_path`)."""
+    """The checkpoints of one run: the last `keep` of them, and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -128,14 +128,6 @@ class CheckpointStore:
         steps = self.steps()
         return self._tensors(steps[-1]) if steps else None
 
-    def best_path(self) -> Path | None:
-        """The tensors of the checkpoint with the lowest validation score, None where none was validated.
-
-        A checkpoint has a score if it was written right after a validation. Of equal ones the newest.
-        """
-        best = self._by_score()[:1]
-        return self._tensors(best[0]) if best else None
-
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all. Changes nothing.
 
@@ -144,8 +136,9 @@ class CheckpointStore:
         return self._load_first(reversed(self.steps()))
 
     def load_best(self) -> Checkpoint | None:
-        """The checkpoint at `best_path`, or the next best if that is damaged; None where none was validated.
+        """The checkpoint with the lowest validation score, of equal ones the newest; None where none was validated.
 
+        A checkpoint has a score if it was written right after a validation. A damaged one gives way to the next best.
         Changes nothing. Raises RunError if all that were validated are damaged.
         """
         return self._load_first(self._by_score())

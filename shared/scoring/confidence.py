@@ -1,4 +1,4 @@
-"""How far a score may be from the score of much more text of the same kind.
+"""Confidence intervals: how far a score may be from the score on much more text of the same kind.
 
 Documents are independent, the symbols of one document are not, so the documents are the sample
 (docs/techniques.md 1.6). The score is a ratio of two sums over them.

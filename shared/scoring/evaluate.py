@@ -1,4 +1,4 @@
-"""From a scorer and a text to a score document: score, audit, sizes, and what is known of general compressors."""
+"""From a scorer and a text to a score document: score, audit, sizes, and known figures of general compressors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def evaluate(
     on_score: Callable[[Score], None] | None = None,
     data_checks: Sequence[Check] = (),
 ) -> ScoreDocument:
-    """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
+    """Score `stream` under the protocol of the scorer's spec and collect everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` and `artifact_sha256` belong to
-    packed weights, `chosen` to those that held-out text chose. `on_score` is given the score itself, of which the
-    document holds only a part. `data_checks` are what the audit says of the text itself, such as that it was trained
-    on. General compressors are in it only if they were measured before: `with_compressors` adds them. Raises DataError
-    for an empty text and RunError for a score that is not a number.
+    packed weights, `chosen` to those that held-out text chose. `on_score` gets the score itself, only a part of
+    which is in the document. `data_checks` are the audit's checks of the text itself, such as whether it was trained
+    on. General compressors are included only if they were measured before: `with_compressors` adds them. Raises
+    DataError for an empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)

@@ -1,4 +1,4 @@
-"""What scoring keeps for the audit beside the sums: nats by position in the window, and some windows as scored."""
+"""Evidence that scoring keeps for the audit: nats by position in the window, and some windows as scored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 
 from shared.scoring.windows import Window
 
-# Windows that are kept at least, where there are so many.
+# The least number of windows kept, if there are that many.
 MIN_KEPT = 4
 
 
 @dataclass(frozen=True)
 class PositionSums:
-    """Over all nats that were counted at each position of the window: how many, their sum and the sum of their squares,
-    [T] each."""
+    """Sums over all nats counted at each position of the window: their number, sum and sum of squares, [T] each."""
 
     counts: np.ndarray
     nats: np.ndarray
@@ -44,10 +43,8 @@ class Evidence:
     kept: tuple[tuple[Window, np.ndarray], ...]
     pass_rows: int
 
-    @classmethod
-    def none(cls) -> Evidence:
-        """Of a score that kept nothing."""
-        return cls(PositionSums.empty(0), (), 0)
+
+NO_EVIDENCE = Evidence(PositionSums.empty(0), (), 0)
 
 
 def kept_windows(windows: Sequence[Window], pass_rows: int) -> frozenset[Window]:

@@ -1,4 +1,4 @@
-"""Does a score know what it should not? Later symbols, the symbol itself, or more than all probability there is.
+"""Checks that a score does not depend on later symbols or on the symbol itself, and that probabilities sum to one.
 
 These checks call the final scoring function, `Scorer.score` and `Scorer.log_probs`, and know nothing about the model
 behind it, so whatever is added between the model and the score is checked as well.
@@ -26,7 +26,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
 
     Row by row everything from a position t on is replaced. No nats before t may change, and those at t must be what the
     distribution at t gave to the new symbol before: a distribution that depends on its own symbol, in whatever way
-    helps, gives that another probability. Where t is one of the first R positions the whole distribution is compared.
+    helps, gives it another probability. Where t is one of the first R positions the whole distribution is compared.
 
     The positions that the probe requires are always disturbed; the others, in its order, for as long as `seconds` last.
     """
@@ -76,7 +76,7 @@ class _Worst:
 
 @dataclass(frozen=True)
 class _Believed:
-    """What the distributions at undisturbed positions say, in log-probabilities: `of_symbols` [R, T] of x itself,
+    """Log-probabilities from the distributions at undisturbed positions: `of_symbols` [R, T] of x itself,
     `of_targets` [R, T] of what it will be replaced by, and `whole` [R, V] at one position of every row.
     `off` is the largest distance of a sum of probabilities from 1."""
 
@@ -97,7 +97,7 @@ def _read_distributions(scorer: Scorer, probe: Probe, times: np.ndarray) -> _Bel
 def _read_pass(
     log_probs: np.ndarray, probe: Probe, rows: slice, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """What is kept of the log-probabilities [B, T, V] of some rows: the fields of _Believed."""
+    """The fields of _Believed from the log-probabilities [B, T, V] of some rows."""
     of_symbols, of_targets = (
         np.take_along_axis(log_probs, symbols[rows, :, None].astype(np.int64), axis=-1)[..., 0]
         for symbols in (probe.x, probe.targets)
@@ -120,7 +120,7 @@ def _distributions_at(scorer: Scorer, probe: Probe, times: np.ndarray) -> np.nda
 def _furthest_from_one(log_probs: np.ndarray) -> float:
     """The largest |sum of probabilities - 1| over log-probabilities [B, T, V]; not a number if one is none.
 
-    Summed in float64 chunk by chunk: of a large vocabulary a copy would take gigabytes.
+    Summed in float64 chunk by chunk: for a large vocabulary a copy would take gigabytes.
     """
     batch, _, vocab_size = log_probs.shape
     step = max(1, _CHUNK_VALUES // (batch * vocab_size))

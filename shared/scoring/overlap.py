@@ -1,7 +1,7 @@
-"""Does one text occur in another? Held-out text in the training text, text that was chosen by in scored text.
+"""Checks for overlap of texts: of held-out text with training text, and of selection text with scored text.
 
 Held-out text is compared by sketches (`data.sketch`): whole documents, white space and case folded, and windows of
-64 bytes. Chosen windows are compared symbol by symbol (docs/techniques.md 1.4).
+64 bytes. Windows of selection text are compared symbol by symbol (docs/techniques.md 1.4).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Overlap:
 
 
 def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
-    """What of a text occurs in another one.
+    """Measure how much of a text occurs in another one.
 
     A document is copied if it occurs whole, or if nearly all of its windows do, where enough of them are sampled.
     `copied_frac` is the larger of two shares: of documents of a window's length, and of bytes. Of the documents that
@@ -75,8 +75,8 @@ def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
 
 
 def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
-    """Held-out text may not be in the text that was trained on. All of it is compared, also where a sample is scored:
-    a contaminated text is not cleaner in a sample, only harder to see through."""
+    """Check that held-out text is not in the training text. All of it is compared even if only a sample is scored: a
+    contaminated text is not cleaner in a sample, only harder to see through."""
     try:
         overlap = measure_overlap(heldout.sketch(), training.sketch())
     except DataError as error:
@@ -94,14 +94,14 @@ def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
 
 
 def overlap_unknown(reason: str) -> Check:
-    """The text that was trained on cannot be compared with what is scored: no failure, and no proof either."""
+    """The check where the training text cannot be compared with the scored text: no failure, and no proof either."""
     return Check(NAME, True, math.nan, tolerances.OVERLAP_DOCUMENTS_FRAC, f"not measured: {reason}", warning=True)
 
 
 def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
-    """What was chosen by some text says nothing about that text: windows to choose by, [N, T] int32, may not occur
-    in the scored one. A window counts as found if its first 64 symbols are there (all, rounded down to a power
-    of two, where it is shorter)."""
+    """Check that the selection windows [N, T] int32 do not occur in the scored text, whose score a choice by them
+    would flatter. A window counts as found if its first 64 symbols occur (all, rounded down to a power of two, where it
+    is shorter)."""
     length = min(RUN_SYMBOLS, 1 << (windows.shape[1].bit_length() - 1))
     anchors = np.concatenate([run_hashes(window[:length], length) for window in windows])
     found = np.zeros(len(anchors), bool)
@@ -109,7 +109,7 @@ def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
         count = min(CHUNK_SYMBOLS + length - 1, scored.num_symbols - start)
         found |= np.isin(anchors, run_hashes(scored.read(start, count), length))
     share, limit = float(found.mean()), tolerances.SELECTION_OVERLAP_FRAC
-    detail = f"{int(found.sum())} of the {len(found)} windows that were chosen by occur in {scored.name}"
+    detail = f"{int(found.sum())} of the {len(found)} windows of the selection text occur in {scored.name}"
     return Check("selection", share <= limit, share, limit, detail, warning=share > 0)
 
 

@@ -1,8 +1,7 @@
 """The cheapest leak detector: uniform random bytes cannot be learnt (docs/techniques.md 1.4).
 
-A model is trained afresh on random bytes and scored on others. An honest one ends at 8 bits per byte or
-above; one that sees what it is asked for learns to copy it and falls below. A model of tokens gets random
-tokens, of which each is worth log2 V bits.
+A fresh model is trained on random bytes and scored on others. An honest one ends at 8 bits per byte or above; one that
+sees its target learns to copy it and falls below. A model of tokens gets random tokens, each worth log2 V bits.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def check_random_bytes(
     small = random_bytes_spec(spec, steps)
     rng = np.random.default_rng(seed)
     engine = create(small)
-    # Initial weights may read the training text: here any text of that kind, drawn apart.
+    # Initial weights may read the training text: here any text of that kind, drawn separately.
     engine.initialise(initial_weights(small, _random_symbols(small, np.random.default_rng(seed + 1)).reshape(-1)))
     for step in range(steps):
         engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))()
@@ -104,5 +103,5 @@ def _random_symbols(spec: Spec, rng: np.random.Generator) -> np.ndarray:
 
 
 def _num_drawn(spec: Spec) -> int:
-    """Of how many symbols one is drawn: all tokens, or the bytes without the special symbols."""
+    """The number of symbols to draw from: all tokens, or the bytes without the special symbols."""
     return spec.vocabulary.size if spec.vocabulary.reads_tokens else 256

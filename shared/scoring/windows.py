@@ -1,4 +1,4 @@
-"""Which symbols each scoring window counts, so that every symbol of a stream counts exactly once.
+"""The plan of scoring windows, in which every symbol of a stream counts exactly once.
 
 Windows of seq_len symbols advance by a stride (docs/techniques.md 1.5). The first counts all its symbols, each
 later one its last `stride`, which have the most context. The last window may reach past the end of the

@@ -1,4 +1,4 @@
-"""The attention section: what the trunk's attention does beyond the plain form (docs/techniques.md 5)."""
+"""The attention section: add-ons to the plain attention of the trunk (docs/techniques.md 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The budget section: what artifact and code may weigh together."""
+"""The budget section: the limit on artifact and code together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth wiring: which layers run in which order, and how their outputs meet (docs/techniques.md 6)."""
+"""Depth wiring: the order in which layers run, and how their outputs are combined (docs/techniques.md 6)."""
 
 from __future__ import annotations
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.spec.auxiliary import (
-    ChunkPredictionSpec,
-    CodeEntropySpec,
-    EmbedPredictionSpec,
-    MultiSymbolSpec,
-)
+from shared.spec.auxiliary import ChunkPredictionSpec, CodeEntropySpec, EmbedPredictionSpec, MultiSymbolSpec
 from shared.spec.base import Rate, Section, require
 from shared.spec.vocabulary import VocabularySpec
 

@@ -1,4 +1,4 @@
-"""What each layer of the trunk mixes positions with (docs/techniques.md 7)."""
+"""The mixer of positions in each layer of the trunk (docs/techniques.md 7)."""
 
 from __future__ import annotations
 

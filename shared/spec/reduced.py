@@ -22,7 +22,7 @@ ROWS, MICRO_BATCH_ROWS = 3, 2
 MAX_BROTLI_QUALITY = 5
 
 # Adam's first steps have the size of the learning rate even where a gradient is nothing but rounding, and
-# the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows part for good.
+# the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows diverge for good.
 LEARNING_RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr", "adapter_lr")
 
 
@@ -65,7 +65,7 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     entropy = values["training"]["loss"]["code_entropy"]
     if entropy["weight"]:
         # Its gradient turns round within one code, and at first a step moves weights by more: over several steps two
-        # correct float32 runs part for good. Gradients are compared with it all the same.
+        # correct float32 runs diverge for good. Gradients are compared with it all the same.
         notes.append("training.loss.code_entropy acts in gradients and in the last step only")
         entropy["start_frac"] = (steps - 1) / steps
     values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from data import detokenise
 from data.detokenise import TokenDocuments
-from data.shards import write_shard
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
+from tests.token_text import write_shard
 
 START = 1
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -25,13 +25,14 @@ from data.datasets import load_manifest, open_split, verify_dataset
 from data.folders import dataset_names, datasets_root
 from data.hub_files import HubFiles
 from data.opening import vocabulary_of
-from data.shards import ShardWriter, write_shard
+from data.shards import ShardWriter
 from data.token_bytes import load_token_bytes
 from shared.cli.main import main
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 from tests.hub_standin import REVISION, HubStandin
 from tests.processes import wait_until
+from tests.token_text import write_shard
 
 REPO = "willdepueoai/parameter-golf"
 FOLDER = "datasets/datasets/fineweb10B_sp1024"
@@ -465,7 +466,7 @@ def test_descriptions_that_are_missing_or_lie(standin: HubStandin, capsys: pytes
     assert f"{REPO} has no file {FIRST}" in refusal(capsys, "fineweb")
     standin.faults.hidden.clear()
     standin.faults.wrong_hash[FIRST] = "../../../escape"
-    assert "the hub gives the hash '../../../escape', which is none" in refusal(capsys, "fineweb")
+    assert "the hub gives '../../../escape', which is not a hash" in refusal(capsys, "fineweb")
 
 
 def test_without_huggingface_hub(

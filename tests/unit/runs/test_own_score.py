@@ -165,7 +165,7 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
     values = json.loads((run / "score.json").read_text())
     (run / "score.json").write_text(json.dumps({**values, "artifact_bytes": (run / "artifact.btw").stat().st_size}))
     status, _, errors = call(capsys, "compare", run)
-    assert status == 2 and "packed again; mend it with" in errors
+    assert status == 2 and "packed again; repair it with" in errors
     status, out, errors = call(capsys, "score", run, "--json")
     assert status == 0 and f"score {run / 'score.json'}" in errors
     found = read_score(run / "score.json")

@@ -274,5 +274,5 @@ def test_a_learning_rate_that_overflows_stops_with_step_parameter_and_checkpoint
     assert event["failed_step"] == result.outcome.step + 1
     assert result.outcome.checkpoint is not None and event["last_checkpoint"] == str(result.outcome.checkpoint)
     message = result.outcome.message
-    assert f"step {record['failed_step']}: " in message and event["parameter"] in message
+    assert f"step {event['failed_step']}: " in message and event["parameter"] in message
     assert message.endswith(f"the last good checkpoint is {result.outcome.checkpoint}") and "\n" not in message
