@@ -61,7 +61,7 @@ class TokenDocuments:
                 rest = rest[starts[-1] :]
                 if len(rest) > MAX_DOCUMENT_TOKENS:
                     raise DataError(
-                        f"{path}: no document start ({start}) in {len(rest)} tokens; allowed are {MAX_DOCUMENT_TOKENS}"
+                        f"{path}: no document start in {len(rest)} tokens; allowed are {MAX_DOCUMENT_TOKENS}"
                     )
         if self._ends_here:
             yield from self._decoded(rest, np.zeros(1, dtype=np.int64), self._paths[-1])
@@ -90,7 +90,7 @@ class TokenDocuments:
                 )
             if self.num_tokens == 0 and tokens[0] != self._table.document_start:
                 raise DataError(
-                    f"{path}: begins with token {tokens[0]}, not with a document start ({self._table.document_start})"
+                    f"{path}: begins with token {tokens[0]}, not a document start ({self._table.document_start})"
                 )
             self._stream_bytes += int(self._table.counts(tokens, self._previous).sum())
             self.num_tokens += len(tokens)

@@ -113,7 +113,5 @@ def load_token_bytes(path: Path) -> TokenBytes:
     """The byte table of a SentencePiece `.model` file. Raises DataError if it is not one or cannot be used."""
     table = TokenBytes(load_processor(path))
     if not table.can_decode:
-        raise DataError(
-            f"{path}: the tokenizer has no document start id or no plain piece; its shards hold no documents"
-        )
+        raise DataError(f"{path}: the tokenizer has no document start or no plain piece; its shards hold no documents")
     return table

@@ -18,7 +18,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, TokenizerEntry, make_manifest
+from data.manifest import (
+    BYTES_VOCABULARY,
+    FILE_NAME,
+    FileEntry,
+    Manifest,
+    Origin,
+    SplitEntry,
+    SplitName,
+    TokenizerEntry,
+    dataset_hash,
+)
 from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
 from data.sketch import SketchBuilder
 from data.sketch_file import sketch_path, write_sketch
@@ -94,7 +104,17 @@ class DatasetWriter:
             raise DataError(f"dataset {self._folder.name!r}: no document with text, nothing to write")
         with self._disk_errors():
             entries = {split: self._splits[split].finish() for split in sorted(self._splits, reverse=True)}
-            manifest = make_manifest(self._folder.name, source, entries, origin, self._write_tokenizer())
+            tokenizer = self._write_tokenizer()
+            vocabulary = tokenizer.sha256 if tokenizer else BYTES_VOCABULARY
+            manifest = Manifest(
+                name=self._folder.name,
+                vocabulary=vocabulary,
+                source=source,
+                origin=origin,
+                tokenizer=tokenizer,
+                splits=entries,
+                sha256=dataset_hash(vocabulary, entries),
+            )
             _write_synced(self._temporary / FILE_NAME, manifest.to_json().encode())
             sync_folder(self._temporary)
             self._put_in_place()

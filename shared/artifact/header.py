@@ -110,7 +110,10 @@ def parse_header(raw: bytes) -> Header:
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
     _check_tensors(values["tensors"], layout)
     header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
-    _check_raw_size(header)
+    limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
+    if layout.raw_bytes > limit:
+        sizes = f"{header.payload_bytes} bytes stands for {layout.raw_bytes} bytes of weights"
+        raise ArtifactError(f"payload of {sizes}, the limit is {limit}")
     return header
 
 
@@ -201,15 +204,6 @@ def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...
             raise ArtifactError(f"{where}: sha256 is {_short(row['sha256'])}, must be 64 hex digits")
         sections.append(StoredSection(plan, tuple(stored), row["sha256"]))
     return tuple(sections)
-
-
-def _check_raw_size(header: Header) -> None:
-    limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
-    if header.layout.raw_bytes > limit:
-        raise ArtifactError(
-            f"payload of {header.payload_bytes} bytes stands for {header.layout.raw_bytes} bytes of weights, "
-            f"the limit is {limit}"
-        )
 
 
 def _require_keys(row: Any, keys: Sequence[str] | Mapping[str, Any], where: str) -> None:

@@ -14,9 +14,7 @@ from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run's name or folder; several differ in seed or length"
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; runs differ in seed or length")
     add_output_argument(parser, "default: fit.json in the first run's folder")
     parser.add_argument(
         "--symbols",

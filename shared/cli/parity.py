@@ -12,10 +12,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_spec_arguments(parser)
     parser.add_argument(
-        "--steps", type=int, default=DEFAULT_STEPS, help="length of the loss curve (default %(default)s)"
+        "--steps", type=int, default=DEFAULT_STEPS, help="steps of the loss curve (default %(default)s)"
     )
     parser.add_argument(
-        "--seq-len", type=int, metavar="SYMBOLS", help="sequence length of the comparison (default about 64 symbols)"
+        "--seq-len", type=int, metavar="SYMBOLS", help="length of the compared windows (default about 64)"
     )
 
 

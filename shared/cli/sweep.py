@@ -39,9 +39,7 @@ DOCUMENT_FILE = "sweep.json"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "specs", metavar="SPEC", nargs="+", help="preset name or path to a .toml file; the first is the baseline"
-    )
+    parser.add_argument("specs", metavar="SPEC", nargs="+", help="preset name or .toml file; the first is the baseline")
     parser.add_argument(
         "--seeds",
         default="3",

@@ -42,17 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_spec_arguments(parser)
     add_engine_argument(parser)
     parser.add_argument("--run", metavar="NAME", help="name of the run; default SPEC-ENGINE-N")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the run from its last checkpoint, if it has one"
-    )
+    parser.add_argument("--resume", action="store_true", help="resume the run from its last checkpoint, if it has one")
     add_runs_dir_argument(parser)
     parser.add_argument("--no-finish", action="store_true", help="stop after training: do not pack, do not score")
     parser.add_argument(
         "--profile", type=int, metavar="N", help="trace N steps into the run's trace.json and print the largest costs"
     )
-    parser.add_argument(
-        "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one on every GPU"
-    )
+    parser.add_argument("--ranks", metavar="N", help="--engine torch: N processes on this machine; `gpus`: one per GPU")
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 

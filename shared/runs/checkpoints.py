@@ -111,11 +111,15 @@ class CheckpointStore:
             if digest and digest != recorded:
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-            raise RunError(self._cannot_write(path, error)) from None
+            latest = self.latest_path()
+            kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
+            reason = (error.strerror or str(error)).lower()
+            raise RunError(f"cannot write checkpoint {path}: {reason}; {kept}") from None
         best = self._by_score()[:1]
         for step in self.steps()[: -self.keep]:
             if step not in best:
-                self._remove(step)
+                self._tensors(step).with_suffix(".json").unlink()
+                self._tensors(step).unlink(missing_ok=True)
         return path
 
     def steps(self) -> list[int]:
@@ -201,17 +205,8 @@ class CheckpointStore:
             raise _Damaged(f"it says step {info.step}")
         return info, state
 
-    def _remove(self, step: int) -> None:
-        self._tensors(step).with_suffix(".json").unlink()
-        self._tensors(step).unlink(missing_ok=True)
-
     def _tensors(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
-
-    def _cannot_write(self, path: Path, error: OSError) -> str:
-        latest = self.latest_path()
-        kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
-        return f"cannot write checkpoint {path}: {(error.strerror or str(error)).lower()}; {kept}"
 
 
 def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> tuple[int, str]:

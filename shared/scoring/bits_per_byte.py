@@ -17,8 +17,7 @@ from shared.engine.protocol import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import NO_DOCUMENTS, DocumentScores
-from shared.scoring.evidence import NO_EVIDENCE, Evidence, PositionSums, kept_windows
-from shared.scoring.windows import Window, plan_windows
+from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, kept_windows, plan_windows
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]

@@ -15,10 +15,6 @@ from data.compressors import CompressorResult
 from shared.artifact import ArtifactInfo
 from shared.errors import RunError
 from shared.files import write_atomically
-from shared.model import parameter_counts
-from shared.scoring.audit import AuditReport
-from shared.scoring.bits_per_byte import Score
-from shared.spec import Spec, spec_id
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -207,50 +203,6 @@ class ScoreDocument(_Part):
         return self.model_copy(update={"compressors": parts})
 
 
-def score_document(
-    *,
-    spec: Spec,
-    score: Score,
-    dataset: Mapping[str, Any],
-    audit: AuditReport,
-    compressors: Mapping[str, CompressorResult],
-    engine: str,
-    weights: WeightsName,
-    artifact_bytes: int | None,
-    artifact_sha256: str | None,
-    code_bytes: int,
-    chosen: ChosenPart | None,
-) -> ScoreDocument:
-    """The document of its parts; `dataset` has the fields of DatasetPart. Raises RunError if one is wrong."""
-    return _validated(
-        {
-            "bpb": score.bpb,
-            "nats": score.nats,
-            "symbols": score.symbols,
-            "bytes": score.bytes,
-            "documents": score.documents,
-            "window_symbols": score.seq_len,
-            "stride_symbols": score.stride,
-            "adaptation": "none",
-            "confidence": asdict(score.confidence),
-            "dataset": dict(dataset),
-            "compressors": {name: asdict(result) for name, result in compressors.items()},
-            "audit": audit.to_document(),
-            "artifact_bytes": artifact_bytes,
-            "artifact_sha256": artifact_sha256,
-            "code_bytes": code_bytes,
-            "limit_bytes": spec.budget.total_bytes,
-            "parameters": parameter_counts(spec)["total"],
-            "spec_name": spec.name,
-            "spec_id": spec_id(spec),
-            "engine": engine,
-            "weights": weights,
-            "chosen": chosen.model_dump() if chosen is not None else None,
-        },
-        "score",
-    )
-
-
 def write_score(path: Path, document: ScoreDocument) -> None:
     """Write score.json, whole or not at all."""
     write_atomically(path, json.dumps(document.to_dict(), indent=2, allow_nan=False).encode() + b"\n")
@@ -264,10 +216,11 @@ def read_score(path: Path) -> ScoreDocument:
         raise RunError(f"{path}: cannot read the score ({(error.strerror or str(error)).lower()})") from None
     except ValueError:
         raise RunError(f"{path}: not valid JSON") from None
-    return _validated(values, str(path))
+    return validated_score(values, str(path))
 
 
-def _validated(values: Any, origin: str) -> ScoreDocument:
+def validated_score(values: Any, origin: str) -> ScoreDocument:
+    """The document of plain values. Raises RunError naming `origin` if one is missing or wrong."""
     try:
         return ScoreDocument.model_validate(values)
     except ValidationError as error:

@@ -51,7 +51,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
         done.update(times.tolist())
     how_many = _how_many(done, probe, seconds)
     return [
-        _judged("future", f"largest change of an earlier score {future}; {how_many}", future, tolerances.CAUSALITY_ABS),
+        future.judged("future", f"largest change of an earlier score {future}; {how_many}", tolerances.CAUSALITY_ABS),
         _target_check(distribution, target, how_many),
         _normalisation_check(believed, before),
     ]
@@ -69,6 +69,9 @@ class _Worst:
         value = float(changes[row])
         if value > self.nats or (math.isnan(value) and not math.isnan(self.nats)):
             self.nats, self.where = value, f" at symbol {positions[row]} when symbol {times[row]} changed"
+
+    def judged(self, name: str, detail: str, limit: float) -> Check:
+        return Check(name, self.nats <= limit, self.nats, limit, detail)
 
     def __str__(self) -> str:
         return f"{self.nats:.1e} nats{self.where}"
@@ -142,19 +145,13 @@ def _how_many(done: set[int], probe: Probe, seconds: float) -> str:
 def _target_check(distribution: _Worst, target: _Worst, how_many: str) -> Check:
     detail = f"distribution moved by {distribution}, score off it by {target}; {how_many}"
     if not target.nats <= tolerances.SCORE_AGREEMENT_ABS:
-        return _judged("target", detail, target, tolerances.SCORE_AGREEMENT_ABS)
-    return _judged("target", detail, distribution, tolerances.CAUSALITY_ABS)
+        return target.judged("target", detail, tolerances.SCORE_AGREEMENT_ABS)
+    return distribution.judged("target", detail, tolerances.CAUSALITY_ABS)
 
 
 def _normalisation_check(believed: _Believed, before: np.ndarray) -> Check:
     """Probabilities sum to one everywhere, and `score` is what they say."""
     disagreement = float(np.abs(before + believed.of_symbols).max())
     worst, limit = float(np.max([believed.off, disagreement])), tolerances.NORMALISATION_ABS
-    detail = (
-        f"sum of probabilities off 1 by {believed.off:.1e}; score and distribution differ by {disagreement:.1e} nats"
-    )
+    detail = f"sum of probabilities off 1 by {believed.off:.1e}; score off the distribution by {disagreement:.1e} nats"
     return Check("normalisation", worst <= limit, worst, limit, detail)
-
-
-def _judged(name: str, detail: str, worst: _Worst, limit: float) -> Check:
-    return Check(name, worst.nats <= limit, worst.nats, limit, detail)

@@ -12,7 +12,7 @@ import numpy as np
 from data.stream import SymbolStream
 from shared.scoring.bits_per_byte import Score, read_windows
 from shared.scoring.checks import Check
-from shared.scoring.evidence import PositionSums
+from shared.scoring.windows import PositionSums
 
 # The mean of fewer windows is not believed.
 MIN_WINDOWS = 24

@@ -18,20 +18,16 @@ from shared.model import initial_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
 from shared.spec import Spec, spec_from_dict, spec_to_dict
-from shared.spec.auxiliary import fit_auxiliary
-from shared.spec.depth import scale_loop_schedule
-from shared.spec.qat import scale_qat
+from shared.spec.reduced import shorten
 
 RANDOM_BYTES_STEPS = 200
 _SEQ_LEN = 48
 _BATCH_SYMBOLS = 768
 _SCORED_SYMBOLS = 49_152
 
-EngineFactory = Callable[[Spec], Engine]
-
 
 def check_random_bytes(
-    create: EngineFactory,
+    create: Callable[[Spec], Engine],
     spec: Spec,
     *,
     steps: int = RANDOM_BYTES_STEPS,
@@ -73,7 +69,7 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
     values = spec_to_dict(spec)
     values["model"]["seq_len"] = seq_len
     values["schedule"] |= {"driver": "steps", "warmup_frac": 0.0}
-    values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
+    shorten(values, spec, seq_len, steps)
     values["optimizer"] |= {"muon_momentum_warmup_steps": 0}
     values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": batch_symbols}
     values["training"] |= {
@@ -88,8 +84,6 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
         "ema_decay": 0.0,
         "swa_every_steps": 0,
     }
-    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
-    values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     # Random tokens stand for no bytes.
     values["training"]["loss"]["byte_weighted"] = False
     return spec_from_dict(values, origin="random bytes")

@@ -62,9 +62,7 @@ class ChunkPredictionSpec(Section):
 
     weight: Rate = Field(0.0, description="weight of the whole loss, published 0.001 and less; 0 is off")
     chunk_patches: Positive = Field(8, description="patches in a chunk, C")
-    hidden_dim: Positive = Field(
-        256, description="hidden units of the maps to a latent and its prediction, rows of A1, B1"
-    )
+    hidden_dim: Positive = Field(256, description="hidden units of the maps to latent and prediction, rows of A1, B1")
     latent_dim: Positive = Field(256, description="width of a latent, rows of A2 and B2")
     regulariser_weight: Rate = Field(0.05, description="weight of SIGReg relative to the squared error")
     directions: Positive = Field(

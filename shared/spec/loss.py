@@ -18,9 +18,7 @@ class LossSpec(Section):
     """
 
     z_weight: Rate = Field(0.0, description="weight of the squared log of the softmax's sum (z-loss); 0 is off")
-    focal_gamma: Rate = Field(
-        0.0, description="exponent of the factor (1 - p) on each symbol's nats; 0 is off, or 1 and more"
-    )
+    focal_gamma: Rate = Field(0.0, description="exponent of the factor (1 - p) on a symbol's nats; 0 is off, else >= 1")
     byte_weighted: bool = Field(
         False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
     )

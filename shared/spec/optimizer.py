@@ -14,23 +14,15 @@ NSCoefficients = Literal["quintic", "polar_express"]
 class OptimizerSpec(Section):
     """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
 
-    matrix_lr: Rate = Field(
-        0.02, description="peak rate of Muon, for matrices; times sqrt(rows / columns) if that is above 1"
-    )
+    matrix_lr: Rate = Field(0.02, description="peak rate of Muon, for matrices; times max(1, sqrt(rows / columns))")
     embed_lr: Rate = Field(0.03, description="peak rate of Adam for tables of symbols, tied heads included")
     head_lr: Rate = Field(0.008, description="peak rate of Adam for output matrices that are not tied to a table")
     scalar_lr: Rate = Field(0.02, description="peak rate of Adam for gains, scales, gates and other small parameters")
     adapter_lr: Rate = Field(0.01, description="peak rate of Adam for the factors of model.lora")
-    muon_momentum: Fraction = Field(
-        0.95, description="momentum of Muon after its warm-up; higher averages over more steps"
-    )
-    muon_momentum_start: Fraction = Field(
-        0.85, description="momentum at the first step, rises linearly to muon_momentum"
-    )
+    muon_momentum: Fraction = Field(0.95, description="momentum of Muon after warm-up; higher averages over more steps")
+    muon_momentum_start: Fraction = Field(0.85, description="momentum at first, rises linearly to muon_momentum")
     muon_momentum_warmup_steps: Count = Field(300, description="steps over which the momentum rises; 0 is none")
-    muon_weight_decay: Rate = Field(
-        0.0, description="decoupled decay of matrices, p -= lr decay p; small weights compress well"
-    )
+    muon_weight_decay: Rate = Field(0.0, description="decoupled decay of matrices, p -= lr decay p; helps compression")
     muon_cautious_decay: bool = Field(
         False, description="a weight decays only where its update has its sign, p -= 1[u p >= 0] lr decay p"
     )
@@ -43,9 +35,7 @@ class OptimizerSpec(Section):
         "(column, where those are more) and rescaled to its former Frobenius norm",
     )
     normuon_beta2: BelowOne = Field(0.9, description="decay of the running mean of NorMuon")
-    ns_steps: Positive = Field(
-        5, description="Newton-Schulz iterations in an update; fewer are faster and less orthogonal"
-    )
+    ns_steps: Positive = Field(5, description="Newton-Schulz iterations per update; fewer are faster, less orthogonal")
     ns_coefficients: NSCoefficients = Field(
         "quintic",
         description="coefficients of the Newton-Schulz polynomial. quintic: the same three in every iteration; "

@@ -33,9 +33,7 @@ class ScheduleSpec(Section):
         "linear", description="shape of the warm-down: a straight line, or half a cosine"
     )
     min_lr_frac: Fraction = Field(0.0, description="fraction of the peak rate at the end of the warm-down")
-    decay_end_frac: Fraction = Field(
-        1.0, description="factor on weight decay at the end of the run; 1 leaves it as it is"
-    )
+    decay_end_frac: Fraction = Field(1.0, description="factor on weight decay at the end of the run; 1: no change")
     decay_taper_start_frac: BelowOne = Field(
         0.7, description="progress from which the factor on weight decay goes linearly from 1 to decay_end_frac"
     )

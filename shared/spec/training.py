@@ -30,9 +30,7 @@ class TrainingSpec(Section):
     )
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
-    memory_limit_bytes: Count = Field(
-        0, description="micro-batches shrink until their estimated activations fit; 0 is no limit"
-    )
+    memory_limit_bytes: Count = Field(0, description="micro-batches shrink until their activations fit; 0 is no limit")
     dtype: DType = Field(
         "float32",
         description="dtype of matrix products and activations; weights, optimizer state, norms, softmax and loss stay "
@@ -68,7 +66,7 @@ class TrainingSpec(Section):
         0, description="steps between two validations on evaluation.val_symbols of held-out text; 0 is only at the end"
     )
     checkpoint_every_steps: Count = Field(
-        0, description="steps between two checkpoints; 0: only at the end or on interruption"
+        0, description="steps between two checkpoints; 0: only at the end or on a signal"
     )
     keep_checkpoints: Positive = Field(2, description="newest checkpoints kept on disk, in addition to the best one")
 
