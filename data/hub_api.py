@@ -93,7 +93,7 @@ def endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """Where hub files are kept: $HF_HUB_CACHE, $HF_HOME/hub, or the hub's own default."""
+    """The folder of hub files: $HF_HUB_CACHE, $HF_HOME/hub, or the hub's own default."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     default_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"

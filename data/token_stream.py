@@ -111,7 +111,7 @@ class TokenStream:
         last = int(drawn[-1])
         if room < lengths[last]:
             kept[last] = self._cut(last, room, only=len(drawn) == 1)
-        # A document start alone is no document.
+        # A document start alone is not a document.
         chosen = np.sort(drawn[kept[drawn] > 1])
         pieces = [self._tokens.read(int(self._starts[index]), int(kept[index])) for index in chosen]
         starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])], dtype=np.int64)

@@ -77,7 +77,7 @@ class Tokenizer:
         if table.document_start != DOCUMENT_START or not table.can_decode:
             raise DataError(f"{origin}: the document start must be id {DOCUMENT_START}, it is {table.document_start}")
         if self.vocab_size > MAX_TOKENS:
-            raise DataError(f"{origin}: {self.vocab_size} tokens; allowed are {MAX_TOKENS}, as a shard stores 16 bits")
+            raise DataError(f"{origin}: {self.vocab_size} tokens; allowed are {MAX_TOKENS}: a shard stores 16 bits")
         for token in range(NUM_SPECIALS):
             if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
                 raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
@@ -92,7 +92,7 @@ def tokenizers_folder() -> Path:
 
 
 def tokenizer_path(name: str) -> Path:
-    """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is no file name."""
+    """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is not a file name."""
     folders.dataset_folder(name)
     return tokenizers_folder() / f"{name}{SUFFIX}"
 

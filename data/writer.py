@@ -37,12 +37,12 @@ from shared.files import sync_folder
 
 TOKENIZER_FILE = "tokenizer.model"
 
-# .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two change places.
+# .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two are swapped.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-(?P<process>[0-9]+)-[^.]+")
 
 
 class DatasetWriter:
-    """Collects documents into a new dataset; `finish` puts it in place. Use it as a context manager.
+    """Collects documents into a new dataset; `finish` gives it its name. Use it as a context manager.
 
     Raises DataError if the dataset exists (unless `replace`, or `keep_existing`, which then discards
     the new one), if the disk is full or not writable, and for a dataset without a document. With `tokenizer`,

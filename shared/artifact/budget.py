@@ -50,7 +50,7 @@ def budget_report(artifact_bytes: int, limit_bytes: int) -> BudgetReport:
 def code_bytes(root: Path | None = None) -> int:
     """Bytes of the counted source files of the four packages under `root` (default: as installed).
 
-    Raises ArtifactError if a package is missing, as a count that leaves code out is not a count.
+    Raises ArtifactError if a package is missing, because a count that leaves code out is not a count.
     """
     return sum(path.stat().st_size for path in code_files(root))
 

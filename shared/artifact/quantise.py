@@ -14,7 +14,7 @@ from shared.spec import ArtifactSpec
 
 
 def storage_of(parameter: Parameter, spec: ArtifactSpec) -> Float32 | Quantiser:
-    """How a parameter is stored: its class decides; controls and tensors without rows stay float32."""
+    """The storage of a parameter, by its class; controls and tensors without rows stay float32."""
     sections = {"matrix": spec.matrix, "embedding": spec.embed, "head": spec.head}
     if parameter.quantisation == "control" or len(parameter.shape) < 2:
         return Float32()

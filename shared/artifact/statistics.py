@@ -81,7 +81,7 @@ class StatisticsOps(WrappedOps):
         return self.ops.embedding(weight, index, dtype)
 
     def _add_input(self, x: Array, weight: Array) -> None:
-        """x [B, ..., in] is about to be multiplied by a weight; without a batch it is no activation of its own."""
+        """x [B, ..., in] is about to be multiplied by a weight; without a batch it is not an activation."""
         if (name := self.name_of(weight)) is None:
             return
         sums = self.sums_of(name)
@@ -97,7 +97,7 @@ class StatisticsOps(WrappedOps):
 
 @dataclass
 class _Sums:
-    """Of one parameter. `is_whole`: all of its products are of whole inputs."""
+    """Sums for one parameter. `is_whole`: all of its products are of whole inputs."""
 
     rows: int = 0
     gram: NDArray[np.float64] | None = None

@@ -30,7 +30,7 @@ def default_engine() -> str:
 
 @contextlib.contextmanager
 def progress_bar(out: Console, title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar that goes away when done, and nothing where `out` is no terminal.
+    """A bar that disappears when done, and nothing where `out` is not a terminal.
 
     Yields the function to call with (done, total) in `unit`, and with another title if it changes.
     """

@@ -88,7 +88,7 @@ def _data_checks(members: list[Target], heldout: SymbolStream) -> list[Check]:
 def _soup_document(
     args: argparse.Namespace, members: list[Target], selection: Selection | None, soup: Soup
 ) -> dict[str, Any]:
-    """How the soup was made, as plain JSON values; it is kept in the artifact."""
+    """The recipe of the soup as plain JSON values, to be kept in the artifact."""
     nats = soup.member_nats or (None,) * len(members)
     return {
         "recipe": args.recipe,

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--normalisation",
         choices=["nmt_nfkc", "identity"],
         default="nmt_nfkc",
-        help="nmt_nfkc, as the public tokenizers: one kind of space, no line ends; identity: the text as it is",
+        help="nmt_nfkc, like the public tokenizers: one kind of space, no line ends; identity: the text as it is",
     )
     train.add_argument(
         "--max-bytes", type=positive, default=100_000_000, metavar="N", help="bytes to read (%(default)s)"

@@ -48,7 +48,7 @@ class InputStatistics:
     """Statistics of the inputs of one matrix [out, in] over a calibration text.
 
     `rows`: number of inputs; `gram`: X'X of them, float64 [in, in]; None where no product reads the matrix.
-    `reads`: how often each row was looked up, int64 [out]; None where it is no table.
+    `reads`: how often each row was looked up, int64 [out]; None where it is not a table.
     """
 
     rows: int = 0
@@ -57,7 +57,7 @@ class InputStatistics:
 
 
 class Storage(Protocol):
-    """How the artifact stores a tensor."""
+    """A way in which the artifact stores a tensor."""
 
     @property
     def method(self) -> str:

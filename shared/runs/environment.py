@@ -54,7 +54,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the source tree and whether files differ from it; None where it is no git checkout."""
+    """Commit of the source tree and whether files differ from it; None outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None

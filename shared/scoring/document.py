@@ -104,7 +104,7 @@ class ChosenPart(_Part):
 
 
 class ScoreDocument(_Part):
-    """score.json. A score that lacks a part is no score; a field has a default only if older files lack it.
+    """score.json. A score that lacks a part is refused; a field has a default only if older files lack it.
 
     `bpb` = nats / ln 2 / bytes; `adaptation` is how the model learns from scored text, `none` for a fixed
     predictor; `artifact_bytes` and `artifact_sha256` are null unless the weights were packed, the

@@ -132,7 +132,7 @@ def _furthest_from_one(log_probs: np.ndarray) -> float:
 
 
 def _how_many(done: set[int], probe: Probe, seconds: float) -> str:
-    """How many of the window's positions were disturbed, and why not all."""
+    """The number of the window's positions that were disturbed, and why not all."""
     seq_len, counted = len(probe.positions), len(probe.positions) - probe.counted_from
     if len(done) == seq_len:
         return f"all {seq_len} positions of a window disturbed"

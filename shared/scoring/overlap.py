@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from data.sketch import WINDOW_BYTES, Sketch, known, run_hashes
-from data.stream import SymbolStream
+from data.stream import SymbolStream, TrainingText
 from shared import tolerances
 from shared.errors import DataError
 from shared.scoring.checks import Check
@@ -21,23 +20,14 @@ from shared.scoring.checks import Check
 NAME = "overlap"
 RUN_SYMBOLS = 64
 CHUNK_SYMBOLS = 1 << 20
-# A document of which fewer windows are sampled is found as a whole only.
+# A document with fewer sampled windows is found as a whole only.
 NEAR_WINDOWS = 8
-
-
-class SketchedText(Protocol):
-    """A text that can be compared."""
-
-    @property
-    def name(self) -> str: ...
-    def sketch(self) -> Sketch:
-        """See `data.sketch`. Raises DataError if the text cannot be read."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of a text occurs in another. `copied` of its `documents` are there, `whole` of them as they are and the
-    others but for a few words; shares are of 1. `windows` were compared."""
+    """The part of a text that occurs in another. `copied` of its `documents` do, `whole` of them unchanged and the
+    others except for a few words; shares are of 1. `windows` were compared."""
 
     documents: int
     whole: int
@@ -74,7 +64,7 @@ def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
     return Overlap(len(whole), num_whole, num_whole + num_near, min(1.0, max(shares)), len(windows), windows_frac)
 
 
-def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
+def check_overlap(heldout: TrainingText, training: TrainingText) -> Check:
     """Check that held-out text is not in the training text. All of it is compared even if only a sample is scored: a
     contaminated text is not cleaner in a sample, only harder to see through."""
     try:

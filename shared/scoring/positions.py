@@ -50,7 +50,7 @@ def check_positions(score: Score, patch_size: int, stream: SymbolStream) -> Chec
         explained = [t for t in suspects.tolist() if not _varies(x, np.array([t]), peers(t, sums, patch_size))]
         below[explained] = np.nan
     if compared == 0 or np.isnan(below).all():
-        detail = f"not compared: needs {MIN_WINDOWS} windows and {PEERS // 2 + 1} patches of which symbols count"
+        detail = f"not compared: needs {MIN_WINDOWS} windows and {PEERS // 2 + 1} patches with symbols that count"
         return Check("positions", True, 0.0, MOST_BELOW, detail)
     worst = int(np.nanargmax(below))
     detail = (
@@ -61,7 +61,7 @@ def check_positions(score: Score, patch_size: int, stream: SymbolStream) -> Chec
 
 
 def distances_below(sums: PositionSums, patch_size: int) -> np.ndarray:
-    """How far the mean nats of each position lie below the median of its peers', in units of what is usual: [T], not a
+    """The distance of each position's mean nats below the median of its peers, in units of the usual one: [T], not a
     number where there are too few windows or peers.
 
     Usual is the larger of the spread of such distances over all positions (by their median, which a few leaks do not

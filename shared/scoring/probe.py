@@ -21,8 +21,8 @@ class Probe:
     disturbed and `other` [R, T] after it. All int32; both differ from x everywhere. Rows of text and of random symbols
     take turns.
 
-    `positions` has every position of the window in the order in which they are disturbed, of which the first `required`
-    always are; those from `counted_from` on count in the score of every window. The scorer is given `pass_rows` rows at
+    `positions` has every position of the window in the order in which they are disturbed, the first `required` of them
+    always; those from `counted_from` on count in the score of every window. The scorer is given `pass_rows` rows at
     a time, which divide R, so that an answer about a row is always compared with an earlier one from a pass of the same
     shape.
     """
@@ -67,7 +67,7 @@ def make_probe(spec: Spec, text: np.ndarray, seed: int, rows: int = MIN_ROWS) ->
     other = ((x + rng.integers(1, vocab_size, x.shape)) % vocab_size).astype(np.int32)
     targets = other.copy()
     if (start := spec.vocabulary.document_start) is not None:
-        # Every other row is disturbed by document starts: what depends on one, as a mask does, must not be early.
+        # Every other row is disturbed by document starts: what depends on one, like a mask, must not be early.
         targets[1::2] = np.where(x[1::2] != start, start, other[1::2])
     required = required_positions(seq_len, spec.model.patch_size)
     # Before a window's own symbols are those that it reads for their context and only the first window counts.

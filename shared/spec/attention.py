@@ -15,7 +15,7 @@ SmearGate = Literal["none", "v1", "v2"]
 class AttentionSpec(Section):
     """Add-ons to the attention of the trunk's layers, all off by default. The local decoder's has none of them.
 
-    A position is a trunk position: it has read the patches before its own, the last of which is its input.
+    A position is a trunk position: it has read the patches before its own; the last of them is its input.
     v [N, G, C] are the values that a layer's attention reads, y [N, H, C] what it returns per head.
     """
 

@@ -124,7 +124,7 @@ def check_loop_schedule(loop: LoopSpec, schedule: LoopScheduleSpec, steps: int, 
         (last_step == 0 or driver == "steps", "start_step", by_clock),
     )
     staggered = later > 0 and (schedule.stagger_frac > 0.0 or schedule.stagger_steps > 0)
-    allowed = f"at most {MAX_STAGES - 1} with loops that start one after the other, as each stage is compiled by itself"
+    allowed = f"at most {MAX_STAGES - 1} with loops that start one after the other: each stage is compiled by itself"
     require(not staggered or later <= MAX_STAGES - 2, "model.loop.extra_loops", loop.extra_loops, allowed)
     can_ramp = not schedule.ramps or (loop.gates and not staggered)
     allowed = "0 without model.loop.gates, or where loops start one after the other"

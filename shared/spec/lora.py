@@ -17,7 +17,7 @@ class LoraSpec(Section):
     (optimizer.adapter_lr).
 
     A starts uniform in +-1/sqrt(in) and B at zero: the model starts as the one without adapters, B learns from the
-    first step and A from the second. An artifact stores the factors beside W.
+    first step and A from the second. An artifact stores the factors next to W.
     """
 
     rank: Count = Field(0, description="rank of the adapters; 0 is off")
@@ -31,7 +31,7 @@ class LoraSpec(Section):
 
 
 def check_lora(lora: LoraSpec, has_head: bool, narrowest: int, mixers: tuple[MixerKind, ...]) -> None:
-    """Raise ValueError for adapters of a head or of projections that are none, or as large as what they adapt."""
+    """Raise ValueError for adapters of a missing head or projection, or as large as the matrix they adapt."""
     if not lora.rank:
         return
     targets = list(lora.targets)

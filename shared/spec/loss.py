@@ -10,7 +10,7 @@ from shared.spec.vocabulary import VocabularySpec
 
 
 class LossSpec(Section):
-    """What is minimised in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2), to
+    """The training loss in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2), to
     which auxiliary losses are added that exist in training only (shared.spec.auxiliary).
 
     p is the probability of the symbol that came and lse the logarithm of the sum of exp over the softcapped logits.
@@ -30,7 +30,7 @@ class LossSpec(Section):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the mean nats. Field by field, as torch.compile cannot follow a comparison of sections."""
+        """Whether it is the mean nats. Field by field, because torch.compile cannot follow a comparison of sections."""
         return not (self.z_weight or self.focal_gamma or self.byte_weighted or self.has_auxiliary)
 
     @property

@@ -10,12 +10,12 @@ from shared.spec.base import BelowOne, Count, Section, require, require_all
 
 
 class QatSpec(Section):
-    """Quantisation-aware training: what the training loss reads in place of the matrices, from some time on.
+    """Quantisation-aware training: the training loss reads other values in place of the matrices, from some time on.
 
     `straight_through`: the rounded weights, as an artifact of `bits` stores them, while the gradient is taken as if
     they were the weights themselves; any other grid than the artifact's would train for what is never packed.
     `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every weight and step;
-    qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is no grid, so any other size
+    qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is not a grid, so any other size
     is a choice. Scores and artifacts are of the weights themselves.
     """
 

@@ -22,7 +22,7 @@ class DataSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
+    """Scoring: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
 
     stride_symbols: Positive = Field(
         description="symbols by which scoring windows advance; smaller gives more context and costs more time; default "

@@ -480,7 +480,7 @@ def test_the_wrong_tokenizer_is_found(standin: HubStandin, capsys: pytest.Captur
     standin.files[TOKENIZER] = train_model(vocab_size=300)
     assert "the tokenizer has the ids 0 to 299: not the tokenizer of these shards" in refusal(capsys, "fineweb")
     standin.files[TOKENIZER] = b"no model at all"
-    assert "this is no SentencePiece model" in refusal(capsys, "fineweb")
+    assert "not a SentencePiece model" in refusal(capsys, "fineweb")
     standin.files[TOKENIZER] = train_model(bos_id=-1)
     assert "no document start" in refusal(capsys, "fineweb")
 
