@@ -34,7 +34,7 @@ class Loader:
         """`batch_rows` is the global batch in windows. Raises DataError if the stream has no full window."""
         if stream.num_symbols < seq_len:
             raise DataError(
-                f"{stream.name}: {stream.num_symbols} symbols are fewer than one window of model.seq_len = {seq_len}"
+                f"{stream.name}: {stream.num_symbols} symbols, less than one window of model.seq_len = {seq_len}"
             )
         assert seq_len > 0 and batch_rows > 0 and seed >= 0
         self.stream = stream
@@ -56,8 +56,8 @@ class Loader:
         window = step * self.batch_rows + first
         out = np.empty((count, self.seq_len), dtype=np.int32)
         for row in range(count):
-            epoch, place = divmod(window + row, self.windows_per_epoch)
-            out[row] = self.stream.read(int(self._window_starts(epoch)[place]), self.seq_len)
+            epoch, index = divmod(window + row, self.windows_per_epoch)
+            out[row] = self.stream.read(int(self._window_starts(epoch)[index]), self.seq_len)
         return out
 
     def state(self, step: int) -> dict[str, Any]:

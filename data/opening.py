@@ -74,7 +74,7 @@ def vocabulary_of(manifest: Manifest) -> VocabularySpec:
 
 
 def wrong_file(path: Path, entry: FileEntry) -> str | None:
-    """What is wrong with a file's size or hash, in one line."""
+    """The problem with a file's size or hash, in one line; None if there is none."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -95,17 +95,13 @@ def _check_vocabulary(manifest: Manifest, vocabulary: VocabularySpec) -> None:
     name, tokenizer = manifest.name, manifest.tokenizer
     if tokenizer is None:
         if vocabulary.reads_tokens:
-            raise DataError(
-                f"dataset {name!r} holds bytes, the model reads tokens; `bytetwin tokenizer encode` makes them"
-            )
+            raise DataError(f"dataset {name!r} holds bytes, the model reads tokens: use `bytetwin tokenizer encode`")
         return
     if not vocabulary.reads_tokens:
         raise DataError(f"dataset {name!r} has the vocabulary {manifest.vocabulary}; {vocabulary.kind} reads bytes")
     if vocabulary.tokenizer != manifest.vocabulary:
         wanted = vocabulary.tokenizer[:16] or "none in particular: vocabulary.tokenizer is empty"
-        raise DataError(
-            f"dataset {name!r} has tokens of tokenizer {manifest.vocabulary[:16]}; the model reads {wanted}"
-        )
+        raise DataError(f"dataset {name!r} is in tokenizer {manifest.vocabulary[:16]}; the model reads {wanted}")
     if vocabulary.size != tokenizer.vocab_size:
         raise DataError(
             f"dataset {name!r} has a tokenizer of {tokenizer.vocab_size} tokens; "

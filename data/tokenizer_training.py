@@ -21,7 +21,7 @@ Normalisation = Literal["nmt_nfkc", "identity"]
 DEFAULT_MAX_BYTES = 100_000_000
 # Which documents are read does not depend on who trains.
 _ORDER_SEED = 0
-# SentencePiece leaves out longer pieces of text without a word.
+# SentencePiece silently leaves out longer pieces of text.
 _PASSAGE_CHARACTERS = 4096
 
 SETTINGS: dict[str, Any] = {
@@ -84,9 +84,7 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2] or "no reason given"
-        raise DataError(
-            f"tokenizer {name!r} of {vocab_size} tokens cannot be trained on {dataset!r}: {reason}"
-        ) from None
+        raise DataError(f"tokenizer {name!r} of {vocab_size} tokens cannot train on {dataset!r}: {reason}") from None
     tokenizer = Tokenizer(model.getvalue(), path)
     tokenizers_folder().mkdir(parents=True, exist_ok=True)
     write_atomically(path, tokenizer.content)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from data.shards import BYTES_VERSION, TOKENS_VERSION, ShardWriter
 from data.stream import JoinedShards
 from data.token_bytes import TokenBytes
 from data.token_stream import TokenStream
@@ -19,6 +20,13 @@ from shared.spec import Spec, VocabularySpec, spec_from_dict
 
 SIZE = 330
 WORDS = ["the cat sat on the mat,", "then it ran off in 1984", "and nobody saw it again.", "caf\u00e9 \U0001f600"]
+
+
+def write_shard(path: Path, symbols: np.ndarray) -> None:
+    """Write a whole shard of uint8 or uint16 symbols `[count]`."""
+    writer = ShardWriter(path, BYTES_VERSION if symbols.itemsize == 1 else TOKENS_VERSION)
+    writer.write(symbols.tobytes())
+    writer.close()
 
 
 @functools.cache

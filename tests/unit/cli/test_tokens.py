@@ -78,7 +78,7 @@ def test_a_tokenizer_whose_spaces_are_three_byte_pieces_is_refused() -> None:
     """Issue #897 of the public challenge: without a piece for a lone space the score is a fifth too low."""
     with pytest.raises(DataError, match="no piece for a lone space"):
         Tokenizer(trained_model("thecatsatonthemat"), Path("bad.model"))
-    with pytest.raises(DataError, match="no SentencePiece model"):
+    with pytest.raises(DataError, match="not a SentencePiece model"):
         Tokenizer(b"nothing of the kind", Path("bad.model"))
 
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from data import detokenise
 from data.detokenise import TokenDocuments
-from data.shards import write_shard
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
-from tests.token_text import trained_model
+from tests.token_text import trained_model, write_shard
 
 START = 1
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -157,7 +156,7 @@ def test_damage_is_found_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([5, START, 5], "begins with token 5, not with a document start (1)"),
+        ([5, START, 5], "begins with token 5, not a document start (1)"),
         ([START, 5, 9999, 5], "token 9999 at position 2; the tokenizer has the ids 0 to 329"),
         ([START, 3], "decodes to 5 bytes, its tokens count 0"),
     ],
@@ -169,7 +168,7 @@ def test_tokens_that_are_no_documents(tmp_path: Path, tokens: list[int], message
 def test_a_document_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detokenise, "MAX_DOCUMENT_TOKENS", 50)
     monkeypatch.setattr(detokenise, "BATCH_TOKENS", 20)
-    assert "no document start (1) in 60 tokens; allowed are 50" in refusal(tmp_path, [START, *pieces("t") * 99])
+    assert "no document start in 60 tokens; allowed are 50" in refusal(tmp_path, [START, *pieces("t") * 99])
 
 
 def test_byte_shards_are_no_token_shards(tmp_path: Path) -> None:

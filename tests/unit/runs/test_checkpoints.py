@@ -84,9 +84,9 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
         validated_at = max((other for other in scores if other <= step), default=0)
         store.save(make_info(step, validated_at, scores[validated_at]), make_state(step))
     assert store.steps() == [2, 7, 8]
-    assert store.best_path() == tmp_path / "step-00000002.safetensors"
     best, latest = store.load_best(), store.load_latest()
     assert best is not None and best.info.step == 2 and best.warnings == []
+    assert best.path == tmp_path / "step-00000002.safetensors"
     assert latest is not None and latest.info.step == 8
     store.save(make_info(9, 9, 1.5), make_state(9))
     assert store.steps() == [8, 9], "of equal ones the newest"
@@ -94,7 +94,7 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
 
 def test_without_validations_there_is_no_best(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1, 2)
-    assert store.best_path() is None and store.load_best() is None
+    assert store.load_best() is None
 
 
 def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:

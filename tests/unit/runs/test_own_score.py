@@ -21,13 +21,13 @@ from shared.errors import ArtifactError, RunError
 from shared.model import model_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.documents import read_document_scores
-from shared.scoring.document import read_score
-from shared.spec import load_spec, with_overrides
 from shared.runs.checkpoints import CheckpointStore
 from shared.runs.metrics import last_ending, read_events
-from shared.training.run import train_run
 from shared.runs.target import CHOSEN_KEY, load_trained
+from shared.scoring.document import read_score
+from shared.scoring.documents import read_document_scores
+from shared.spec import load_spec, with_overrides
+from shared.training.run import train_run
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
     values = json.loads((run / "score.json").read_text())
     (run / "score.json").write_text(json.dumps({**values, "artifact_bytes": (run / "artifact.btw").stat().st_size}))
     status, _, errors = call(capsys, "compare", run)
-    assert status == 2 and "packed again; mend it with" in errors
+    assert status == 2 and "packed again; repair it with" in errors
     status, out, errors = call(capsys, "score", run, "--json")
     assert status == 0 and f"score {run / 'score.json'}" in errors
     found = read_score(run / "score.json")

@@ -68,8 +68,7 @@ def test_equal_documents_leave_no_doubt() -> None:
         ([0.0] * 9, "9 documents, at least 5 are needed"),
         (
             [70.0, *[1.0] * 30],
-            "31 documents, of which the longest holds 70% of the bytes, count as 2.0 of equal length; "
-            "at least 5 are needed",
+            "31 documents, the longest with 70% of the bytes, count as 2.0 of equal length; at least 5 are needed",
         ),
     ],
 )
