@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,11 @@ from shared.runs.run_directory import check_same_training
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.spec import Spec, load_spec, spec_id
 from shared.spec.reduced import reduced_spec
+from tests import ROOT
 from tests.processes import WAIT_S
 
 import mlx.core as mx  # isort: skip  # after mlx_train, which loads the BLAS
 
-ROOT = Path(__file__).resolve().parents[3]
 CUDA_GPU = {"device_name": "NVIDIA H200", "free_memory": 5 * 10**9, "total_memory": 8 * 10**9}
 MAC_GPU = {"device_name": "Apple M5", "max_recommended_working_set_size": 8 * 10**9}
 

@@ -27,6 +27,7 @@ from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERATION_REL
+from tests import ROOT
 
 needs_triton = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 DTYPES = ("float32", "bfloat16")
@@ -113,7 +114,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process in which Triton was imported with its interpreter switched on."""
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.syspath_prepend(str(Path(__file__).parents[3]))  # the new process imports this module by its name
+        patch.syspath_prepend(str(ROOT))  # the new process imports this module by its name
         assert pool.submit(os.getpid).result() != os.getpid()
         yield pool
 

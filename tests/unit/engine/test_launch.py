@@ -24,12 +24,12 @@ from cuda_train import launch as launcher
 from shared.cli import train
 from shared.cli.main import main
 from shared.errors import UserError
+from tests import ROOT
 from tests.processes import WAIT_S, alive, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[3]
 # Ranks that wait to be ended: longer than a test does.
 FOR_EVER_S = 2 * WAIT_S
 

@@ -11,12 +11,11 @@ import pytest
 
 from mlx_train import blas, device
 from shared.tolerances import OPERATION_REL
+from tests import ROOT
 from tests.processes import WAIT_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(device.on_gpu(), reason="MLX runs on a GPU here")]
 has_openblas = pytest.mark.skipif(not blas.load_openblas(), reason="no OpenBLAS for MLX on this machine")
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def in_new_process(code: str, **environment: str) -> str:

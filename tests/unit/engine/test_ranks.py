@@ -19,13 +19,13 @@ from shared.engine.package import engine_package
 from shared.engine.ranks import OneRank
 from shared.errors import RunError, UserError
 from shared.tolerances import RANKS_LOSS_ABS
+from tests import ROOT
 from tests.processes import WAIT_S, children, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
 STEPS = 50
-ROOT = Path(__file__).resolve().parents[3]
 TINY = ["tiny", "--set", "training.compile=false", "--set", f"training.steps={STEPS}"]
 OFTEN = ["--set", "training.log_every_steps=1", "--set", "training.checkpoint_every_steps=10"]
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}

@@ -13,6 +13,7 @@ from shared.errors import RunError, SpecError
 from shared.model import log_probs, random_weights, symbol_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import NumpyOps
+from shared.optim import step_hyperparameters
 from shared.parity.gradient_checks import oracle_loss, oracle_objective
 from shared.scoring.random_bytes import random_bytes_spec
 from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
@@ -88,9 +89,11 @@ def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(varia
     plain = spec.model_copy(update={"training": tiny().training})
     x, gradients = symbols(spec), {}
     for name in ENGINES:
-        loss, gradients[name] = started(name, spec).gradients(x)
+        engine = started(name, spec)
+        loss, gradients[name] = engine.gradients(x)
         plain_loss, plain_gradients = started(name, plain).gradients(x)
         assert loss == plain_loss
+        assert engine.train_step(x, step_hyperparameters(spec, 0, 0.5))()[0] == pytest.approx(loss, rel=1e-6)
         assert loss == pytest.approx(float(np.mean(Oracle(spec, random_weights(spec, 3)).score(x))), abs=LOGITS_ABS)
         moved = [key for key, value in gradients[name].items() if not np.allclose(value, plain_gradients[key])]
         assert moved, "the option changes nothing"
