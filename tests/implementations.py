@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,20 @@ def assert_close(name: str, actual: np.ndarray, expected: Any, rel: float = OPER
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     worst = float(np.abs(actual - expected).max(initial=0.0)) / scale
     assert worst <= limit, f"{name}: {worst:.2e} over {limit:.0e}"
+
+
+def gradients_of(name: str, scalar: Callable[..., Any], values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Gradients of a scalar function with respect to each argument, by an engine's framework."""
+    import mlx.core as mx  # after mlx_train, which loads the BLAS
+    import torch
+
+    ops, arrays = OPS[name], [OPS[name].asarray(value) for value in values]
+    if name == "mlx":
+        grads = mx.grad(lambda arrays: scalar(*arrays))(arrays)
+    else:
+        leaves = [array.requires_grad_(True) for array in arrays]
+        grads = torch.autograd.grad(scalar(*leaves), leaves)
+    return [ops.to_numpy(grad) for grad in grads]
 
 
 def assert_one_graph(name: str, function: Forward, spec: Spec, weights: dict[str, np.ndarray], *xs: np.ndarray) -> None:

@@ -51,7 +51,7 @@ from shared.tolerances import (
     PARAMETERS_REL,
     QUADRATURE_REL,
 )
-from tests.implementations import OPS, assert_close, every_implementation, normal, run
+from tests.implementations import OPS, assert_close, every_implementation, gradients_of, normal, run
 from tests.techniques import (
     BYTES,
     EVERY_TERM,
@@ -88,21 +88,15 @@ def test_the_new_operations(name: str):
     assert ops.to_numpy(index).dtype.kind == "i" and int(index) == 3
 
 
-def test_what_is_constant_to_derivatives():
-    import mlx.core as mx
-    import torch
-
-    def value(ops: Any, x: Any) -> Any:
+@every_engine
+def test_what_is_constant_to_derivatives(name: str):
+    def value(x: Any, ops: Any = OPS[name]) -> Any:
         return ops.sum(x * ops.stop_gradient(x) + RowMax(4).in_steps(ops, x) + RowMax(4).rounding_error(ops, x))
 
     rows = normal(3, 4, 5)
     scales = (np.abs(rows).max(axis=1, keepdims=True) / np.float32(7)).astype(np.float16)
     expected = rows + 1 / scales.astype(np.float32)
-    np.testing.assert_allclose(np.array(mx.grad(lambda x: value(OPS["mlx"], x))(mx.array(rows))), expected, rtol=1e-6)
-    x = torch.from_numpy(rows.copy()).requires_grad_()
-    value(OPS["torch"], x).backward()
-    assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients_of(name, value, [rows])[0], expected, rtol=1e-6)
 
 
 def naive_terms(spec: Spec) -> dict[str, float]:

@@ -19,7 +19,7 @@ from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
 from shared.spec import load_spec
 from shared.tolerances import CAUSALITY_ABS, ORACLE_OPERATION_REL, SCAN_REL
-from tests.implementations import ENGINES, OPS, every_implementation, examples, normal
+from tests.implementations import ENGINES, OPS, every_implementation, examples, gradients_of, normal
 from tests.measured_memory import assert_as_estimated
 from tests.techniques import CHUNKS, symbols, tiny
 from tests.unit.engine.test_flops import CountingOps
@@ -140,16 +140,13 @@ def test_keys_that_are_all_alike_lose_no_digits(name: str):
 @every_scan
 def test_gradients_of_a_scan_survive_any_decay(scan: str):
     """Finite, and the same in both engines: above the diagonal nothing is exponentiated that could overflow."""
-    import mlx.core as mx
-
     chunked, _, inputs = SCANS[scan]
     for kind in ("weak", "strong"):
         arrays = inputs(kind, 7, POSITIONS)
-        leaves = [OPS["torch"].asarray(array).requires_grad_() for array in arrays]
-        (chunked(OPS["torch"], *leaves) ** 2).sum().backward()
-        by_torch = [leaf.grad.numpy() for leaf in leaves]
-        loss = lambda values: mx.sum(chunked(OPS["mlx"], *values) ** 2)  # noqa: E731
-        by_mlx = [np.array(grad) for grad in mx.grad(loss)([mx.array(array) for array in arrays])]
+        by_torch, by_mlx = (
+            gradients_of(name, lambda *values, ops=OPS[name]: ops.sum(chunked(ops, *values) ** 2), arrays)
+            for name in ("torch", "mlx")
+        )
         for left, right in zip(by_torch, by_mlx, strict=True):
             assert np.isfinite(left).all()
             assert np.linalg.norm(left - right) <= SCAN_REL * max(1.0, np.linalg.norm(left)), kind

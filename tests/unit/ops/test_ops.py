@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +21,17 @@ def naive_log_softmax(values: np.ndarray) -> np.ndarray:
     return values - np.log(sum(math.exp(value) for value in values))
 
 
-def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """One query at a time."""
+def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int, documents: Any) -> np.ndarray:
+    """One query at a time over the list of positions it may read."""
     q, k, v = (array.astype(np.float64) for array in (q, k, v))
-    batch, time, heads, dim = q.shape
     out = np.zeros_like(q)
-    for b in range(batch):
-        for t in range(time):
-            for h in range(heads):
-                group = h * k.shape[2] // heads
-                scores = np.array([q[b, t, h] @ k[b, s, group] / math.sqrt(dim) for s in range(t + 1)])
-                weights = np.exp(naive_log_softmax(scores))
-                out[b, t, h] = sum(weights[s] * v[b, s, group] for s in range(t + 1))
+    for b, t, h in np.ndindex(q.shape[:3]):
+        group = h * k.shape[2] // q.shape[2]
+        read = [s for s in range(t + 1) if window == 0 or s > t - window]
+        read = [s for s in read if documents is None or documents[b, s] == documents[b, t]]
+        scores = np.array([q[b, t, h] @ k[b, s, group] / np.sqrt(q.shape[-1]) for s in read])
+        weights = np.exp(scores - scores.max())
+        out[b, t, h] = weights / weights.sum() @ v[b, read, group]
     return out
 
 
@@ -184,17 +184,26 @@ def test_rope_far_from_the_start(name: str):
 @examples
 @given(
     batch=st.integers(1, 3),
-    time=st.integers(1, 12),
+    time=st.sampled_from([*range(1, 13), 33]),
     groups=st.integers(1, 4),
     ratio=st.integers(1, 4),
     dim=sizes,
+    window=st.integers(0, 7),
+    several=st.booleans(),
     seed=seeds,
 )
-def test_attention(name: str, batch: int, time: int, groups: int, ratio: int, dim: int, seed: int):
+def test_attention(
+    name: str, batch: int, time: int, groups: int, ratio: int, dim: int, window: int, several: bool, seed: int
+):
     q = 2 * normal(seed, batch, time, groups * ratio, dim)
     k, v = normal(seed + 1, batch, time, groups, dim), normal(seed + 2, batch, time, groups, dim)
-    actual = run(name, lambda ops: ops.attention(ops.asarray(q), ops.asarray(k), ops.asarray(v)))
-    assert_close(name, actual, naive_attention(q, k, v))
+    starts = np.random.default_rng(seed).random((batch, time)) < 0.3
+    documents = np.cumsum(starts, axis=1).astype(np.int32) if several else None
+
+    def attention(ops: Ops) -> Any:
+        return ops.attention(*map(ops.asarray, (q, k, v)), window, ops.asarray(documents) if several else None)
+
+    assert_close(name, run(name, attention), naive_attention(q, k, v, window, documents))
 
 
 @every_implementation
@@ -212,6 +221,21 @@ def test_attention_over_long_sequences(name: str, time: int, sharpness: float):
         expected = weights / weights.sum(axis=1, keepdims=True) @ v[0, :, head // 2].astype(float)
         # A sharp softmax passes the rounding of its scores on.
         assert_close(name, actual[0, :, head], expected, max(1.0, sharpness / 3) * OPERATION_REL)
+
+
+@pytest.mark.parametrize("name", ["mlx", "torch"])
+@pytest.mark.parametrize("time", [128, 256])
+def test_long_masked_attention(name: str, time: int):
+    """Lengths that MLX's hand-written attention takes without a mask; one that masks nothing changes nothing."""
+    q, k, v = normal(1, 1, time, 4, 8), normal(2, 1, time, 2, 8), normal(3, 1, time, 2, 8)
+    documents = np.repeat(np.arange(time // 32), 32)[None].astype(np.int32)
+    ops, exact = OPS[name], OPS["numpy"]
+    arrays = [ops.asarray(array) for array in (q, k, v)]
+    for window, given_documents in ((40, None), (0, documents), (40, documents), (time, None), (0, 0 * documents)):
+        on_device = None if given_documents is None else ops.asarray(given_documents)
+        actual = ops.to_numpy(ops.attention(*arrays, window, on_device))
+        expected = exact.attention(*map(exact.asarray, (q, k, v)), window, given_documents)
+        assert np.abs(actual - expected).max() <= OPERATION_REL * np.abs(expected).max()
 
 
 @every_implementation
