@@ -75,7 +75,7 @@ EVERY_TERM = [override for overrides in TERMS.values() for override in overrides
 EVERY_FACTOR = [*TOKENS, "training.loss.z_weight=0.01", "training.loss.focal_gamma=2.0"]
 EVERY_FACTOR += ["training.loss.byte_weighted=true"]
 
-TECHNIQUES: dict[str, list[str]] = {
+DECODERS: dict[str, list[str]] = {
     "autoregressive": [],
     "autoregressive, untied": ["model.tie_embeddings=false"],
     "autoregressive, patch 1": ["model.patch_size=1", "model.decoder.kind=autoregressive"],
@@ -84,6 +84,9 @@ TECHNIQUES: dict[str, list[str]] = {
     "linear, tied": BYTES,
     "linear, untied": [*BYTES, "model.tie_embeddings=false"],
     "no mix, no skips": ["vocabulary.kind=byte260", "model.resid_mix=false", "model.unet_skips=false"],
+}
+TECHNIQUES: dict[str, list[str]] = {
+    **DECODERS,
     "experts": ["model.decoder.kind=experts", "model.tie_embeddings=false"],
     "full gate": [*EVERY_ADD_ON, "model.attention.output_gate=full", "model.smear_gate=v1"],
     "sparse gate": [*EVERY_ADD_ON, "model.attention.output_gate=sparse", "model.smear_gate=v2", "model.patch_size=1"],

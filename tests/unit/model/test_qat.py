@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -130,12 +128,6 @@ def test_noise_is_another_in_every_step_and_the_same_when_repeated(name: str):
     assert len(set(losses)) == 3 and losses[0] == losses[3]
 
 
-@pytest.fixture
-def switch() -> Iterator[type[Switch]]:
-    yield Switch
-    Switch.is_on = False
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_form
@@ -147,9 +139,7 @@ def test_switching_it_on_acts_in_a_compiled_function(name: str, form: str):
 
 
 @pytest.mark.parametrize(("compiled", "acts"), [(True, False), (False, True)])
-def test_a_flag_in_a_class_never_acts_once_compiled(
-    monkeypatch: pytest.MonkeyPatch, switch: type[Switch], compiled: bool, acts: bool
-):
+def test_a_flag_in_a_class_never_acts_once_compiled(monkeypatch: pytest.MonkeyPatch, compiled: bool, acts: bool):
     """The museum's exhibit: without compilation it works, so nobody noticed."""
     import mlx_train.engine as mlx_engine
 
@@ -157,7 +147,7 @@ def test_a_flag_in_a_class_never_acts_once_compiled(
     engine, x = started("mlx", qat("straight_through", compiled=compiled)), symbols(qat("off"))
     # A process's first compiled function is traced once more at its second call.
     before = [engine.gradients(x)[0] for _ in range(2)][-1]
-    switch.is_on = True
+    monkeypatch.setattr(Switch, "is_on", True)
     assert (engine.gradients(x)[0] != before) == acts
     # Switched as the engine's own numbers say, the check finds it dead either way.
     assert not check_qat_acts(engine, x).passed

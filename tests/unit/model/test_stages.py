@@ -204,7 +204,10 @@ def test_torch_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         losses = switch(engine, spec)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+        for step in (0, 1, 7, 30, 59):  # Learning rates that are not zero, and their warm-up.
+            numbers = step_hyperparameters(looped(*RAMPED, "schedule.warmup_frac=0.2"), step, step / STEPS)
+            assert np.isfinite(engine.train_step(symbols(spec), numbers)()).all()
+    assert compiled >= 2 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     torch._dynamo.reset()
     assert_the_switch_shows(losses, spec)
 
