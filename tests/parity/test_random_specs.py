@@ -24,11 +24,15 @@ from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import CAUSALITY_ABS, KINK_REL
 from tests.implementations import examples
-from tests.parity.attention_strategy import attention_fields, place_that_reaches_the_end, with_document_mask
 from tests.parity.depth_strategy import depth_fields
-from tests.parity.mixer_strategy import with_mixers
-from tests.parity.ngram_strategy import ngram_fields
-from tests.parity.table_strategy import with_table
+from tests.parity.model_strategy import (
+    attention_fields,
+    ngram_fields,
+    place_that_reaches_the_end,
+    with_document_mask,
+    with_mixers,
+    with_table,
+)
 from tests.parity.training_strategy import training_fields
 
 ROWS = 2

@@ -17,11 +17,10 @@ from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.model.chunks import CHUNK, chunk_size, decay_matrix, in_chunks, out_of_chunks, short_convolution
 from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
-from shared.spec import load_spec
 from shared.tolerances import CAUSALITY_ABS, ORACLE_OPERATION_REL, SCAN_REL
 from tests.implementations import ENGINES, OPS, every_implementation, examples, gradients_of, normal
 from tests.measured_memory import assert_as_estimated
-from tests.techniques import CHUNKS, symbols, tiny
+from tests.techniques import BYTES, CHUNKS, symbols, tiny
 from tests.unit.engine.test_flops import CountingOps
 
 EXACT = OPS["numpy"]
@@ -225,19 +224,8 @@ def test_parameters_of_a_hybrid():
 @every_scan
 @pytest.mark.parametrize("positions", [3, CHUNK, POSITIONS])
 def test_the_operations_of_a_scan_are_those_it_makes(scan: str, positions: int):
-    spec = load_spec(
-        "tiny",
-        [
-            f'model.mixers=["{scan}"]',
-            "model.num_layers=1",
-            "model.patch_size=1",
-            "model.state_dim=5",
-            "model.decoder.kind=linear",
-            f"model.seq_len={positions}",
-            f"training.batch_symbols={positions}",
-            f"evaluation.batch_symbols={positions}",
-        ],
-    )
+    batch = [f"{part}={positions}" for part in ("model.seq_len", "training.batch_symbols", "evaluation.batch_symbols")]
+    spec = tiny(*BYTES, *batch, f'model.mixers=["{scan}"]', "model.num_layers=1", "model.state_dim=5")
     model, ops = spec.model, CountingOps()
     heads, groups, width = model.num_heads, model.num_kv_heads, model.head_dim
     shapes = {
@@ -256,7 +244,7 @@ def test_the_peak_of_a_pass_is_as_estimated(scan: str):
     layers = f'["{scan}","{scan}","{scan}"]'
     sizes = ["model.model_dim=128", "model.head_dim=32", "model.seq_len=512", "model.state_dim=32"]
     batch = ["training.batch_symbols=512", "evaluation.batch_symbols=512"]
-    spec = load_spec("tiny", [f"model.mixers={layers}", "model.patch_size=1", *sizes, *batch])
+    spec = tiny(f"model.mixers={layers}", "model.patch_size=1", *sizes, *batch)
     for engine in ENGINES:
         assert_as_estimated(spec, engine, rows=1)
 
