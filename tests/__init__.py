@@ -1,4 +1,4 @@
-"""The tests, and where the project lies that they test."""
+"""Tests. `ROOT` is the folder of the repository."""
 
 from pathlib import Path
 

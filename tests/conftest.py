@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from tests.processes import start_with_default_signals
@@ -16,3 +18,11 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 start_with_default_signals()
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for this test's datasets."""
+    folder = tmp_path / "datasets"
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(folder))
+    return folder

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests import ROOT
 
 # A deadline ends a test that hangs; a test that works waits for less. A process that imports torch is ready after 3 s
 # alone, and after half a minute where ten others want the same two cores.
@@ -30,6 +34,20 @@ def wait_until(
             raise AssertionError(f"status {process.returncode} before {what}: {_said(process)}")
         assert time.monotonic() < limit, f"waited {WAIT_S:g} s: {what}"
         time.sleep(pause_s)
+
+
+def run_python(program: str, *words: object, **environment: str) -> str:
+    """What a program prints in a process of its own, which must end well; `environment` is what it has more."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def alive(pid: int) -> bool:
