@@ -26,6 +26,7 @@ from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERATION_REL
 from tests import ROOT
 from tests.implementations import examples, seeds
+from tests.processes import run_python
 
 needs_triton = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 DTYPES = ("float32", "bfloat16")
@@ -266,7 +267,7 @@ sys.modules["triton"] = None
 import torch, cuda_train.engine, cuda_train.ops
 assert cuda_train.ops.TorchOps(torch.device("cuda"))._fused_cross_entropy is None
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 @pytest.mark.slow
@@ -281,7 +282,7 @@ fits = {dtype: kernel.can_fuse(torch.empty(1, 8192, dtype=dtype)) for dtype in (
 assert all(fits.values())
 assert not kernel.can_fuse(torch.empty(1, 8193)) and not kernel.can_fuse(torch.empty(1, 8, dtype=torch.float64))
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 @examples

@@ -14,14 +14,7 @@ from shared.engine.protocol import Engine
 from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 from shared.errors import UserError
 from shared.optim import step_hyperparameters
-from shared.training.profiling import (
-    LARGEST,
-    SKIPPED_STEPS,
-    Profile,
-    ProfiledEngine,
-    ProfileRequest,
-    profiled,
-)
+from shared.training.profiling import LARGEST, SKIPPED_STEPS, Profile, ProfiledEngine, ProfileRequest, profiled
 from tests.techniques import every_engine, started, symbols, tiny
 
 

@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.model import (
-    initial_weights,
-    parameter_counts,
-    parameter_manifest,
-    random_weights,
-)
+from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.initialise import named_generator
 from shared.ops import NumpyOps
 from shared.optim import initial_state
