@@ -20,11 +20,12 @@ Tensors = dict[str, np.ndarray]
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     """L2 norm of the difference over that of what is expected."""
-    return float(np.linalg.norm(np.float64(actual) - expected) / max(np.linalg.norm(expected), 1e-30))
+    return float(np.linalg.norm(actual.astype(np.float64) - expected) / max(float(np.linalg.norm(expected)), 1e-30))
 
 
 def number(ops: Ops, value: float) -> Array:
-    return ops.asarray(np.float64(value))
+    """A float64 scalar on the device."""
+    return ops.asarray(np.array(value, np.float64))
 
 
 def on_device(ops: Ops, values: Mapping[str, Any]) -> dict[str, Array]:
@@ -48,9 +49,9 @@ def step_on(
 ) -> tuple[Tensors, Tensors]:
     """(parameters, state) after optimizer_step on an implementation."""
     ops = OPS[name]
-    device = [on_device(ops, values) for values in (params, grads, state)]
+    given, grads, state = (on_device(ops, values) for values in (params, grads, state))
     scalars = {key: number(ops, value) for key, value in hyper.items()}
-    new_params, new_state = optimizer_step(ops, spec, *device, global_norm(ops, device[1]), scalars)
+    new_params, new_state = optimizer_step(ops, spec, given, grads, state, global_norm(ops, grads), scalars)
     return on_host(ops, new_params), on_host(ops, new_state)
 
 
