@@ -235,7 +235,7 @@ def test_a_folder_is_replaced_only_if_asked_and_only_a_record(
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
-    assert "is no record" in refused(capsys, trained, "--output", mine, "--replace")
+    assert "is not a record" in refused(capsys, trained, "--output", mine, "--replace")
     assert names(mine) == ["thesis.txt"] and sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 

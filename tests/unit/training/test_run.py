@@ -220,5 +220,5 @@ def test_a_checkpoint_whose_loader_stands_elsewhere_is_refused(tmp_path: Path) -
     values = json.loads(path.read_text())
     values["loader"]["step"] = 2
     path.write_text(json.dumps(values))
-    with pytest.raises(RunError, match="its loader stands at step 2, not 6"):
+    with pytest.raises(RunError, match="its loader is at step 2, not 6"):
         train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", resume=True)
