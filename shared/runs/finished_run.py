@@ -110,7 +110,10 @@ class FinishedRun:
 
 
 def read_run(run: RunDirectory) -> FinishedRun:
-    """Read the files of a run that has a score, as far as a report needs them. Raises RunError if one of them is missing or damaged."""
+    """Read the files of a run that has a score, as far as a report needs them.
+
+    Raises RunError if one of them is missing or damaged.
+    """
     return FinishedRun(
         run, run.read_spec(), read_score(run.score_path), run.read_environment(), read_events(run.metrics_path)
     )

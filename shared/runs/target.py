@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from data.datasets import bind_tokenizer
 from shared.artifact import Artifact, read_artifact
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError, UserError
 from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.document import ChosenPart, WeightsName
-from data.datasets import bind_tokenizer
-from shared.spec import Spec, load_spec, preset_names, spec_id, stored_spec
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.run_directory import RunDirectory
+from shared.scoring.document import ChosenPart, WeightsName
+from shared.spec import Spec, load_spec, preset_names, spec_id, stored_spec
 
 RUNS = Path("runs")
 # Where an artifact says that held-out text chose its weights: in the free part of its header.

@@ -16,12 +16,12 @@ import pytest
 from shared.engine.protocol import StepResult, Weights
 from shared.errors import RunError
 from shared.model import parameter_counts, parameter_manifest
-from shared.optim import initial_state
-from shared.spec import load_spec
 from shared.model.stages import StepNumbers
+from shared.optim import initial_state
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
-from shared.training.interruption import GRACE_S, Interruption
 from shared.runs.metrics import read_events
+from shared.spec import load_spec
+from shared.training.interruption import GRACE_S, Interruption
 from tests.fake_training import FakeEngine
 from tests.loop_harness import make
 from tests.processes import WAIT_S, wait_until

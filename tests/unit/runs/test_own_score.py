@@ -21,13 +21,13 @@ from shared.errors import ArtifactError, RunError
 from shared.model import model_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.documents import read_document_scores
-from shared.scoring.document import read_score
-from shared.spec import load_spec, with_overrides
 from shared.runs.checkpoints import CheckpointStore
 from shared.runs.metrics import last_ending, read_events
-from shared.training.run import train_run
 from shared.runs.target import CHOSEN_KEY, load_trained
+from shared.scoring.document import read_score
+from shared.scoring.documents import read_document_scores
+from shared.spec import load_spec, with_overrides
+from shared.training.run import train_run
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
 
 pytestmark = pytest.mark.slow

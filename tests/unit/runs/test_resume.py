@@ -19,9 +19,9 @@ import pytest
 
 from shared.errors import RunError
 from shared.model import parameter_manifest
+from shared.runs.metrics import Event, read_events
 from shared.spec import Spec
 from shared.tolerances import LOSS_CURVE_ABS
-from shared.runs.metrics import Event, read_events
 from shared.training.run import RunResult, train_run
 from tests.fake_training import RecordingObserver, tiny_spec
 from tests.processes import WAIT_S, wait_until
@@ -119,9 +119,7 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
         with started(command(tmp_path, "killed", *overrides, resume=True)) as process:
             target = before + int(rng.integers(1, 7))
             log = folder / "metrics.jsonl"
-            wait_until(
-                lambda log=log, target=target: len(read_events(log)) >= target, "its events", process, QUICKLY_S
-            )
+            wait_until(lambda log=log, target=target: len(read_events(log)) >= target, "its events", process, QUICKLY_S)
             if kills % 2:
                 kills_while_writing += kill_while_writing(process, folder / "checkpoints")
             else:
@@ -274,5 +272,5 @@ def test_a_learning_rate_that_overflows_stops_with_step_parameter_and_checkpoint
     assert event["failed_step"] == result.outcome.step + 1
     assert result.outcome.checkpoint is not None and event["last_checkpoint"] == str(result.outcome.checkpoint)
     message = result.outcome.message
-    assert f"step {record['failed_step']}: " in message and event["parameter"] in message
+    assert f"step {event['failed_step']}: " in message and event["parameter"] in message
     assert message.endswith(f"the last good checkpoint is {result.outcome.checkpoint}") and "\n" not in message
