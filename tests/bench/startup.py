@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 # Random weights of `tiny`, written by the older tree: the newer one reads what it wrote.
 WRITE_ARTIFACT = """

@@ -15,18 +15,16 @@ from shared.errors import SpecError
 from shared.optim import lr_factor
 from shared.runs.metrics import read_events
 from shared.training.deadline import Deadline
-from tests.bench.deadline import KINDS, IdleEngine, IdleLoader, simulate
+from tests.bench.deadline import BY_CLOCK, KINDS, QUIET, IdleEngine, simulate
 from tests.fake_training import FakeDevice, tiny_spec
 from tests.loop_harness import Harness, make
 
-BY_CLOCK = ("schedule.driver=time", "training.steps=1000000")
-QUIET = ("training.log_every_steps=1000000", "training.val_every_steps=0", "training.checkpoint_every_steps=0")
 # A step takes what is given on the host, or on a device that the host is ahead of.
 HOST, DEVICE = "queueing_s", "computing_s"
 
 
 def by_clock(folder: Path, *overrides: str, where: str = HOST, step_s: float = 1.0) -> Harness:
-    harness = make(folder, *BY_CLOCK, *QUIET, *overrides, loader=IdleLoader())
+    harness = make(folder, *BY_CLOCK, *QUIET, *overrides)
     harness.engine = IdleEngine(harness.spec)
     harness.engine.device = FakeDevice(**{where: step_s})
     return harness
