@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
+from tests.command_line import CommandLine
 from tests.processes import start_with_default_signals
 
 # Tests compare with exact products, whatever the shell asks of MLX.
@@ -16,3 +18,9 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 start_with_default_signals()
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`cli("score", run, "--json").document["bpb"]`."""
+    return CommandLine(capsys)

@@ -19,6 +19,9 @@ from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
 from shared.views.plain import PlainObserver
 
+# A run of few steps whose score takes little.
+SHORT = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
+
 
 def tiny_spec(*overrides: str) -> Spec:
     """The tiny preset without compilation, with overrides."""
