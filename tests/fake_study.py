@@ -17,6 +17,7 @@ from safetensors.numpy import load as tensors_from_bytes
 
 from shared.model import parameter_counts
 from shared.runs.finished_run import FinishedRun
+from shared.runs.metrics import Event, read_events
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import ScoreDocument
 from shared.scoring.documents import DocumentScores, write_document_scores
@@ -109,6 +110,11 @@ def with_score(run: FinishedRun, **changes: Any) -> FinishedRun:
 def read_json(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(path.read_text())
     return values
+
+
+def events_of(folder: Path, *names: str) -> list[Event]:
+    """Events of these names in the metrics of a run."""
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] in names]
 
 
 @contextmanager

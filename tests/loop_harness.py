@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from data.loader import Loader
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import Event, MetricsLog, read_events
+from shared.runs.metrics import Event, MetricsLog
 from shared.runs.observer import ValidationReport
 from shared.spec import Spec
 from shared.training.interruption import Interruption
@@ -19,6 +20,7 @@ from shared.training.loop import Outcome, TrainingLoop
 from shared.training.run import start_or_resume
 from shared.training.sources import Sources
 from shared.training.validation import NonFiniteScoreError
+from tests.fake_study import events_of
 from tests.fake_training import FakeEngine, RecordingObserver, tiny_spec
 from tests.museum.fake_stream import FakeStream
 
@@ -55,7 +57,15 @@ class Harness:
         self.engine.device.now_s += 50.0
         return report(step, self.score(step) if self.score else float(self.engine.state["weight/w"].sum()))
 
+    def stop_at(self, at: int) -> None:
+        """A signal is remembered when a step is reported: the next one is in flight then."""
+        self.observer.on_event = lambda name, step: self.signal() if step == at else None
+
+    def signal(self) -> None:
+        self.interruption.signal_number = signal.SIGINT
+
     def start(self) -> Outcome:
+        self.folder.mkdir(exist_ok=True)
         store = self.store or CheckpointStore(self.folder / "checkpoints", self.spec.training.keep_checkpoints)
         store.tidy()
         checkpoint = store.load_latest()
@@ -82,7 +92,7 @@ class Harness:
     def events(self, name: str) -> list[Event]:
         """Events of one name without those fields that measure time."""
         timing = ("elapsed_s", "bytes_per_s", "step_s", "seconds")
-        found = [event for event in read_events(self.folder / "metrics.jsonl") if event["event"] == name]
+        found = events_of(self.folder, name)
         return [{key: value for key, value in event.items() if key not in timing} for event in found]
 
 
