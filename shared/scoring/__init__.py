@@ -1,0 +1,1 @@
+"""Bits per byte of a text, and whether the score is honest."""

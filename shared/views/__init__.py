@@ -1,0 +1,1 @@
+"""What people see of a run: a live console, plain lines, report.html."""
