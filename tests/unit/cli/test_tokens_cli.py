@@ -13,35 +13,16 @@ from data.importing import import_dataset
 from data.shards import HEADER_BYTES
 from data.tokenizer import find_tokenizer
 from shared.engine.package import available_engines
-from shared.spec import load_spec
+from shared.spec import load_spec, spec_to_toml, with_overrides
 from tests.command_line import CommandLine
-from tests.token_text import documents
+from tests.token_text import documents, token_spec
 
-SPEC = """
-[vocabulary]
-kind = "tokens"
-vocab_size = 330
-
-[model]
-num_layers = 1
-model_dim = 32
-num_heads = 2
-num_kv_heads = 1
-seq_len = 32
-start = "document_start"
-
-[data]
-train = "toy-tokens"
-heldout = "toy-tokens"
-
-[training]
-steps = 4
-batch_symbols = 256
-compile = false
-
-[evaluation]
-val_symbols = 200
-"""
+SPEC = spec_to_toml(
+    with_overrides(
+        token_spec({"vocab_size": 330}, start="document_start"),
+        ["data.train=toy-tokens", "data.heldout=toy-tokens", "training.steps=4", "evaluation.val_symbols=200"],
+    )
+)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +103,7 @@ def test_another_tokenizer_is_refused_in_one_line(cli: CommandLine) -> None:
     # A run goes on with the tokenizer it began with, even if its dataset was made anew.
     cli.document("tokenizer", "encode", "toy-tokens", "toy", "--tokenizer", "same", "--replace")
     assert "vocabulary.tokenizer" in cli.refusal("train", "spec.toml", "--engine", engine, "--run", "run", "--resume")
-    Path("size.toml").write_text(SPEC.replace("330", "331"))
+    Path("size.toml").write_text(SPEC.replace("vocab_size = 330", "vocab_size = 331"))
     assert "tokenizer of 330 tokens; vocabulary.vocab_size is 331" in cli.refusal("audit", "size.toml")
 
 

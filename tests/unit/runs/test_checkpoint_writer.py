@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,11 +20,10 @@ from shared.optim import initial_state
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.spec import load_spec
 from shared.training.interruption import GRACE_S, Interruption
-from tests import ROOT
 from tests.fake_study import events_of
 from tests.fake_training import FakeEngine
 from tests.loop_harness import make
-from tests.processes import WAIT_S, wait_until
+from tests.processes import WAIT_S, started, wait_until
 
 
 class SlowStore(CheckpointStore):
@@ -158,13 +156,10 @@ def test_sigterm_saves_the_h100_preset_in_time(tmp_path: Path) -> None:
     )
     words = [sys.executable, "-c", program, str(tmp_path)]
     checkpoints = tmp_path / "checkpoints"
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_until(lambda: list(checkpoints.glob(".*tmp*")), "a checkpoint is begun", process)
-            process.send_signal(signal.SIGTERM)
-            output, errors = process.communicate(timeout=WAIT_S)
-        finally:
-            process.kill()
+    with started(words) as process:
+        wait_until(lambda: list(checkpoints.glob(".*tmp*")), "a checkpoint is begun", process)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143 and errors == "", errors
     assert 0.0 < float(output) < GRACE_S, f"{float(output):.1f} s from the signal to the end"
     checkpoint = CheckpointStore(checkpoints, 2).load_latest()

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from tests import ROOT
 from tests.command_line import set_words
 from tests.fake_study import events_of
 from tests.fake_training import RecordingObserver, tiny_spec
-from tests.processes import WAIT_S, wait_until
+from tests.processes import WAIT_S, started, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
@@ -48,26 +46,11 @@ def command(runs: Path, name: str, *overrides: str, resume: bool = False) -> lis
     return [*words, *set_words(*SMALL, *overrides), *(["--resume"] if resume else [])]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run_to_end(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
-
-
-@contextmanager
-def started(words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
 
 def curve(folder: Path) -> list[tuple[Any, ...]]:
@@ -111,7 +94,7 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
     kills = kills_while_writing = 0
     while kills < KILLS:
         before = len(read_events(log))
-        with started(command(tmp_path, "killed", *overrides, resume=True)) as process:
+        with started(command(tmp_path, "killed", *overrides, resume=True), env=ENVIRONMENT) as process:
             target = before + int(rng.integers(1, 7))
             wait_until(lambda target=target: len(read_events(log)) >= target, "its events", process, QUICKLY_S)
             if kills % 2:
@@ -139,7 +122,7 @@ def test_a_signal_saves_and_the_printed_command_goes_on_exactly(
     overrides = ("training.steps=40", "training.val_every_steps=15")
     assert run_to_end(command(tmp_path, "peace", *overrides)).returncode == 0
     folder = tmp_path / "stopped"
-    with started(command(tmp_path, "stopped", *overrides)) as process:
+    with started(command(tmp_path, "stopped", *overrides), env=ENVIRONMENT) as process:
         wait_until(lambda: len(events_of(folder, "step")) >= 5, "step 5", process, QUICKLY_S)
         process.send_signal(number)
         errors = process.communicate(timeout=WAIT_S)[1]

@@ -22,17 +22,16 @@ from shared.engine.package import create_engine
 from shared.errors import RunError
 from shared.study.sweep import sweep
 from tests import ROOT
-from tests.processes import WAIT_S, wait_until
+from tests.processes import WAIT_S, started, wait_until
 from tests.sweep_standin import compiled_graphs, observer, planned, variant
 
 
 @contextlib.contextmanager
-def started(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
+def swept(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
     """A sweep in a session of its own, as a terminal would start it. Its pipes are at their end when all of its
     processes are gone."""
     words = [sys.executable, "-m", "tests.sweep_standin", str(folder), *labels]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    with started(words, start_new_session=True) as process:
         try:
             yield process
         finally:
@@ -43,7 +42,7 @@ def started(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.slow
 def test_ten_variants_are_all_compiled(tmp_path: Path) -> None:
     """More than torch keeps graphs for in one process: there the ninth is refused, and was once run uncompiled."""
-    with started(tmp_path, *(f"compiles-{number}" for number in range(10))) as process:
+    with swept(tmp_path, *(f"compiles-{number}" for number in range(10))) as process:
         output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, errors
     assert [tuple(run) for run in json.loads(output)] == [
@@ -97,7 +96,7 @@ def test_runs_end_each_by_itself(
 def test_a_signal_counts_once_and_the_run_may_save(
     tmp_path: Path, number: signal.Signals, to_all: bool, status: int
 ) -> None:
-    with started(tmp_path, "waits", "trains") as process:
+    with swept(tmp_path, "waits", "trains") as process:
         wait_until((tmp_path / "waits-seed0.pid").exists, "the run has begun", process)
         (os.killpg if to_all else os.kill)(process.pid, number)
         output, errors = process.communicate(timeout=WAIT_S)
@@ -108,7 +107,7 @@ def test_a_signal_counts_once_and_the_run_may_save(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
-    with started(tmp_path, "hangs", "trains") as process:
+    with swept(tmp_path, "hangs", "trains") as process:
         wait_until((tmp_path / "hangs-seed0.pid").exists, "the run has begun", process)
         process.send_signal(signal.SIGINT)
         wait_until((tmp_path / "hangs-seed0.noticed").exists, "the signal is noticed", process)
@@ -119,7 +118,7 @@ def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_sweep_is_killed_saves_and_ends(tmp_path: Path) -> None:
-    with started(tmp_path, "waits", "trains") as process:
+    with swept(tmp_path, "waits", "trains") as process:
         wait_until((tmp_path / "waits-seed0.pid").exists, "the run has begun", process)
         process.kill()
         process.communicate(timeout=WAIT_S)
