@@ -14,6 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine
+from shared.model import initial_weights
+from shared.spec import Spec, spec_from_dict
+from tests.bench.turns import random_tokens
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -105,10 +111,8 @@ def record_text(settings: Settings, sections: list[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def baseline_spec(settings: Settings) -> Any:
+def baseline_spec(settings: Settings) -> Spec:
     """The public baseline's architecture, batch, precision and Muon settings as a spec."""
-    from shared.spec import spec_from_dict
-
     shape = settings.shape
     same = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "seq_len")
     model: dict[str, int | float] = {key: shape[key] for key in same}
@@ -119,12 +123,8 @@ def baseline_spec(settings: Settings) -> Any:
     return spec_from_dict({"name": "baseline", "model": model, "training": training, "optimizer": optimizer})
 
 
-def own_engine(settings: Settings) -> tuple[Any, Callable[[], np.ndarray]]:
+def own_engine(settings: Settings) -> tuple[Engine, Callable[[], np.ndarray]]:
     """(the torch engine with the baseline's weights, a function that gives the next batch)."""
-    from shared.engine.package import create_engine
-    from shared.model import initial_weights
-    from tests.bench.turns import random_tokens
-
     spec = baseline_spec(settings)
     engine = create_engine("torch", spec)
     engine.initialise(initial_weights(spec))
