@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,3 +25,11 @@ start_with_default_signals()
 def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """`cli("score", run, "--json").document["bpb"]`."""
     return CommandLine(capsys)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for this test's datasets."""
+    folder = tmp_path / "datasets"
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(folder))
+    return folder

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +46,20 @@ def wait_until(
             raise AssertionError(f"status {process.returncode} before {what}: {_said(process)}")
         assert time.monotonic() < limit, f"waited {WAIT_S:g} s: {what}"
         time.sleep(pause_s)
+
+
+def run_python(program: str, *words: object, **environment: str) -> str:
+    """What a program prints in a process of its own, which must end well; `environment` is what it has more."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def alive(pid: int) -> bool:

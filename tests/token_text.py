@@ -27,16 +27,18 @@ def small_tokenizer(normalisation: Normalisation = "nmt_nfkc", size: int = SIZE)
     return Tokenizer(trained_model(" ".join(WORDS[:3]), normalisation, size), Path("small.model"))
 
 
-def trained_model(text: str, normalisation: Normalisation = "nmt_nfkc", size: int = SIZE) -> bytes:
-    """The content of a model file."""
+def trained_model(
+    text: str | list[str], normalisation: Normalisation = "nmt_nfkc", size: int = SIZE, **others: Any
+) -> bytes:
+    """The content of a model file; `others` are options that differ from those of the real ones."""
     model = io.BytesIO()
+    settings = {"remove_extra_whitespaces": normalisation != "identity", **SETTINGS, **others}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text] * 20),
+        sentence_iterator=iter(text if isinstance(text, list) else [text] * 20),
         model_writer=model,
         vocab_size=size,
         normalization_rule_name=normalisation,
-        remove_extra_whitespaces=normalisation != "identity",
-        **SETTINGS,
+        **settings,
     )
     return model.getvalue()
 

@@ -10,8 +10,8 @@ from typing import Literal, get_origin
 from pydantic import BaseModel
 
 from shared.spec import Spec
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/techniques.md"
 SUFFIXES = (".py", ".toml", ".md", ".yaml", ".yml")
 NOT_OURS = {"datasets", "runs", "build", "__pycache__"}
