@@ -17,7 +17,7 @@ from shared.optim import step_hyperparameters
 from shared.parity import run_parity
 from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS
-from shared.training.profiling import Profile, ProfiledEngine
+from shared.training.profiling import Profile, ProfiledEngine, ProfileRequest
 from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine, timed
 
 TRACED_STEPS = 5
@@ -110,7 +110,7 @@ def compilation(settings: Settings, section: Section) -> None:
     profiles: list[Profile] = []
     with tempfile.TemporaryDirectory() as folder:
         trace = settings.trace or Path(folder) / "trace.json"
-        with ProfiledEngine(engine, TRACED_STEPS, trace, profiles.append) as watched:
+        with ProfiledEngine(engine, ProfileRequest(TRACED_STEPS, profiles.append), trace) as watched:
             for step in range(12):
                 watched.train_step(batch(), step_hyperparameters(engine.spec, 80 * step, step / 12))()
     again = counters["unique_graphs"] - before

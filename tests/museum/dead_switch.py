@@ -9,14 +9,20 @@ from shared.model.qat import quantised_matrices, training_weights
 from shared.model.stages import RUN_PREFIX
 from shared.model.training_loss import training_loss
 from shared.ops import Array, Ops
-from shared.parity.gradient_checks import without_qat
 from shared.spec import Spec
+from shared.spec.qat import QatSpec
 
 
 class Switch:
     """A flag in a class, as four published systems had it. Training code sets it when quantisation is to begin."""
 
     is_on = False
+
+
+def without_qat(spec: Spec) -> Spec:
+    """The spec without quantisation in training."""
+    off = QatSpec(bits=spec.training.qat.bits)
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": off})})
 
 
 def flagged_loss(

@@ -184,7 +184,7 @@ Change = Callable[[dict[str, np.ndarray]], Any]
         (lambda state: state.update({"third/embed.weight": np.zeros(1)}), "third/embed.weight is unknown"),
         (
             lambda state: state.update({"weight/embed.weight": state["weight/embed.weight"].T}),
-            r"weight/embed.weight has shape \(\d+, 256\) in the checkpoint, the spec wants \(256, \d+\)",
+            r"weight/embed.weight has shape \(\d+, 256\) in the checkpoint, the spec needs \(256, \d+\)",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def train(engine: Engine, steps: int) -> list[tuple[float, float]]:
 def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: str, tmp_path: Path):
     plain, engine = started(name), started(name)
     profiles: list[Profile] = []
-    with ProfiledEngine(engine, 2, tmp_path / "trace.json", profiles.append) as watched:
+    with ProfiledEngine(engine, ProfileRequest(2, profiles.append), tmp_path / "trace.json") as watched:
         before = train(watched, SKIPPED_STEPS + 1)
         assert not profiles and not (tmp_path / "trace.json").exists()
         results = before + train(watched, 3)
@@ -69,7 +69,9 @@ def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: s
 @pytest.mark.slow
 @every_engine
 def test_the_trace_is_of_the_format_viewers_read(name: str, tmp_path: Path):
-    with ProfiledEngine(started(name), 2, tmp_path / "trace.json", lambda profile: None, skipped=0) as watched:
+    with ProfiledEngine(
+        started(name), ProfileRequest(2, lambda profile: None), tmp_path / "trace.json", skipped=0
+    ) as watched:
         train(watched, 3)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event.get("ph") == "X"]
@@ -83,7 +85,7 @@ def test_mlx_phases_are_watched_only_while_a_trace_is_made(tmp_path: Path):
     engine: Any = started("mlx")
     methods = ("_batch_gradients", "_updated", "train_step")
     profiles: list[Profile] = []
-    with ProfiledEngine(engine, 3, tmp_path / "trace.json", profiles.append, skipped=1) as watched:
+    with ProfiledEngine(engine, ProfileRequest(3, profiles.append), tmp_path / "trace.json", skipped=1) as watched:
         train(watched, 2)
         assert all(method in vars(engine) for method in methods)
         train(watched, 2)
@@ -98,7 +100,9 @@ def test_mlx_phases_are_watched_only_while_a_trace_is_made(tmp_path: Path):
 )
 def test_a_trace_ends_with_what_is_no_training_step(name: str, ending: str, tmp_path: Path):
     profiles: list[Profile] = []
-    with ProfiledEngine(started(name), 10, tmp_path / "trace.json", profiles.append, skipped=1) as watched:
+    with ProfiledEngine(
+        started(name), ProfileRequest(10, profiles.append), tmp_path / "trace.json", skipped=1
+    ) as watched:
         train(watched, 3)
         assert not profiles
         if ending == "validation":
@@ -111,7 +115,7 @@ def test_a_trace_ends_with_what_is_no_training_step(name: str, ending: str, tmp_
 
 def test_a_run_too_short_to_trace_leaves_nothing(tmp_path: Path):
     profiles: list[Profile] = []
-    with ProfiledEngine(started("torch"), 5, tmp_path / "trace.json", profiles.append) as watched:
+    with ProfiledEngine(started("torch"), ProfileRequest(5, profiles.append), tmp_path / "trace.json") as watched:
         train(watched, SKIPPED_STEPS)
     assert not profiles and not list(tmp_path.iterdir())
 

@@ -12,10 +12,10 @@ from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
-from shared.model.qat import quantised_matrices
+from shared.model.qat import quantised_matrices, training_weights
 from shared.model.stages import QAT, QAT_STEP, StepNumbers, run_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
-from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
+from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss
 from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
@@ -24,7 +24,7 @@ from shared.spec import Spec, load_spec, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from tests.implementations import OPS, every_implementation, normal
-from tests.museum.dead_switch import Switch, flagged_loss
+from tests.museum.dead_switch import Switch, flagged_loss, without_qat
 
 every_engine = pytest.mark.parametrize("name", list(ENGINES))
 every_form = pytest.mark.parametrize("form", ["straight_through", "noise"])
@@ -66,12 +66,19 @@ def _noise(name: str, rows: np.ndarray, step: int, salt: int) -> np.ndarray:
     return ops.to_numpy(ops.row_noise(ops.asarray(rows), ops.asarray(np.array(step, np.float32)), salt))
 
 
+def _changed(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights at which a spec with quantisation-aware training takes its gradients, float64."""
+    ops = OPS["numpy"]
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    return training_weights(ops, spec, params, quantised_matrices(spec), batch())
+
+
 @every_form
 def test_gradients_are_those_at_the_changed_weights(form: str):
     """Straight through: the gradient of the plain loss at the rounded or disturbed weights."""
     spec = tiny(form, *(["training.qat.bits=4"] if form == "noise" else []))
     weights, x, gradients = random_weights(spec, 3), batch(), {}
-    changed = {name: value.astype(np.float32) for name, value in straight_through(spec, weights, x).items()}
+    changed = {name: value.astype(np.float32) for name, value in _changed(spec, weights).items()}
     for name in ENGINES:
         loss, gradients[name] = started(name, spec).gradients(x)
         plain = create_engine(name, without_qat(spec))
@@ -88,7 +95,7 @@ def test_gradients_are_those_at_the_changed_weights(form: str):
 def test_only_matrices_change(form: str):
     spec = tiny(form)
     weights = random_weights(spec, 3)
-    changed = straight_through(spec, weights, batch())
+    changed = _changed(spec, weights)
     moved = {name for name in weights if not np.array_equal(changed[name], weights[name])}
     assert moved == {each.name for each in parameter_manifest(spec) if each.quantisation == "matrix"}
     assert moved == set(quantised_matrices(spec)) and quantised_matrices(without_qat(spec)) == {}
@@ -112,7 +119,7 @@ def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, mo
 
     def row() -> ParityRow:
         pair = (create_engine("mlx", spec), create_engine("torch", spec))
-        return step_by_step_row(spec, pair, initial_weights(spec), batches)
+        return step_by_step_row(pair, initial_weights(spec), batches)
 
     honest = row()
     assert honest.passed and honest.tolerance == PARAMETERS_REL and honest.check == "parameters step by step"

@@ -110,7 +110,7 @@ def test_another_text_under_the_same_names(target: Target) -> None:
     (passed, warning, measured, detail) = said(target)["run_data"]
     assert passed and warning and measured == 2.0
     now = open_split("toy", "train", BYTES).sha256[:16]
-    assert f"trained on toy/train {before}; toy/train is now another text, {now}" in detail and "\n" not in detail
+    assert f"trained on toy/train {before}; toy/train is now a different text, {now}" in detail and "\n" not in detail
     passed, warning, measured, detail = said(target)["overlap"]
     assert passed and warning and np.isnan(measured) and detail.startswith("not measured: ")
 

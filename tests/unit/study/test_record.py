@@ -171,7 +171,7 @@ def test_a_folder_is_replaced_only_if_asked_and_only_a_record(trained: Path, tmp
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
-    assert "is no record" in cli.refusal("record", trained, "--output", mine, "--replace")
+    assert "is not a record" in cli.refusal("record", trained, "--output", mine, "--replace")
     assert names(mine) == ["thesis.txt"] and sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 

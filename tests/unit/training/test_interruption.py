@@ -73,7 +73,7 @@ def run_with_deadline(number: signal.Signals, grace_s: float, quiet: bool = Fals
 def test_a_process_that_hangs_after_sigterm_is_ended_at_the_deadline_with_one_line() -> None:
     status, errors, seconds = run_with_deadline(signal.SIGTERM, 0.4)
     assert status == 143 and seconds >= 0.4
-    assert errors == "bytetwin: still busy 0.4 s after SIGTERM, ended at once; what was saved before is whole\n"
+    assert errors == "bytetwin: still busy 0.4 s after SIGTERM, ended at once; files saved before are intact\n"
 
 
 def test_a_rank_that_leaves_the_talking_to_another_ends_without_a_word() -> None:

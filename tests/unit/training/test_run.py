@@ -215,5 +215,5 @@ def test_a_checkpoint_whose_loader_stands_elsewhere_is_refused(tmp_path: Path) -
     train(tmp_path, finish=False)
     with edited(tmp_path / "a" / "checkpoints" / "step-00000006.json") as values:
         values["loader"]["step"] = 2
-    with pytest.raises(RunError, match="its loader stands at step 2, not 6"):
+    with pytest.raises(RunError, match="its loader is at step 2, not 6"):
         train(tmp_path, resume=True)
