@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.command_line import CommandLine
 from tests.processes import start_with_default_signals
 
 # Tests compare with exact products, whatever the shell asks of MLX.
@@ -18,6 +19,12 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 start_with_default_signals()
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`cli("score", run, "--json").document["bpb"]`."""
+    return CommandLine(capsys)
 
 
 @pytest.fixture

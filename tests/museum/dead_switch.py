@@ -26,11 +26,11 @@ def without_qat(spec: Spec) -> Spec:
 
 
 def flagged_loss(
-    ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array, model: Forward = forward
+    ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward
 ) -> tuple[Array, Array]:
     """`shared.model.training_loss` that asks the flag: a compiled function did so when it was compiled."""
     weights = {name: value for name, value in params.items() if not name.startswith(RUN_PREFIX)}
     if Switch.is_on:
-        weights = training_weights(ops, spec, weights, quantised_matrices(spec), x)
+        weights = training_weights(ops, spec, weights, quantised_matrices(spec), x_BT)
     plain = without_qat(spec)
-    return training_loss(ops, plain, weights, x, model)
+    return training_loss(ops, plain, weights, x_BT, model)
