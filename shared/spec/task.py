@@ -31,7 +31,7 @@ class EvaluationSpec(Section):
     val_symbols: Positive = Field(131_072, description="symbols in the fixed sample of held-out text for validations")
     batch_symbols: Positive = Field(description="most symbols in one scoring pass; default training.batch_symbols")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
-        0.95, description="confidence level of the interval around a score, from resampled documents"
+        0.95, description="confidence level of the interval around a score, over its documents"
     )
 
 
