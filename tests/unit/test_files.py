@@ -58,6 +58,17 @@ def test_no_link_is_followed_and_no_file_taken_over(tmp_path: Path, monkeypatch:
     assert target.read_bytes() == b"untouched" and not (tmp_path / "file").exists()
 
 
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    target, link, loop = tmp_path / "target", tmp_path / "link", tmp_path / "loop"
+    target.write_bytes(b"untouched")
+    link.symlink_to(target)
+    loop.symlink_to(loop)
+    for path in (link, loop):
+        write_atomically(path, b"content")
+        assert path.read_bytes() == b"content" and not path.is_symlink()
+    assert target.read_bytes() == b"untouched"
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_nothing_but_a_file_is_replaced(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "out"
