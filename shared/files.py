@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -40,18 +39,6 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def exchange(one: Path, other: Path) -> bool:
-    """Give two files or folders of one file system each other's names at once; False where that is not possible."""
-    library = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one), os.fsencode(other)
-    try:
-        if sys.platform == "darwin":
-            return library.renamex_np(*names, 2) == 0  # RENAME_SWAP
-        return library.renameat2(-100, names[0], -100, names[1], 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
-    except AttributeError:
-        return False
-
-
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -65,3 +52,13 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what a killed process left half-written in a folder."""
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink(missing_ok=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two files or folders of one file system each other's names at once; False where that is not possible."""
+    library, names = CDLL(None), (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renamex_np"):  # macOS, with RENAME_SWAP
+        return bool(library.renamex_np(*names, 2) == 0)
+    if hasattr(library, "renameat2"):  # Linux, with AT_FDCWD and RENAME_EXCHANGE
+        return bool(library.renameat2(-100, names[0], -100, names[1], 2) == 0)
+    return False
