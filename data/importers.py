@@ -161,7 +161,7 @@ def _parquet_documents(path: Path, text_field: str, advance: Advance, left_out: 
             ):
                 text_bytes += batch.nbytes
                 _check_ratio(path, text_bytes, file_bytes)
-                if batch.nbytes > MAX_DOCUMENT_BYTES * len(batch):
+                if batch.nbytes > MAX_DOCUMENT_BYTES * len(batch) + PIECE_BYTES:
                     raise _too_long(f"{path} row {row + 1}" + (f" to {row + len(batch)}" if len(batch) > 1 else ""))
                 advance(file_bytes * (row + len(batch)) // num_rows - file_bytes * row // num_rows)
                 for value in batch.column(0).to_pylist():
@@ -187,7 +187,7 @@ def _batch_rows(path: Path, file: Any, text_field: str) -> int:
         sizes = [
             (chunk.total_uncompressed_size, chunk.total_compressed_size)
             for chunk in chunks
-            if chunk.path_in_schema.partition(".")[0] == text_field
+            if f"{chunk.path_in_schema}.".startswith(f"{text_field}.")
         ]
         for unpacked_bytes, packed_bytes in sizes:
             _check_ratio(path, unpacked_bytes, packed_bytes)

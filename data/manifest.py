@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import DataError
+from shared.spec.vocabulary import MAX_TOKENS, NUM_SPECIALS
 
 FORMAT: Final = 1
 FILE_NAME = "manifest.json"
@@ -44,7 +45,7 @@ class FileEntry(_Entry):
 class TokenizerEntry(FileEntry):
     """The tokenizer of a dataset of tokens: its model file, and how many tokens it knows."""
 
-    vocab_size: Positive
+    vocab_size: Annotated[int, Field(gt=NUM_SPECIALS, le=MAX_TOKENS)]
 
 
 class SplitEntry(_Entry):

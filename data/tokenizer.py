@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data import folders
+from data.shards import require_regular
 from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, has_space_piece, load_processor
 from data.writer import TOKENIZER_FILE
 from shared.errors import DataError
@@ -129,7 +130,7 @@ def tokenizer_names() -> list[str]:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model file. Raises DataError."""
     try:
-        content = path.read_bytes()
+        content = require_regular(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
     return Tokenizer(content, path)
@@ -152,6 +153,8 @@ def tokenizer_by_hash(sha256: str) -> Tokenizer:
     """The tokenizer a model was trained with, from any copy on disk. Raises DataError if there is none."""
     root = folders.datasets_root()
     for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
+        if not path.is_file():
+            continue
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() == sha256:
             return Tokenizer(content, path)
