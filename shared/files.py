@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -113,3 +114,13 @@ def _make_temporary(path: Path) -> tuple[Path, int]:
 
 def _shortened(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two files or folders of one file system each other's names at once; False where that is not possible."""
+    library, names = CDLL(None), (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renamex_np"):  # macOS, with RENAME_SWAP
+        return bool(library.renamex_np(*names, 2) == 0)
+    if hasattr(library, "renameat2"):  # Linux, with AT_FDCWD and RENAME_EXCHANGE
+        return bool(library.renameat2(-100, names[0], -100, names[1], 2) == 0)
+    return False
