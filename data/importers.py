@@ -15,6 +15,7 @@ import itertools
 import json
 import lzma
 import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,16 +69,20 @@ def find_files(paths: list[Path], left_out: LeftOut) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file or folder") from None
+        except OSError as error:
+            raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        if stat.S_ISDIR(mode):
             inside, passed = _files_within(path)
             left_out.update(passed)
             if not inside:
                 others = "".join(f"; {count} {what} in it" for what, count in passed.items())
                 raise DataError(f"{path}: no file to import in this folder{others}; allowed are {_allowed()}")
             found += sorted(inside)
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-        elif not path.is_file():
+        elif not stat.S_ISREG(mode):
             raise DataError(f"{path}: a pipe, socket or device; it must be a regular file or a folder")
         elif _kind(path) is None:
             raise DataError(f"{path}: unknown file type; allowed are {_allowed()}")

@@ -359,6 +359,9 @@ def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     assert "gone.txt: no such file or folder" in error_of(tmp_path / "gone.txt")
+    assert "file name too long" in error_of(tmp_path / ("x" * 300 + ".txt"))
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    assert "loop.txt: too many levels of symbolic links" in error_of(tmp_path / "loop.txt")
     folder = tmp_path / "empty"
     folder.mkdir()
     assert "no file to import in this folder; allowed" in error_of(folder)
