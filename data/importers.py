@@ -164,13 +164,14 @@ def _parquet_documents(path: Path, text_field: str, advance: Advance, left_out: 
             for batch in file.iter_batches(
                 _batch_rows(path, file, text_field), columns=[text_field], use_threads=False
             ):
-                text_bytes += batch.nbytes
-                _check_ratio(path, text_bytes, file_bytes)
                 if batch.nbytes > MAX_DOCUMENT_BYTES * len(batch) + PIECE_BYTES:
                     raise _too_long(f"{path} row {row + 1}" + (f" to {row + len(batch)}" if len(batch) > 1 else ""))
                 advance(file_bytes * (row + len(batch)) // num_rows - file_bytes * row // num_rows)
                 for value in batch.column(0).to_pylist():
                     row += 1
+                    # Not the bytes of the batch: a dictionary has a text once, however many rows repeat it.
+                    text_bytes += len(value) if isinstance(value, str) else 0
+                    _check_ratio(path, text_bytes, file_bytes)
                     yield from _text_document(value, f"{path} row {row}", left_out)
     except UnicodeDecodeError:
         raise DataError(f"{path}: row {row + 1} or one of the next has text that is not UTF-8") from None

@@ -241,8 +241,8 @@ BOMBS = {
     "a.jsonl.xz": lambda: lzma.compress(bytes(30_000_000)),
     "a.txt.gz": lambda: gzip.compress(b"a" * 30_000_000),
     "deep.jsonl": lambda: b'{"text": "a", "x": [' + b",".join([b'{"":0}'] * 1_100_000) + b"]}\n" + jsonl(["b"]),
-    "one.parquet": lambda: dictionary_parquet(1 << 20, 1000),
-    "long.parquet": lambda: dictionary_parquet(100_000_000, 2),
+    "one.parquet": lambda: dictionary_parquet(1 << 20, 100),
+    "long.parquet": lambda: dictionary_parquet(40_000_000, 2),
 }
 
 
