@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 
 from rich.console import Console
-from rich.markup import escape
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console, positive
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_runs_dir_argument,
+    add_set_argument,
+    console,
+    positive,
+    result_console,
+)
 from shared.cli.scoring import add_text_arguments, default_engine, make_table, progress_bar, verdict
 from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
@@ -29,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="RUN|ARTIFACT|SPEC", help="run name or folder, .btw file, or spec (random weights)"
     )
+    add_runs_dir_argument(parser)
     add_set_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
@@ -42,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run the checks; status 1 if one fails."""
-    target = load_audited(args.target, args.overrides)
+    target = load_audited(args.target, args.overrides, runs_dir=args.runs_dir)
     engine = args.engine or default_engine()
     if args.full and engine == "numpy":
         raise UserError("--full trains a model, which the numpy oracle cannot: choose --engine mlx or torch")
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace) -> CommandResult:
                 lambda spec: create_engine(engine, spec), target.spec, steps=args.steps, progress=progress
             )
         report = report.with_checks(check)
-    print_report(out, f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
+    print_report(result_console(args), f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
     document = {
         "target": target.source,
         "spec_id": spec_id(target.spec),
@@ -69,7 +77,7 @@ def print_report(out: Console, title: str, report: AuditReport) -> None:
     """Print the checks as a table."""
     table = make_table(title, ("check", "verdict", "detail"), ("measured", "limit"))
     for check in report.checks:
-        row = (check.name, verdict(check), escape(check.detail), f"{check.measured:.4g}", f"{check.limit:.4g}")
+        row = (check.name, verdict(check), check.detail, f"{check.measured:.4g}", f"{check.limit:.4g}")
         table.add_row(*row)
     out.print(table)
     failed = ", ".join(check.name for check in report.failures)

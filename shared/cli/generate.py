@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.cli.command import CommandResult, add_engine_argument
+from shared.cli.command import CommandResult, add_engine_argument, add_runs_dir_argument
 from shared.cli.scoring import default_engine
 from shared.engine.package import create_scorer
 from shared.runs.target import load_trained
@@ -25,11 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest bytes up to this probability")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text on the same engine")
     add_engine_argument(parser, oracle=True)
+    add_runs_dir_argument(parser)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Sample; the text goes to stdout as it comes, or into the document with --json."""
-    target = load_trained(args.target)
+    target = load_trained(args.target, runs_dir=args.runs_dir)
     engine = args.engine or default_engine()
     vocabulary = target.spec.vocabulary
     prompt = args.prompt.encode("utf-8", errors="surrogateescape")

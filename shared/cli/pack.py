@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_output_argument, console, say
+from shared.cli.command import CommandResult, add_output_argument, add_runs_dir_argument, console, result_console, say
 from shared.cli.scoring import make_table
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
@@ -24,6 +24,7 @@ from shared.spec import Spec, with_overrides
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("target", metavar="RUN", help="a run's name or folder")
+    add_runs_dir_argument(parser)
     add_output_argument(
         parser,
         "default: artifact.btw of the run, for its own settings and averaged weights only: a score belongs to it",
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     for override in args.overrides:
         if not override.strip().startswith("artifact."):
             raise UserError(f"--set {override!r}: packing can change keys of the artifact section only")
-    target = load_trained(args.target, args.weights)
+    target = load_trained(args.target, args.weights, args.runs_dir)
     if target.run is None:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     info = write_artifact(path, spec, target.weights, extra)
     budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
     entropy = _entropy_by_class(path)
-    out = console()
+    out = result_console(args)
     _print_sizes(out, path, info, entropy)
     verdict = "fits" if budget.fits else "OVER the budget"
     out.print(
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         f"of {budget.limit_bytes:,}: {verdict}",
         style=None if budget.fits else "red",
     )
+    out = console()
     if target.chosen is not None:
         say(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():

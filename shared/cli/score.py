@@ -12,7 +12,15 @@ from pathlib import Path
 from rich.console import Console
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console, say
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_output_argument,
+    add_runs_dir_argument,
+    console,
+    result_console,
+    say,
+)
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
 from shared.engine.package import available_engines, create_scorer
 from shared.runs.target import Target, load_trained
@@ -26,6 +34,7 @@ from shared.training.run_data import check_target_data
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run's name or folder, or a .btw file")
+    add_runs_dir_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
@@ -40,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
-    target = load_trained(args.target, args.weights)
+    target = load_trained(args.target, args.weights, args.runs_dir)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
     scorer = create_scorer(engine, target.spec, target.weights)
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             on_score=scores.append,
             data_checks=check_target_data(target, stream),
         )
-    print_score(out, document)
+    print_score(result_console(args), document)
     path = _save(args, target, document, scores[0], out)
     if not document.compressors:
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
@@ -106,8 +115,8 @@ def print_score(out: Console, document: ScoreDocument) -> None:
     out.print(table)
     for line in score_lines(document):
         say(out, line)
-    for line in check_lines(document.audit.checks):
-        out.print(line, soft_wrap=True)
+    for check in check_lines(document.audit.checks):
+        out.print(check, soft_wrap=True)
 
 
 def score_lines(document: ScoreDocument) -> list[str]:

@@ -11,7 +11,13 @@ from rich.console import Console
 from data.datasets import open_split
 from data.stream import SymbolStream
 from shared.artifact import read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_output_argument,
+    add_runs_dir_argument,
+    console,
+)
 from shared.cli.score import print_score
 from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
 from shared.engine.package import create_scorer
@@ -35,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run, add each next-best run if it helps. The last two use text kept out of training (data.selection_frac)",
     )
     parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    add_runs_dir_argument(parser)
     add_output_argument(parser, "default %(default)s", Path("soup.btw"))
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
@@ -43,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check fails."""
     refuse_run_artifact(args.output, "a soup")
-    members = [load_trained(source, args.weights) for source in args.runs]
+    members = [load_trained(source, args.weights, args.runs_dir) for source in args.runs]
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), console()
     selection = open_selection(spec)

@@ -16,6 +16,8 @@ from shared.errors import UserError
 
 # The least number of windows kept for the audit, if there are that many.
 MIN_KEPT = 4
+# A window may be longer than the text up to this: what lies behind the text is only padding that costs memory.
+MOST_PADDED_SYMBOLS = 65_536
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Window:
 def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, ...]:
     """The windows that count each of `num_symbols` symbols once, in order; none for an empty stream.
 
-    Raises UserError unless 1 <= stride <= seq_len.
+    Raises UserError unless 1 <= stride <= seq_len, and for a window that is far longer than the stream.
     """
+    if seq_len > max(num_symbols, MOST_PADDED_SYMBOLS):
+        raise UserError(
+            f"a window of {seq_len:,} symbols for a text of {num_symbols:,}: "
+            f"longer than the text, at most {MOST_PADDED_SYMBOLS:,}"
+        )
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride {stride}: must be from 1 to the window of {seq_len} symbols")
     windows: list[Window] = []

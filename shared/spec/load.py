@@ -7,11 +7,10 @@ the key, the value, what is allowed and, for an unknown key, the nearest valid o
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import SpecError
+from shared.errors import SpecError, nearest
 from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width
 from shared.spec.spec import Spec
@@ -138,7 +137,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         if text not in preset_names():
             names = preset_names()
             allowed = f"presets: {', '.join(names)}, or a path to a .toml file"
-            raise SpecError(f"no preset {text!r}{_nearest(text, names)}; {allowed}")
+            raise SpecError(f"no preset {text!r}{nearest(text, names)}; {allowed}")
         content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
     try:
         values = tomllib.loads(content)
@@ -176,7 +175,9 @@ def _first_problem(error: ValidationError) -> str:
     match problem["type"]:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
-            hint = _nearest(str(problem["loc"][-1]), siblings)
+            word = str(problem["loc"][-1])
+            elsewhere = [path for path in _paths(Spec) if path.rpartition(".")[2] == word]
+            hint = f", did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(word, siblings)
             return f"unknown key {key}{hint or '; allowed here: ' + ', '.join(siblings)}"
         case "missing":
             return f"{key} is missing: it has no default"
@@ -196,6 +197,9 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """`section.key` of every field below a section."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{prefix}{name}.")

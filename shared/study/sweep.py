@@ -59,6 +59,7 @@ def sweep(
     ended: list[SweptRun] = []
     # The run's process has GRACE_S to save and ends first; this one then reports the results.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
+        interruption.last_words = "bytetwin: ended at once; what was saved before is intact; the same command resumes\n"
         specs = [bind_tokenizer(planned.spec) for planned in plan]
         # All of them first, so that a changed text is reported before anything is trained.
         finished = [
