@@ -25,6 +25,7 @@ from shared.errors import UserError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Spot machines give 30 s or more between the notice and the end.
 GRACE_S = 20.0
+ENDED = "ended at once; files saved before are intact"
 
 
 class StopRequested(Exception):
@@ -33,9 +34,9 @@ class StopRequested(Exception):
 
 class Interruption:
     """While entered, remembers the first signal instead of dying of it; the second writes `last_words` to stderr and
-    exits with 128 + its number. `notify` is called once, at the first signal, in a thread of its own. If `grace_s` seconds after a
-    SIGTERM or SIGHUP it is still entered, the process exits as after a second one, with a line on stderr unless `quiet` (one rank
-    of several is enough to say it); after Ctrl-C it may take its time."""
+    exits with 128 + its number. `notify` is called once, at the first signal, in a thread of its own. If `grace_s`
+    seconds after a SIGTERM or SIGHUP it is still entered, the process exits as after a second one, with a line on
+    stderr unless `quiet` (one rank of several is enough to say it); after Ctrl-C it may take its time."""
 
     def __init__(
         self, notify: Callable[[], None] = lambda: None, grace_s: float = GRACE_S, *, quiet: bool = False
@@ -97,9 +98,7 @@ class Interruption:
             self._watcher = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
             self._watcher.start()
             self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            heard = [
-                number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-            ]
+            heard = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._remember) for number in heard}
         return self
 
@@ -134,9 +133,7 @@ class Interruption:
     def _give_up(self) -> None:
         """The deadline has passed."""
         name = signal.Signals(self.exit_status - 128).name
-        self._write(
-            f"bytetwin: still busy {self.grace_s:g} s after {name}, ended at once; files saved before are intact\n"
-        )
+        self._write(f"bytetwin: still busy {self.grace_s:g} s after {name}, {ENDED}\n")
         os._exit(self.exit_status)
 
     def _write(self, line: str) -> None:

@@ -24,7 +24,7 @@ from shared.runs.observer import Observer, RunStart, ValidationReport
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
-from shared.training.interruption import Interruption, StopRequested
+from shared.training.interruption import ENDED, Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
 from shared.training.phase_clock import PhaseClock
 from shared.training.profiling import ProfileRequest, profiled
@@ -73,10 +73,7 @@ def train_run(
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         if resume_command is not None:
-            resume_with = resume_command(run.name)
-            interruption.last_words = (
-                f"bytetwin: ended at once; files saved before are intact; resume with: {resume_with}\n"
-            )
+            interruption.last_words = f"bytetwin: {ENDED}; resume with: {resume_command(run.name)}\n"
         try:
             with profiled(engine, profile, run.trace_path) as watched:
                 result = _train_in(run, spec, watched, sources, clock, interruption, finish)
