@@ -61,7 +61,7 @@ class TokenDocuments:
                 rest = rest[starts[-1] :]
                 if len(rest) > MAX_DOCUMENT_TOKENS:
                     raise DataError(
-                        f"{path}: no document start in {len(rest)} tokens; allowed are {MAX_DOCUMENT_TOKENS}"
+                        f"{path}: no document start ({start}) in {len(rest)} tokens; allowed are {MAX_DOCUMENT_TOKENS}"
                     )
         if self._ends_here:
             yield from self._decoded(rest, np.zeros(1, dtype=np.int64), self._paths[-1])

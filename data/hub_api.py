@@ -120,7 +120,7 @@ def hub_errors(what: str, *, retried: bool = False) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"cannot reach the hub at {endpoint()} ({reason}); check network and {ENDPOINT_VARIABLE}"
+            f"cannot reach the hub at {endpoint()} ({reason}); check the network and {ENDPOINT_VARIABLE}"
         ) from None
 
 

@@ -34,7 +34,7 @@ class Loader:
         """`batch_rows` is the global batch in windows. Raises DataError if the stream has no full window."""
         if stream.num_symbols < seq_len:
             raise DataError(
-                f"{stream.name}: {stream.num_symbols} symbols, less than one window of model.seq_len = {seq_len}"
+                f"{stream.name}: {stream.num_symbols} symbols are fewer than one window of model.seq_len = {seq_len}"
             )
         assert seq_len > 0 and batch_rows > 0 and seed >= 0
         self.stream = stream

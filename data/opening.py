@@ -95,13 +95,17 @@ def _check_vocabulary(manifest: Manifest, vocabulary: VocabularySpec) -> None:
     name, tokenizer = manifest.name, manifest.tokenizer
     if tokenizer is None:
         if vocabulary.reads_tokens:
-            raise DataError(f"dataset {name!r} holds bytes, the model reads tokens: use `bytetwin tokenizer encode`")
+            raise DataError(
+                f"dataset {name!r} holds bytes, the model reads tokens; `bytetwin tokenizer encode` makes them"
+            )
         return
     if not vocabulary.reads_tokens:
         raise DataError(f"dataset {name!r} has the vocabulary {manifest.vocabulary}; {vocabulary.kind} reads bytes")
     if vocabulary.tokenizer != manifest.vocabulary:
         wanted = vocabulary.tokenizer[:16] or "none in particular: vocabulary.tokenizer is empty"
-        raise DataError(f"dataset {name!r} is in tokenizer {manifest.vocabulary[:16]}; the model reads {wanted}")
+        raise DataError(
+            f"dataset {name!r} has tokens of tokenizer {manifest.vocabulary[:16]}; the model reads {wanted}"
+        )
     if vocabulary.size != tokenizer.vocab_size:
         raise DataError(
             f"dataset {name!r} has a tokenizer of {tokenizer.vocab_size} tokens; "

@@ -90,7 +90,9 @@ def selection_windows(spec: Spec, text: TrainingText) -> np.ndarray:
     seq_len = spec.model.seq_len
     whole = text.num_symbols // seq_len
     if whole == 0:
-        raise DataError(f"{text.name}: {text.num_symbols} symbols, less than one window of model.seq_len = {seq_len}")
+        raise DataError(
+            f"{text.name}: {text.num_symbols} symbols are fewer than one window of model.seq_len = {seq_len}"
+        )
     count = min(whole, max(1, spec.evaluation.val_symbols // seq_len))
     return np.stack([text.read(index * whole // count * seq_len, seq_len) for index in range(count)])
 

@@ -118,7 +118,9 @@ def find_tokenizer(word: str) -> Tokenizer:
     path = tokenizer_path(word)
     if not path.exists():
         known = ", ".join(tokenizer_names()) or "none yet"
-        raise DataError(f"no tokenizer {word!r} in {path.parent}; known: {known}; `bytetwin tokenizer train` adds one")
+        raise DataError(
+            f"no tokenizer {word!r} in {path.parent}; there are: {known}; `bytetwin tokenizer train` adds one"
+        )
     return read_tokenizer(path)
 
 

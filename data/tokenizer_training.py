@@ -84,7 +84,9 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2] or "no reason given"
-        raise DataError(f"tokenizer {name!r} of {vocab_size} tokens cannot train on {dataset!r}: {reason}") from None
+        raise DataError(
+            f"tokenizer {name!r} of {vocab_size} tokens cannot be trained on {dataset!r}: {reason}"
+        ) from None
     tokenizer = Tokenizer(model.getvalue(), path)
     tokenizers_folder().mkdir(parents=True, exist_ok=True)
     write_atomically(path, tokenizer.content)

@@ -34,17 +34,17 @@ from shared.training.sources import starting_text
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "target", metavar="RUN|ARTIFACT|SPEC", help="run name or folder, .btw file, or spec (random weights)"
+        "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
     )
     add_runs_dir_argument(parser)
     add_set_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(
-        "--full", action="store_true", help="also train on random bytes: a score below 8 bits is a leak"
+        "--full", action="store_true", help="also train on uniform random bytes: a score below 8 bits means a leak"
     )
     parser.add_argument(
-        "--steps", type=positive, default=RANDOM_BYTES_STEPS, help="steps for --full, default %(default)s"
+        "--steps", type=positive, default=RANDOM_BYTES_STEPS, help="training steps for --full, default %(default)s"
     )
 
 

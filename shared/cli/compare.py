@@ -45,7 +45,7 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", metavar="LABEL", help="group to compare the others with; default: the first")
     level = number_type(float, lambda value: 0.0 < value < 1.0, "a number between 0 and 1")
     parser.add_argument(
-        "--confidence", type=level, default=LEVEL, metavar="LEVEL", help="of intervals; default %(default)s"
+        "--confidence", type=level, default=LEVEL, metavar="LEVEL", help="of the intervals; default %(default)s"
     )
     parser.add_argument(
         "--margin-nats",

@@ -29,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_action(actions, "list", "the datasets on disk, with sizes and hashes")
     build = add_action(actions, "build", "make the built-in corpus (also happens on first use)")
     build.add_argument("--replace", action="store_true", help="rebuild it, for instance after a new Python")
-    verify = add_action(actions, "verify", "compare every byte with the manifests; exit status 1 if one is damaged")
+    verify = add_action(
+        actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged"
+    )
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: every dataset on disk")
     add = add_action(actions, "import", "turn .txt, .md, .jsonl, .parquet files, compressed or not, into a dataset")
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
@@ -61,7 +63,7 @@ def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
     # Also accepted here; without a default, so that `data --json ACTION` is not undone.
     parser.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document to stdout"
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document on stdout"
     )
     return parser
 

@@ -10,12 +10,12 @@ from shared.cli.command import (
     CommandResult,
     add_output_argument,
     add_runs_dir_argument,
-    number_type,
     result_console,
     say,
     write_document,
 )
 from shared.cli.scoring import make_table
+from shared.errors import UserError
 from shared.runs.target import run_named
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
 
@@ -26,10 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_runs_dir_argument(parser)
     add_output_argument(parser, "default: fit.json in the first run's folder")
     parser.add_argument(
-        "--symbols",
-        type=number_type(float, lambda value: 0 < value < float("inf"), "a number of symbols above 0"),
-        metavar="T",
-        help="also print what the curve predicts after T training symbols",
+        "--symbols", type=float, metavar="T", help="also print what the curve predicts after T training symbols"
     )
 
 
@@ -38,6 +35,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     runs = [run_named(word, args.runs_dir) for word in args.runs]
     found = [(run, run.read_spec()) for run in runs]
     check_one_curve(found)
+    if args.symbols is not None and not 0 < args.symbols < float("inf"):
+        raise UserError(f"--symbols {args.symbols}: must be a number of symbols above 0")
     result = fit_points([point for directory, _ in found for point in run_points(directory)])
     path = args.output or found[0][0].path / "fit.json"
     document = result.to_document()

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=DEFAULT_STEPS, help="steps of the loss curve (default %(default)s)"
     )
     parser.add_argument(
-        "--seq-len", type=int, metavar="SYMBOLS", help="length of the compared windows (default about 64)"
+        "--seq-len", type=int, metavar="SYMBOLS", help="symbols in a compared window (default about 64)"
     )
 
 

@@ -33,15 +33,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines like this one; default %(default)s")
     parser.add_argument("--price", type=dollars, metavar="DOLLARS", help="price of one GPU-hour, for the row cost")
     parser.add_argument(
-        "--fit", type=Path, metavar="FILE", help="JSON with c, a, alpha of bpb = c + a T^-alpha (`bytetwin fit`)"
+        "--fit",
+        type=Path,
+        metavar="FILE",
+        help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols, as `bytetwin fit` writes it",
     )
     parser.add_argument(
-        "--force", action="append", default=[], metavar="ROW", help="count this row as go; may be repeated"
+        "--force",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="count a no-go or risk of this row as go; may be repeated",
     )
     parser.add_argument("--strict", action="store_true", help="refuse risks too: status 1 if a row says risk")
     parser.add_argument("--quick", action="store_true", help="check shards by size alone, without hashing")
     parser.add_argument(
-        "--as-trained", action="store_true", help="on a CPU too, check causality in the spec's dtype, compiled"
+        "--as-trained", action="store_true", help="check causality in the spec's dtype and compiled on a CPU too"
     )
     add_output_argument(parser, "also write the JSON document to this file")
     add_runs_dir_argument(parser)

@@ -20,7 +20,9 @@ from shared.scoring.document import CheckPart
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """--data and --max-symbols."""
     parser.add_argument("--data", metavar="NAME", help="dataset whose held-out text is scored; default: the spec's")
-    parser.add_argument("--max-symbols", type=positive, metavar="N", help="score a fixed sample of at most N symbols")
+    parser.add_argument(
+        "--max-symbols", type=positive, metavar="N", help="score a fixed sample of documents of at most N symbols"
+    )
 
 
 def default_engine() -> str:

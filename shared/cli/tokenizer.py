@@ -30,7 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="nmt_nfkc, like the public tokenizers: one kind of space, no line ends; identity: the text as it is",
     )
     train.add_argument(
-        "--max-bytes", type=positive, default=100_000_000, metavar="N", help="bytes to read (%(default)s)"
+        "--max-bytes",
+        type=positive,
+        default=100_000_000,
+        metavar="N",
+        help="read at most N bytes of text (%(default)s)",
     )
     train.add_argument("--replace", action="store_true", help="overwrite a tokenizer of this name")
     encode = add_action(actions, "encode", "turn a dataset of bytes into one of tokens")

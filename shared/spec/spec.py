@@ -13,13 +13,15 @@ from pydantic import Field, model_validator
 from shared.spec.artifact import ArtifactSpec
 from shared.spec.auxiliary import check_auxiliary, check_code_entropy
 from shared.spec.base import Section, require
+from shared.spec.budget import BudgetSpec
+from shared.spec.data import DataSpec
 from shared.spec.depth import check_loop_schedule
+from shared.spec.evaluation import EvaluationSpec
 from shared.spec.loss import check_loss
 from shared.spec.model import ModelSpec
 from shared.spec.optimizer import OptimizerSpec
 from shared.spec.qat import check_qat
 from shared.spec.schedule import ScheduleSpec
-from shared.spec.task import BudgetSpec, DataSpec, EvaluationSpec
 from shared.spec.training import TrainingSpec, check_snapshots
 from shared.spec.vocabulary import VocabularySpec
 

@@ -30,7 +30,9 @@ class TrainingSpec(Section):
     )
     batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
     micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
-    memory_limit_bytes: Count = Field(0, description="micro-batches shrink until their activations fit; 0 is no limit")
+    memory_limit_bytes: Count = Field(
+        0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
+    )
     dtype: DType = Field(
         "float32",
         description="dtype of matrix products and activations; weights, optimizer state, norms, softmax and loss stay "

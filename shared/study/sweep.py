@@ -59,7 +59,8 @@ def sweep(
     ended: list[SweptRun] = []
     # The run's process has GRACE_S to save and ends first; this one then reports the results.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
-        interruption.last_words = f"bytetwin: {ENDED}; the same command resumes\n"specs = [bind_tokenizer(planned.spec) for planned in plan]
+        interruption.last_words = f"bytetwin: {ENDED}; the same command resumes\n"
+        specs = [bind_tokenizer(planned.spec) for planned in plan]
         # All of them first, so that a changed text is reported before anything is trained.
         finished = [
             finished_with(RunDirectory(folder / planned.name), spec) is not None

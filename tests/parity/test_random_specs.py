@@ -120,7 +120,7 @@ def specs(draw: st.DrawFn) -> Spec:
 @pytest.mark.slow
 @settings(examples, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16), cut=st.floats(0.0, 1.0, exclude_max=True))
-def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
+def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) -> None:
     weights = comparison_weights(spec, seed)
     rng = np.random.default_rng(seed)
     x = rng.integers(0, spec.vocabulary.size, (ROWS + 1, spec.model.seq_len)).astype(np.int32)

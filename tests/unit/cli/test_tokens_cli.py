@@ -118,7 +118,7 @@ def test_generating_needs_the_tokenizer(cli: CommandLine) -> None:
     ("words", "message"),
     [
         (["train", "small", "toy"], "tokenizer 'small' exists"),
-        (["train", "tiny", "toy", "--vocab-size", "100"], "cannot train on 'toy'"),
+        (["train", "tiny", "toy", "--vocab-size", "100"], "cannot be trained on 'toy'"),
         (["train", "new", "toy-tokens"], "holds tokens already"),
         (["train", "../new", "toy"], "use letters"),
         (["encode", "toy-tokens", "toy", "--tokenizer", "small"], "dataset 'toy-tokens' exists"),

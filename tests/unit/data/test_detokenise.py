@@ -168,7 +168,7 @@ def test_tokens_that_are_no_documents(tmp_path: Path, tokens: list[int], message
 def test_a_document_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detokenise, "MAX_DOCUMENT_TOKENS", 50)
     monkeypatch.setattr(detokenise, "BATCH_TOKENS", 20)
-    assert "no document start in 60 tokens; allowed are 50" in refusal(tmp_path, [START, *pieces("t") * 99])
+    assert "no document start (1) in 60 tokens; allowed are 50" in refusal(tmp_path, [START, *pieces("t") * 99])
 
 
 def test_byte_shards_are_no_token_shards(tmp_path: Path) -> None:

@@ -402,7 +402,7 @@ def test_a_hub_that_cannot_be_reached(standin: HubStandin, refusal: Refusal, mon
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert f"cannot reach the hub at {address} (" in refusal("fineweb")
     monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert "check network and HF_ENDPOINT" in refusal("fineweb")
+    assert "check the network and HF_ENDPOINT" in refusal("fineweb")
 
 
 def test_impossible_arguments(standin: HubStandin, refusal: Refusal) -> None:

@@ -101,7 +101,7 @@ def test_byte260_windows_carry_document_starts() -> None:
 def test_a_stream_of_exactly_one_window_is_enough_and_one_less_is_not() -> None:
     stream = counting_stream(64)
     assert Loader(stream, 64, 2, 0).batch(5).tolist() == [stream.read(0, 64).tolist()] * 2
-    with pytest.raises(DataError, match=r"toy/train: 64 symbols, less than one window of model.seq_len = 65"):
+    with pytest.raises(DataError, match=r"toy/train: 64 symbols are fewer than one window of model.seq_len = 65"):
         Loader(stream, 65, 2, 0)
 
 

@@ -57,7 +57,7 @@ def _changed(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray
     """The weights at which a spec with quantisation-aware training takes its gradients, float64."""
     ops = OPS["numpy"]
     params = {name: ops.asarray(value) for name, value in weights.items()}
-    return training_weights(ops, spec, params, quantised_matrices(spec), batch())
+    return training_weights(ops, spec, params, quantised_matrices(spec), symbols(spec))
 
 
 @every_form

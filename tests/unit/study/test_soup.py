@@ -94,7 +94,7 @@ def test_windows_to_choose_by_are_spread_over_the_text():
     windows = selection_windows(spec, stream)
     assert windows.shape == (4, 64) and windows.dtype == np.int32
     assert (windows[0] == stream.symbols[:64]).all() and (windows[2] == stream.symbols[15 * 64 : 16 * 64]).all()
-    with pytest.raises(DataError, match="less than one window"):
+    with pytest.raises(DataError, match="fewer than one window"):
         selection_windows(spec, FakeStream([b"short"]))
 
 
