@@ -70,13 +70,14 @@ def run(args: argparse.Namespace) -> CommandResult:
             on_score=scores.append,
             data_checks=check_target_data(target, stream),
         )
-    print_score(result_console(args), document)
+    shown = result_console(args)
+    print_score(shown, document)
     path = _save(args, target, document, scores[0], out)
     if not document.compressors:
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
             document = with_compressors(document, stream, args.max_symbols, progress)
         for name, result in document.compressors.items():
-            out.print(f"{name}: {result.bpb:.4f} bits per byte, {result.compressed_bytes:,} bytes")
+            shown.print(f"{name}: {result.bpb:.4f} bits per byte, {result.compressed_bytes:,} bytes")
         if path is not None:
             write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)

@@ -51,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("spec smok", "did you mean 'smoke'?"),
         (
             "spec tiny --set num_layers=3",
-            "unknown key num_layers, did you mean model.num_layers or model.decoder.num_layers?",
+            "did you mean model.num_layers or model.decoder.num_layers?",
         ),
         ("spec tiny --set model.steps=3", "unknown key model.steps, did you mean training.steps?"),
         ("score good --runs-dir q[", "did you mean ']good'?"),
