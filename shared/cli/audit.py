@@ -26,6 +26,7 @@ from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
+from shared.scoring.windows import check_window
 from shared.spec import spec_id
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
@@ -89,6 +90,7 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     spec = target.spec
     text = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     stream = sampled(text, args.max_symbols or spec.evaluation.val_symbols)
+    check_window(spec.model.seq_len, stream.num_symbols)
     scorer = create_scorer(engine, spec, target.weights)
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
         score = score_by_spec(scorer, stream, progress=progress)

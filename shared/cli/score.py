@@ -27,6 +27,7 @@ from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.windows import check_window
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     target = load_trained(args.target, args.weights, args.runs_dir)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
+    check_window(target.spec.model.seq_len, min(stream.num_symbols, args.max_symbols or stream.num_symbols))
     scorer = create_scorer(engine, target.spec, target.weights)
     out = console()
     scores: list[Score] = []

@@ -14,7 +14,7 @@ from shared.cli.command import silence
 from shared.errors import visible
 
 # A file or a pipe has no width to keep to; a terminal that claims to be narrower than this has none that it knows of.
-PIPE_COLUMNS, FEWEST_COLUMNS = 1000, 10
+PIPE_COLUMNS, FEWEST_COLUMNS, TERMINAL_COLUMNS = 1000, 10, 80
 
 
 class Screen(Console):
@@ -26,8 +26,10 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = True) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
-        if not self.is_terminal or self.width < FEWEST_COLUMNS:
+        if not self.is_terminal:
             self.width = PIPE_COLUMNS
+        elif self.width < FEWEST_COLUMNS:
+            self.width = TERMINAL_COLUMNS
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -32,13 +32,8 @@ class Window:
 def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, ...]:
     """The windows that count each of `num_symbols` symbols once, in order; none for an empty stream.
 
-    Raises UserError unless 1 <= stride <= seq_len, and for a window that is far longer than the stream.
+    Raises UserError unless 1 <= stride <= seq_len.
     """
-    if seq_len > max(num_symbols, MOST_PADDED_SYMBOLS):
-        raise UserError(
-            f"a window of {seq_len:,} symbols for a text of {num_symbols:,}: "
-            f"longer than the text, at most {MOST_PADDED_SYMBOLS:,}"
-        )
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride {stride}: must be from 1 to the window of {seq_len} symbols")
     windows: list[Window] = []
@@ -49,6 +44,16 @@ def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, .
         windows.append(Window(start, counted, stop))
         counted = stop
     return tuple(windows)
+
+
+def check_window(seq_len: int, num_symbols: int) -> None:
+    """Raise UserError for a window far longer than the text of `num_symbols`: an artifact of unknown origin may say any
+    length, and memory is taken for all of it."""
+    if seq_len > max(num_symbols, MOST_PADDED_SYMBOLS):
+        raise UserError(
+            f"a window of {seq_len:,} symbols for a text of {num_symbols:,}: "
+            f"longer than the text, at most {MOST_PADDED_SYMBOLS:,}"
+        )
 
 
 def times_counted(windows: Sequence[Window], num_symbols: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from shared.errors import MOST_LETTERS, one_line, visible
 from shared.model import random_weights
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import find_run
-from shared.scoring.windows import MOST_PADDED_SYMBOLS, plan_windows
+from shared.scoring.windows import MOST_PADDED_SYMBOLS, check_window
 from shared.spec import load_spec
 from tests import ROOT
 from tests.command_line import CommandLine, set_words
@@ -185,10 +185,10 @@ def test_a_full_disk_behind_stdout_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_window_far_longer_than_the_text_is_refused() -> None:
-    assert len(plan_windows(100, MOST_PADDED_SYMBOLS, 8)) == 1
-    assert len(plan_windows(2 * MOST_PADDED_SYMBOLS, 2 * MOST_PADDED_SYMBOLS, 8)) == 1
+    check_window(MOST_PADDED_SYMBOLS, 100)
+    check_window(2 * MOST_PADDED_SYMBOLS, 2 * MOST_PADDED_SYMBOLS)
     with pytest.raises(ValueError, match="longer than the text, at most 65,536"):
-        plan_windows(256, 2**34, 2**34)
+        check_window(2**34, 256)
 
 
 def test_a_prompt_that_the_terminal_cannot_encode_is_escaped(run: Path) -> None:
