@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     refuse_run_artifact(args.output, "a soup")
     members = [load_trained(source, args.weights, args.runs_dir) for source in args.runs]
     check_members(members, args.recipe)
-    spec, engine, out = members[0].spec, args.engine or default_engine(), console()
+    spec, engine, out = members[0].spec, args.engine or default_engine(), result_console(args)
     selection = open_selection(spec)
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
-    with progress_bar(out, f"scoring {args.output} on {stream.name}", "symbols") as progress:
+    with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(
             scorer,
             stream,
