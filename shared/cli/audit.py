@@ -16,7 +16,15 @@ from shared.cli.command import (
     positive,
     result_console,
 )
-from shared.cli.scoring import add_text_arguments, default_engine, make_table, progress_bar, verdict
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+    verdict,
+)
 from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
@@ -40,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_runs_dir_argument(parser)
     add_set_argument(parser)
     add_text_arguments(parser)
+    add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(
         "--full", action="store_true", help="also train on uniform random bytes: a score below 8 bits means a leak"
@@ -51,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run the checks; status 1 if one fails."""
-    target = load_audited(args.target, args.overrides, runs_dir=args.runs_dir)
+    target = load_audited(args.target, args.overrides, step=args.step, runs_dir=args.runs_dir)
+    say_warnings(console(), target)
     engine = args.engine or default_engine()
     if args.full and engine == "numpy":
         raise UserError("--full trains a model, which the numpy oracle cannot: choose --engine mlx or torch")

@@ -21,7 +21,15 @@ from shared.cli.command import (
     result_console,
     say,
 )
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    check_lines,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+)
 from shared.engine.package import available_engines, create_scorer
 from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
@@ -45,12 +53,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a run: its artifact (default), the averaged or trained weights of its last checkpoint, or the weights "
         "of the one that was best on held-out text, which makes the score optimistic",
     )
+    add_step_argument(parser)
     add_output_argument(parser, "write the score document here, not into the run")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
-    target = load_trained(args.target, args.weights, args.runs_dir)
+    target = load_trained(args.target, args.weights, args.step, args.runs_dir)
+    say_warnings(console(), target)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
     check_window(target.spec.model.seq_len, min(stream.num_symbols, args.max_symbols or stream.num_symbols))

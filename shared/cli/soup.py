@@ -17,9 +17,18 @@ from shared.cli.command import (
     add_output_argument,
     add_runs_dir_argument,
     console,
+    result_console,
 )
 from shared.cli.score import print_score
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    check_lines,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+)
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.checks import Check
@@ -42,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
     add_runs_dir_argument(parser)
+    add_step_argument(parser)
     add_output_argument(parser, "default %(default)s", Path("soup.btw"))
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
@@ -50,7 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check fails."""
     refuse_run_artifact(args.output, "a soup")
-    members = [load_trained(source, args.weights, args.runs_dir) for source in args.runs]
+    members = [load_trained(source, args.weights, args.step, args.runs_dir) for source in args.runs]
+    for member in members:
+        say_warnings(console(), member)
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), result_console(args)
     selection = open_selection(spec)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -19,6 +21,9 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError, nearest
+from shared.files import check_regular
+from shared.parsing import parse_toml
+from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width
 from shared.spec.spec import Spec
@@ -33,6 +38,10 @@ DERIVED_FIELDS = {
     "QatSpec": frozenset({"bits"}),
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
 }
+
+# Characters of a list in a message, which must stay readable.
+MAX_LISTED = 240
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 PRESETS = resources.files("shared.spec") / "presets"
 
@@ -129,7 +138,9 @@ def _read(source: str | Path) -> dict[str, Any]:
     if text.endswith(".toml"):
         path = Path(source)
         try:
-            content, name = path.read_text(encoding="utf-8"), path.stem
+            check_regular(path)
+            # Some editors begin a file with a byte order mark.
+            content, name = path.read_text(encoding="utf-8-sig"), path.stem
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise SpecError(f"{path}: cannot read the spec ({reason})") from None
@@ -137,11 +148,11 @@ def _read(source: str | Path) -> dict[str, Any]:
         if text not in preset_names():
             names = preset_names()
             allowed = f"presets: {', '.join(names)}, or a path to a .toml file"
-            raise SpecError(f"no preset {text!r}{nearest(text, names)}; {allowed}")
+            raise SpecError(f"no preset {shown(text)}{nearest(text, names)}; {allowed}")
         content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
     try:
-        values = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+        values = parse_toml(content)
+    except ValueError as error:
         raise SpecError(f"{source}: not valid TOML ({error})") from None
     values.setdefault("name", name)
     return values
@@ -152,18 +163,22 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, raw = override.partition("=")
     path = key.strip().split(".")
     if not separator or not all(path):
-        raise SpecError(f"--set {override!r}: write it as section.key=value")
+        raise SpecError(f"--set {shown(override)}: write it as section.key=value")
     if renamed := new_name(".".join(path)):
-        raise SpecError(f"--set {override!r}: {'.'.join(path)} is called {renamed} now")
+        raise SpecError(f"--set {shown(override)}: {'.'.join(path)} is called {renamed} now")
     try:
-        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+        table = parse_toml(f"value = {raw.strip()}")
+        # A line feed in the text may begin another key.
+        value = table["value"] if len(table) == 1 else raw.strip()
     except tomllib.TOMLDecodeError:
         value = raw.strip()
+    except ValueError as error:
+        raise SpecError(f"--set {shown(override)}: {error}") from None
     target: Any = values
     for part in path[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
-            raise SpecError(f"--set {override!r}: {part!r} is a value, not a section")
+            raise SpecError(f"--set {shown(override)}: {shown(part)} is a value, not a section")
     target[path[-1]] = copy.deepcopy(value)
 
 
@@ -172,19 +187,22 @@ def _first_problem(error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"])
+    # Of an unknown key a file may have made a name of any length, with anything in it.
+    key = key if PLAIN_KEY.fullmatch(key) else shown(key)
     match problem["type"]:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
             word = str(problem["loc"][-1])
             elsewhere = [path for path in _paths(Spec) if path.rpartition(".")[2] == word]
             hint = f", did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(word, siblings)
-            return f"unknown key {key}{hint or '; allowed here: ' + ', '.join(siblings)}"
+            allowed = textwrap.shorten(", ".join(siblings), MAX_LISTED, placeholder=" ...")
+            return f"unknown key {key}{hint or f'; allowed here: {allowed}'}"
         case "missing":
             return f"{key} is missing: it has no default"
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
-            return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -20,7 +20,7 @@ from shared.errors import ArtifactError, RunError
 from shared.model import model_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.runs.checkpoints import CheckpointStore
+from shared.runs.checkpoints import CheckpointStore, signed
 from shared.runs.metrics import last_ending, read_events
 from shared.runs.target import CHOSEN_KEY, load_trained
 from shared.scoring.document import read_score
@@ -216,6 +216,7 @@ def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
     """Say that the checkpoint of a step had the best validation; returns the average that was validated there."""
     with edited(run / "checkpoints" / f"step-{step:08d}.json") as values:
         values["last_validation"]["bpb"] = 1.25
+        values.update(signed(values))
     checkpoint = CheckpointStore(run / "checkpoints", 3).load_best()
     assert checkpoint is not None and checkpoint.info.step == step
     spec = load_spec(run / "spec.toml")
@@ -250,6 +251,7 @@ def test_a_run_without_validated_checkpoints_has_no_best(run: Path, cli: Command
     for path in (run / "checkpoints").glob("*.json"):
         with edited(path) as values:
             values["last_validation"] = None
+            values.update(signed(values))
     done = cli("score", run, "--weights", "best")
     assert done.status == 2 and "none of its checkpoints was validated" in done.told
     shutil.rmtree(run / "checkpoints")
@@ -314,3 +316,76 @@ def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
     assert read_score(run.parent / "new" / "score.json") == result.finished.score
     assert "brotli -11" in (run.parent / "new" / "report.html").read_text()
     assert "compressors" in result.phase_s
+
+
+def damage(run: Path, step: int) -> None:
+    """Change a number in a checkpoint's JSON."""
+    path = run / "checkpoints" / f"step-{step:08d}.json"
+    path.write_text(path.read_text().replace('"elapsed_s": ', '"elapsed_s": 1'))
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_step_chooses(run: Path, tmp_path: Path, cli: CommandLine) -> None:
+    """By every command that reads checkpoints, and neither in the artifact's silence nor in that of --json."""
+    out = ("--output", tmp_path / "out.btw")
+    assert cli.document("pack", run, *out)["step"] == 6
+    (run / "artifact.btw").unlink()
+    damage(run, 6)
+    short = ("--engine", "numpy", "--max-symbols", "128")
+    for command, *words in (
+        ("pack", *out),
+        ("score", *short),
+        ("audit", *short),
+        ("generate", "--engine", "numpy", "--bytes", "2"),
+        ("soup", run, *out, *short),
+    ):
+        done = cli(command, run, *words)
+        assert done.status in (0, 1), done.err
+        where = "step-00000006.safetensors is damaged (the SHA-256 of its JSON file differs from the recorded one)"
+        assert f"{where}; the weights are those of step 4; --step N chooses" in done.told, command
+        chosen = cli(command, run, *words, "--step", "4")
+        assert chosen.status == done.status and "is damaged" not in chosen.told
+        assert "step-00000006.safetensors is damaged" in cli.refusal(command, run, *words, "--step", "6")
+        assert "no checkpoint of step 5; steps: 2, 4, 6" in cli.refusal(command, run, *words, "--step", "5")
+    assert cli.document("pack", run, *out, "--step", "2")["step"] == 2
+    assert "needs --output with another file" in cli.refusal("pack", run, "--step", "4")
+    assert "chooses a checkpoint" in cli.refusal("score", run, "--weights", "best", "--step", "4")
+    assert "this is an artifact" in cli.refusal("score", tmp_path / "out.btw", "--step", "4")
+    assert "this is a spec" in cli.refusal("audit", "tiny", "--step", "4")
+
+
+def test_what_a_kill_left_out_of_a_finished_run_is_made_up_for_by_the_next_start(run: Path, cli: CommandLine) -> None:
+    words = ["train", run / "spec.toml", "--runs-dir", run.parent, "--run", run.name, "--resume"]
+    report = run / "report.html"
+    report.unlink()
+    (run / ".artifact.btw.4242.tmp").touch()
+    assert cli.document(*words)["status"] == "finished"
+    assert report.is_file() and not list(run.glob(".*"))
+    written = report.stat().st_mtime_ns
+    assert cli(*words).status == 0 and report.stat().st_mtime_ns == written
+    # A kill between the score and its report.
+    os.utime(run / "score.json", ns=(written + 10, written + 10))
+    assert cli(*words).status == 0 and report.stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", b"[" * 200_000),
+        ("environment.json", b'{"data": {"train": [], "heldout": []}}'),
+        ("environment.json", b'{"packages": [], "ranks": {}, "earlier_starts": 3}'),
+        ("score.json", b"[" * 200_000),
+        ("score.json", b'{"bpb": 1e999}'),
+        ("documents.safetensors", b"\x02" + bytes(7) + b"{}"),
+        ("documents.safetensors", b"\xff" * 8),
+        ("metrics.jsonl", b'{"event": "finished", "step": 6, "packing": 3}\n'),
+        ("spec.toml", b"x = " + b"[" * 3000),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_files_of_a_run_are_one_line(run: Path, cli: CommandLine, name: str, content: bytes) -> None:
+    """In every command that reads runs; a resumed run mends what can be made again."""
+    (run / name).write_bytes(content)
+    for words in (["compare", run], ["record", run, "--output", run.parent / "record"], ["fit", run]):
+        done = cli(*words)
+        assert done.status in (0, 1, 2) and (done.status == 0 or done.err.count("\n") <= 2), done.err
+        assert len(done.err) < 1000
