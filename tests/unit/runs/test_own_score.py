@@ -297,7 +297,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: Comma
     done = cli("record", runs / "new", "--output", runs / "record", "--json")
     assert done.status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
     done = cli("score", runs / "new")
-    assert done.status == 0 and "brotli -11: " in done.told
+    assert done.status == 0 and "brotli -11: " in done.out
     assert set(read_score(runs / "new" / "score.json").compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert len(list(root.glob(text))) == 1
     # From now on they are known.
