@@ -24,7 +24,13 @@ from tests.museum.exhibits import EXHIBITS, Exhibit, score_failures, table_of_by
 pytestmark = pytest.mark.slow
 
 # What the modules define beside their exhibits.
-HELPERS = {"accounting.WrappedScorer", "accounting.normalised", "dead_switch.flagged_loss", "ngrams.without_ngrams"}
+HELPERS = {
+    "accounting.WrappedScorer",
+    "accounting.normalised",
+    "dead_switch.flagged_loss",
+    "dead_switch.without_qat",
+    "ngrams.without_ngrams",
+}
 NO_EXHIBITS = {"exhibits", "fake_stream"}
 README = Path(__file__).with_name("README.md")
 
