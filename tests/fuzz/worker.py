@@ -7,6 +7,7 @@ seen and costs one child. Input `index` of a kind is made by a generator seeded 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import multiprocessing
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from shared.errors import UserError
 
@@ -46,6 +48,36 @@ Reader = Callable[[], object]
 
 class Broken(Exception):
     """What a user would see is not what was promised."""
+
+
+def confine(folder: Path) -> None:
+    """From now on this process has the permission to write in a folder only: a hostile output may be a device, or a file
+    of the machine that runs this, perhaps as root. (A library of another language is not seen.)"""
+    inside = f"{folder.resolve()}/"
+    write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    # Event of the interpreter: which of its arguments are paths that are changed.
+    changing = {"os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.truncate": (0,)}
+    changing |= {"os.link": (1,), "os.symlink": (1,), "os.chmod": (0,), "os.chown": (0,), "shutil.rmtree": (0,)}
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            paths = args[:1] if args[2] & write_flags else ()
+        else:
+            paths = tuple(args[at] for at in changing.get(event, ()))
+        if event in ("os.remove", "os.rmdir") and args[1] != -1:
+            return  # Relative to an open folder, which shutil.rmtree was told.
+        for path in paths:
+            if isinstance(path, int):
+                continue
+            # The last part is what is changed: if it is a link, the link; an open file is what the link leads to.
+            full = os.path.abspath(os.fsdecode(path))
+            real = os.path.realpath(full) if event == "open" else os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))
+            if not f"{real}/".startswith(inside) and not (event == "open" and real == os.devnull):
+                if event == "os.mkdir" and os.path.isdir(full):
+                    continue
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
+
+    sys.addaudithook(hook)
 
 
 @dataclass
@@ -74,7 +106,7 @@ def run_inputs(kind: str, seed: int, indices: range, keep: Path | None = None, t
         ours, theirs = context.Pipe()
         with tempfile.TemporaryDirectory(prefix="bytetwin-fuzz-") as scratch:
             batch = range(at, min(at + MAX_INPUTS, indices.stop))
-            child = context.Process(target=_work, args=(kind, seed, batch, Path(scratch), keep, theirs))
+            child = context.Process(target=_work, args=(kind, seed, batch, Path(scratch), theirs))
             child.start()
             theirs.close()
             with contextlib.suppress(EOFError):
@@ -82,6 +114,9 @@ def run_inputs(kind: str, seed: int, indices: range, keep: Path | None = None, t
                     if not ours.poll(HANG_S):
                         raise EOFError
                     tally.add(*ours.recv())
+                    if tally.failures and tally.failures[-1][0] == at:
+                        _keep(keep, kind, seed, at, Path(scratch))
+                        ours.send(None)
                     at += 1
                     tell(tally)
             hung = at < batch.stop and child.is_alive() and not ours.poll(0)
@@ -141,7 +176,7 @@ def show(error: UserError) -> None:
     check_lines(told.getvalue(), status)
 
 
-def _work(kind: str, seed: int, indices: range, scratch: Path, keep: Path | None, reports: Connection) -> None:
+def _work(kind: str, seed: int, indices: range, scratch: Path, reports: Connection) -> None:
     """What a child does."""
     warnings.simplefilter("error")
     with contextlib.suppress(ValueError, OSError):
@@ -150,6 +185,9 @@ def _work(kind: str, seed: int, indices: range, scratch: Path, keep: Path | None
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     make = importlib.import_module(f"tests.fuzz.{kind}").make
     os.environ["COLUMNS"] = "200"
+    sys.dont_write_bytecode = True
+    tempfile.tempdir = str(scratch)
+    confine(scratch)
     base = _peak_bytes()
     for index in indices:
         rng, folder = random.Random(f"{kind} {seed} {index}"), scratch / "in"
@@ -161,9 +199,9 @@ def _work(kind: str, seed: int, indices: range, scratch: Path, keep: Path | None
         verdict, detail = attempt(read)
         if verdict in ("refused", "accepted") and _peak_bytes() - base > MAX_BYTES:
             verdict, detail = "large", f"{_peak_bytes() - base:,} bytes\n    {detail}"
-        if verdict not in ("refused", "accepted"):
-            _keep(keep, kind, seed, index, scratch)
         reports.send((index, verdict, detail))
+        if verdict not in ("refused", "accepted"):
+            reports.recv()  # Until the input is kept.
         if verdict == "large":
             os._exit(0)
     os._exit(0)
