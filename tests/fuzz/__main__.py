@@ -41,7 +41,7 @@ def tell(tally: Tally, kind: str, seed: int) -> None:
     for index, verdict, detail in tally.failures:
         lines = detail.splitlines()
         frames = [line.strip() for line in lines[:-1] if "tests/fuzz/" not in line]
-        alike[verdict, *frames, lines[-1].strip()[:32]].append((index, verdict, detail))
+        alike[verdict, *frames, *lines[-1].split()[:3]].append((index, verdict, detail))
     for found in sorted(alike.values(), key=len, reverse=True):
         index, verdict, detail = found[0]
         print(f"{len(found)} x {verdict}: python -m tests.fuzz {kind} --seed {seed} --only {index}\n    {detail}\n")

@@ -24,7 +24,7 @@ pack bytes --weights best --output x.btw
 score bytes --engine numpy --max-symbols 48 --output x.json
 score tokens --engine numpy --max-symbols 48 --stride 8 --output x.json --data golden-tokens
 score runs/bytes/artifact.btw --engine numpy --max-symbols 48 --json
-audit bytes --engine numpy --max-symbols 48
+audit runs/bytes --engine numpy --max-symbols 48
 generate bytes --engine numpy --bytes 3 --prompt hello --temperature 0.5 --top-p 0.9 --seed 3
 generate tokens --engine numpy --bytes 3 --json
 compare bytes tokens --confidence 0.9 --margin-nats 0.01 --output x.md

@@ -252,7 +252,9 @@ class Bench:
                     store = CheckpointStore(path, 9)
                     for step in store.steps():
                         store._load(step)
-        except (UserError, ValueError, OSError, EOFError) as error:
+        except Exception as error:
+            if isinstance(error, Lost):
+                raise
             raise Lost(f"{type(error).__name__}: {error}") from None
         for kept in ("records/old/submission.json", "datasets/old/manifest.json", "datasets/golden/manifest.json", "runs/done/spec.toml"):
             hidden = (self.folder / kept).parents[1].glob(f".{Path(kept).parent.name}.*/{Path(kept).name}")
@@ -289,14 +291,16 @@ def die_at(folder: Path, plan: Plan) -> Iterator[int]:
     names = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
     seen, opened, dying, fsync = [0], [""], [False], os.fsync
 
-    def change(cut: float | None = None) -> None:
+    def change(flushed: int | None = None) -> None:
         if dying[0]:
             return
         if seen[0] == plan.place:
             dying[0] = True
             with contextlib.suppress(OSError):
-                if cut is not None and os.path.isfile(opened[0]):
-                    os.truncate(opened[0], int(cut * os.path.getsize(opened[0])))
+                # What has its own name is whole by then: only a temporary file may have been cut short.
+                if plan.cut is not None and flushed is not None and "/." in opened[0].removeprefix(inside):
+                    if os.path.samestat(os.fstat(flushed), os.stat(opened[0])):
+                        os.truncate(opened[0], int(plan.cut * os.path.getsize(opened[0])))
             os.kill(os.getpid(), signal.SIGKILL)
         seen[0] += 1
 
@@ -311,7 +315,7 @@ def die_at(folder: Path, plan: Plan) -> Iterator[int]:
                 change()
 
     def flush(descriptor: int) -> None:
-        change(plan.cut)
+        change(descriptor)
         fsync(descriptor)
 
     sys.addaudithook(hook)
