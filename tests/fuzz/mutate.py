@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -167,10 +169,9 @@ def change_tensors(rng: Rng, content: bytes) -> bytes:
 
 def misplace(rng: Rng, path: Path) -> None:
     """Something else where a file was: nothing, a folder, a link to itself or elsewhere, a pipe."""
-    import os
-
-    if path.exists():
-        path.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
     rng.choice(
         (
             lambda: None,
