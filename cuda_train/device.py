@@ -1,19 +1,17 @@
-"""What the torch engine runs on, and how much memory it used."""
+"""The device of the torch engine, and how much memory it used."""
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
 from shared.errors import UserError
 from shared.spec.base import Float32Products
 
@@ -36,7 +34,7 @@ def check_local_rank() -> None:
 
 
 def to_device(values: np.ndarray) -> torch.Tensor:
-    """A copy on the device. On a GPU it is queued from pinned memory, and the host goes on."""
+    """A copy on the device. On a GPU it is queued from pinned memory, and the host does not wait."""
     host = torch.from_numpy(values)
     return host.pin_memory().to(default_device(), non_blocking=True) if on_gpu() else host.clone()
 
@@ -75,7 +73,7 @@ def float32_products() -> Multiplied:
 
 
 def device_name() -> str:
-    """The device in words."""
+    """A readable description of the device."""
     if on_gpu():
         return f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
     return f"CPU, {os.cpu_count()} threads, {platform.machine()}"
@@ -85,8 +83,7 @@ def peak_memory_bytes() -> int:
     """Peak memory in bytes: torch's own count on a GPU, the process's resident memory on a CPU."""
     if on_gpu():
         return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
 
 
 def device_facts() -> DeviceFacts:

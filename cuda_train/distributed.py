@@ -1,7 +1,7 @@
 """Several torch processes as one run: `torchrun --nproc_per_node N -m cuda_train SPEC`.
 
-Gradients are averaged by DistributedDataParallel. What rank 0 tells the others travels over gloo on the
-host, so that it never waits for the GPU.
+Gradients are averaged by DistributedDataParallel. Messages from rank 0 travel over gloo on the host, so they never
+wait for the GPU.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ from shared.ops import Ops
 from shared.optim import orthogonalise
 from shared.spec.optimizer import NSCoefficients
 
-# Where torchrun tells a process its rank, and how many there are.
+# The variables in which torchrun gives a process its rank, and the number of ranks.
 RANK, WORLD_SIZE = ENGINES["torch"].rank_variable, "WORLD_SIZE"
 
-# Joining takes seconds; a collective of a step less. While rank 0 packs, the others wait for its next word.
-CONNECT_TIMEOUT = timedelta(seconds=60)
+# A collective of a step is quick. While rank 0 packs, the others wait for its next message.
 STEP_TIMEOUT = timedelta(minutes=5)
 CONTROL_TIMEOUT = timedelta(hours=2)
 
-# The name from torch 2.12 on, and the one before it.
+# The name since torch 2.12, and the older one.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 LOST = re.compile(r"connection|closed|reset by peer|timed out|timeout|gloo|nccl|socket", re.IGNORECASE)
 
 
 class TorchRanks:
-    """shared.engine.ranks.Ranks over torch.distributed's default process group and a gloo group beside it."""
+    """shared.engine.ranks.Ranks over torch.distributed's default process group, and a gloo group for messages."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -104,7 +103,7 @@ def shared_orthogonalise(
 ) -> torch.Tensor:
     """`shared.optim.orthogonalise` of a stack [K, R, C], each rank doing ceil(K / world size) of its matrices.
 
-    The stack is filled up with zero matrices, which stay zero. All ranks end with the same bits.
+    The stack is padded with zero matrices, which stay zero. All ranks end with the same bits.
     """
     count, world_size = len(update), dist.get_world_size()
     per_rank = -(-count // world_size)

@@ -119,7 +119,7 @@ class TrainingEngine(EngineState):
         self._set_products()
         for value in self.params.values():
             value.grad = None
-        # The stage as a word: torch.compile takes a word for a constant, and makes one graph for each.
+        # The stage as a string, which torch.compile treats as a constant: it makes one graph for each.
         stage, run = str(numbers.stage), (self._on_device(numbers.run) if numbers.run else {}) | self.tables
         parts = list(micro_batches(self.spec, x))
         total = torch.zeros((), device=self._device)
@@ -164,7 +164,7 @@ class TrainingEngine(EngineState):
 
 
 class _Loss(torch.nn.Module):
-    """The training loss as a module that owns the float32 weights, as DistributedDataParallel wants it."""
+    """The training loss as a module that owns the float32 weights, as DistributedDataParallel requires."""
 
     def __init__(self, engine: TrainingEngine) -> None:
         super().__init__()

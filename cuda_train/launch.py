@@ -16,7 +16,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -28,7 +27,7 @@ from shared.errors import UserError
 
 ALL_GPUS = "gpus"
 HOST = "127.0.0.1"
-# The launcher and the ranks meet at once or never, as all of them are on this machine.
+# The launcher and the ranks connect at once or never, because all of them are on this machine.
 MEETING_TIMEOUT_S = 60
 # Failures seen within this time are one event: a rank that died, and the others that lost contact with it.
 SAME_EVENT_S = 2
@@ -54,8 +53,8 @@ def resolve_ranks(wanted: str) -> int:
 def launch(words: Sequence[str], ranks: int, port: int | None = None) -> int:
     """Run `python -m cuda_train WORDS` as `ranks` processes and return one exit status for all of them.
 
-    The status is 0, that of the rank that failed first, or 128 + the number of a signal. `port` is where the
-    processes meet; without it a free one is taken. Raises UserError, before anything starts, if it is in use.
+    The status is 0, that of the rank that failed first, or 128 + the number of a signal. `port` is the
+    rendezvous port, by default any free one. Raises UserError, before anything starts, if it is in use.
     """
     if port is not None:
         check_port(port)
@@ -90,7 +89,7 @@ def check_port(port: int) -> None:
     """Raise UserError unless a server can be opened at a port of this machine."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: must be from 1 to 65535")
-    # A Mac opens a port on all addresses although a server has it on one, so the one that ranks meet at is tried too.
+    # macOS opens a port on all addresses even if a server has it on one, so the address of the ranks is tried too.
     for address in (HOST, ""):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,7 +98,7 @@ def check_port(port: int) -> None:
             except OSError as error:
                 raise UserError(
                     f"--port {port}: cannot be used ({(error.strerror or str(error)).lower()}); "
-                    "name another, or none for one that is free"
+                    "choose another, or omit it for a free one"
                 ) from None
 
 
@@ -139,7 +138,7 @@ def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The launcher's log off: what it would say, the ranks or the exit status say better."""
+    """Silence the launcher's log: the ranks and the exit status say it better."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -150,22 +149,18 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """A lost terminal counts as SIGTERM, on which ranks save, unless nohup made it nothing at all.
+    """Treat a lost terminal as SIGTERM, on which ranks save, unless nohup has it ignored.
 
-    The launcher replaces the handlers of SIGINT and SIGTERM; they are put back afterwards.
+    The launcher replaces the handlers of SIGINT and SIGTERM; they are restored afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, _terminate)
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGTERM)

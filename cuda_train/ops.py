@@ -70,12 +70,7 @@ class TorchOps:
         return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1)
 
     def attention(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        window: int = 0,
-        documents: torch.Tensor | None = None,
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int = 0, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
         if window or documents is not None:
             return masked_attention(q, k, v, window, documents)
@@ -185,7 +180,7 @@ class TorchOps:
 def through_float16(x: torch.Tensor) -> torch.Tensor:
     """x float32, 0 <= x < 65504, rounded half to even to what float16 holds; float32.
 
-    By arithmetic: torch.compile takes a conversion to float16 and back for nothing, and leaves x as it was.
+    By arithmetic: torch.compile treats a conversion to float16 and back as a no-op and leaves x unchanged.
     """
     bits = x.view(torch.int32)
     normal = ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
@@ -200,8 +195,8 @@ def masked_attention(
 
     q [B, T, H, C], k and v [B, T, G, C]: [B, T, H, C]. The mask is a bool [1 or B, 1, T, T].
     """
-    place = torch.arange(q.shape[1], device=q.device)
-    distance = place[:, None] - place[None, :]
+    position = torch.arange(q.shape[1], device=q.device)
+    distance = position[:, None] - position[None, :]
     mask = (distance >= 0) & (distance < window) if window else distance >= 0
     if documents is not None:
         mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
@@ -235,14 +230,14 @@ def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 def rotation_table(positions: int, half: int, base: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """cos and sin of the RoPE angles, [2, positions, 1, half] in `dtype`, made once in float64 on the host.
 
-    A compiled function takes it for a constant. Left in the graph, the double-precision cosines would be computed
-    anew for every head of every position, on GPUs where they are up to 64 times slower than float32.
+    A compiled function treats it as a constant. Left in the graph, the double-precision cosines would be recomputed
+    for every head of every position, on GPUs where they are up to 64 times slower than float32.
     """
     return _cached_rotation_table(positions, half, base, dtype, device)
 
 
-# All that torch.compiler.assume_constant_result does. To call it would import torch's compiler, which takes longer than
-# the rest of torch, for those too who compile nothing.
+# All that torch.compiler.assume_constant_result does. Calling it would import torch's compiler, which takes longer than
+# the rest of torch, even where nothing is compiled.
 rotation_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""What the torch engine gives everything else."""
+"""The EnginePackage of the torch engine."""
 
 from __future__ import annotations
 

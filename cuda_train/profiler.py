@@ -1,4 +1,4 @@
-"""What a training step of the torch engine does, by torch's own profiler: kernels on a GPU, operators on a CPU."""
+"""Profiles a training step of the torch engine with torch's own profiler: kernels on a GPU, operators on a CPU."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _library_folder() -> Path:
 
 
 def _modules(progress: Callable[[int, int], None]) -> Iterator[_Document]:
-    """One document per module: its passages in source order. A file that does not parse is no module."""
+    """One document per module: its passages in source order. A file that does not parse is skipped."""
     root = _library_folder()
     files = source_files()
     for done, path in enumerate(files, start=1):

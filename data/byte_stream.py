@@ -28,11 +28,7 @@ class ByteText(JoinedShards):
 
 
 class ByteStream:
-    """Read-only random access to the symbols of one split.
-
-    Attributes: `name` (dataset/split), `sha256` (of the content), `vocabulary`, `num_symbols`,
-    `num_bytes` (of the text) and `num_documents`.
-    """
+    """Read-only random access to the symbols of one split: a SymbolStream, documented in `data.stream`."""
 
     def __init__(
         self,
@@ -82,12 +78,10 @@ class ByteStream:
         return counts
 
     def document_ids(self, start: int, count: int) -> Int64:
-        """Index of the document each symbol of [start, start + count) belongs to, int64 `[T]`."""
         self._check(start, count)
         return document_ids(self._symbol_starts, start, count)
 
     def documents(self) -> Iterator[bytes]:
-        """The raw bytes of every document in order, read from the text itself."""
         return map(self.document, range(self.num_documents))
 
     def document(self, index: int) -> bytes:
@@ -97,19 +91,13 @@ class ByteStream:
         return self._text.read(start, stop - start).tobytes()
 
     def text_bytes(self) -> bytes:
-        """The whole text, the documents one after the other."""
         return self._text.read(0, self.num_bytes).tobytes()
 
     def sketch(self) -> Sketch:
-        """What it takes to find the text in another one, or another one in it."""
         return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> ByteStream:
-        """A subset of at most `max_symbols`: whole documents drawn by `seed`, in stream order, the last drawn one cut.
-
-        A cut never splits a UTF-8 character. The subset lives in memory. Raises DataError if not even
-        one byte fits.
-        """
+        """As in SymbolStream; a cut never splits a UTF-8 character. The subset lives in memory."""
         if max_symbols >= self.num_symbols:
             return self
         specials = 0 if self._start_symbol is None else 1
@@ -128,7 +116,7 @@ class ByteStream:
         return ByteStream(ByteText([np.concatenate(pieces)]), starts, self.vocabulary, f"{self.name} (sample)", digest)
 
     def _specials(self, start: int, count: int) -> tuple[Int64, int]:
-        """(places of document-start symbols within the read, text byte at which the read begins)."""
+        """(positions of document-start symbols within the read, text byte at which the read begins)."""
         self._check(start, count)
         if self._start_symbol is None:
             return np.empty(0, np.int64), start

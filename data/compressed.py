@@ -1,6 +1,6 @@
-"""What general compressors make of the text of a dataset, kept beside its manifest.
+"""The sizes that general compressors reach on the text of a dataset, stored with its manifest.
 
-These figures stand beside every score of the text. They depend on nothing else and take minutes of a processor for
+These figures are shown with every score of the text. They depend on nothing else and take minutes of a processor for
 a large text, so they are measured when a dataset is made. `compressors_SHA256.json` (its first 16 digits) holds those
 of one text, a whole split or a sample of its documents. It is written once and whole, so that several processes may
 do so at the same time; a damaged one counts as missing.
@@ -25,7 +25,7 @@ Results = dict[str, CompressorResult]
 
 
 class _Kept(BaseModel):
-    """The content of a file: sizes of the compressed text, of which `bytes` is the size before."""
+    """The content of a file: sizes of the compressed text, and in `bytes` the size before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -55,7 +55,7 @@ def measure(name: str, text: bytes, progress: Progress = lambda _done, _total: N
         if not _read(path, text_sha256):
             sizes = {compressor: result.compressed_bytes for compressor, result in results.items()}
             kept = _Kept(text_sha256=text_sha256, bytes=len(text), compressed_bytes=sizes)
-            # Where nothing can be written the next score takes the same time again, and that is all.
+            # If nothing can be written, the next score takes the same time again, and that is all.
             with contextlib.suppress(OSError):
                 write_atomically(path, kept.model_dump_json(indent=2).encode() + b"\n")
     return results

@@ -1,7 +1,7 @@
-"""What general compressors make of a text: the figures that stand beside a score.
+"""The sizes that general compressors reach on a text: the figures shown with a score.
 
 They depend on the text alone and take minutes for a large one, so each text is compressed once: `data.compressed`
-keeps the figures beside the dataset.
+keeps the figures with the dataset.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zstandard
 
 from shared.errors import DataError
 
-# What is given to a compressor at once. It holds up a stop for half a second at most.
+# Bytes that a compressor gets at once. They delay a stop by half a second at most.
 CHUNK_BYTES = 1 << 18
 POLL_S = 0.1
 
@@ -63,7 +63,7 @@ NAMES = tuple(_COMPRESSORS)
 def compressor_results(text: bytes, progress: Progress = lambda _done, _total: None) -> dict[str, CompressorResult]:
     """`xz -9`, `zstd -19` and `brotli -11` on one text, with the settings of the command-line tools.
 
-    They work side by side, as the libraries release the interpreter. `progress(done_bytes, total_bytes)` follows the
+    They run in parallel, as the libraries release the interpreter. `progress(done_bytes, total_bytes)` follows the
     slowest; what it raises (a stop) ends all of them soon. Raises DataError for an empty text.
     """
     if not text:

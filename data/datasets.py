@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable
 
 from data import builtin
-from data.builtin_tokens import build_builtin_tokens
 from data.compressed import measure_heldout
+from data.encoding import encode_dataset
 from data.folders import dataset_folder
 from data.manifest import Manifest, read_manifest
 from data.opening import existing_manifest, open_existing, vocabulary_of, wrong_file
 from data.sketch_file import read_sketch, sketch_path
 from data.stream import SymbolStream
 from data.token_stream import TokenStream
-from data.tokenizer import Tokenizer, read_tokenizer
+from data.tokenizer import Tokenizer, read_tokenizer, tokenizer_path
+from data.tokenizer_training import train_tokenizer
 from data.writer import DatasetWriter
 from shared.errors import DataError
 from shared.spec import Spec, VocabularySpec
@@ -31,7 +32,7 @@ def make_missing(name: str) -> None:
         return
     if match := _BUILTIN_TOKENS.fullmatch(name):
         make_missing(BUILTIN)
-        build_builtin_tokens(name, int(match[1]))
+        _build_builtin_tokens(name, int(match[1]))
     elif name == BUILTIN:
         build_builtin()
 
@@ -115,6 +116,15 @@ def build_builtin(
         writer.finish(corpus.description)
     measure_heldout(BUILTIN)
     return read_manifest(folder)
+
+
+def _build_builtin_tokens(name: str, vocab_size: int) -> None:
+    """Train a tokenizer called `name` on the built-in corpus, unless there is one, and encode the corpus with it as
+    dataset `name`; a process that loses a race uses the winner's. Raises DataError."""
+    path = tokenizer_path(name)
+    tokenizer = read_tokenizer(path) if path.exists() else train_tokenizer(name, BUILTIN, vocab_size, replace=True)
+    encode_dataset(name, BUILTIN, tokenizer, keep_existing=True)
+    measure_heldout(name)
 
 
 def _check_text(stream: SymbolStream) -> None:

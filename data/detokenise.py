@@ -1,7 +1,7 @@
 """Token shards to documents of bytes, exactly and in bounded memory (docs/techniques.md 2.2).
 
-The stream of a split is cut at the document start id, never at a fixed size, and a document goes on from
-one shard file into the next. Every document's bytes are compared with the byte table (docs/techniques.md 1.2), and
+The stream of a split is cut at the document start id, never at a fixed size, and a document may
+continue in the next shard file. Every document's bytes are compared with the byte table (docs/techniques.md 1.2), and
 their total with the table summed over the stream before it was cut.
 """
 
@@ -36,7 +36,7 @@ class TokenDocuments:
         ends_here: bool = True,
         advance: Callable[[int], None] = lambda _num_bytes: None,
     ) -> None:
-        """`ends_here`: the last shard ends its last document. `advance` is told the bytes read."""
+        """`ends_here`: the last shard ends its last document. `advance` gets the number of bytes read."""
         self._paths = paths
         self._table = table
         self._ends_here = ends_here
@@ -90,7 +90,7 @@ class TokenDocuments:
                 )
             if self.num_tokens == 0 and tokens[0] != self._table.document_start:
                 raise DataError(
-                    f"{path}: begins with token {tokens[0]}, not with a document start ({self._table.document_start})"
+                    f"{path}: begins with token {tokens[0]}, not a document start ({self._table.document_start})"
                 )
             self._stream_bytes += int(self._table.counts(tokens, self._previous).sum())
             self.num_tokens += len(tokens)

@@ -1,4 +1,4 @@
-"""Datasets of bytes to datasets of tokens: `encode_dataset` is what `bytetwin tokenizer encode` does.
+"""Datasets of bytes to datasets of tokens: `encode_dataset` does the work of `bytetwin tokenizer encode`.
 
 Every document is encoded on its own, with the document start in front, and accounted for three times: by
 the byte table (docs/techniques.md 1.2), by decoding its tokens, and by the tokenizer's normalised form of the source.

@@ -1,4 +1,4 @@
-"""Where datasets lie, and what they may be called.
+"""The folders of datasets, and their names.
 
 A dataset is a folder `datasets_root()/NAME` with `manifest.json`, shards and a file of document starts
 (little-endian int64) per split.
@@ -14,7 +14,7 @@ from data.manifest import FILE_NAME
 from shared.errors import DataError
 
 ROOT_VARIABLE = "BYTETWIN_DATASETS"
-# The folder beside the datasets in which trained tokenizers lie; no dataset has this name.
+# The folder of trained tokenizers next to the datasets; no dataset has this name.
 TOKENIZERS = "tokenizers"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,11 +27,11 @@ def datasets_root() -> Path:
 
 
 def dataset_folder(name: str) -> Path:
-    """The folder of a dataset, existing or not. Raises DataError for a name that is no plain file name."""
+    """The folder of a dataset, existing or not. Raises DataError for a name that is not a plain file name."""
     if not _NAME.fullmatch(name):
         raise DataError(f"dataset name {name!r}: use letters, digits, '.', '_', '-', first a letter or digit")
     if name == TOKENIZERS:
-        raise DataError(f"dataset name {name!r}: there the tokenizers are kept; choose another")
+        raise DataError(f"dataset name {name!r}: taken by the folder of tokenizers; choose another")
     return datasets_root() / name
 
 

@@ -1,4 +1,4 @@
-"""Datasets of the hub: `import_from_hub` is what `bytetwin data download` does.
+"""Datasets of the hub: `import_from_hub` does the work of `bytetwin data download`.
 
 The hub holds token shards; bytetwin trains on bytes. So the shards and their tokenizer are fetched and checked
 (`data.hub_files`), turned back into documents (`data.detokenise`), and written as a byte dataset whose
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a dataset lies: shards `FOLDER/PREFIX_{train,val}_%06d.bin`, and their SentencePiece model.
+    """The location of a dataset: shards `FOLDER/PREFIX_{train,val}_%06d.bin`, and their SentencePiece model.
 
     `bytes_per_token` bounds the text bytes of a token on average, to foresee the disk space (docs/techniques.md 1.2).
     """
@@ -64,9 +64,9 @@ SOURCES: dict[str, dict[str, HubSource]] = {
 
 @dataclass(frozen=True)
 class HubResult:
-    """The new manifest, what was moved and read, and what was left out.
+    """The new manifest, and counts of what was downloaded, read and left out.
 
-    `unfinished_documents`: 1 if the last training document goes on in a shard that was not asked for, else 0.
+    `unfinished_documents`: 1 if the last training document continues in a shard that was not requested, else 0.
     """
 
     manifest: Manifest
@@ -131,8 +131,12 @@ def import_from_hub(
         for split, reader in readers.items():
             for document in reader:
                 writer.add(split, [document])
-        writer.finish(_describe(origin, source), origin)
-    _keep_tokenizer(hub_tokenizer(source_name, tokenizer), paths[plan.tokenizer.path])
+        shards = f"{origin.train_shards} of {origin.train_shards_available} training shards"
+        layout = Path(source.folder).name
+        writer.finish(f"{origin.repo_id} at {origin.revision[:12]}: {layout}, {shards}", origin)
+    kept = tokenizer_path(hub_tokenizer(source_name, tokenizer))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, paths[plan.tokenizer.path].read_bytes())
     return HubResult(
         manifest=read_manifest(folder),
         num_files=len(plan.files),
@@ -154,12 +158,6 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def _keep_tokenizer(name: str, model: Path) -> None:
-    path = tokenizer_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, model.read_bytes())
-
-
 def _source(source_name: str, tokenizer: str) -> HubSource:
     if source_name not in SOURCES:
         raise DataError(f"no hub dataset {source_name!r}; there are: {', '.join(SOURCES)}")
@@ -170,7 +168,7 @@ def _source(source_name: str, tokenizer: str) -> HubSource:
 
 
 def _plan(source: HubSource, repository: Repository, paths: frozenset[str], num_shards: int) -> _Plan:
-    """The files to fetch, as the hub describes them. Raises DataError if one is missing or too many are asked for."""
+    """The files to fetch, as the hub describes them. Raises DataError if one is missing or too many are requested."""
     train, heldout = (_numbered(paths, source, side) for side in ("train", "val"))
     if num_shards > len(train):
         raise DataError(f"--shards {num_shards}: {source.repo_id} has {len(train)} training shards in {source.folder}")
@@ -197,15 +195,15 @@ def _numbered(paths: frozenset[str], source: HubSource, side: str) -> list[str]:
 def _check_space(folder: Path, download_bytes: int, dataset_bytes: int) -> None:
     """Raise DataError if the files to come, or the dataset, or both on one disk, do not fit."""
     needed: dict[int, tuple[Path, int]] = {}
-    for place, num_bytes in ((cache_folder(), download_bytes), (folder.parent, dataset_bytes)):
-        device = _existing(place).stat().st_dev
-        first, so_far = needed.get(device, (place, 0))
+    for path, num_bytes in ((cache_folder(), download_bytes), (folder.parent, dataset_bytes)):
+        device = _existing(path).stat().st_dev
+        first, so_far = needed.get(device, (path, 0))
         needed[device] = (first, so_far + num_bytes)
-    for place, num_bytes in needed.values():
-        free = free_bytes(place)
+    for path, num_bytes in needed.values():
+        free = free_bytes(path)
         if free < num_bytes:
             raise DataError(
-                f"not enough disk space in {place}: about {num_bytes / 1e9:.2f} GB needed (downloading "
+                f"not enough disk space in {path}: about {num_bytes / 1e9:.2f} GB needed (downloading "
                 f"{download_bytes / 1e9:.2f} GB, dataset {dataset_bytes / 1e9:.2f} GB), {free / 1e9:.2f} GB free; "
                 "ask for fewer --shards, or set HF_HOME or BYTETWIN_DATASETS to another disk"
             )
@@ -214,17 +212,16 @@ def _check_space(folder: Path, download_bytes: int, dataset_bytes: int) -> None:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _readers(plan: _Plan, paths: dict[str, Path], advance: Callable[[int], None]) -> dict[SplitName, TokenDocuments]:
-    """The documents of every split. Training text that stops before the last shard stops inside of a document."""
+    """The documents of every split. Training text that stops before the last shard stops inside a document."""
     table = load_token_bytes(paths[plan.tokenizer.path])
     documents = partial(TokenDocuments, table=table, advance=advance)
     return {
         split: documents(
-            [paths[file.path] for file in shards],
-            ends_here=split == "heldout" or len(shards) == plan.num_available,
+            [paths[file.path] for file in shards], ends_here=split == "heldout" or len(shards) == plan.num_available
         )
         for split, shards in plan.splits.items()
     }
@@ -242,16 +239,8 @@ def _origin(source: HubSource, repository: Repository, plan: _Plan, paths: dict[
     )
 
 
-def _describe(origin: Origin, source: HubSource) -> str:
-    """One line for people."""
-    return (
-        f"{origin.repo_id} at {origin.revision[:12]}: {Path(source.folder).name}, "
-        f"{origin.train_shards} of {origin.train_shards_available} training shards"
-    )
-
-
 def _counter(progress: Progress, task: str, total_bytes: int) -> Callable[[int], None]:
-    """A function that adds bytes and reports the sum."""
+    """A function that adds up bytes and reports the sum."""
     done_bytes = 0
 
     def add(num_bytes: int) -> None:

@@ -1,6 +1,6 @@
-"""What bytetwin asks the hub, with every refusal told in one line.
+"""Requests to the hub, with every refusal reported in one line.
 
-huggingface_hub does the asking; it is imported when first needed, so that all else works without it.
+huggingface_hub makes them; it is imported when first needed, so that everything else works without it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class HubFile:
     digest: str
 
     def __post_init__(self) -> None:
-        """Raise DataError for a hash that is none: it names a file in the cache."""
+        """Raise DataError for a malformed hash, because it names a file in the cache."""
         if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", self.digest):
-            raise DataError(f"{self.path}: the hub gives the hash {self.digest!r}, which is none")
+            raise DataError(f"{self.path}: the hub gives {self.digest!r}, which is not a hash")
 
     @property
     def algorithm(self) -> str:
@@ -67,7 +67,7 @@ def look_up(repo_id: str) -> tuple[Repository, frozenset[str]]:
 
 
 def describe_files(repository: Repository, paths: list[str]) -> dict[str, HubFile]:
-    """Size and hash of files, by path. Raises DataError if the hub has one of them not, or cannot be asked."""
+    """Size and hash of files, by path. Raises DataError if the hub lacks one of them or cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -93,7 +93,7 @@ def endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """Where hub files are kept: $HF_HUB_CACHE, $HF_HOME/hub, or the hub's own default."""
+    """The folder of hub files: $HF_HUB_CACHE, $HF_HOME/hub, or the hub's own default."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     default_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
@@ -102,7 +102,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def hub_errors(what: str, *, retried: bool = False) -> Iterator[None]:
-    """Turn what goes wrong with the hub into a DataError of one line; with `retried`, let through what may pass."""
+    """Turn errors of the hub into a DataError of one line; with `retried`, let errors through that may be temporary."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -133,7 +133,7 @@ def prepare_hub() -> None:
         raise DataError("downloading needs huggingface_hub; install it with the extra: bytetwin[data]") from None
     constants.HF_HUB_DISABLE_TELEMETRY = True
     logging.set_verbosity_error()
-    get_session().timeout = TIMEOUT_S  # Its own default is to wait for ever.
+    get_session().timeout = TIMEOUT_S  # Its own default is to wait forever.
 
 
 def _advice(status: int) -> str:
@@ -149,7 +149,7 @@ def _advice(status: int) -> str:
 
 @contextlib.contextmanager
 def _foreign_answers() -> Iterator[None]:
-    """Turn an answer that is no hub's (a login page, say) into a DataError."""
+    """Turn an answer that is not a hub's (a login page, say) into a DataError."""
     try:
         yield
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):

@@ -1,9 +1,9 @@
 """Files of a hub repository in the local hub cache: resumed, checked, several at a time.
 
-huggingface_hub lists, authenticates and speaks HTTP. It begins an interrupted file again from zero, does not
-check hashes and draws a bar per file; so the bytes are moved here, into its own cache layout, where its other
-tools find them: `blobs/HASH`, and `snapshots/COMMIT/PATH` pointing there. What a killed download had stays in
-`blobs/HASH.incomplete`, and the next one asks only for the rest.
+huggingface_hub lists, authenticates and speaks HTTP. It restarts an interrupted file from zero, does not check
+hashes and draws a bar per file; so the bytes are downloaded here, into its own cache layout, where its other tools
+find them: `blobs/HASH`, and `snapshots/COMMIT/PATH` pointing there. A killed download leaves its bytes in
+`blobs/HASH.incomplete`, and the next one requests only the rest.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from data.hub_api import LIBRARY, REPO_TYPE, TIMEOUT_S, HubFile, Repository, cac
 from shared.errors import DataError
 
 NUM_THREADS = 4
-# Waits before another attempt; a connection that brought new bytes begins the list again.
+# Waits before another attempt; a connection that brought new bytes starts the list again.
 RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 MAX_ASKED_WAIT_S = 300.0
 
 
 class HubFiles:
-    """The files of one repository commit. `folder` is the repository's place in the cache."""
+    """The files of one repository commit. `folder` is the repository's folder in the cache."""
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
@@ -40,7 +40,7 @@ class HubFiles:
         """Bytes that `fetch` still has to download."""
         missing = 0
         for file in files:
-            blob, partial = self._places(file)
+            blob, partial = self._paths(file)
             present = blob if blob.exists() else partial
             missing += max(0, file.size_bytes - present.stat().st_size) if present.exists() else file.size_bytes
         return missing
@@ -48,8 +48,8 @@ class HubFiles:
     def fetch(self, files: list[HubFile], progress: Callable[[int], None]) -> dict[str, Path]:
         """Download what is missing, check every file, and return where each path is.
 
-        `progress(num_bytes)` is told what is there and checked or newly downloaded, in all the sum of the sizes;
-        a file that has to be begun again takes its bytes back. Raises DataError; files that were whole stay
+        `progress(num_bytes)` gets the bytes that were checked or newly downloaded, in all the sum of the sizes;
+        a file that has to be restarted takes its bytes back. Raises DataError; files that were whole stay
         in the cache, and so does the beginning of those that were not, unless their bytes were wrong.
         """
         self._progress = progress
@@ -71,7 +71,7 @@ class HubFiles:
     def _fetch(self, file: HubFile) -> Path:
         from huggingface_hub.utils import WeakFileLock
 
-        blob, partial = self._places(file)
+        blob, partial = self._paths(file)
         lock = cache_folder() / ".locks" / self.folder.name / f"{file.digest}.lock"
         with _disk_errors(file.path, blob.parent):
             blob.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class HubFiles:
             return self._pointer(file, blob)
 
     def _download(self, file: HubFile, partial: Path) -> None:
-        """Fetch a file to `partial`, on disk and checked. A wrong beginning from another day gets a second chance."""
+        """Fetch a file to `partial` and check it. If a beginning left by an earlier download was wrong, start again."""
         resumed = partial.exists() and partial.stat().st_size > 0
         self._fill(file, partial)
         found = _digest(partial, file)
@@ -104,7 +104,7 @@ class HubFiles:
             )
 
     def _fill(self, file: HubFile, partial: Path) -> None:
-        """Append what is missing until the size is right; a dropped connection goes on where it stopped."""
+        """Append what is missing until the size is right; a dropped connection resumes where it stopped."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -163,8 +163,8 @@ class HubFiles:
         output.seek(0)
         output.truncate()
 
-    def _places(self, file: HubFile) -> tuple[Path, Path]:
-        """(the whole file, the beginning of it)."""
+    def _paths(self, file: HubFile) -> tuple[Path, Path]:
+        """(path of the whole file, path of its beginning)."""
         blob = self.folder / "blobs" / file.digest
         return blob, blob.with_name(f"{file.digest}.incomplete")
 

@@ -67,7 +67,7 @@ def find_files(paths: list[Path]) -> tuple[list[Path], int]:
 
 
 def read_documents(path: Path, text_field: str = "text", advance: Advance = lambda _: None) -> Iterator[Document]:
-    """Every document of one file, empty ones included; `advance` is told the bytes of the file as they are read.
+    """Every document of one file, empty ones included; `advance` gets the number of bytes as they are read.
 
     Raises DataError naming the file, and the line where there is one.
     """
@@ -160,7 +160,7 @@ def _text_document(text: object, where: str) -> Document:
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: character {error.start + 1} is a lone surrogate, which UTF-8 cannot say") from None
+        raise DataError(f"{where}: character {error.start + 1} is a lone surrogate, which is not UTF-8") from None
     return Document(not text.strip(), partial(iter, (data,)))
 
 

@@ -1,4 +1,4 @@
-"""Turning files into a dataset: `import_dataset` is what `bytetwin data import` does."""
+"""Turning files into a dataset: `import_dataset` does the work of `bytetwin data import`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHANGED = "the files changed while they were read, so nothing was kept; import 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """The new manifest, and what was not taken: empty documents, and files of other types in folders.
+    """The new manifest, and what was left out: empty documents, and files of other types in folders.
 
     `near_copies`: documents that nearly repeat another one and were put on its side.
     """

@@ -56,8 +56,8 @@ class Loader:
         window = step * self.batch_rows + first
         out = np.empty((count, self.seq_len), dtype=np.int32)
         for row in range(count):
-            epoch, place = divmod(window + row, self.windows_per_epoch)
-            out[row] = self.stream.read(int(self._window_starts(epoch)[place]), self.seq_len)
+            epoch, index = divmod(window + row, self.windows_per_epoch)
+            out[row] = self.stream.read(int(self._window_starts(epoch)[index]), self.seq_len)
         return out
 
     def state(self, step: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The manifest of a dataset: what `manifest.json` may say, read strictly.
+"""The manifest of a dataset, `manifest.json`, read strictly.
 
 Hashes are over content: the same documents give the same hashes under any dataset name.
 """
@@ -62,7 +62,7 @@ class SplitEntry(_Entry):
 
 
 class Origin(_Entry):
-    """Where a dataset of the hub comes from: `revision` is a commit, `train_shards` were taken of those there."""
+    """The source of a dataset of the hub: `revision` is a commit, `train_shards` of the available ones were taken."""
 
     repo_id: str
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -93,26 +93,6 @@ class Manifest(_Entry):
         return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
 
 
-def make_manifest(
-    name: str,
-    source: str,
-    splits: dict[SplitName, SplitEntry],
-    origin: Origin | None = None,
-    tokenizer: TokenizerEntry | None = None,
-) -> Manifest:
-    """A dataset's manifest with its hash filled in: of bytes, or with `tokenizer` of tokens."""
-    vocabulary = tokenizer.sha256 if tokenizer else BYTES_VOCABULARY
-    return Manifest(
-        name=name,
-        vocabulary=vocabulary,
-        source=source,
-        origin=origin,
-        tokenizer=tokenizer,
-        splits=splits,
-        sha256=dataset_hash(vocabulary, splits),
-    )
-
-
 def dataset_hash(vocabulary: str, splits: dict[SplitName, SplitEntry]) -> str:
     """SHA-256 over the vocabulary and the hash of every split."""
     return _hash({"vocabulary": vocabulary, "splits": {split: entry.sha256 for split, entry in splits.items()}})
@@ -138,9 +118,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: the dataset hash is {manifest.sha256}, its entries make {expected}: damaged")
     vocabulary = manifest.tokenizer.sha256 if manifest.tokenizer else BYTES_VOCABULARY
     if manifest.vocabulary != vocabulary:
-        raise DataError(
-            f"{path}: the vocabulary is {manifest.vocabulary}, its tokenizer makes it {vocabulary}: damaged"
-        )
+        raise DataError(f"{path}: the vocabulary is {manifest.vocabulary}, by its tokenizer {vocabulary}: damaged")
     return manifest
 
 

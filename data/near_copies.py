@@ -1,8 +1,8 @@
-"""Which side of an import each document belongs to, so that no held-out text is training text as well.
+"""Splits the documents of an import, so that no held-out text is training text as well.
 
 A document's side is a pseudo-random function of its folded text alone. Documents that nearly repeat each other share
-one side, that of the group. What is left, a held-out document most of which occurs in several training documents, or in
-a longer one, goes to training.
+one side, that of the group. Then a held-out document that mostly occurs in several training documents, or in a longer
+one, moves to training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from data.sketch import Sketch, SketchBuilder
 
-# Denser than what a dataset keeps, because short documents must be told apart here: 27 windows of 500 bytes. The
+# Denser than what a dataset keeps, because short documents must be distinguished here: 27 windows of 500 bytes. The
 # 16.8 million windows of an import of 270 MB and more take 1.2 GB while they are compared.
 LEVEL = 4
 MAX_WINDOWS = 1 << 24
@@ -22,7 +22,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 def split_builder() -> SketchBuilder:
-    """What collects the documents of an import for `heldout_documents`."""
+    """A builder that collects the documents of an import for `heldout_documents`."""
     return SketchBuilder(LEVEL, MAX_WINDOWS)
 
 

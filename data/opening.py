@@ -74,7 +74,7 @@ def vocabulary_of(manifest: Manifest) -> VocabularySpec:
 
 
 def wrong_file(path: Path, entry: FileEntry) -> str | None:
-    """What is wrong with a file's size or hash, in one line."""
+    """The problem with a file's size or hash, in one line; None if there is none."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Text to choose by: the last part of the training text, which no run trains on (docs/techniques.md 2.5).
+"""The selection text: the last part of the training text, held back for model selection (docs/techniques.md 2.5).
 
-What is chosen between runs (the weights of a soup) must not be chosen by the text that is scored afterwards.
-`data.selection_frac` keeps this part out of training; training and choosing cut it by the same rule.
+Choices between runs (the weights of a soup) must not be made on the text that is scored afterwards.
+`data.selection_frac` keeps this part out of training; training and selection cut it by the same rule.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TextPart:
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole text and of the place of this part in it, hexadecimal."""
+        """Hash of the whole text and of the position of this part in it, hexadecimal."""
         return hashlib.sha256(f"{self.stream.sha256} {self.first} {self.num_symbols}".encode()).hexdigest()
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -50,7 +50,7 @@ class TextPart:
 
 
 def training_part(stream: SymbolStream, selection_frac: float) -> TrainingText:
-    """What is trained on: all of a training split, or all but its reserved part. Raises DataError as that."""
+    """The text that trains: all of a training split, or all but its selection part. Raises DataError like that."""
     if selection_frac == 0.0:
         return stream
     reserved = selection_part(stream, selection_frac)
@@ -83,7 +83,7 @@ def selection_part(stream: SymbolStream, selection_frac: float) -> TextPart:
 
 
 def selection_windows(spec: Spec, text: TrainingText) -> np.ndarray:
-    """Windows of a text to choose by, evenly spread: [N, seq_len] int32, about evaluation.val_symbols in all.
+    """Windows of a selection text, evenly spread: [N, seq_len] int32, about evaluation.val_symbols in all.
 
     Raises DataError for a text shorter than one window.
     """
@@ -97,10 +97,10 @@ def selection_windows(spec: Spec, text: TrainingText) -> np.ndarray:
     return np.stack([text.read(index * whole // count * seq_len, seq_len) for index in range(count)])
 
 
-def _next_document(stream: SymbolStream, place: int) -> int:
-    """The first place from `place` (above 0) on at which a document begins; the end of the stream if none does."""
-    before = int(stream.document_ids(place - 1, 1)[0])
-    low, high = place, stream.num_symbols
+def _next_document(stream: SymbolStream, position: int) -> int:
+    """The first position at or after `position` (above 0) where a document begins; else the end of the stream."""
+    before = int(stream.document_ids(position - 1, 1)[0])
+    low, high = position, stream.num_symbols
     while low < high:
         middle = (low + high) // 2
         if int(stream.document_ids(middle, 1)[0]) > before:

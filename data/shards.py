@@ -29,7 +29,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {TOKENS_VERSION: np.dtype("<u2"), BYTES_VERS
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard's header says: version and number of symbols."""
+    """The header of a shard: version and number of symbols."""
 
     version: int
     num_symbols: int
@@ -60,7 +60,7 @@ def read_header(path: Path) -> ShardHeader:
         raise DataError(f"{path}: only {len(head)} bytes; a shard is a header of {HEADER_BYTES} bytes and symbols")
     magic, version, count = (int(field) for field in np.frombuffer(head, dtype="<i4", count=3))
     if magic != MAGIC:
-        raise DataError(f"{path}: magic number {magic}, not {MAGIC}: this is no shard")
+        raise DataError(f"{path}: magic number {magic}, not {MAGIC}: not a shard file")
     if version not in _DTYPES:
         raise DataError(f"{path}: shard version {version}; known are 1 (uint16 tokens) and 2 (bytes)")
     if count <= 0:
@@ -81,17 +81,10 @@ def read_shard(path: Path) -> npt.NDArray[Any]:
     return np.memmap(path, dtype=header.dtype, mode="r", offset=HEADER_BYTES, shape=(header.num_symbols,))
 
 
-def write_shard(path: Path, symbols: npt.NDArray[Any]) -> None:
-    """Write a whole shard: version 2 from a uint8 array, version 1 from a uint16 array, `[count]`."""
-    version = {dtype: version for version, dtype in _DTYPES.items()}[symbols.dtype.newbyteorder("<")]
-    with ShardWriter(path, version) as writer:
-        writer.write(symbols.tobytes())
-
-
 class ShardWriter:
-    """Writes a shard piece by piece. The header is completed on leaving, so an interrupted file is no shard.
+    """Writes a shard piece by piece. `close` completes the header, so an interrupted file is not a shard.
 
-    Use it as a context manager; `num_symbols` is the count so far.
+    `num_symbols` is the count so far.
     """
 
     def __init__(self, path: Path, version: int = BYTES_VERSION) -> None:
@@ -113,18 +106,9 @@ class ShardWriter:
         sync_and_close(self._file)
 
     def abandon(self) -> None:
-        """Close the file without its header; what is there is no shard."""
+        """Close the file without its header, so that it is not a shard."""
         with contextlib.suppress(OSError):
             self._file.close()
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, error_type: object, *_: object) -> None:
-        if error_type is None:
-            self.close()
-        else:
-            self.abandon()
 
 
 def sync_and_close(file: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sketches of texts: what it takes to find one text in another without reading either again.
+"""Sketches of texts, with which one text is found in another without reading either again.
 
 A document is folded first: ASCII white space is dropped and ASCII capitals become small letters, so a copy that
 differs in those alone is the same. A sketch holds a hash of every folded document and, of all windows of
@@ -118,7 +118,7 @@ class SketchBuilder:
         )
 
     def _hash_text(self) -> None:
-        """Sample the windows of the text so far; keep of it what windows to come may begin with."""
+        """Sample the windows of the text so far; keep its end, where later windows may begin."""
         text, ends = np.frombuffer(bytes(self._text), np.uint8), np.array([*self._ends, len(self._text)])
         hashes, starts = _sampled_windows(text, _limit(self._level))
         # Documents are counted from the one that was open at the start of this text; the last is open now.

@@ -1,4 +1,4 @@
-"""The sketch of a split, kept beside its shards so that no text is read twice to be found in another.
+"""The sketch of a split, stored with its shards so that no text has to be read again to compare it with another.
 
 SPLIT_sketch.safetensors holds the arrays of `data.sketch.Sketch`; its metadata name the split by the hash that the
 manifest has for it, and carry a hash of the sketch. A sketch of another text, a damaged one or one of another format
@@ -27,7 +27,7 @@ _ARRAYS = ("counts", "documents", "num_bytes", "windows")
 
 
 def sketch_path(folder: Path, split: str) -> Path:
-    """Where the sketch of a split lies in its dataset's folder."""
+    """The file of the sketch of a split in its dataset's folder."""
     return folder / f"{split}_sketch.safetensors"
 
 
@@ -51,18 +51,18 @@ def read_sketch(path: Path, sha256: str) -> Sketch | None:
 
 
 def stored_sketch(path: Path, entry: SplitEntry, documents: Iterable[bytes]) -> Sketch:
-    """The sketch of a split, which is made of its `documents` and kept if it is not there."""
+    """The sketch of a split; made from its `documents` and kept if it is missing."""
     sketch = read_sketch(path, entry.sha256)
     if sketch is None:
         sketch = sketch_documents(documents)
-        # A folder that cannot be written keeps none; then the next one who asks has to wait, too.
+        # In a folder that cannot be written nothing is kept, and the next caller has to wait, too.
         with contextlib.suppress(OSError):
             write_sketch(path, sketch, entry.sha256)
     return sketch
 
 
 def _metadata(level: str, sha256: str, arrays: dict[str, npt.NDArray[np.generic]]) -> dict[str, str]:
-    """What a sketch says of itself; the hash covers all of it."""
+    """The metadata of a sketch; the hash covers all of it."""
     digest = hashlib.sha256(f"{level} {sha256}\n".encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())

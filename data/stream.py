@@ -1,4 +1,4 @@
-"""What a split of a dataset is to whoever reads it: one long stream of symbols.
+"""The interface of a split of a dataset to its readers: one long stream of symbols.
 
 `data.byte_stream` and `data.token_stream` are the two kinds. Legend: T symbols of a read.
 """
@@ -16,7 +16,7 @@ from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-# Gives the sketch of a split, whose documents it is handed in case that the sketch has to be made.
+# Gives the sketch of a split; it gets the documents in case the sketch has to be made.
 MakeSketch = Callable[[Iterable[bytes]], Sketch]
 
 
@@ -26,12 +26,10 @@ class TrainingText(Protocol):
     @property
     def name(self) -> str:
         """Dataset and split."""
-        ...
 
     @property
     def sha256(self) -> str:
         """Hash of the text with its document boundaries, hexadecimal."""
-        ...
 
     @property
     def vocabulary(self) -> VocabularySpec: ...
@@ -42,18 +40,15 @@ class TrainingText(Protocol):
     @property
     def num_bytes(self) -> int:
         """Bytes of text as the dataset's manifest records them."""
-        ...
 
     @property
     def num_documents(self) -> int: ...
 
     def read(self, start: int, count: int) -> Int32:
         """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the text."""
-        ...
 
     def sketch(self) -> Sketch:
-        """What it takes to find the text in another one, or another one in it."""
-        ...
+        """The sketch of the text, to find it in another one or another one in it."""
 
 
 class SymbolStream(TrainingText, Protocol):
@@ -61,26 +56,21 @@ class SymbolStream(TrainingText, Protocol):
 
     def byte_counts(self, start: int, count: int) -> Int64:
         """Bytes of text per symbol of [start, start + count), int64 `[T]`; a document start has none."""
-        ...
 
     def document_ids(self, start: int, count: int) -> Int64:
         """Index of each symbol's document, from 0 in order of appearance, int64 `[T]`."""
-        ...
 
     def documents(self) -> Iterator[bytes]:
         """The bytes of every document in order."""
-        ...
 
     def text_bytes(self) -> bytes:
         """The whole text, the documents one after the other."""
-        ...
 
     def sample_documents(self, max_symbols: int, seed: int) -> SymbolStream:
         """Whole documents drawn by `seed`, in stream order, at most `max_symbols` in all, the last drawn one cut.
 
         Raises DataError if none fits.
         """
-        ...
 
 
 class JoinedShards:

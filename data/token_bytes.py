@@ -1,4 +1,4 @@
-"""How many text bytes each token stands for (docs/techniques.md 1.2), and the text that this definition gives.
+"""The text bytes of each token (docs/techniques.md 1.2), and the text that this definition gives.
 
 The community scores bits per byte with a table: a control, unknown or unused id counts 0 bytes and is a
 boundary, a byte piece counts 1, any other piece its UTF-8 length without a leading U+2581; that leading
@@ -57,7 +57,7 @@ class TokenBytes:
         return self._base_bytes[tokens] + (self._has_space[tokens] & ~self._is_boundary[before])
 
     def in_text(self) -> Int64:
-        """Text bytes of every token of the vocabulary where it follows one that is no boundary, int64 `[V]`."""
+        """Text bytes of every token of the vocabulary where it follows one that is not a boundary, int64 `[V]`."""
         return self._base_bytes + self._has_space
 
     def decode(self, documents: list[Tokens]) -> list[bytes]:
@@ -106,14 +106,12 @@ def load_processor(path: Path, content: bytes | None = None) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
     except (RuntimeError, TypeError, ValueError):
-        raise DataError(f"{path}: this is no SentencePiece model") from None
+        raise DataError(f"{path}: not a SentencePiece model") from None
 
 
 def load_token_bytes(path: Path) -> TokenBytes:
-    """The byte table of a SentencePiece `.model` file. Raises DataError if it is none or cannot be used."""
+    """The byte table of a SentencePiece `.model` file. Raises DataError if it is not one or cannot be used."""
     table = TokenBytes(load_processor(path))
     if not table.can_decode:
-        raise DataError(
-            f"{path}: the tokenizer has no document start id or no plain piece; its shards hold no documents"
-        )
+        raise DataError(f"{path}: the tokenizer has no document start or no plain piece; its shards hold no documents")
     return table

@@ -23,11 +23,7 @@ _DECODE_TOKENS = 1 << 18
 
 
 class TokenStream:
-    """Read-only random access to the tokens of one split.
-
-    Attributes: `name` (dataset/split), `sha256` (of the content), `vocabulary`, `num_symbols`,
-    `num_bytes` (of the text) and `num_documents`.
-    """
+    """Read-only random access to the tokens of one split: a SymbolStream, documented in `data.stream`."""
 
     def __init__(
         self,
@@ -67,13 +63,11 @@ class TokenStream:
         return self._table.counts(tokens, self._table.document_start)[before:]
 
     def document_ids(self, start: int, count: int) -> Int64:
-        """Index of the document each token of [start, start + count) belongs to, int64 `[T]`."""
         if not 0 <= start <= start + count <= self.num_symbols:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.name}, which has {self.num_symbols}")
         return document_ids(self._starts, start, count)
 
     def documents(self) -> Iterator[bytes]:
-        """The text of every document in order, as the tokenizer decodes it."""
         first = 0
         while first < self.num_documents:
             begin = int(self._starts[first])
@@ -98,21 +92,15 @@ class TokenStream:
             )
 
     def text_bytes(self) -> bytes:
-        """The whole text, the documents one after the other. Decoded once."""
         if self._text is None:
             self._text = b"".join(self.documents())
         return self._text
 
     def sketch(self) -> Sketch:
-        """What it takes to find the decoded text in another one, or another one in it."""
         return self._make_sketch(self.documents())
 
     def sample_documents(self, max_symbols: int, seed: int) -> TokenStream:
-        """A subset of at most `max_symbols`: whole documents drawn by `seed`, in stream order, the last drawn one cut.
-
-        A cut never falls between two byte pieces, which may be halves of a character. The subset lives in
-        memory. Raises DataError if not even a document start and one token fit.
-        """
+        """As in SymbolStream; a cut never falls between two byte pieces, which may be halves of a character."""
         if max_symbols >= self.num_symbols:
             return self
         if max_symbols < 2:
@@ -123,7 +111,7 @@ class TokenStream:
         last = int(drawn[-1])
         if room < lengths[last]:
             kept[last] = self._cut(last, room, only=len(drawn) == 1)
-        # A document start alone is no document.
+        # A document start alone is not a document.
         chosen = np.sort(drawn[kept[drawn] > 1])
         pieces = [self._tokens.read(int(self._starts[index]), int(kept[index])) for index in chosen]
         starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])], dtype=np.int64)

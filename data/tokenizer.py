@@ -44,7 +44,7 @@ class Tokenizer:
         return [np.array([DOCUMENT_START, *ids], dtype=np.uint16) for ids in encoded]
 
     def normalised(self, text: str) -> str:
-        """What the tokenizer makes of a text before it cuts it into pieces: the text that its tokens stand for."""
+        """The text as the tokenizer normalises it before cutting it into pieces: the text that its tokens stand for."""
         normalised: str = self._processor.normalize(text).replace(SPACE_MARK, " ")
         # As in the byte table: the one space that a document may begin with is not counted.
         return normalised.removeprefix(" ")
@@ -64,7 +64,7 @@ class Tokenizer:
             yield text
 
     def _piece_text(self, token: int) -> bytes:
-        """Bytes that a token adds to a text which has begun."""
+        """Bytes that a token adds to a text that has begun."""
         processor = self._processor
         piece: str = processor.id_to_piece(token)
         if processor.is_byte(token):
@@ -77,7 +77,7 @@ class Tokenizer:
         if table.document_start != DOCUMENT_START or not table.can_decode:
             raise DataError(f"{origin}: the document start must be id {DOCUMENT_START}, it is {table.document_start}")
         if self.vocab_size > MAX_TOKENS:
-            raise DataError(f"{origin}: {self.vocab_size} tokens; allowed are {MAX_TOKENS}, as a shard stores 16 bits")
+            raise DataError(f"{origin}: {self.vocab_size} tokens; allowed are {MAX_TOKENS}: a shard stores 16 bits")
         for token in range(NUM_SPECIALS):
             if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
                 raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
@@ -87,12 +87,12 @@ class Tokenizer:
 
 
 def tokenizers_folder() -> Path:
-    """Where `bytetwin tokenizer train` puts its models."""
+    """The folder of the models of `bytetwin tokenizer train`."""
     return folders.datasets_root() / folders.TOKENIZERS
 
 
 def tokenizer_path(name: str) -> Path:
-    """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is no file name."""
+    """The model file of a trained tokenizer, existing or not. Raises DataError for a name that is not a file name."""
     folders.dataset_folder(name)
     return tokenizers_folder() / f"{name}{SUFFIX}"
 
@@ -125,7 +125,7 @@ def find_tokenizer(word: str) -> Tokenizer:
 
 
 def tokenizer_by_hash(sha256: str) -> Tokenizer:
-    """The tokenizer a model was trained with, from wherever a copy lies. Raises DataError if there is none."""
+    """The tokenizer a model was trained with, from any copy on disk. Raises DataError if there is none."""
     root = folders.datasets_root()
     for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
         content = path.read_bytes()

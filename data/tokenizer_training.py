@@ -21,7 +21,7 @@ Normalisation = Literal["nmt_nfkc", "identity"]
 DEFAULT_MAX_BYTES = 100_000_000
 # Which documents are read does not depend on who trains.
 _ORDER_SEED = 0
-# SentencePiece leaves out longer pieces of text without a word.
+# SentencePiece silently leaves out longer pieces of text.
 _PASSAGE_CHARACTERS = 4096
 
 SETTINGS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Writing a dataset: in a temporary folder beside its place, then renamed into it.
+"""Writing a dataset: in a temporary folder next to its final one, then renamed.
 
 A process that is killed, or a disk that fills up, never leaves a half-written dataset under its name.
 """
@@ -12,14 +12,23 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from data.manifest import FILE_NAME, FileEntry, Origin, SplitEntry, SplitName, TokenizerEntry, make_manifest
+from data.manifest import (
+    BYTES_VOCABULARY,
+    FILE_NAME,
+    FileEntry,
+    Manifest,
+    Origin,
+    SplitEntry,
+    SplitName,
+    TokenizerEntry,
+    dataset_hash,
+)
 from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
 from data.sketch import SketchBuilder
 from data.sketch_file import sketch_path, write_sketch
@@ -28,12 +37,12 @@ from shared.files import sync_folder
 
 TOKENIZER_FILE = "tokenizer.model"
 
-# .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two change places.
+# .NAME.KIND-PROCESS-RANDOM: a dataset being written, or the one it replaces while the two are swapped.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-(?P<process>[0-9]+)-[^.]+")
 
 
 class DatasetWriter:
-    """Collects documents into a new dataset; `finish` puts it in place. Use it as a context manager.
+    """Collects documents into a new dataset; `finish` gives it its name. Use it as a context manager.
 
     Raises DataError if the dataset exists (unless `replace`, or `keep_existing`, which then discards
     the new one), if the disk is full or not writable, and for a dataset without a document. With `tokenizer`,
@@ -63,20 +72,16 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         if not (self._replace or self._keep_existing):
             refuse_existing(self._folder)
-        try:
+        with self._disk_errors():
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self._folder.parent)
             self._temporary = self._make_temporary("partial")
             self._lock = _locked(self._temporary)
             # mkdtemp makes a private folder; a dataset is as readable as any other file of the user.
             self._temporary.chmod(0o777 & ~_umask())
-        except OSError as error:
-            raise self._data_error(error) from None
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for split in self._splits.values():
             split.abandon()
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -86,60 +91,54 @@ class DatasetWriter:
     def add(self, split: SplitName, chunks: Iterable[bytes]) -> None:
         """Append one document, not empty, given as consecutive pieces of UTF-8 text."""
         assert self._tokenizer is None, "a dataset of tokens"
-        writer = self._split(split)
-        writer.begin_document()
-        for chunk in chunks:
-            try:
-                writer.write(chunk, chunk)
-            except OSError as error:
-                raise self._data_error(error) from None
-        writer.end_document()
+        self._add(split, ((chunk, chunk) for chunk in chunks))
 
     def add_tokens(self, split: SplitName, tokens: npt.NDArray[np.uint16], text: bytes) -> None:
         """Append one document as tokens `[T]`, its start among them, that decode to `text`, not empty."""
         assert self._tokenizer is not None and text, "a dataset of bytes, or a document without text"
-        writer = self._split(split)
-        writer.begin_document()
-        try:
-            writer.write(tokens.astype("<u2").tobytes(), text)
-        except OSError as error:
-            raise self._data_error(error) from None
-        writer.end_document()
+        self._add(split, [(tokens.astype("<u2").tobytes(), text)])
 
     def finish(self, source: str, origin: Origin | None = None) -> None:
         """Write the manifest, force everything to the disk and rename the dataset into place."""
         if not self._splits:
             raise DataError(f"dataset {self._folder.name!r}: no document with text, nothing to write")
-        try:
+        with self._disk_errors():
             entries = {split: self._splits[split].finish() for split in sorted(self._splits, reverse=True)}
-            manifest = make_manifest(self._folder.name, source, entries, origin, self._write_tokenizer())
-            with (self._temporary / FILE_NAME).open("xb") as file:
-                file.write(manifest.to_json().encode())
-                sync_and_close(file)
+            tokenizer = self._write_tokenizer()
+            vocabulary = tokenizer.sha256 if tokenizer else BYTES_VOCABULARY
+            manifest = Manifest(
+                name=self._folder.name,
+                vocabulary=vocabulary,
+                source=source,
+                origin=origin,
+                tokenizer=tokenizer,
+                splits=entries,
+                sha256=dataset_hash(vocabulary, entries),
+            )
+            _write_synced(self._temporary / FILE_NAME, manifest.to_json().encode())
             sync_folder(self._temporary)
             self._put_in_place()
             sync_folder(self._folder.parent)
-        except OSError as error:
-            raise self._data_error(error) from None
 
-    def _split(self, split: SplitName) -> _SplitWriter:
-        """The writer of a split, made when its first document comes."""
+    def _add(self, split: SplitName, pieces: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append one document, given as pieces of symbols as they are stored and the text that they stand for."""
         if split not in self._splits:
             version = BYTES_VERSION if self._tokenizer is None else TOKENS_VERSION
-            try:
+            with self._disk_errors():
                 self._splits[split] = _SplitWriter(self._temporary, split, self._max_shard_symbols, version)
-            except OSError as error:
-                raise self._data_error(error) from None
-        return self._splits[split]
+        writer = self._splits[split]
+        writer.begin_document()
+        for symbols, text in pieces:
+            with self._disk_errors():
+                writer.write(symbols, text)
+        writer.end_document()
 
     def _write_tokenizer(self) -> TokenizerEntry | None:
-        """A copy of the tokenizer in the dataset, which needs nothing else to be read then."""
+        """Copy the tokenizer into the dataset, so that nothing else is needed to read it."""
         if self._tokenizer is None:
             return None
         path = self._temporary / TOKENIZER_FILE
-        with path.open("xb") as file:
-            file.write(self._tokenizer)
-            sync_and_close(file)
+        _write_synced(path, self._tokenizer)
         return TokenizerEntry(vocab_size=self._vocab_size, **_file_entry(path).model_dump())
 
     def _put_in_place(self) -> None:
@@ -165,15 +164,20 @@ class DatasetWriter:
         prefix = f".{self._folder.name}.{kind}-{os.getpid()}-"
         return Path(tempfile.mkdtemp(prefix=prefix, dir=self._folder.parent))
 
-    def _data_error(self, error: OSError) -> DataError:
-        reason = (error.strerror or str(error)).lower()
-        return DataError(
-            f"cannot write dataset {self._folder.name!r} in {self._folder.parent}: {reason}; nothing was kept"
-        )
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn an OSError into a DataError that names the dataset."""
+        try:
+            yield
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(
+                f"cannot write dataset {self._folder.name!r} in {self._folder.parent}: {reason}; nothing was kept"
+            ) from None
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise DataError if there is a dataset in its place already."""
+    """Raise DataError if the dataset exists."""
     if folder.exists():
         raise DataError(f"dataset {folder.name!r} exists in {folder.parent}; --replace overwrites it")
 
@@ -181,7 +185,7 @@ def refuse_existing(folder: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Remove what killed processes left half-written in the folder of all datasets.
 
-    A dataset whose replacement was cut short between two renames goes back to its place.
+    A dataset whose replacement was cut short between two renames gets its name back.
     """
     for leftover in root.glob(".*-*"):
         match = _TEMPORARY.fullmatch(leftover.name)
@@ -191,10 +195,10 @@ def remove_leftovers(root: Path) -> None:
         if lock < 0:
             continue  # Of a living process after all: on another machine that shares this folder.
         try:
-            place = root / match["name"]
-            if match["kind"] == "old" and (leftover / FILE_NAME).exists() and not place.exists():
+            folder = root / match["name"]
+            if match["kind"] == "old" and (leftover / FILE_NAME).exists() and not folder.exists():
                 with contextlib.suppress(OSError):
-                    leftover.rename(place)
+                    leftover.rename(folder)
             else:
                 shutil.rmtree(leftover, ignore_errors=True)
         finally:
@@ -236,13 +240,13 @@ class _SplitWriter:
         self._sketch.write(text)
 
     def end_document(self) -> None:
-        assert self._num_symbols > self._document_start, "an empty document has no place in a stream"
+        assert self._num_symbols > self._document_start, "an empty document"
         self._starts.write(np.array(self._document_start, dtype="<i8").tobytes())
         self._num_documents += 1
         self._sketch.end_document()
 
     def finish(self) -> SplitEntry:
-        """Close every file and keep the text's sketch beside them; returns their manifest entry."""
+        """Close every file and store the text's sketch with them; returns their manifest entry."""
         if self._shard is not None:
             self._shard.close()
             self._shard = None
@@ -273,6 +277,12 @@ class _SplitWriter:
             self._shard = ShardWriter(path, self._version)
             self._shard_paths.append(path)
         return self._shard
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        sync_and_close(file)
 
 
 def _file_entry(path: Path) -> FileEntry:

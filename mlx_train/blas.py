@@ -1,4 +1,4 @@
-"""A BLAS worth its name for MLX on Linux.
+"""A fast BLAS for MLX on Linux.
 
 The mlx-cpu wheel brings the reference BLAS: 3 GFLOP/s on two cores where OpenBLAS reaches 280. The
 wheel `ngsolve-openblas` carries an OpenBLAS with plain symbol names, so it can stand in for the
@@ -8,7 +8,7 @@ The dynamic loader takes a library that is already loaded under the wanted name 
 of searching for a file. So OpenBLAS is loaded from memory under the name of the reference BLAS, and MLX
 links to it. Nothing is made global: the simpler way, RTLD_GLOBAL, also replaces half of torch's own
 BLAS in the same process, and torch crashes. OpenBLAS in turn needs libgfortran.so.5, which a bare Linux
-lacks; the copy inside the mlx-cpu wheel, loaded under that name, serves.
+lacks; the copy inside the mlx-cpu wheel is loaded under that name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _library: ctypes.CDLL | None = None
 
 
 def load_openblas() -> bool:
-    """Give MLX an OpenBLAS, once; whether it has one. False where it is not needed or not installed.
+    """Give MLX an OpenBLAS, once. Returns whether it has one: not where it is not needed or not installed.
 
     Must run before the first `import mlx.core` of the process; `import mlx_train` does that.
     """
@@ -88,10 +88,10 @@ def _set_soname(elf: bytes, name: str) -> bytes:
         for kind, offset, virtual, size in segments
         if kind == PT_LOAD and virtual <= address < virtual + size
     )
-    place = image.index(b"\0" + SPARE_NAME + b"\0", strings) + 1
-    image[place : place + len(SPARE_NAME)] = name.encode().ljust(len(SPARE_NAME), b"\0")
+    position = image.index(b"\0" + SPARE_NAME + b"\0", strings) + 1
+    image[position : position + len(SPARE_NAME)] = name.encode().ljust(len(SPARE_NAME), b"\0")
     entry = next(offset for offset, (tag, _) in entries.items() if tag == DT_SONAME)
-    struct.pack_into("<qQ", image, entry, DT_SONAME, place - strings)
+    struct.pack_into("<qQ", image, entry, DT_SONAME, position - strings)
     return bytes(image)
 
 

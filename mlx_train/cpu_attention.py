@@ -7,7 +7,7 @@ MLX's own computes the full T x T square, half of it masked, in single-threaded 
   half is never computed;
 - all scores of a row are formed before the first exponential, so one maximum serves the diagonal and the
   squares, and their parts simply add up;
-- a column of ones beside v makes the same matrix product deliver the row sums;
+- with a column of ones next to v the same matrix product gives the row sums;
 - the backward pass reuses the stored exponentials.
 """
 
@@ -30,7 +30,8 @@ MASKED = -1e30
 
 def can_chunk(time: int) -> bool:
     """Whether `causal_attention` handles sequences of this length, and faster than MLX's own."""
-    return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and _is_power_of_two(time // CHUNK))
+    # One chunk or less, or a power of two of chunks.
+    return SHORTEST <= time <= CHUNK or (time % CHUNK == 0 and (time // CHUNK).bit_count() == 1)
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -66,14 +67,14 @@ def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.a
         diagonal = mx.where(mx.array(_mask(chunk, rows // chunk)), diagonal, MASKED)
         below = [q_late @ k_early.swapaxes(-1, -2) for _, q_late, k_early, _ in _levels(q, k, extended)]
         largest = mx.max(diagonal, axis=-1, keepdims=True)
-        for level, scores in enumerate(below):
-            largest = _max_late(largest, mx.max(scores, axis=-1, keepdims=True), 2**level)
+        for scores in below:
+            largest = _with_late(largest, mx.max(scores, axis=-1, keepdims=True), mx.maximum)
         largest = largest.reshape(count, chunks, rows, 1)
         exponentials = [exp2(diagonal - largest)]
         total = exponentials[0] @ extended.reshape(count, chunks, chunk, width + 1)
         for scores, (size, _, _, v_early) in zip(below, _levels(q, k, extended), strict=True):
             exponentials.append(exp2(scores - _late(largest, count, size)))
-            total = _add_late(total, exponentials[-1] @ v_early, size)
+            total = _with_late(total, exponentials[-1] @ v_early, mx.add)
         total = total.reshape(count, chunks, rows, width + 1)
         row_sums = total[..., width:]
         return total[..., :width] / row_sums, row_sums, extended, *exponentials
@@ -94,9 +95,9 @@ def _attention_core(chunk: int) -> Callable[[mx.array, mx.array, mx.array], mx.a
         dv = diagonal.swapaxes(-1, -2) @ scaled
         for exponential, (size, q_late, k_early, v_early) in zip(below, _levels(q, k, extended), strict=True):
             grad_scores = (_late(grad, count, size) @ v_early.swapaxes(-1, -2)) * exponential
-            dq = _add_late(dq, grad_scores @ k_early, size)
-            dk = _add_early(dk, grad_scores.swapaxes(-1, -2) @ q_late, size)
-            dv = _add_early(dv, exponential.swapaxes(-1, -2) @ _late(scaled, count, size), size)
+            dq = _with_late(dq, grad_scores @ k_early, mx.add)
+            dk = _add_early(dk, grad_scores.swapaxes(-1, -2) @ q_late)
+            dv = _add_early(dv, exponential.swapaxes(-1, -2) @ _late(scaled, count, size))
         return dq.reshape(q.shape) * LN2, dk.reshape(k.shape) * LN2, dv.reshape(v.shape)
 
     return lambda q, k, v: core(q, k, v)[0]
@@ -121,23 +122,13 @@ def _late(x: mx.array, count: int, size: int) -> mx.array:
     return x.reshape(count, chunks // (2 * size), 2, size * rows, width)[:, :, 1]
 
 
-def _add_late(total: mx.array, part: mx.array, size: int) -> mx.array:
-    """total plus part [M, pairs, ...] in the later half of each pair."""
+def _with_late(total: mx.array, part: mx.array, combine: Callable[[mx.array, mx.array], mx.array]) -> mx.array:
+    """total, combined with part [M, pairs, ...] in the later half of each pair."""
     pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
-    return mx.concatenate([pairs[:, :, :1], pairs[:, :, 1:] + part[:, :, None]], axis=2)
+    return mx.concatenate([pairs[:, :, :1], combine(pairs[:, :, 1:], part[:, :, None])], axis=2)
 
 
-def _max_late(largest: mx.array, part: mx.array, size: int) -> mx.array:
-    """The maximum with part [M, pairs, ...] in the later half of each pair."""
-    pairs = largest.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
-    return mx.concatenate([pairs[:, :, :1], mx.maximum(pairs[:, :, 1:], part[:, :, None])], axis=2)
-
-
-def _add_early(total: mx.array, part: mx.array, size: int) -> mx.array:
+def _add_early(total: mx.array, part: mx.array) -> mx.array:
     """total plus part [M, pairs, ...] in the earlier half of each pair."""
     pairs = total.reshape(part.shape[0], part.shape[1], 2, *part.shape[2:])
     return mx.concatenate([pairs[:, :, :1] + part[:, :, None], pairs[:, :, 1:]], axis=2)
-
-
-def _is_power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0

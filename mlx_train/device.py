@@ -1,11 +1,10 @@
-"""What the MLX engine runs on: device, streams, memory, compiler."""
+"""The device of the MLX engine: streams, memory, compiler."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
-import resource
 import shutil
 import sys
 import time
@@ -16,7 +15,7 @@ import numpy as np
 
 from mlx_train.blas import set_blas_threads
 from mlx_train.float32_products import choose, settle
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied
+from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
 from shared.spec.base import Float32Products
 
 # mallopt parameters of glibc.
@@ -55,7 +54,7 @@ def float32_products() -> Multiplied:
 
 
 def device_name() -> str:
-    """The device in words."""
+    """A readable description of the device."""
     if on_gpu():
         return f"{mx.device_info().get('device_name', 'GPU')} ({gpu_backend()})"
     compiled = "" if can_compile() else ", no g++: MLX runs uncompiled and slower"
@@ -63,7 +62,7 @@ def device_name() -> str:
 
 
 def gpu_backend() -> str:
-    """What MLX reaches its GPU through."""
+    """The backend through which MLX reaches its GPU."""
     return "Metal" if mx.metal.is_available() else "CUDA"
 
 
@@ -76,8 +75,7 @@ def peak_memory_bytes() -> int:
     """Peak memory in bytes: MLX's own count on a GPU, the process's resident memory on a CPU."""
     if on_gpu():
         return int(mx.get_peak_memory())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
 
 
 def device_facts() -> DeviceFacts:

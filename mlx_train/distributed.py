@@ -12,7 +12,7 @@ from shared.engine.ranks import OneRank, Ranks
 from shared.engine.registry import ENGINES
 from shared.errors import RunError
 
-# Where mlx.launch tells a process its rank.
+# The variable in which mlx.launch gives a process its rank.
 RANK = ENGINES["mlx"].rank_variable
 
 
@@ -30,7 +30,7 @@ class MLXRanks:
         return self._sum(padded).tobytes()
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
-        # Under a new first axis, as all_gather joins the arrays along the first one.
+        # Under a new first axis, because all_gather joins arrays along the first one.
         gathered = mx.distributed.all_gather(mx.array(values[None]), group=self.group, stream=mx.cpu)
         return list(np.array(gathered))
 
@@ -54,7 +54,7 @@ def average(ranks: Ranks, loss: mx.array, grads: dict[str, mx.array]) -> tuple[m
     """Mean of loss and gradients over the ranks, each of which has an equal share of the batch."""
     if not isinstance(ranks, MLXRanks):
         return loss, grads
-    # A list, as the tree functions of MLX would take a name with dots for a path.
+    # A list, because MLX's tree functions would read a name with dots as a path.
     values = [loss.reshape(1), *grads.values()]
     averaged = average_gradients(values, group=ranks.group, communication_stream=mx.cpu)
     mx.eval(averaged)

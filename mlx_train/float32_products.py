@@ -35,6 +35,6 @@ def choose(products: Float32Products, on_gpu: bool) -> None:
 
 
 def settle() -> None:
-    """What is multiplied next ends the choice: if no engine has made it, it is exact."""
+    """End the choice, as the first product does: exact if no engine has chosen."""
     global _chosen
     _chosen = _chosen or "exact"

@@ -1,4 +1,4 @@
-"""Which operations the MLX engine uses: MLX's own on a GPU, hand-written ones where a CPU needs them."""
+"""Chooses the operations of the MLX engine: MLX's own on a GPU, hand-written ones where a CPU needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the MLX engine gives everything else."""
+"""The EnginePackage of the MLX engine."""
 
 from mlx_train.device import device_facts, float32_products, matrix_product_flops_per_s
 from mlx_train.distributed import connect

@@ -1,8 +1,8 @@
-"""What a training step of the MLX engine does.
+"""Profiles a training step of the MLX engine.
 
 MLX has no profiler of operations. Everywhere, the phases of a step are timed, each from when the device is idle
 to when it is idle again. On a Mac with Metal, and MTL_CAPTURE_ENABLED=1 in the environment, a GPU trace for
-Xcode is written as well, beside the other and called trace.gputrace.
+Xcode is written as well, next to the other, as trace.gputrace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shared.engine.protocol import Engine
 from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 
 # Methods of mlx_train.engine.TrainingEngine that are phases of `train_step`, and what they do. What a step does
-# outside of them is "gradient norm and checks".
+# outside them is "gradient norm and checks".
 PHASES = {"_batch_gradients": "forward and backward", "_updated": "optimizer update"}
 REST = "gradient norm and checks"
 STEP = "train_step"
@@ -69,7 +69,7 @@ class MLXProfiler:
         return timed
 
     def _spent(self) -> dict[str, tuple[int, float]]:
-        """(calls, seconds) of each phase, and of what is left of the steps."""
+        """(calls, seconds) of each phase, and of the rest of the steps."""
         calls: defaultdict[str, int] = defaultdict(int)
         seconds: defaultdict[str, float] = defaultdict(float)
         for label, _, duration in self._events:

@@ -68,8 +68,8 @@ def running_sums(keys: mx.array, values: mx.array) -> mx.array:
     sums = _sums_in_blocks(keys, values)
     last_keys = keys[:-1, -1]
     earlier = running_sums(last_keys, sums[:-1, -1])
-    goes_on = keys[1:] == last_keys[:, None]
-    sums = mx.concatenate([sums[:1], sums[1:] + mx.where(goes_on[..., None], earlier[:, None], 0.0)])
+    continues = keys[1:] == last_keys[:, None]
+    sums = mx.concatenate([sums[:1], sums[1:] + mx.where(continues[..., None], earlier[:, None], 0.0)])
     return sums.reshape(-1, width)[:count]
 
 

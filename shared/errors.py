@@ -16,7 +16,7 @@ class DataError(UserError):
 
 
 class ArtifactError(UserError):
-    """A `.btw` file that is damaged, lies about itself or was made for something else."""
+    """A `.btw` file that is damaged, contradicts itself or was made for something else."""
 
 
 class RunError(UserError):
@@ -24,4 +24,4 @@ class RunError(UserError):
 
 
 class RanksError(Exception):
-    """Another process of the same run is gone. No fault of the input: exit status 1, and the run can be resumed."""
+    """Another process of the same run is gone. Not an error of the input: exit status 1, and the run can be resumed."""

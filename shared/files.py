@@ -13,7 +13,7 @@ TEMPORARY_SUFFIX = ".tmp"
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a file of these bytes, on disk before this returns.
 
-    Written to a temporary file beside it, flushed, then renamed over it. Raises OSError (a full disk, no
+    Written to a temporary file next to it, flushed, then renamed over it. Raises OSError (a full disk, no
     permission) with `path` as its file name; the old file is then untouched and nothing is left behind.
     """
     with replacing(path) as temporary:
@@ -22,8 +22,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """For content that is not at hand as bytes: gives a temporary path beside `path` to write a file to, which is
-    flushed and renamed over `path` at the end of the block. Errors as in `write_atomically`."""
+    """Like `write_atomically`, for content that the caller writes: yields a temporary path next to `path`, which is
+    flushed and renamed over `path` at the end of the block."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary

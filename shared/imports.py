@@ -1,4 +1,4 @@
-"""Imports by name, of what is not imported before it is asked for: an engine, a command."""
+"""Imports by name, for modules that are imported on demand: an engine, a command."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import ModuleType
 
 
 def import_by_name(name: str) -> ModuleType:
-    """Import a module of the house, with the garbage collector off.
+    """Import a module with the garbage collector off.
 
-    What a module makes stays, but the collector looks through it again and again: 14 % of the time that torch takes.
+    A module's objects stay, but the collector scans them again and again: 14 % of the time of importing torch.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
 """Every tolerance the parity check and the tests use, each with the reason for its size.
 
-All are for float32 on a CPU unless they say otherwise. What is not listed here is compared exactly:
+All are for float32 on a CPU unless they say otherwise. Everything else is compared exactly:
 initial weights, batches, schedules, quantised codes and artifact bytes.
 """
 

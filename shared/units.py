@@ -1,4 +1,4 @@
-"""Figures in words: decimal units, three digits."""
+"""Figures as text: decimal units, three digits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def format_count(count: float) -> str:
 
 
 def format_clock(seconds: float) -> str:
-    """`0:42`, `12:05` or `1:02:03`: what runs down or up on a screen."""
+    """`0:42`, `12:05` or `1:02:03`: a clock on the screen."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, rest = divmod(rest, 60)
@@ -29,7 +29,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """What was measured: `364 ms`, `2.60 s`, `42.0 s`, from a minute on as a clock."""
+    """A measured duration: `364 ms`, `2.60 s`, `42.0 s`, from a minute on as a clock."""
     if seconds >= 59.95:
         return format_clock(seconds)
     value, unit = (seconds, "s") if seconds >= 0.9995 else (1000.0 * seconds, "ms")

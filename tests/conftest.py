@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
+from tests.command_line import CommandLine
 from tests.processes import start_with_default_signals
 
 # Tests compare with exact products, whatever the shell asks of MLX.
@@ -16,3 +19,17 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 start_with_default_signals()
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`cli("score", run, "--json").document["bpb"]`."""
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for this test's datasets."""
+    folder = tmp_path / "datasets"
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(folder))
+    return folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.numpy import load as tensors_from_bytes
 
 from shared.model import parameter_counts
 from shared.runs.finished_run import FinishedRun
+from shared.runs.metrics import Event, read_events
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import ScoreDocument
 from shared.scoring.documents import DocumentScores, write_document_scores
@@ -104,9 +107,22 @@ def with_score(run: FinishedRun, **changes: Any) -> FinishedRun:
     return replace(run, score=run.score.model_copy(update=changes))
 
 
-def edit_json(path: Path, **changes: Any) -> None:
-    """Replace some values of a JSON file."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def events_of(folder: Path, *names: str) -> list[Event]:
+    """Events of these names in the metrics of a run."""
+    return [event for event in read_events(folder / "metrics.jsonl") if event["event"] in names]
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[dict[str, Any]]:
+    """The values of a JSON file, which are written back as they are left."""
+    values = read_json(path)
+    yield values
+    path.write_text(json.dumps(values))
 
 
 def copy_run(source: Path, target: Path, *overrides: str, factor: float = 1.0) -> Path:
@@ -114,8 +130,8 @@ def copy_run(source: Path, target: Path, *overrides: str, factor: float = 1.0) -
     shutil.copytree(source, target)
     spec = with_overrides(load_spec(target / "spec.toml"), overrides)
     (target / "spec.toml").write_text(spec_to_toml(spec))
-    score = json.loads((target / "score.json").read_text())
-    edit_json(target / "score.json", bpb=score["bpb"] * factor, nats=score["nats"] * factor)
+    with edited(target / "score.json") as score:
+        score.update(bpb=score["bpb"] * factor, nats=score["nats"] * factor)
     path = target / "documents.safetensors"
     tensors = tensors_from_bytes(path.read_bytes())
     write_document_scores(path, DocumentScores(tensors["nats"] * factor, tensors["bytes"]))

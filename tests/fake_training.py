@@ -1,10 +1,10 @@
-"""A small engine and data in NumPy, for tests of the loop: fast, and as exact as a real one."""
+"""A small engine in NumPy and an observer, for tests of the loop: fast, and as exact as real ones."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,10 +13,14 @@ import numpy as np
 from rich.console import Console
 
 from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.engine.ranks import OneRank, Ranks
 from shared.model.stages import StepNumbers
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
 from shared.views.plain import PlainObserver
+
+# A run of few steps whose score takes little.
+SHORT = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
 
 
 def tiny_spec(*overrides: str) -> Spec:
@@ -52,6 +56,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    ranks: Ranks = OneRank()
 
     def __init__(self, spec: Spec, broken_at: int = -1, infinite_after: int = -1, loss_scale: float = 1.0) -> None:
         self.spec, self.broken_at, self.infinite_after, self.loss_scale = spec, broken_at, infinite_after, loss_scale
@@ -66,8 +71,14 @@ class FakeEngine:
     def initialise(self, weights: Weights) -> None:
         self.state = {"weight/w": np.zeros(8, np.float32), "momentum/w": np.zeros(8, np.float32)}
 
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        raise AssertionError("a loss here weighs every symbol alike")
+
     def warm_up(self, x: np.ndarray) -> None:
         pass
+
+    def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
+        raise AssertionError("training never asks for gradients")
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         step = self.steps
@@ -122,22 +133,6 @@ class FakeEngine:
 
     def device_name(self) -> str:
         return "fake device"
-
-
-class FakeLoader:
-    """Random batches, a pure function of the step."""
-
-    def __init__(self, rows: int = 4, seq_len: int = 16) -> None:
-        self.shape = (rows, seq_len)
-
-    def batch(self, step: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(0, 256, self.shape).astype(np.int32)
-
-    def state(self, step: int) -> dict[str, Any]:
-        return {"step": step}
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 class RecordingObserver:

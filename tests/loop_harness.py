@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-from shared.engine.protocol import Engine
+import numpy as np
+
+from data.loader import Loader
 from shared.runs.checkpoints import CheckpointStore
-from shared.runs.metrics import Event, MetricsLog, read_events
+from shared.runs.metrics import Event, MetricsLog
 from shared.runs.observer import ValidationReport
 from shared.spec import Spec
 from shared.training.interruption import Interruption
@@ -18,10 +20,15 @@ from shared.training.loop import Outcome, TrainingLoop
 from shared.training.run import start_or_resume
 from shared.training.sources import Sources
 from shared.training.validation import NonFiniteScoreError
-from tests.fake_training import FakeEngine, FakeLoader, RecordingObserver, tiny_spec
+from tests.fake_study import events_of
+from tests.fake_training import FakeEngine, RecordingObserver, tiny_spec
+from tests.museum.fake_stream import FakeStream
 
 CADENCE = ("training.log_every_steps=4", "training.val_every_steps=5", "training.checkpoint_every_steps=6")
 Progress = Callable[[int, int], None]
+
+TEXT = FakeStream([np.random.default_rng(0).bytes(1000)])
+SOURCES = Sources(TEXT, TEXT, TEXT, Loader(TEXT, seq_len=16, batch_rows=4, seed=0))
 
 
 def report(step: int, bpb: float) -> ValidationReport:
@@ -40,7 +47,6 @@ class Harness:
     validation_fails: bool = False
     store: CheckpointStore | None = None
     score: Callable[[int], float] | None = None
-    loader: FakeLoader = field(default_factory=FakeLoader)
 
     def validate(self, step: int, progress: Progress) -> ValidationReport:
         if self.validation_fails:
@@ -51,18 +57,25 @@ class Harness:
         self.engine.device.now_s += 50.0
         return report(step, self.score(step) if self.score else float(self.engine.state["weight/w"].sum()))
 
+    def stop_at(self, at: int) -> None:
+        """A signal is remembered when a step is reported: the next one is in flight then."""
+        self.observer.on_event = lambda name, step: self.signal() if step == at else None
+
+    def signal(self) -> None:
+        self.interruption.signal_number = signal.SIGINT
+
     def start(self) -> Outcome:
+        self.folder.mkdir(exist_ok=True)
         store = self.store or CheckpointStore(self.folder / "checkpoints", self.spec.training.keep_checkpoints)
         store.tidy()
         checkpoint = store.load_latest()
-        sources = cast(Sources, SimpleNamespace(loader=self.loader, train=None))
-        position = start_or_resume(self.spec, cast(Engine, self.engine), sources, store, checkpoint)
+        position = start_or_resume(self.spec, self.engine, SOURCES, store, checkpoint)
         self.engine.steps = position.step
         with MetricsLog(self.folder / "metrics.jsonl", position.step) as metrics:
             loop = TrainingLoop(
                 self.spec,
                 self.engine,
-                self.loader,
+                SOURCES.loader,
                 self.validate,
                 store,
                 metrics,
@@ -79,7 +92,7 @@ class Harness:
     def events(self, name: str) -> list[Event]:
         """Events of one name without those fields that measure time."""
         timing = ("elapsed_s", "bytes_per_s", "step_s", "seconds")
-        found = [event for event in read_events(self.folder / "metrics.jsonl") if event["event"] == name]
+        found = events_of(self.folder, name)
         return [{key: value for key, value in event.items() if key not in timing} for event in found]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,11 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import cuda_train.engine
+import mlx_train.engine
+from mlx_train.device import compute_streams
 from shared.engine.activations import activation_bytes
+from shared.engine.protocol import Engine
 from shared.engine.synthetic import synthetic_engine
 from shared.model import random_weights
 from shared.model.stages import StepNumbers, training_stages
@@ -45,6 +48,7 @@ def saved_storages(function: Callable[[], Any]) -> tuple[Any, dict[int, int]]:
 def torch_saved_bytes(spec: Spec, rows: int) -> int:
     """Bytes that torch saves for the backward pass of `rows` windows beside what is there anyway."""
     engine = synthetic_engine("torch", spec)
+    assert isinstance(engine, cuda_train.engine.TrainingEngine)
     engine.initialise(random_weights(spec, 0))
     x = engine._symbols(np.zeros((rows, spec.model.seq_len), np.int32))
     last = str(len(training_stages(spec)) - 1)
@@ -66,6 +70,7 @@ def for_passes(spec: Spec, rows: int, workers: int, compiled: bool) -> Spec:
 def torch_peak_bytes(spec: Spec) -> int:
     """Most bytes that two micro-batches of the spec need at the same time beside weights and gradients."""
     engine, x, numbers = _ready("torch", spec)
+    assert isinstance(engine, cuda_train.engine.TrainingEngine)
     engine._backward(x, numbers)
     for value in engine.params.values():
         value.grad = None
@@ -79,7 +84,8 @@ def torch_peak_bytes(spec: Spec) -> int:
 def mlx_peak_bytes(spec: Spec) -> int:
     """The same of one of MLX's workers."""
     engine, x, numbers = _ready("mlx", spec)
-    import mlx.core as mx
+    assert isinstance(engine, mlx_train.engine.TrainingEngine)
+    import mlx.core as mx  # after mlx_train, which loads the BLAS
 
     engine.gradients(x, numbers)
     mx.synchronize()
@@ -91,14 +97,14 @@ def mlx_peak_bytes(spec: Spec) -> int:
 
 def assert_as_estimated(spec: Spec, engine: str, rows: int, compiled: bool = False) -> None:
     """The peak of a pass over `rows` windows lies where the estimate says."""
-    workers = len(importlib.import_module("mlx_train.device").compute_streams()) if engine == "mlx" else 1
+    workers = len(compute_streams()) if engine == "mlx" else 1
     spec = for_passes(spec, rows, workers, compiled)
     peak = mlx_peak_bytes(spec) if engine == "mlx" else torch_peak_bytes(spec)
     estimate = activation_bytes(spec, engine, rows)
     assert estimate.least <= peak <= estimate.most, f"{estimate.expected / peak:.2f} times the peak"
 
 
-def _ready(name: str, spec: Spec) -> tuple[Any, np.ndarray, StepNumbers]:
+def _ready(name: str, spec: Spec) -> tuple[Engine, np.ndarray, StepNumbers]:
     """(the engine with weights, a batch, the numbers of a step of the last stage)."""
     engine = synthetic_engine(name, spec)
     engine.initialise(random_weights(spec, 0))

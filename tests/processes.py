@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests import ROOT
 
 # A deadline ends a test that hangs; a test that works waits for less. A process that imports torch is ready after 3 s
 # alone, and after half a minute where ten others want the same two cores.
@@ -20,6 +25,17 @@ PROC = Path("/proc")
 STOPPING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
+@contextmanager
+def started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process with pipes, begun at the root of the tree; it is killed at the end."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def wait_until(
     condition: Callable[[], Any], what: str, process: subprocess.Popen | None = None, pause_s: float = POLL_S
 ) -> None:
@@ -30,6 +46,20 @@ def wait_until(
             raise AssertionError(f"status {process.returncode} before {what}: {_said(process)}")
         assert time.monotonic() < limit, f"waited {WAIT_S:g} s: {what}"
         time.sleep(pause_s)
+
+
+def run_python(program: str, *words: object, **environment: str) -> str:
+    """What a program prints in a process of its own, which must end well; `environment` is what it has more."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def alive(pid: int) -> bool:

@@ -17,8 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
@@ -26,11 +24,14 @@ from shared.engine.package import create_engine
 from shared.errors import RunError
 from shared.model import random_weights
 from shared.runs.observer import Observer
+from shared.runs.run_directory import RunDirectory
 from shared.spec import Spec, load_spec
 from shared.study import own_process
 from shared.study.plan import PlannedRun
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
+from shared.training.position import Outcome
+from shared.training.run import RunResult
 from tests.fake_training import quiet_observer
 
 SMALL = (
@@ -56,7 +57,7 @@ def compiled_graphs(spec: Spec) -> int:
     """
     import torch
 
-    torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    torch.compile = functools.partial(torch.compile, backend="eager")
     engine = create_engine("torch", spec)
     engine.initialise(random_weights(spec, 3))
     counted = torch._dynamo.utils.counters["stats"]
@@ -71,14 +72,24 @@ def observer() -> Observer:
     return quiet_observer()
 
 
-def stand_in(spec: Spec, engine: str, _: Observer, *, runs_dir: Path, run_name: str, **rest: Any) -> Any:
+def stand_in(
+    spec: Spec,
+    engine_name: str,
+    observer: Observer,
+    *,
+    runs_dir: Path,
+    run_name: str | None = None,
+    entered: Interruption | None = None,
+    **rest: object,
+) -> RunResult:
     """In place of `train_run`. The file NAME.pid says that it has begun, NAME.saved that it was let save."""
+    assert run_name is not None and entered is not None
     (runs_dir / f"{run_name}.pid").write_text(str(os.getpid()))
     action: Callable[[Spec, Path, Interruption], str] = globals()[run_name.split("-")[0]]
-    message = action(spec, runs_dir / run_name, rest["entered"])
-    stopped = rest["entered"].signal_number is not None
-    status, exit_status = ("interrupted", rest["entered"].exit_status) if stopped else ("finished", 0)
-    return SimpleNamespace(outcome=SimpleNamespace(status=status, message=message), exit_status=exit_status)
+    message = action(spec, runs_dir / run_name, entered)
+    stopped = entered.signal_number is not None
+    outcome = Outcome("interrupted" if stopped else "finished", 0, 0.0, None, None, None, None, message)
+    return RunResult(RunDirectory(runs_dir / run_name), outcome, None, entered.exit_status if stopped else 0)
 
 
 def trains(spec: Spec, path: Path, interruption: Interruption) -> str:

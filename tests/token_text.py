@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from data.shards import BYTES_VERSION, TOKENS_VERSION, ShardWriter
 from data.stream import JoinedShards
 from data.token_bytes import TokenBytes
 from data.token_stream import TokenStream
@@ -21,22 +22,31 @@ SIZE = 330
 WORDS = ["the cat sat on the mat,", "then it ran off in 1984", "and nobody saw it again.", "caf\u00e9 \U0001f600"]
 
 
+def write_shard(path: Path, symbols: np.ndarray) -> None:
+    """Write a whole shard of uint8 or uint16 symbols `[count]`."""
+    writer = ShardWriter(path, BYTES_VERSION if symbols.itemsize == 1 else TOKENS_VERSION)
+    writer.write(symbols.tobytes())
+    writer.close()
+
+
 @functools.cache
 def small_tokenizer(normalisation: Normalisation = "nmt_nfkc", size: int = SIZE) -> Tokenizer:
     """A tokenizer with the settings of the real ones, trained on a few words."""
     return Tokenizer(trained_model(" ".join(WORDS[:3]), normalisation, size), Path("small.model"))
 
 
-def trained_model(text: str, normalisation: Normalisation = "nmt_nfkc", size: int = SIZE) -> bytes:
-    """The content of a model file."""
+def trained_model(
+    text: str | list[str], normalisation: Normalisation = "nmt_nfkc", size: int = SIZE, **others: Any
+) -> bytes:
+    """The content of a model file; `others` are options that differ from those of the real ones."""
     model = io.BytesIO()
+    settings = {"remove_extra_whitespaces": normalisation != "identity", **SETTINGS, **others}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text] * 20),
+        sentence_iterator=iter(text if isinstance(text, list) else [text] * 20),
         model_writer=model,
         vocab_size=size,
         normalization_rule_name=normalisation,
-        remove_extra_whitespaces=normalisation != "identity",
-        **SETTINGS,
+        **settings,
     )
     return model.getvalue()
 

@@ -1,8 +1,8 @@
-"""What counts against the limit of bytes, and how close the codes are to their entropy (docs/techniques.md 1.1).
+"""The bytes that count against the budget, and how close the codes are to their entropy (docs/techniques.md 1.1).
 
 Counted code is every source file of the packages `shared` and `data` and of every engine's package as it lies
-on disk, uncompressed: Python, TOML, and C++, CUDA or Metal kernels. Not counted are tests, datasets and
-caches, as they are not needed to run the model. That is the strict reading: one engine would be enough to
+on disk, uncompressed: Python, TOML, and C++, CUDA or Metal kernels. Tests, datasets and caches do not
+count, because the model runs without them. That is the strict reading: one engine would be enough to
 score an artifact, and other entrants count a minified and compressed script.
 """
 
@@ -25,7 +25,7 @@ NOT_CODE = ("tests", "datasets", "__pycache__")
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Bytes of an artifact and its code beside the limit."""
+    """Bytes of an artifact, its code and the limit."""
 
     artifact_bytes: int
     code_bytes: int
@@ -50,7 +50,7 @@ def budget_report(artifact_bytes: int, limit_bytes: int) -> BudgetReport:
 def code_bytes(root: Path | None = None) -> int:
     """Bytes of the counted source files of the four packages under `root` (default: as installed).
 
-    Raises ArtifactError if a package is missing, as a count that leaves code out is not a count.
+    Raises ArtifactError if a package is missing, because a count that leaves code out is not a count.
     """
     return sum(path.stat().st_size for path in code_files(root))
 
@@ -69,7 +69,7 @@ def code_files(root: Path | None = None) -> Iterator[Path]:
 
 
 def entropy_bits(codes: NDArray[np.int8]) -> float:
-    """Order-0 entropy of int8 codes in bits per weight: what an ideal coder without context would need."""
+    """Order-0 entropy of int8 codes in bits per weight: the size that an ideal coder without context reaches."""
     if codes.size == 0:
         return 0.0
     counts = np.bincount(codes.reshape(-1).astype(np.int16) + 128)

@@ -32,7 +32,7 @@ def block_sizes(raw_bytes: int) -> list[int]:
 def compress_blocks(raw: bytes, quality: int, window: int) -> list[bytes]:
     """One brotli stream per block, in order; `window` is log2 of the window in bytes.
 
-    The blocks are compressed side by side, as brotli releases the interpreter: GPUs wait for this.
+    The blocks are compressed in parallel, because brotli releases the interpreter and GPUs wait for this.
     """
 
     def compress(start: int) -> bytes:

@@ -16,10 +16,10 @@ The header is canonical JSON (sorted keys, no spaces, ASCII, every key once) of 
     spec      the resolved spec, every default written out
     spec_id   16 hex digits, shared.spec.spec_id of the program that wrote the file
     tensors   one object per parameter in manifest order: name, shape, class, bits, offset; where it is quantised
-              also method and scale_offset. Offsets are in bytes within the unpacked section. Files of before
-              there was a choice leave out the method: it was row_max
+              also method and scale_offset. Offsets are in bytes within the unpacked section. Files from before
+              there was a choice lack the method: it was row_max
     sections  name, raw_bytes, stored_bytes (a list, one size per block), sha256 of the stored bytes
-    extra     what the writer wants to add, any JSON object
+    extra     any JSON object that the writer wants to add
 
 A method stores some parts of each tensor, row_max `codes` and `scales` (shared.quantisers). Sections are `CLASS.PART`:
 the first part of the classes matrix, embedding and head, then their second part, then `raw.values`; an empty one is
@@ -248,6 +248,6 @@ def _info(header: Header, header_bytes: int, sha256: str) -> ArtifactInfo:
 
 
 def _one_line(error: ArtifactError) -> str:
-    """A message made of what a hostile file says, safe to print: one line, ASCII, at most 400 characters."""
+    """A message with parts of a hostile file, safe to print: one line, ASCII, at most 400 characters."""
     text = " ".join(str(error).encode("ascii", "backslashreplace").decode("ascii").split())
     return text if len(text) <= 400 else f"{text[:397]}..."

@@ -29,7 +29,7 @@ MAX_INTEGER_DIGITS = 18
 """Longest integer in a header, so that sizes made of them stay small numbers."""
 
 UNNAMED_METHOD = "row_max"
-"""The method of quantised tensors in a table that does not say it, of before there was a choice."""
+"""The method of quantised tensors in a table that lacks it, from before there was a choice."""
 
 SPEC_ID_PATTERN = re.compile(r"[0-9a-f]{16}")
 
@@ -45,6 +45,11 @@ class StoredSection:
     stored_bytes: tuple[int, ...]
     sha256: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The row of the header's table of sections."""
+        sizes = {"raw_bytes": self.plan.raw_bytes, "stored_bytes": list(self.stored_bytes)}
+        return {"name": self.plan.name, **sizes, "sha256": self.sha256}
+
 
 @dataclass(frozen=True)
 class Header:
@@ -59,11 +64,6 @@ class Header:
     def payload_bytes(self) -> int:
         """Size of the compressed payload."""
         return sum(sum(section.stored_bytes) for section in self.sections)
-
-
-def raw_limit_bytes(payload_bytes: int) -> int:
-    """Largest unpacked size that a payload of this size may claim."""
-    return max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * payload_bytes)
 
 
 def canonical_json(value: Any) -> str:
@@ -91,7 +91,7 @@ def build_header(
         "spec": spec_to_dict(spec),
         "spec_id": spec_id(spec),
         "tensors": [entry.to_json() for entry in layout.tensors],
-        "sections": [_section_row(section) for section in sections],
+        "sections": [section.to_json() for section in sections],
         "extra": plain_extra,
     }
     return Header(spec, layout, sections, values)
@@ -110,17 +110,11 @@ def parse_header(raw: bytes) -> Header:
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
     _check_tensors(values["tensors"], layout)
     header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
-    _check_raw_size(header)
+    limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
+    if layout.raw_bytes > limit:
+        sizes = f"{header.payload_bytes} bytes stands for {layout.raw_bytes} bytes of weights"
+        raise ArtifactError(f"payload of {sizes}, the limit is {limit}")
     return header
-
-
-def _section_row(section: StoredSection) -> dict[str, Any]:
-    return {
-        "name": section.plan.name,
-        "raw_bytes": section.plan.raw_bytes,
-        "stored_bytes": list(section.stored_bytes),
-        "sha256": section.sha256,
-    }
 
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
@@ -210,15 +204,6 @@ def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...
             raise ArtifactError(f"{where}: sha256 is {_short(row['sha256'])}, must be 64 hex digits")
         sections.append(StoredSection(plan, tuple(stored), row["sha256"]))
     return tuple(sections)
-
-
-def _check_raw_size(header: Header) -> None:
-    limit = raw_limit_bytes(header.payload_bytes)
-    if header.layout.raw_bytes > limit:
-        raise ArtifactError(
-            f"payload of {header.payload_bytes} bytes stands for {header.layout.raw_bytes} bytes of weights, "
-            f"the limit is {limit}"
-        )
 
 
 def _require_keys(row: Any, keys: Sequence[str] | Mapping[str, Any], where: str) -> None:

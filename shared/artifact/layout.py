@@ -1,4 +1,4 @@
-"""Where every byte of the payload lies: a pure function of the parameter manifest and the spec.
+"""The position of every byte of the payload: a pure function of the parameter manifest and the spec.
 
 The writer follows this plan and the reader recomputes it, so a file cannot say anything about offsets,
 sizes or overlaps that the spec does not already imply; the table in the header is checked against it.
@@ -20,7 +20,7 @@ from shared.quantisers import Float32, Part, QuantisedTensor, Storage
 from shared.spec import ArtifactSpec
 
 RAW = "raw"
-"""What the section of the tensors that are not quantised is called by, whatever their class."""
+"""Name of the section of tensors that are not quantised, whatever their class."""
 
 GROUPS = ("matrix", "embedding", "head", RAW)
 
@@ -41,7 +41,7 @@ class TensorEntry:
         return math.prod(self.shape)
 
     @property
-    def places(self) -> list[tuple[Part, str, int]]:
+    def positions(self) -> list[tuple[Part, str, int]]:
         """Each part, the section that it lies in, and its offset there."""
         parts = self.storage.parts(self.shape)
         sections = (section_name(self.quantisation, self.storage, part) for part in parts)
@@ -57,7 +57,7 @@ class TensorEntry:
         }
         if not isinstance(self.storage, Float32):
             row["method"] = self.storage.method
-        for index, (part, _, offset_bytes) in enumerate(self.places):
+        for index, (part, _, offset_bytes) in enumerate(self.positions):
             # Of codes, scales: offset, scale_offset.
             row[f"{part.name.removesuffix('s')}_offset" if index else "offset"] = offset_bytes
         return row
@@ -124,7 +124,7 @@ def lay_out(layout: Layout, tensors: Mapping[str, QuantisedTensor]) -> dict[str,
     """The raw bytes of every section, little-endian, 16 and 32-bit items as byte planes."""
     content: dict[str, list[bytes]] = {section.name: [] for section in layout.sections}
     for entry in layout.tensors:
-        for part, section, _ in entry.places:
+        for part, section, _ in entry.positions:
             content[section].append(tensors[entry.name].parts[part.name].astype(part.dtype).tobytes())
     return {
         section.name: to_byte_planes(b"".join(content[section.name]), section.item_bytes) for section in layout.sections
@@ -142,7 +142,7 @@ def pick_up(layout: Layout, sections: Mapping[str, bytes]) -> dict[str, Quantise
     for entry in layout.tensors:
         parts = {
             part.name: np.frombuffer(plain[section], part.dtype, part.count, offset_bytes).reshape(part.shape)
-            for part, section, offset_bytes in entry.places
+            for part, section, offset_bytes in entry.positions
         }
         if not entry.storage.is_valid(parts):
             bits = entry.storage.bits

@@ -1,7 +1,7 @@
-"""The size of an artifact before training: what is exact, what is fitted, and how far to trust it.
+"""Prediction of an artifact's size before training: exact parts, fitted parts, and the error to expect.
 
-Exact: the number of codes, scales and float32 values, and the header but for a few digits. Fitted: what a
-code costs after training (shared.artifact.predict_model). Outside the range of the fitted models the estimate
+Exact: the number of codes, scales and float32 values, and the header but for a few digits. Fitted: the
+bits of a code after training (shared.artifact.predict_model). Outside the range of the fitted models the estimate
 moves to Gaussian weights within three doublings of the batch: models trained with large batches are that.
 The public baseline (17,059,912 parameters, 13,780 steps of 524,288 tokens, int8 and zlib, 15,863,489 bytes)
 is within 0.5 % of Gaussian weights in its own format, below, so a large batch gets an excess of -0.03 bits.
@@ -98,7 +98,7 @@ def worst_case_bytes(spec: Spec) -> int:
     layout = plan_layout(parameter_manifest(spec), spec.artifact)
     widths: dict[str, int] = {}
     for entry in layout.tensors:
-        for part, name, _ in entry.places:
+        for part, name, _ in entry.positions:
             if part.name == "codes":
                 widths[name] = max(entry.storage.bits, widths.get(name, 0))
     sections = {}
@@ -182,8 +182,8 @@ def _section_bytes(
 
 
 def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tuple[list[str], bool]:
-    """What about a spec was not among the fitted models, in words; and whether it is trained too briefly,
-    where initial values that are not Gaussian still show."""
+    """How a spec differs from the fitted models, one phrase each; and whether it is trained so briefly that initial
+    values, which are not Gaussian, still show."""
     matrices = [row for row in rows if row.section == "matrix.codes"]
     shares = np.array([row.count for row in matrices]) / sum(row.count for row in matrices)
     features = np.array([row.features for row in matrices])
@@ -196,18 +196,15 @@ def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tupl
         for side, outside in sides.items()
         if outside[index]
     ]
-    if any(mixer != "attention" for mixer in spec.model.mixers):
-        reasons.append("mixers with a state")
-    if spec.model.ngram.rows:
-        reasons.append("n-gram embeddings")
-    if spec.model.decoder.kind == "experts":
-        reasons.append("a decoder of experts")
-    if spec.model.lora.rank:
-        reasons.append("adapters")
-    if spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0:
-        reasons.append("weight decay")
-    if spec.optimizer.ns_steps != FITTED_NS_STEPS:
-        reasons.append(f"ns_steps {spec.optimizer.ns_steps}")
+    techniques = {
+        "recurrent mixers": any(mixer != "attention" for mixer in spec.model.mixers),
+        "n-gram embeddings": spec.model.ngram.rows > 0,
+        "a decoder of experts": spec.model.decoder.kind == "experts",
+        "adapters": spec.model.lora.rank > 0,
+        "weight decay": spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0,
+        f"ns_steps {spec.optimizer.ns_steps}": spec.optimizer.ns_steps != FITTED_NS_STEPS,
+    }
+    reasons += [name for name, used in techniques.items() if used]
     return reasons, bool(sides["below"][_DOSE])
 
 

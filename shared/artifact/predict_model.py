@@ -1,8 +1,8 @@
-"""How many bits a trained weight costs: the Gaussian code, and what training does to it (docs/techniques.md 11.4).
+"""The bits of a trained weight: those of the Gaussian code, and the effect of training (docs/techniques.md 11.4).
 
 A row of C Gaussian weights scaled by its own maximum has codes whose entropy depends on C and the bit width
-alone. Trained rows differ from it by an excess of -1.5 to +0.3 bits that depends on what the tensor does (its
-role) and on how far training has moved the weights, the row length, the batch, the patch size and more.
+alone. Trained rows differ from it by an excess of -1.5 to +0.3 bits that depends on the tensor's role and on how far
+training has moved the weights, the row length, the batch, the patch size and more.
 tests/bench/artifact_prediction.py measures the excess on trained models and fits one line per role.
 """
 
@@ -20,7 +20,7 @@ from shared.optim import lr_factor
 from shared.spec import Spec
 
 FEATURES = ("dose", "row_length", "batch", "patch_size", "local_decoder", "builtin_text")
-"""What an excess depends on. The first four are log2 of a ratio, so that 0 is the middle of what was measured;
+"""The variables of an excess. The first four are log2 of a ratio, so that 0 is the middle of what was measured;
 the last two are 1 or 0: whether the decoder is autoregressive, and whether the text is the built-in one, which
 has few byte values outside ASCII."""
 
@@ -60,8 +60,8 @@ class Calibration:
     `roles`: role to intercept and one slope for each of FEATURES, in bits per weight. `ranges`: lowest and
     highest measured value of each feature. `codec_ratio`: stored bits of matrices over the sum of their
     tensors' entropies is codec_ratio[0] + codec_ratio[1] * mean excess. `scale_frac`, `raw_frac`: stored over
-    raw bytes of scales and of float32 values. `error_frac`: what 95 % of the `num_models` models stay within,
-    each left out of the fit in turn.
+    raw bytes of scales and of float32 values. `error_frac`: the error that 95 % of the `num_models` models
+    stay within, each left out of the fit in turn.
     """
 
     roles: dict[str, tuple[float, ...]]
@@ -74,7 +74,7 @@ class Calibration:
 
 
 def role_of(parameter: Parameter, spec: Spec) -> str:
-    """What a tensor does: its name without layer numbers; a table that is also the head is `tied`.
+    """The role of a tensor: its name without layer numbers; a table that is also the head is `tied`.
 
     Rows of symbols that never occur get the same gradient in every head, so they end up alike and cost
     next to nothing; in a table that is only looked up they stay as random as they were initialised.

@@ -1,4 +1,4 @@
-"""Which way each tensor of a model is stored, and all of them to parts and back (shared.quantisers)."""
+"""Stores every tensor of a model as parts by the method of its class, and restores it (shared.quantisers)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.spec import ArtifactSpec
 
 
 def storage_of(parameter: Parameter, spec: ArtifactSpec) -> Float32 | Quantiser:
-    """How a parameter is stored: its class decides; controls and tensors without rows stay float32."""
+    """The storage of a parameter, by its class; controls and tensors without rows stay float32."""
     sections = {"matrix": spec.matrix, "embedding": spec.embed, "head": spec.head}
     if parameter.quantisation == "control" or len(parameter.shape) < 2:
         return Float32()

@@ -1,4 +1,4 @@
-"""Statistics of what goes into each matrix of a model, for quantisers that weigh errors by them.
+"""Statistics of the inputs of each matrix of a model, for quantisers that weigh errors by them.
 
 They come from the forward pass itself, run on any engine's `Ops` with a wrapper around it that knows the parameters:
 a layer that a loop runs several times counts every time, and a tied table counts both as a table and as a head.
@@ -29,7 +29,7 @@ def input_statistics(
     X'X of a batch is made on the device in float32, whose rounding of 1e-6 is far below the noise of a calibration
     text, and added up in float64. Not counted is the product of a factored tied table with its transposed projection.
     Empty are the statistics of a decoder's experts and of their router, which are multiplied by patch and by position
-    apart. The factors of an adapter read the inputs of their matrix: A the same, B what A makes of them.
+    separately. The factors of an adapter read the inputs of their matrix: A the same, B what A makes of them.
     """
     params = {name: ops.asarray(value) for name, value in weights.items()}
     # Adapted matrices are arrays of their own, so they are made here, where they still have a name.
@@ -51,7 +51,7 @@ def input_statistics(
 
 
 class StatisticsOps(WrappedOps):
-    """Adds up what goes into the parameters while a forward pass runs on the wrapped operations."""
+    """Adds up the inputs of the parameters while a forward pass runs on the wrapped operations."""
 
     def __init__(self, ops: Ops, params: Mapping[str, Array]) -> None:
         super().__init__(ops, params)
@@ -81,7 +81,7 @@ class StatisticsOps(WrappedOps):
         return self.ops.embedding(weight, index, dtype)
 
     def _add_input(self, x: Array, weight: Array) -> None:
-        """x [B, ..., in] is about to be multiplied by a weight; without a batch it is no activation of its own."""
+        """x [B, ..., in] is about to be multiplied by a weight; without a batch it is not an activation."""
         if (name := self.name_of(weight)) is None:
             return
         sums = self.sums_of(name)
@@ -97,7 +97,7 @@ class StatisticsOps(WrappedOps):
 
 @dataclass
 class _Sums:
-    """Of one parameter. `is_whole`: all of its products are of whole inputs."""
+    """Sums for one parameter. `is_whole`: all of its products are of whole inputs."""
 
     rows: int = 0
     gram: NDArray[np.float64] | None = None
@@ -105,12 +105,12 @@ class _Sums:
     is_whole: bool = True
 
     def statistics(self) -> InputStatistics:
-        """What they come to."""
+        """The statistics of these sums."""
         if self.gram is None or not self.is_whole:
             return InputStatistics(reads=self.reads)
         return InputStatistics(self.rows, _symmetric(self.gram), self.reads)
 
 
 def _symmetric(gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exactly symmetric, which a product is but for its rounding."""
+    """A matrix made exactly symmetric, which a product is except for its rounding."""
     return np.asarray((gram + gram.T) / 2)

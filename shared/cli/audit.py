@@ -6,11 +6,10 @@ import argparse
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
-from shared.cli.scoring import add_text_arguments, default_engine, positive, progress_bar, verdict
+from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console, positive
+from shared.cli.scoring import add_text_arguments, default_engine, make_table, progress_bar, verdict
 from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
@@ -26,7 +25,7 @@ from shared.training.sources import starting_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN|ARTIFACT|SPEC, what text to use, and --full."""
+    """Declare the arguments."""
     parser.add_argument(
         "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
     )
@@ -34,18 +33,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(
-        "--full", action="store_true", help="also train the model on random bytes, which nobody can learn"
+        "--full", action="store_true", help="also train on uniform random bytes: a score below 8 bits means a leak"
     )
     parser.add_argument(
-        "--steps",
-        type=positive,
-        default=RANDOM_BYTES_STEPS,
-        help=f"steps of that training, default {RANDOM_BYTES_STEPS}",
+        "--steps", type=positive, default=RANDOM_BYTES_STEPS, help="training steps for --full, default %(default)s"
     )
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Make the checks; status 1 if one fails."""
+    """Run the checks; status 1 if one fails."""
     target = load_audited(args.target, args.overrides)
     engine = args.engine or default_engine()
     if args.full and engine == "numpy":
@@ -57,7 +53,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             check = check_random_bytes(
                 lambda spec: create_engine(engine, spec), target.spec, steps=args.steps, progress=progress
             )
-        report = report.with_check(check)
+        report = report.with_checks(check)
     print_report(out, f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
     document = {
         "target": target.source,
@@ -70,12 +66,8 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def print_report(out: Console, title: str, report: AuditReport) -> None:
-    """The checks as a table."""
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("check", "verdict", "detail"):
-        table.add_column(column)
-    for column in ("measured", "limit"):
-        table.add_column(column, justify="right")
+    """Print the checks as a table."""
+    table = make_table(title, ("check", "verdict", "detail"), ("measured", "limit"))
     for check in report.checks:
         row = (check.name, verdict(check), escape(check.detail), f"{check.measured:.4g}", f"{check.limit:.4g}")
         table.add_row(*row)
@@ -85,7 +77,7 @@ def print_report(out: Console, title: str, report: AuditReport) -> None:
 
 
 def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) -> AuditReport:
-    """The checks that need no training, on a sample of the held-out text."""
+    """Run the checks that need no training, on a sample of the held-out text."""
     spec = target.spec
     text = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     stream = sampled(text, args.max_symbols or spec.evaluation.val_symbols)
@@ -93,10 +85,10 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
         score = score_by_spec(scorer, stream, progress=progress)
     with out.status("looking for leaks"):
-        report = audit_scorer(scorer, stream, score).with_checks(check_target_data(target, text))
+        report = audit_scorer(scorer, stream, score).with_checks(*check_target_data(target, text))
         if target.weights_name == "random":
             fresh = initial_weights(spec, starting_text(spec))
-            report = report.with_check(check_initial_loss(create_scorer(engine, spec, fresh)))
+            report = report.with_checks(check_initial_loss(create_scorer(engine, spec, fresh)))
             if engine != "numpy":
-                report = report.with_check(check_spec_gradients(spec, engine))
+                report = report.with_checks(check_spec_gradients(spec, engine))
     return report

@@ -1,45 +1,61 @@
-"""What every command is: a name, its arguments, and a function from arguments to one document."""
+"""The frame of every command: its arguments, and a function from arguments to one document."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.engine.registry import ENGINES
+from shared.errors import UserError
+from shared.files import write_atomically
 from shared.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+RUNS_DIR = Path("runs")
+
 
 @dataclass(frozen=True)
 class CommandResult:
     """`document` is printed as JSON with --json, None if that was done already; `status` is the exit status:
-    0 done, 1 a check said no."""
+    0 done, 1 a check failed."""
 
     document: dict[str, Any] | None = field(default_factory=dict)
     status: int = 0
 
 
 class Command(Protocol):
-    """A module of shared.cli that holds one command. Its name and help are in shared.cli.main."""
+    """A module of shared.cli with one command. Its name and help are in shared.cli.main."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
-        ...
 
     def run(self, args: argparse.Namespace) -> CommandResult:
-        """Do it. Raises UserError for bad input; prose and progress go to `console()`."""
-        ...
+        """Run the command. Raises UserError for bad input; prose and progress go to `console()`."""
 
 
 def console() -> Console:
     """The console for people: stderr, so that stdout can carry one JSON document."""
-    # A command that prints no more than `spec` does need not wait for rich.
+    # `spec` prints on stdout alone and need not wait for rich.
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def say(out: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: nothing in it is markup, and only the terminal wraps it."""
+    out.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def say_error(out: Console, message: str) -> None:
+    """Print why something failed, in red."""
+    say(out, f"bytetwin: {message}", "red")
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,3 +86,46 @@ def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False
     choices = [*ENGINES, *(["numpy"] if oracle else [])]
     order = " before ".join(ENGINES)
     parser.add_argument("--engine", choices=choices, help=f"default: the first that is installed, {order}")
+
+
+def add_runs_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """--runs-dir."""
+    parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, metavar="DIR", help="default %(default)s")
+
+
+def add_output_argument(parser: argparse.ArgumentParser, purpose: str, default: Path | None = None) -> None:
+    """--output FILE."""
+    parser.add_argument("--output", type=Path, default=default, metavar="FILE", help=purpose)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise UserError if --output could not be written, before hours are spent."""
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist")
+
+
+def number_type(kind: type[int] | type[float], holds: Callable[[float], bool], allowed: str) -> Callable[[str], Any]:
+    """A type for argparse: an int or float for which `holds` is true; `allowed` describes it in the error."""
+
+    def parse(text: str) -> int | float:
+        with contextlib.suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text}: must be {allowed}")
+
+    return parse
+
+
+positive = number_type(int, lambda value: value >= 1, "an integer of at least 1")
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options as they stand on a command line: a list repeats its option; None, False and [] give nothing."""
+    pairs = [(name, one) for name, value in options.items() for one in (value if isinstance(value, list) else [value])]
+    given = [(name, value) for name, value in pairs if value is not None and value is not False]
+    return [word for name, value in given for word in ([name] if value is True else [name, str(value)])]
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())

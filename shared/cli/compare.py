@@ -1,19 +1,24 @@
-"""`bytetwin compare`: finished runs, grouped by spec and compared over seeds and documents."""
+"""`bytetwin compare`: finished runs, grouped by spec and compared over seeds and documents; also the end of a sweep."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 
-from shared.cli.command import CommandResult, console
-from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
-from shared.study.groups import find_finished_runs
+from rich.console import Console
+
+from shared.cli.command import CommandResult, add_output_argument, check_output, console, number_type, option_words, say
+from shared.files import write_atomically
+from shared.runs.finished_run import FinishedRun
+from shared.study.comparison import LEVEL, Comparison, compare_groups
+from shared.study.groups import find_finished_runs, group_runs
+from shared.study.table import markdown, print_comparison
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN... and what every comparison asks."""
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run's name or folder, or a folder of runs such as a sweep's"
-    )
+    """Declare the arguments."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder, or a folder of runs (a sweep)")
     add_comparison_arguments(parser)
 
 
@@ -24,3 +29,41 @@ def run(args: argparse.Namespace) -> CommandResult:
     words = ["compare", *args.runs, *comparison_words(args)]
     comparison = compare_runs(args, runs, console(), title="Comparison", words=words)
     return CommandResult(comparison.to_document(), 1 if comparison.problems else 0)
+
+
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """--baseline, --confidence, --margin-nats and --output."""
+    parser.add_argument("--baseline", metavar="LABEL", help="group to compare the others with; default: the first")
+    level = number_type(float, lambda value: 0.0 < value < 1.0, "a number between 0 and 1")
+    parser.add_argument(
+        "--confidence", type=level, default=LEVEL, metavar="LEVEL", help="of the intervals; default %(default)s"
+    )
+    parser.add_argument(
+        "--margin-nats",
+        type=number_type(float, lambda value: 0.0 <= value < float("inf"), "a number of nats, 0 or more"),
+        default=0.0,
+        metavar="NATS",
+        help="test whether a group beats the baseline by this many nats per symbol; a public record asks for 0.005",
+    )
+    add_output_argument(parser, "also write the tables as markdown to this file")
+
+
+def comparison_words(args: argparse.Namespace) -> list[str]:
+    """The arguments of a comparison as they stand on a command line, without --output."""
+    level = None if args.confidence == LEVEL else f"{args.confidence:g}"
+    margin = f"{args.margin_nats:g}" if args.margin_nats else None
+    return option_words({"--baseline": args.baseline, "--confidence": level, "--margin-nats": margin})
+
+
+def compare_runs(
+    args: argparse.Namespace, runs: Sequence[FinishedRun], out: Console, *, title: str, words: Sequence[str]
+) -> Comparison:
+    """Compare, print, and write the tables if asked for; `words` is the command line that does so again."""
+    groups = group_runs(runs)
+    comparison = compare_groups(groups, baseline=args.baseline, level=args.confidence, margin_nats=args.margin_nats)
+    print_comparison(out, comparison)
+    if args.output is not None:
+        text = markdown(comparison, title, shlex.join(["bytetwin", *words]))
+        write_atomically(args.output, text.encode())
+        say(out, f"comparison {args.output}")
+    return comparison

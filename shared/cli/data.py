@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data import compressed
@@ -18,16 +18,17 @@ from data.folders import dataset_names, datasets_root
 from data.hub import import_from_hub
 from data.importing import import_dataset
 from data.manifest import Manifest
-from shared.cli.command import CommandResult, console
+from shared.cli.command import CommandResult, console, say
+from shared.cli.scoring import progress_bar
 from shared.errors import DataError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands list, build, import, download and verify."""
+    """Declare the subcommands."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_action(actions, "list", "the datasets on disk, with sizes and hashes")
     build = add_action(actions, "build", "make the built-in corpus (also happens on first use)")
-    build.add_argument("--replace", action="store_true", help="make it again, for instance after a new Python")
+    build.add_argument("--replace", action="store_true", help="rebuild it, for instance after a new Python")
     verify = add_action(
         actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged"
     )
@@ -43,13 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
     load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
     load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch (default: %(default)s)")
-    load.add_argument(
-        "--shards",
-        type=int,
-        default=1,
-        metavar="N",
-        help="the first N training shards (%(default)s); held-out is whole",
-    )
+    shards_help = "the first N training shards (%(default)s); held-out is whole"
+    load.add_argument("--shards", type=int, default=1, metavar="N", help=shards_help)
     load.add_argument("--name", help="name of the new dataset (default: SOURCE)")
     load.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
 
@@ -63,7 +59,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def add_action(actions: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """A subcommand that takes --json too."""
+    """Add a subcommand, which takes --json too."""
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
     # Also accepted here; without a default, so that `data --json ACTION` is not undone.
     parser.add_argument(
@@ -82,63 +78,60 @@ def _list(args: argparse.Namespace) -> CommandResult:
             entries.append({"name": name, "error": str(error)})
     if BUILTIN not in names:
         entries.insert(0, {"name": BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"})
-    console().print(f"datasets in {escape(str(datasets_root()))}", soft_wrap=True)
-    console().print(datasets_table(entries))
+    out = console()
+    say(out, f"datasets in {datasets_root()}")
+    out.print(datasets_table(entries))
     return CommandResult({"root": str(datasets_root()), "datasets": entries})
 
 
 def _build(args: argparse.Namespace) -> CommandResult:
-    exists = BUILTIN in dataset_names()
+    exists, out = BUILTIN in dataset_names(), console()
     if args.replace or not exists:
-        with transfer_bar(MofNCompleteColumn()) as progress:
-            task = progress.add_task("reading the Python library", total=None)
-            manifest = build_builtin(
-                replace=args.replace, progress=lambda done, total: progress.update(task, completed=done, total=total)
-            )
+        with progress_bar(out, "reading the Python library", "files") as progress:
+            manifest = build_builtin(replace=args.replace, progress=progress)
     else:
         manifest = load_manifest(BUILTIN)
-    console().print(datasets_table([describe_dataset(manifest)]))
-    return CommandResult({**describe_dataset(manifest), "built": bool(args.replace or not exists)})
+    return CommandResult({**show_dataset(out, manifest), "built": bool(args.replace or not exists)})
 
 
 def _import(args: argparse.Namespace) -> CommandResult:
     options = {} if args.heldout_frac is None else {"heldout_frac": args.heldout_frac}
-    with transfer_bar(DownloadColumn()) as progress:
-        task = progress.add_task(f"importing {args.name}", total=None)
+    out = console()
+    with progress_bar(out, f"importing {args.name}", "bytes") as progress:
         result = import_dataset(
             args.name,
             args.paths,
             split=args.split,
             text_field=args.text_field,
             replace=args.replace,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
             **options,
         )
     compressors = measure_heldout(args.name)
-    document = {
-        **describe_dataset(result.manifest),
-        "compressors": compressors,
-        "files": result.num_files,
-        "empty_documents": result.empty_documents,
-        "other_files": result.other_files,
-        "near_copies": result.near_copies,
-    }
-    out = console()
-    out.print(datasets_table([describe_dataset(result.manifest)]))
-    if result.empty_documents:
-        out.print(f"{result.empty_documents} empty documents left out")
-    if result.other_files:
-        out.print(f"{result.other_files} files of other types left out")
-    if result.near_copies:
-        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
-    return CommandResult(document)
+    described = show_dataset(out, result.manifest)
+    for count, what in (
+        (result.empty_documents, "empty documents left out"),
+        (result.other_files, "files of other types left out"),
+        (result.near_copies, "documents that nearly repeat others are on the same side as these"),
+    ):
+        if count:
+            out.print(f"{count} {what}")
+    return CommandResult(
+        {
+            **described,
+            "compressors": compressors,
+            "files": result.num_files,
+            "empty_documents": result.empty_documents,
+            "other_files": result.other_files,
+            "near_copies": result.near_copies,
+        }
+    )
 
 
 def download(source: str, tokenizer: str, shards: int, name: str | None = None, replace: bool = False) -> CommandResult:
     """Fetch a dataset from the hub, with a progress bar; status 130 if it was interrupted. Raises DataError."""
     out = console()
-    with transfer_bar(DownloadColumn()) as bar:
-        task = bar.add_task("asking the hub", total=None)
+    with progress_bar(out, "asking the hub", "bytes") as update:
         try:
             result = import_from_hub(
                 source,
@@ -146,20 +139,20 @@ def download(source: str, tokenizer: str, shards: int, name: str | None = None, 
                 num_shards=shards,
                 name=name,
                 replace=replace,
-                progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+                progress=lambda what, done, total: update(done, total, what),
             )
         except KeyboardInterrupt:
             out.print("interrupted; run the same command again to resume")
             return CommandResult({"interrupted": True}, status=130)
     compressors = measure_heldout(result.manifest.name)
-    out.print(datasets_table([describe_dataset(result.manifest)]))
+    described = show_dataset(out, result.manifest)
     if result.empty_documents:
         out.print(f"{result.empty_documents} empty documents left out")
     if result.unfinished_documents:
         out.print("dropped the last training document: it continues in the next shard")
     return CommandResult(
         {
-            **describe_dataset(result.manifest),
+            **described,
             "compressors": compressors,
             "origin": result.manifest.origin.model_dump() if result.manifest.origin else None,
             "files": result.num_files,
@@ -181,32 +174,35 @@ def _verify(args: argparse.Namespace) -> CommandResult:
         with out.status(f"verifying {escape(name)}"):
             problems[name] = verify_dataset(name)
         for problem in problems[name]:
-            out.print(f"{name}: {problem}", style="red", markup=False, soft_wrap=True)
+            say(out, f"{name}: {problem}", "red")
         if not problems[name]:
-            out.print(f"{name}: OK, all bytes match the manifest", style="green", markup=False, soft_wrap=True)
+            say(out, f"{name}: OK, all bytes match the manifest", "green")
     damaged = any(problems.values())
     return CommandResult({"passed": not damaged, "problems": problems}, status=1 if damaged else 0)
 
 
 def measure_heldout(name: str) -> dict[str, Any]:
-    """Measure what general compressors make of the held-out text of a dataset, where that is not known yet, so that
-    no score waits for it; print and return the figures. Empty for a dataset without such text."""
+    """Measure what general compressors achieve on the held-out text of a dataset, unless known, so that no score
+    waits for it; print and return the figures. Empty for a dataset without such text."""
     out, begin_s = console(), time.monotonic()
-    results: dict[str, Any] = {}
-    with transfer_bar(DownloadColumn()) as bar:
-        task = bar.add_task(f"compressing the held-out text of {name} with xz, zstd and brotli", total=None)
+    with progress_bar(out, f"compressing the held-out text of {name} with xz, zstd and brotli", "bytes") as progress:
         try:
-            results = compressed.measure_heldout(
-                name, lambda done, total: bar.update(task, completed=done, total=total)
-            )
+            results = compressed.measure_heldout(name, progress)
         except KeyboardInterrupt:
             out.print("the dataset is whole; its first score will measure the compressors", style="yellow")
             raise
     if results:
         shown = ", ".join(f"{compressor} {result.bpb:.4f}" for compressor, result in results.items())
         seconds = time.monotonic() - begin_s
-        out.print(f"held-out text of {name}, bits per byte: {shown} ({seconds:.1f} s)", markup=False, soft_wrap=True)
+        say(out, f"held-out text of {name}, bits per byte: {shown} ({seconds:.1f} s)")
     return {compressor: asdict(result) for compressor, result in results.items()}
+
+
+def show_dataset(out: Console, manifest: Manifest) -> dict[str, Any]:
+    """Print a dataset's row of the table of datasets; returns its JSON form."""
+    described = describe_dataset(manifest)
+    out.print(datasets_table([described]))
+    return described
 
 
 def describe_dataset(manifest: Manifest) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def describe_dataset(manifest: Manifest) -> dict[str, Any]:
 
 
 def datasets_table(entries: list[dict[str, Any]]) -> Table:
-    """The datasets that `describe_dataset` describes, for people."""
+    """A table of datasets in the form of `describe_dataset`, or with an `error` in place of their splits."""
     table = Table("name", "split", "documents", "bytes", "SHA-256", "source", box=None, header_style="bold")
     table.columns[-1].overflow = "fold"
     for column in (2, 3):
@@ -240,17 +236,3 @@ def datasets_table(entries: list[dict[str, Any]]) -> Table:
             table.add_row(name, split, *counts, note)
             name = note = ""
     return table
-
-
-def transfer_bar(column: Any) -> Progress:
-    """A bar that goes away when done, and nothing where stderr is no terminal."""
-    out = console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        column,
-        TimeRemainingColumn(),
-        console=out,
-        transient=True,
-        disable=not out.is_terminal,
-    )

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from shared.cli.command import CommandResult, console
+from shared.cli.command import CommandResult, add_output_argument, console, say, write_document
+from shared.cli.scoring import make_table
 from shared.errors import UserError
-from shared.files import write_atomically
 from shared.runs.target import run_named
 from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run_points
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN..., --output and --symbols."""
+    """Declare the arguments."""
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; runs differ in seed or length")
+    add_output_argument(parser, "default: fit.json in the first run's folder")
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run's name or folder; several differ in seed or length"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: fit.json in the first run's folder")
-    parser.add_argument(
-        "--symbols", type=float, metavar="T", help="also say what the curve gives after T training symbols"
+        "--symbols", type=float, metavar="T", help="also print what the curve predicts after T training symbols"
     )
 
 
@@ -37,37 +32,29 @@ def run(args: argparse.Namespace) -> CommandResult:
     result = fit_points([point for directory, _ in found for point in run_points(directory)])
     path = args.output or found[0][0].path / "fit.json"
     document = result.to_document()
-    write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+    write_document(path, document)
     out = console()
     _print(out, result)
     if args.symbols is not None:
         projected = result.curve.bpb(args.symbols)
         document = {**document, "symbols": args.symbols, "projected_bpb": projected}
         out.print(f"after {args.symbols:,.0f} symbols at constant learning rate: {projected:.4f} bits per byte")
-    out.print(f"fit {path}", markup=False, soft_wrap=True)
+    say(out, f"fit {path}")
     return CommandResult({**document, "file": str(path)})
 
 
 def _print(out: Console, result: ScalingResult) -> None:
     curve = result.curve
-    table = Table(title=f"bpb = {curve.c:.4f} + {curve.a:.4g} T^-{curve.alpha:.4f}", title_justify="left")
-    for heading in ("training symbols T", "measured", "fitted", "residual"):
-        table.add_column(heading, justify="right")
+    title = f"bpb = {curve.c:.4f} + {curve.a:.4g} T^-{curve.alpha:.4f}"
+    table = make_table(title, (), ("training symbols T", "measured", "fitted", "residual"))
     for point, residual in zip(result.points, result.residuals_bpb, strict=True):
         table.add_row(f"{point.symbols:,}", f"{point.bpb:.4f}", f"{point.bpb - residual:.4f}", f"{residual:+.4f}")
     out.print(table)
-    out.print(
+    miss = f"{result.last_out_bpb:+.4f} (measured minus predicted)" if result.last_out_bpb is not None else ""
+    say(
+        out,
         f"{len(result.points)} points, residuals {result.rms_bpb:.4f} rms, R^2 {result.r_squared:.4f}; without the "
-        f"last point the curve misses it by {_miss(result.last_out_bpb)}",
-        soft_wrap=True,
+        f"last point the curve misses it by {miss or 'an unknown amount (too few points)'}",
     )
     first, last = result.points[0].symbols, result.points[-1].symbols
-    out.print(f"measured from {first:,} to {last:,} symbols; beyond that it is an extrapolation", soft_wrap=True)
-
-
-def _miss(last_out_bpb: float | None) -> str:
-    return (
-        "an unknown amount (too few points)"
-        if last_out_bpb is None
-        else f"{last_out_bpb:+.4f} (measured minus predicted)"
-    )
+    say(out, f"measured from {first:,} to {last:,} symbols; beyond that it is an extrapolation")

@@ -17,7 +17,7 @@ _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare ARTIFACT|RUN, the prompt and how to sample."""
+    """Declare the arguments."""
     parser.add_argument("target", metavar="ARTIFACT|RUN", help="a .btw file, or a run's name or folder")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; default: begin a document")
     parser.add_argument("--bytes", type=int, default=256, metavar="N", help="most bytes to generate, default 256")
@@ -64,6 +64,6 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _print(text: str) -> None:
-    """Text on stdout at once; a terminal is spared control characters, a file gets the text as it is."""
+    """Write text to stdout at once; a terminal is spared control characters, a file gets the text as it is."""
     sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
     sys.stdout.flush()

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train a spec, pack the weights and score the artifact; exit status 130 or 143 after a signal",
     "parity": "prove that NumPy, MLX and torch compute the same model, gradients, updates, loss curve and artifact",
-    "preflight": (
-        "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 for a no-go"
-    ),
+    "preflight": "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 if no-go",
     "pack": "quantise and compress the weights of a run into its artifact",
     "score": (
         "bits per byte of a run or artifact on held-out text, under a stated protocol. The score of a finished "
@@ -39,15 +37,11 @@ COMMANDS = {
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
-    "fit": (
-        "fit bpb = c + a T^-alpha to the validations of runs at constant learning rate; writes JSON for preflight --fit"
-    ),
+    "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; the JSON is for preflight --fit",
     "data": "list, build, import, download and verify datasets",
     "tokenizer": "train SentencePiece tokenizers, list them, encode datasets with them",
     "prepare": "download, and encode, the datasets of a spec that are not on disk yet",
-    "record": (
-        "write a record folder of finished runs: README, submission.json, and each seed's spec, artifact and score"
-    ),
+    "record": "write a record folder of finished runs: README, submission.json, each seed's spec, artifact and score",
     "spec": "print the resolved spec with parameter counts by group, the presets, or the JSON Schema",
 }
 
@@ -84,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
-    """The parser of a command line, which knows the arguments of the command named in it, and that command."""
+    """The parser of a command line, with the arguments of the command named in it, and that command."""
     parser = argparse.ArgumentParser(
         prog="bytetwin",
         description="Train small language models to a byte budget: the same experiment on MLX and on CUDA.",
@@ -105,10 +99,10 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | No
 
 def _fail(message: str, status: int = 2) -> int:
     # Here, because rich is not needed where nothing fails.
-    from shared.cli.command import console
+    from shared.cli.command import console, say_error
 
     let_rank_0_speak()
-    console().print(f"bytetwin: {message}", style="red", markup=False, soft_wrap=True)
+    say_error(console(), message)
     return status
 
 

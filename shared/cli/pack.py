@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
-from shared.cli.command import CommandResult, console
+from shared.cli.command import CommandResult, add_output_argument, console, say
+from shared.cli.scoring import make_table
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average
@@ -22,13 +22,11 @@ from shared.spec import Spec, with_overrides
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN, --output, --weights and --set."""
+    """Declare the arguments."""
     parser.add_argument("target", metavar="RUN", help="a run's name or folder")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="default: artifact.btw of the run, for its own settings and averaged weights only: a score belongs to it",
+    add_output_argument(
+        parser,
+        "default: artifact.btw of the run, for its own settings and averaged weights only: a score belongs to it",
     )
     parser.add_argument(
         "--weights",
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         style=None if budget.fits else "red",
     )
     if target.chosen is not None:
-        out.print(f"packed: {target.chosen}", markup=False, soft_wrap=True)
+        say(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():
         _say_if_unscored(out, target.run, info)
     document = {
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _not_the_runs(args: argparse.Namespace, target: Target, spec: Spec) -> str:
-    """What makes this another artifact than the one the run's own settings give; empty if nothing does."""
+    """Why this is not the artifact that the run's own settings give; empty if it is."""
     if spec != target.spec:
         return "packing with other settings than the run's (" + ", ".join(args.overrides) + ")"
     if args.weights == "best" or (args.weights == "trained" and keeps_average(spec.training)):
@@ -103,7 +101,7 @@ def _not_the_runs(args: argparse.Namespace, target: Target, spec: Spec) -> str:
 
 
 def _say_if_unscored(out: Console, run: RunDirectory, info: ArtifactInfo) -> None:
-    """A line if the run has a score, but of another artifact than this."""
+    """Print a line if the run has a score, but of another artifact than this."""
     if not run.score_path.exists():
         return
     try:
@@ -111,8 +109,7 @@ def _say_if_unscored(out: Console, run: RunDirectory, info: ArtifactInfo) -> Non
     except RunError:
         scored = False
     if not scored:
-        line = f"{run.score_path} is of another artifact: `bytetwin score {run.path}` scores this one"
-        out.print(line, style="yellow", markup=False, soft_wrap=True)
+        say(out, f"{run.score_path} is of another artifact: `bytetwin score {run.path}` scores this one", "yellow")
 
 
 def _entropy_by_class(path: Path) -> dict[str, float]:
@@ -134,12 +131,8 @@ def _sections(info: ArtifactInfo) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _print_sizes(out: Console, path: Path, info: ArtifactInfo, entropy: dict[str, float]) -> None:
-    table = Table(
-        title=f"{path}: {info.parameters:,} weights, {info.bits_per_weight:.3f} bits each", title_justify="left"
-    )
-    table.add_column("section")
-    for heading in ("raw bytes", "stored bytes", "bits per code", "entropy"):
-        table.add_column(heading, justify="right")
+    title = f"{path}: {info.parameters:,} weights, {info.bits_per_weight:.3f} bits each"
+    table = make_table(title, ("section",), ("raw bytes", "stored bytes", "bits per code", "entropy"))
     table.add_row("header", "", f"{info.header_bytes:,}", "", "")
     for name, (raw, stored) in _sections(info):
         kind, _, part = name.partition(".")

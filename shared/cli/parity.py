@@ -9,13 +9,13 @@ from shared.parity import DEFAULT_STEPS, print_report, run_parity
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC, --set, --steps and --seq-len."""
+    """Declare the arguments."""
     add_spec_arguments(parser)
     parser.add_argument(
-        "--steps", type=int, default=DEFAULT_STEPS, help="length of the loss curve (default %(default)s)"
+        "--steps", type=int, default=DEFAULT_STEPS, help="steps of the loss curve (default %(default)s)"
     )
     parser.add_argument(
-        "--seq-len", type=int, metavar="SYMBOLS", help="sequence length of the comparison (default about 64 symbols)"
+        "--seq-len", type=int, metavar="SYMBOLS", help="symbols in a compared window (default about 64)"
     )
 
 

@@ -7,22 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.cli.command import CommandResult, console
+from shared.cli.command import CommandResult, console, say, say_error
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.target import run_named
-from shared.study.record import (
-    Author,
-    check_one_experiment,
-    submission,
-    write_record,
-)
+from shared.study.record import Author, check_one_experiment, submission, write_record
 from shared.study.record_text import default_blurb, readme
 
 RECORDS = Path("records")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN... and what goes into submission.json."""
+    """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; one run per seed")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
     parser.add_argument("--replace", action="store_true", help="overwrite an existing record")
@@ -41,7 +36,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     out = console()
     problems = [problem for result in results for problem in result.problems]
     for problem in problems:
-        out.print(f"bytetwin: no record: {problem}", style="red", markup=False, soft_wrap=True)
+        say_error(out, f"no record: {problem}")
     if problems:
         return CommandResult({"folder": None, "problems": problems}, 1)
     author = Author(args.author, args.github)
@@ -54,15 +49,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 def _print(out: Console, folder: Path, results: list[FinishedRun], author: Author) -> None:
     for result in results:
-        out.print(
-            f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.score.total_bytes:,} bytes",
-            markup=False,
-            soft_wrap=True,
-        )
-    out.print(f"record {folder}", markup=False, soft_wrap=True)
+        say(out, f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.score.total_bytes:,} bytes")
+    say(out, f"record {folder}")
     if author.name is None or author.github_id is None:
-        out.print(
-            "submission.json names no author: give --author NAME --github ID, with --replace",
-            style="yellow",
-            soft_wrap=True,
-        )
+        say(out, "submission.json names no author: give --author NAME --github ID, with --replace", "yellow")

@@ -1,7 +1,7 @@
-"""`bytetwin score`: bits per byte of a run or an artifact on held-out text, with all that qualifies it.
+"""`bytetwin score`: bits per byte of a run or an artifact on held-out text, with everything that qualifies it.
 
-The score of a run's artifact as the run itself would have made it replaces that of the run, which mends a run whose
-artifact was packed again. Any other score is kept only where --output says.
+A score made as the run itself would have made it replaces score.json of the run, which repairs a run whose artifact was
+packed again. Any other score is written only to --output.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, console
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
+from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console, say
+from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
 from shared.engine.package import available_engines, create_scorer
 from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
@@ -25,7 +24,7 @@ from shared.training.run_data import check_target_data
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN|ARTIFACT and what to score it on."""
+    """Declare the arguments."""
     parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run's name or folder, or a .btw file")
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
@@ -36,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a run: its artifact (default), the averaged or trained weights of its last checkpoint, or the weights "
         "of the one that was best on held-out text, which makes the score optimistic",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the score document here, not into the run")
+    add_output_argument(parser, "write the score document here, not into the run")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
@@ -75,47 +74,44 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _default_engine(target: Target) -> str:
-    """The engine that trained the run, where it is installed, as its score is to be of the same function."""
+    """The engine that trained the run, if it is installed, so that the same function is scored."""
     trained = training_engine(target.run) if target.run is not None else None
     return trained if trained in available_engines() else default_engine()
 
 
 def _save(args: argparse.Namespace, target: Target, document: ScoreDocument, score: Score, out: Console) -> Path | None:
-    """Where the document was written: --output, score.json of the run if it is the run's own, or nowhere."""
+    """Write the document to --output, or to score.json of the run if it is the run's own score; returns where."""
     path: Path | None = args.output
     if path is not None:
         write_score(path, document)
     elif target.run is not None:
         other = why_not_own(target.run, target.spec, document)
         if other:
-            out.print(f"not written to {target.run.score_path}: {other}; --output FILE keeps it", soft_wrap=True)
+            say(out, f"not written to {target.run.score_path}: {other}; --output FILE keeps it")
             return None
         path = target.run.score_path
         replace_score(target.run, document, score)
     if path is not None:
-        out.print(f"score {path}", markup=False, soft_wrap=True)
+        say(out, f"score {path}")
     return path
 
 
 def print_score(out: Console, document: ScoreDocument) -> None:
-    """The score with its protocol, the compressors on the same text, and the audit, for people."""
-    table = Table(title=f"{document.spec_name} on {document.dataset.name}", title_justify="left")
-    table.add_column("what")
-    table.add_column("bits per byte", justify="right")
-    table.add_column("bytes", justify="right")
+    """Print the score with its protocol, the compressors on the same text, and the audit."""
+    table = make_table(f"{document.spec_name} on {document.dataset.name}", ("what",), ("bits per byte", "bytes"))
     packed = "" if document.artifact_bytes is None else f"{document.artifact_bytes:,} + {document.code_bytes:,} code"
     table.add_row(f"{document.spec_name} ({document.weights} weights)", f"{document.bpb:.4f}", packed, style="bold")
     for name, result in document.compressors.items():
         table.add_row(name, f"{result.bpb:.4f}", f"{result.compressed_bytes:,}")
     out.print(table)
     for line in score_lines(document):
-        out.print(line, markup=False, soft_wrap=True)
+        say(out, line)
     for line in check_lines(document.audit.checks):
         out.print(line, soft_wrap=True)
 
 
 def score_lines(document: ScoreDocument) -> list[str]:
-    """What a reader must know beside the figure, one fact a line."""
+    """The facts that a reader needs along with the figure, one a line."""
     dataset = document.dataset
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [

@@ -1,34 +1,20 @@
-"""What `score`, `audit` and `generate` share: arguments, the default engine, progress, lines for checks."""
+"""Shared by commands that score or take long: arguments, the default engine, progress, tables, lines for checks."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from shared.cli.command import positive
 from shared.engine.package import available_engines
-
-
-class CheckLike(Protocol):
-    """What a line about a check needs, of a live audit or of a stored one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def passed(self) -> bool: ...
-    @property
-    def warning(self) -> bool: ...
-    @property
-    def measured(self) -> float | None: ...
-    @property
-    def limit(self) -> float: ...
-    @property
-    def detail(self) -> str: ...
+from shared.scoring.checks import Check
+from shared.scoring.document import CheckPart
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,40 +25,38 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(text: str) -> int:
-    """An integer above zero, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
-
-
 def default_engine() -> str:
     """The preferred engine that is installed, or the NumPy oracle where none is."""
     return next(iter(available_engines()), "numpy")
 
 
 @contextlib.contextmanager
-def progress_bar(out: Console, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; yields the function to call with (done, in all)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
+def progress_bar(out: Console, title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar that disappears when done, and nothing where `out` is not a terminal.
+
+    Yields the function to call with (done, total) in `unit`, and with another title if it changes.
+    """
+    counts = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         task = bars.add_task(escape(title), total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield lambda done, total, title=title: bars.update(task, description=escape(title), completed=done, total=total)
 
 
-def check_lines(checks: Iterable[CheckLike]) -> list[str]:
+def make_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table with columns of words, then columns of numbers."""
+    table = Table(*words, title=escape(title), title_justify="left")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def check_lines(checks: Iterable[Check | CheckPart]) -> list[str]:
     """One line of rich markup per check: verdict, name, what was measured."""
     return [f"{verdict(check)} {check.name}: {escape(check.detail)}" for check in checks]
 
 
-def verdict(check: CheckLike) -> str:
+def verdict(check: Check | CheckPart) -> str:
     """`passed`, `warning` or `FAILED`, coloured."""
     if not check.passed:
         return "[red]FAILED [/]"

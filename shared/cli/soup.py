@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from data.datasets import open_split
 from data.stream import SymbolStream
 from shared.artifact import read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console
 from shared.cli.score import print_score
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, progress_bar
+from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.checks import Check
@@ -26,23 +25,23 @@ from shared.training.run_data import check_target_data
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare RUN..., --recipe, --weights, --output and what to score on."""
+    """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="names or folders of runs with one spec_id and seed")
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
         default="uniform",
-        help="uniform: equal shares (default); inverse: shares in proportion to 1 / nats; greedy: the best, and each "
-        "next best if it helps. The last two choose by text kept out of training (data.selection_frac)",
+        help="uniform: equal shares (default); inverse: shares in proportion to 1 / nats; greedy: start from the best "
+        "run, add each next-best run if it helps. The last two use text kept out of training (data.selection_frac)",
     )
     parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("soup.btw"), metavar="FILE", help="default %(default)s")
+    add_output_argument(parser, "default %(default)s", Path("soup.btw"))
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Mix, pack, score; status 1 if a check says no."""
+    """Mix, pack, score; status 1 if a check fails."""
     refuse_run_artifact(args.output, "a soup")
     members = [load_trained(source, args.weights) for source in args.runs]
     check_members(members, args.recipe)
@@ -82,15 +81,14 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _data_checks(members: list[Target], heldout: SymbolStream) -> list[Check]:
-    """What the members' training texts say of the text that is scored, each thing once."""
-    checks = [check for member in members for check in check_target_data(member, heldout)]
-    return list(dict.fromkeys(checks))
+    """The checks of the scored text against the members' training texts, each once."""
+    return list(dict.fromkeys(check for member in members for check in check_target_data(member, heldout)))
 
 
 def _soup_document(
     args: argparse.Namespace, members: list[Target], selection: Selection | None, soup: Soup
 ) -> dict[str, Any]:
-    """How the soup was made, as plain JSON values; it is kept in the artifact."""
+    """The recipe of the soup as plain JSON values, to be kept in the artifact."""
     nats = soup.member_nats or (None,) * len(members)
     return {
         "recipe": args.recipe,
@@ -105,13 +103,10 @@ def _soup_document(
 
 
 def _print_members(out: Console, members: list[Target], soup: Soup) -> None:
-    table = Table(title="Soup", title_justify="left")
-    table.add_column("run")
-    table.add_column("share", justify="right")
-    table.add_column("nats per symbol to choose by", justify="right")
+    table = make_table("Soup", ("run",), ("share", "nats per symbol on the selection text"))
     for member, share, nats in zip(members, soup.shares, soup.member_nats or (None,) * len(members), strict=True):
         table.add_row(member.source, f"{share:.4f}", "" if nats is None else f"{nats:.4f}")
     table.add_row("soup", "", "" if soup.nats is None else f"{soup.nats:.4f}", style="bold")
     out.print(table)
     if soup.member_nats is not None and soup.nats is not None and soup.nats > min(soup.member_nats):
-        out.print("warning: the soup is worse than its best member on the text to choose by", style="yellow")
+        out.print("warning: the soup is worse than its best member on the selection text", style="yellow")

@@ -19,7 +19,7 @@ from shared.spec.load import PRESETS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC, --set, --schema and --list."""
+    """Declare the arguments."""
     parser.add_argument("spec", metavar="SPEC", nargs="?", help="preset name or path to a .toml file")
     add_set_argument(parser)
     other = parser.add_mutually_exclusive_group()
@@ -65,7 +65,7 @@ def spec_text(spec: Spec) -> str:
 
 
 def training_only_count(spec: Spec) -> int:
-    """Weights of auxiliary losses, which are no part of the model."""
+    """Number of weights of auxiliary losses, which are not part of the model."""
     return sum(parameter.count for parameter in auxiliary_parameters(spec))
 
 
@@ -78,7 +78,7 @@ def preset_description(name: str) -> str:
 
 
 def _shown(args: argparse.Namespace, text: str, document: dict[str, Any]) -> CommandResult:
-    """Text for people, unless --json asks for the document alone."""
+    """Print the text, unless --json asks for the document alone."""
     if not args.json:
         print(text)
     return CommandResult(document)

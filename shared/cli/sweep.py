@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console
-from shared.cli.comparing import add_comparison_arguments, check_output, compare_runs, comparison_words
+from shared.cli.command import (
+    RUNS_DIR,
+    CommandResult,
+    add_engine_argument,
+    add_runs_dir_argument,
+    add_set_argument,
+    check_output,
+    console,
+    option_words,
+    say,
+    say_error,
+    write_document,
+)
+from shared.cli.compare import add_comparison_arguments, compare_runs, comparison_words
 from shared.cli.train import default_training_engine
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
-from shared.files import write_atomically
 from shared.runs.finished_run import read_finished
 from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
@@ -28,10 +38,8 @@ DOCUMENT_FILE = "sweep.json"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC..., --seeds, --set, --vary, --try, --engine, --name and --runs-dir."""
-    parser.add_argument(
-        "specs", metavar="SPEC", nargs="+", help="preset name or path to a .toml file; the first is the baseline"
-    )
+    """Declare the arguments."""
+    parser.add_argument("specs", metavar="SPEC", nargs="+", help="preset name or .toml file; the first is the baseline")
     parser.add_argument(
         "--seeds",
         default="3",
@@ -57,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_argument(parser)
     parser.add_argument("--name", metavar="NAME", help="folder of the sweep in the runs folder; default: SPEC-sweep")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
+    add_runs_dir_argument(parser)
     add_comparison_arguments(parser)
 
 
@@ -78,7 +86,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
     def announce(number: int, planned: PlannedRun, before: bool) -> None:
         what = "finished before" if before else "training"
-        out.print(f"run {number} of {len(plan)}: {planned.name}: {what}", style="bold", markup=False, soft_wrap=True)
+        say(out, f"run {number} of {len(plan)}: {planned.name}: {what}", "bold")
 
     swept = sweep(plan, args.engine or default_training_engine(), folder, _observer, announce)
     return _end(args, folder, swept, out)
@@ -90,27 +98,27 @@ def _observer() -> Observer:
 
 
 def _end(args: argparse.Namespace, folder: Path, swept: Swept, out: Console) -> CommandResult:
-    """Compare the finished runs, say what became of the others, and store the document."""
+    """Compare the finished runs, print why the others are not, and store the document."""
     words = _words(args)
     comparison = _compare(args, folder, swept, out, words)
     for ended in swept.runs:
         if ended.message:
-            out.print(f"bytetwin: {ended.run.path}: {ended.message}", style="red", markup=False, soft_wrap=True)
+            say_error(out, f"{ended.run.path}: {ended.message}")
     if swept.exit_status > 1:
-        out.print(f"resume with: {shlex.join(['bytetwin', *words])}", markup=False, soft_wrap=True)
+        say(out, f"resume with: {shlex.join(['bytetwin', *words])}")
     document = _document(folder, swept, comparison)
     if folder.is_dir():
-        write_atomically(folder / DOCUMENT_FILE, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+        write_document(folder / DOCUMENT_FILE, document)
     refused = comparison is not None and bool(comparison.problems)
     return CommandResult(document, swept.exit_status or int(refused))
 
 
 def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console, words: list[str]) -> Comparison | None:
-    """The comparison of what is finished; None as long as that is nothing, or not the baseline."""
+    """Compare the finished runs; None as long as no run of the baseline is among them."""
     done = [ended for ended in swept.runs if ended.done]
     baseline = args.baseline or swept.runs[0].planned.label
     if not any(ended.planned.label == baseline for ended in done):
-        out.print(f"no run of the baseline {baseline} is finished: nothing to compare", style="yellow", soft_wrap=True)
+        say(out, f"no run of the baseline {baseline} is finished: nothing to compare", "yellow")
         return None
     order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
     runs = [read_finished(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
@@ -136,13 +144,13 @@ def _document(folder: Path, swept: Swept, comparison: Comparison | None) -> dict
 
 def _words(args: argparse.Namespace) -> list[str]:
     """The command line that does the same again, which continues a sweep."""
-    words = ["sweep", *args.specs, "--seeds", args.seeds]
-    for option, values in (("--set", args.overrides), ("--vary", args.vary), ("--try", args.tried)):
-        for value in values:
-            words += [option, value]
-    for option, value in (("--engine", args.engine), ("--name", args.name)):
-        if value is not None:
-            words += [option, value]
-    if args.runs_dir != Path("runs"):
-        words += ["--runs-dir", str(args.runs_dir)]
-    return [*words, *comparison_words(args)]
+    options = {
+        "--seeds": args.seeds,
+        "--set": args.overrides,
+        "--vary": args.vary,
+        "--try": args.tried,
+        "--engine": args.engine,
+        "--name": args.name,
+        "--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir,
+    }
+    return ["sweep", *args.specs, *option_words(options), *comparison_words(args)]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.markup import escape
-from rich.progress import DownloadColumn
 from rich.table import Table
 
 from data.datasets import make_missing
 from data.encoding import encode_dataset
 from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
 from data.tokenizer_training import train_tokenizer
-from shared.cli.command import CommandResult, console
-from shared.cli.data import add_action, datasets_table, describe_dataset, measure_heldout, transfer_bar
-from shared.cli.scoring import positive
+from shared.cli.command import CommandResult, console, positive, say
+from shared.cli.data import add_action, measure_heldout, show_dataset
+from shared.cli.scoring import progress_bar
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands train, encode and list."""
+    """Declare the subcommands."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     train = add_action(actions, "train", "train a tokenizer on the training text of a dataset")
     train.add_argument("name", metavar="NAME", help="name of the new tokenizer")
@@ -29,10 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--normalisation",
         choices=["nmt_nfkc", "identity"],
         default="nmt_nfkc",
-        help="nmt_nfkc, as the public tokenizers: one kind of space, no line ends; identity: the text as it is",
+        help="nmt_nfkc, like the public tokenizers: one kind of space, no line ends; identity: the text as it is",
     )
     train.add_argument(
-        "--max-bytes", type=positive, default=100_000_000, metavar="N", help="text to read at most (%(default)s)"
+        "--max-bytes",
+        type=positive,
+        default=100_000_000,
+        metavar="N",
+        help="read at most N bytes of text (%(default)s)",
     )
     train.add_argument("--replace", action="store_true", help="overwrite a tokenizer of this name")
     encode = add_action(actions, "encode", "turn a dataset of bytes into one of tokens")
@@ -52,8 +54,8 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 def _train(args: argparse.Namespace) -> CommandResult:
     make_missing(args.dataset)
-    with transfer_bar(DownloadColumn()) as bar:
-        task = bar.add_task(f"reading {args.dataset}", total=None)
+    out = console()
+    with progress_bar(out, f"reading {args.dataset}", "bytes") as progress:
         tokenizer = train_tokenizer(
             args.name,
             args.dataset,
@@ -61,10 +63,9 @@ def _train(args: argparse.Namespace) -> CommandResult:
             normalisation=args.normalisation,
             max_bytes=args.max_bytes,
             replace=args.replace,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     entry = _describe(args.name, tokenizer)
-    out = console()
     out.print(_table([entry]))
     if tokenizer.vocab_size < args.vocab_size:
         out.print(f"the text gave only {tokenizer.vocab_size} of {args.vocab_size} tokens", style="yellow")
@@ -75,33 +76,26 @@ def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) 
     """Turn a dataset of bytes into one of tokens, with a progress bar. Raises DataError."""
     tokenizer = find_tokenizer(tokenizer_name)
     make_missing(dataset)
-    with transfer_bar(DownloadColumn()) as bar:
-        task = bar.add_task(f"encoding {dataset}", total=None)
-        result = encode_dataset(
-            name,
-            dataset,
-            tokenizer,
-            replace=replace,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
     out = console()
-    out.print(datasets_table([describe_dataset(result.manifest)]))
+    with progress_bar(out, f"encoding {dataset}", "bytes") as progress:
+        result = encode_dataset(name, dataset, tokenizer, replace=replace, progress=progress)
+    described = show_dataset(out, result.manifest)
     out.print(
         f"{result.num_tokens:,} tokens for {result.text_bytes:,} bytes of text, "
         f"{result.text_bytes / result.num_tokens:.4f} bytes each"
     )
     if result.changed_documents:
-        out.print(
+        say(
+            out,
             f"the tokenizer changed {result.changed_documents} documents: of {result.source_bytes:,} bytes "
             f"{result.text_bytes:,} are left, and a score is per byte of these",
-            soft_wrap=True,
         )
     if result.empty_documents:
         out.print(f"{result.empty_documents} documents without text left out")
     compressors = measure_heldout(name)
     return CommandResult(
         {
-            **describe_dataset(result.manifest),
+            **described,
             "compressors": compressors,
             "tokens": result.num_tokens,
             "text_bytes": result.text_bytes,
@@ -115,8 +109,9 @@ def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) 
 def _list() -> CommandResult:
     entries = [_describe(name, find_tokenizer(name)) for name in tokenizer_names()]
     folder = str(tokenizers_folder())
-    console().print(f"tokenizers in {escape(folder)}", soft_wrap=True)
-    console().print(_table(entries))
+    out = console()
+    say(out, f"tokenizers in {folder}")
+    out.print(_table(entries))
     return CommandResult({"folder": folder, "tokenizers": entries})
 
 

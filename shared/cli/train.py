@@ -6,17 +6,21 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from data.datasets import bind_tokenizer
 from shared.cli.command import (
+    RUNS_DIR,
     CommandResult,
     add_engine_argument,
+    add_runs_dir_argument,
     add_spec_arguments,
     console,
+    option_words,
+    say,
+    say_error,
     spec_from_arguments,
 )
 from shared.cli.score import print_score
@@ -34,20 +38,18 @@ from shared.views.report.phases import phases_text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare SPEC, --set, --engine, --run, --resume, --runs-dir, --no-finish, --profile, --ranks and --port."""
+    """Declare the arguments."""
     add_spec_arguments(parser)
     add_engine_argument(parser)
     parser.add_argument("--run", metavar="NAME", help="name of the run; default SPEC-ENGINE-N")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the run from its last checkpoint, if it has one"
-    )
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
+    parser.add_argument("--resume", action="store_true", help="resume the run from its last checkpoint, if it has one")
+    add_runs_dir_argument(parser)
     parser.add_argument("--no-finish", action="store_true", help="stop after training: do not pack, do not score")
     parser.add_argument(
         "--profile", type=int, metavar="N", help="trace N steps into the run's trace.json and print the largest costs"
     )
     parser.add_argument(
-        "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one on every GPU"
+        "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one per GPU"
     )
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
@@ -131,60 +133,42 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
     """Print the last lines a user reads: the score, or why there is none and how to resume."""
     outcome = result.outcome
     if outcome.message:
-        style = "red" if outcome.status == "failed" else "yellow"
-        out.print(f"bytetwin: {outcome.message}", style=style, markup=False, soft_wrap=True)
+        say(out, f"bytetwin: {outcome.message}", "red" if outcome.status == "failed" else "yellow")
     if outcome.status == "interrupted":
-        out.print(f"resume with: {_resume_command(args, result)}", markup=False, soft_wrap=True)
+        words = _words(args, result.run.name, resume=True)
+        say(out, f"resume with: {shlex.join(['bytetwin', 'train', *words])}")
     if result.finished is not None:
-        _print_finished(out, result, result.finished)
+        _print_finished(out, result.run, result.finished)
     if result.phase_s:
-        out.print(f"time: {phases_text(result.phase_s)}", markup=False, soft_wrap=True)
+        say(out, f"time: {phases_text(result.phase_s)}")
     return CommandResult(_document(result, profiles), result.exit_status)
 
 
-def _print_finished(out: Console, result: RunResult, finished: Finished) -> None:
+def _print_finished(out: Console, run: RunDirectory, finished: Finished) -> None:
     packing = finished.packing
     print_score(out, finished.score)
-    out.print(
+    say(
+        out,
         f"packing: {packing.unpacked_bpb:.4f} bits per byte before, {packing.packed_bpb:.4f} after "
         f"({packing.difference_bpb:+.4f}) on the validation sample",
-        markup=False,
-        soft_wrap=True,
     )
-    files = result.run
-    out.print(
-        f"artifact {files.artifact_path}, score {files.score_path}, report {files.report_path}",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(out, f"artifact {run.artifact_path}, score {run.score_path}, report {run.report_path}")
     for problem in finished.problems:
-        out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
-
-
-def _resume_command(args: argparse.Namespace, result: RunResult) -> str:
-    """The command line that continues this run."""
-    return shlex.join(["bytetwin", "train", *_words(args, result.run.name, resume=True)])
+        say_error(out, problem)
 
 
 def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list[str]:
     """The command line after `train` that does what these arguments say."""
-    words = [args.spec]
-    for override in args.overrides:
-        words += ["--set", override]
-    if args.engine:
-        words += ["--engine", args.engine]
-    if args.runs_dir != Path("runs"):
-        words += ["--runs-dir", str(args.runs_dir)]
-    if args.ranks:
-        words += ["--ranks", args.ranks]
-    if args.port:
-        words += ["--port", str(args.port)]
-    if args.no_finish:
-        words += ["--no-finish"]
-    if args.profile:
-        words += ["--profile", str(args.profile)]
-    if args.json:
-        words += ["--json"]
-    if run_name:
-        words += ["--run", run_name]
-    return [*words, "--resume"] if resume else words
+    options = {
+        "--set": args.overrides,
+        "--engine": args.engine,
+        "--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir,
+        "--ranks": args.ranks,
+        "--port": args.port or None,
+        "--no-finish": args.no_finish,
+        "--profile": args.profile or None,
+        "--json": args.json,
+        "--run": run_name,
+        "--resume": resume,
+    }
+    return [args.spec, *option_words(options)]

@@ -1,4 +1,4 @@
-"""Memory of a forward and backward pass beside weights, gradients and optimizer state, from a pass over shapes."""
+"""Memory of a forward and backward pass apart from weights, gradients and optimizer state, from a pass over shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class ActivationBytes:
-    """The peak as expected, and what it lies between."""
+    """The expected peak and its bounds."""
 
     expected: int
     least: int
@@ -51,7 +51,7 @@ def loss_of_shapes(spec: Spec, rows: int, keeps_scores: bool = False) -> tuple[S
 
 @lru_cache(maxsize=64)
 def _counted(spec: Spec, rows: int, keeps_scores: bool) -> tuple[int, int, int]:
-    """Bytes (that gradients read, of the largest logits, of the largest scores). Cached, as micro-batches are cut anew
-    in every step."""
-    ops, loss, beside = loss_of_shapes(spec, rows, keeps_scores)
-    return ops.kept_bytes(loss, beside), ops.logits_bytes, ops.scores_bytes
+    """Bytes (that gradients read, of the largest logits, of the largest scores). Cached, because every step cuts its
+    batch into micro-batches."""
+    ops, loss, held = loss_of_shapes(spec, rows, keeps_scores)
+    return ops.kept_bytes(loss, held), ops.logits_bytes, ops.scores_bytes

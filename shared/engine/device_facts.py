@@ -1,4 +1,4 @@
-"""What an engine runs on, as plain values: `device_facts()` of each EnginePackage returns a DeviceFacts."""
+"""The devices of an engine as plain values: `device_facts()` of each EnginePackage returns a DeviceFacts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DeviceFacts:
 
 
 def multiplied(product: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Multiplied:
-    """How a device computes the product of two float32 matrices, by one that TF32 rounds."""
+    """How a device multiplies float32 matrices, found from a product that TF32 would round."""
     fine = np.full((PROBE_SIZE, PROBE_SIZE), FINE, np.float32)
     return "float32" if np.array_equal(product(fine, np.eye(PROBE_SIZE, dtype=np.float32)), fine) else "tf32"
 
@@ -93,7 +93,7 @@ def _cgroup_bytes(name: str) -> int | None:
 
 
 def _cgroup_cache_bytes() -> int:
-    """File cache that counts as used and is given up on demand."""
+    """File cache that counts as used and is released on demand."""
     try:
         lines = (CGROUP / "memory.stat").read_text().splitlines()
     except OSError:

@@ -22,7 +22,7 @@ from shared.model.stages import StepNumbers
 from shared.spec import Spec
 
 HEADER_LENGTH_BYTES = 4
-# Small enough for every alphabet, and half of what travels with int32.
+# Wide enough for every alphabet, at half the bytes of int32.
 SYMBOL_DTYPE = np.uint16
 
 
@@ -74,8 +74,8 @@ class LeadingEngine:
         return self.engine.export_weights(kind)
 
     def save_state(self) -> dict[str, np.ndarray]:
-        """The state of rank 0, after a look whether all ranks still hold the same. Raises RunError if not."""
-        # A rank that is gone takes nothing with it: what rank 0 holds is whole.
+        """The state of rank 0, after checking that all ranks hold the same. Raises RunError if they do not."""
+        # A rank that is gone takes nothing with it: the state of rank 0 is complete.
         with contextlib.suppress(RanksError):
             self._tell("compare", {})
             compare(self.engine)
@@ -95,7 +95,7 @@ class LeadingEngine:
         return self.engine.device_name()
 
     def dismiss(self) -> None:
-        """Let the followers go, those that are left. The engine cannot be used afterwards."""
+        """Dismiss the followers that are left. The engine cannot be used afterwards."""
         with contextlib.suppress(RanksError):
             self._tell("dismiss", {})
 
@@ -154,7 +154,7 @@ def score_together(engine: Engine, x: np.ndarray) -> np.ndarray:
 
 
 def rows_to_score(x: np.ndarray, rank: int, ranks: Ranks) -> np.ndarray:
-    """Which rows of x [B, T] a rank scores, equally many for each; one without a row of its own repeats the last."""
+    """The indices of the rows of x [B, T] that a rank scores, equally many; a rank without its own repeats the last."""
     rows = -(-len(x) // ranks.world_size)
     return np.minimum(np.arange(rows * rank, rows * (rank + 1)), len(x) - 1)
 
@@ -166,7 +166,7 @@ def compare(engine: Engine) -> None:
     others = engine.ranks.gather(np.array(sums, np.uint64).view(np.int64))
     odd = next((rank for rank, other in enumerate(others) if not np.array_equal(other, others[0])), None)
     if odd is not None:
-        raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes something else")
+        raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes other values")
 
 
 def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How a global batch is cut into micro-batches."""
+"""Cuts a global batch into micro-batches."""
 
 from __future__ import annotations
 

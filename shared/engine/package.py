@@ -21,7 +21,7 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class EnginePackage:
-    """What an engine gives everything else: the twin table of the README as code.
+    """Everything that an engine provides: the twin table of the README as code.
 
     Each engine fills one in, as PACKAGE in module `package` of its own package.
     """

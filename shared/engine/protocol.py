@@ -19,7 +19,7 @@ StepResult = Callable[[], tuple[float, float]]
 
 class NonFiniteError(Exception):
     """A loss or gradient that is not a number. `parameter` is the first, in manifest order, whose
-    gradient is not finite; the engine's weights are spoilt."""
+    gradient is not finite; the engine's weights are unusable."""
 
     def __init__(self, parameter: str) -> None:
         super().__init__(f"not a finite number: gradient of {parameter}")
@@ -33,11 +33,9 @@ class Scorer(Protocol):
 
     def score(self, x: np.ndarray) -> np.ndarray:
         """-ln p(x[:, t] | x[:, :t]): [B, T] float32, nats."""
-        ...
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         """ln p(v | x[:, :t]) for every symbol v: [B, T, V] float32, nats."""
-        ...
 
 
 class Engine(Scorer, Protocol):
@@ -53,26 +51,22 @@ class Engine(Scorer, Protocol):
     def initialise(self, weights: Weights) -> None:
         """Start from float32 weights by parameter name, with a fresh optimizer state. Parameters of training only may
         be missing, as they are from an artifact: they start at their initial values."""
-        ...
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
-        """What each symbol weighs in the training loss, float32 [V, 1]; needed with `training.loss.byte_weighted`."""
-        ...
+        """Set the weights of symbols in the training loss, float32 [V, 1]; `training.loss.byte_weighted` needs them."""
 
     def warm_up(self, x: np.ndarray) -> None:
         """Compile what train_step needs for batches like x [B, T], in every stage of the run.
 
         Changes nothing but the time of the first step.
         """
-        ...
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         """Queue one optimizer step on the global batch x [B, T]. On a GPU this returns before it is done.
 
         `numbers` is the result of `step_hyperparameters`; it also says which function is trained.
-        The result is asked for after the next step is queued, so that the device never waits for the host.
+        The result is read after the next step is queued, so that the device never waits for the host.
         """
-        ...
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
         """(mean nats per symbol, float32 gradients of the training loss by name) of the current weights on x [B, T].
@@ -80,33 +74,25 @@ class Engine(Scorer, Protocol):
         The function is the one that a step with `numbers` trains, by default the one at the end of training. What is
         frozen has no gradient.
         """
-        ...
 
     def use_weights(self, kind: WeightsKind) -> None:
-        """Which weights `score` and `log_probs` use: the trained ones (at first) or their average."""
-        ...
+        """Choose the weights that `score` and `log_probs` use: the trained ones (at first) or their average."""
 
     def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
         """A float32 copy by parameter name, also of those of training only; `averaged` is the same as `trained` where
         no average is kept."""
-        ...
 
     def save_state(self) -> dict[str, np.ndarray]:
         """Everything a resumed run needs, float32: `weight/NAME` and the optimizer state's `KIND/NAME`."""
-        ...
 
     def load_state(self, state: Weights) -> None:
         """Take over the result of `save_state`, of this or another engine. Raises RunError on other names or shapes."""
-        ...
 
     def peak_memory_bytes(self) -> int:
         """Most memory used so far, by the device's own count (resident memory on a CPU)."""
-        ...
 
     def synchronise(self) -> None:
         """Wait until all queued work is done."""
-        ...
 
     def device_name(self) -> str:
-        """The device in words, for environment.json."""
-        ...
+        """A readable description of the device, for environment.json."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_RANKS = 64
 
-# Where the launchers tell a process its rank.
+# The variables in which launchers give a process its rank.
 RANK_VARIABLES = [engine.rank_variable for engine in ENGINES.values()]
 PATIENCE_S = 5.0
 
@@ -33,11 +33,9 @@ class Ranks(Protocol):
 
     def broadcast(self, content: bytes) -> bytes:
         """Rank 0's content, on every rank; what the others pass is ignored."""
-        ...
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
         """The arrays of all ranks, in rank order, on every rank; all of one shape and dtype."""
-        ...
 
 
 class OneRank:
@@ -64,13 +62,13 @@ def is_launched() -> bool:
 
 
 def killer_in_words(number: int) -> str:
-    """Name the signal that killed another process, and why that may be."""
+    """Name the signal that killed another process, and its likely cause."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return name + (" (the system does this when memory runs out)" if number == signal.SIGKILL else "")
 
 
 def let_rank_0_speak() -> None:
     """Delay a follower's error message so that rank 0 reports first. Most errors are those of all ranks: rank 0 reports
-    them once and ends, and the launcher ends the others meanwhile. Whoever is still there has an error of its own."""
+    them once and ends, and the launcher ends the others meanwhile. A follower still alive has an error of its own."""
     if own_rank() > 0:
         time.sleep(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Every engine there is: the one place in Python where an engine is registered.
+"""The registry of engines, and the only place in Python that lists them.
 
 This module says what can be known of an engine without importing it. What it does is the EnginePackage in module
 `package` of its own package, which `shared.engine.package.engine_package` loads.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PeakFit:
-    """The peak memory of a pass (shared.engine.activations) is `kept` times what its gradients read, and what is at
-    work: `logits` times the largest logits in float32, of which a loss makes several arrays at once, or `scores` times
+    """The peak memory of a pass (shared.engine.activations) is `kept` times what its gradients read, plus what it works
+    on: `logits` times the largest logits in float32, of which a loss makes several arrays at once, or `scores` times
     the largest attention scores. Every peak that was measured lies between `least` and `most` times that."""
 
     kept: float
@@ -27,7 +27,7 @@ class Registration:
     """`package` is the engine's top-level package and `framework` the module that must be installed for it, which the
     extra `extra` of pyproject.toml does. environment.json notes the versions of `distributions`. `rank_variable` is
     where a launcher tells a process its rank; `launcher` starts several, empty where `bytetwin train --ranks` does.
-    `fit` and `compiled_fit` say what memory a pass takes, as records/2026-11-26-house.md tells; `keeps_scores` is
+    `fit` and `compiled_fit` say what memory a pass takes, see records/2026-11-26-house.md; `keeps_scores` is
     whether the gradient of attention reads its scores."""
 
     package: str

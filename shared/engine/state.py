@@ -1,4 +1,4 @@
-"""What every engine holds, whatever its framework: weights, optimizer state, and which of them is scored."""
+"""The state of an engine, whatever its framework: weights, optimizer state, and which of them is scored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def split_state(spec: Spec, state: Weights) -> tuple[dict[str, np.ndarray], dict
         raise RunError(f"tensor {name} is {problem} the checkpoint: it belongs to another spec")
     for name, shape in expected.items():
         if state[name].shape != shape:
-            raise RunError(f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec wants {shape}")
+            raise RunError(f"tensor {name} has shape {state[name].shape} in the checkpoint, the spec needs {shape}")
     weights = {name.removeprefix(WEIGHTS): state[name] for name in expected if name.startswith(WEIGHTS)}
     return weights, {name: state[name] for name in expected if not name.startswith(WEIGHTS)}
 
@@ -44,7 +44,7 @@ class EngineState:
         # Names of what has gradients and is updated: all of `params` that is not frozen.
         self.trained = [parameter.name for parameter in trained_parameters(spec)]
         self.state: Arrays = {}
-        # What the loss reads beside parameters and the numbers of a step, by names of shared.model.stages.
+        # What the loss reads apart from parameters and the numbers of a step, by names of shared.model.stages.
         self.tables: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 

@@ -1,4 +1,4 @@
-"""What a profiler of an engine's training steps is, and what it reports (shared.training.profiling)."""
+"""The profiler of an engine's training steps, and the costs it reports (shared.training.profiling)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ class Cost:
 
 
 class StepProfiler(Protocol):
-    """An engine's way to watch itself."""
+    """An engine's own profiler. All queued work is done when it is called."""
 
     measured: str
 
     def start(self, trace_path: Path) -> None:
-        """Watch from now on. All queued work is done."""
-        ...
+        """Watch from now on."""
 
     def stop(self) -> list[Cost]:
-        """Watch no longer, write the trace, return the cost of every kind of work. All queued work is done."""
-        ...
+        """Stop watching, write the trace, return the cost of every kind of work."""
 
 
 def costs_by_name(spent: Mapping[str, tuple[int, float]]) -> list[Cost]:

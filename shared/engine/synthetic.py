@@ -1,4 +1,4 @@
-"""What implementations are compared on: random weights, and synthetic text read by the real loader."""
+"""Inputs for comparing implementations: random weights, and synthetic text read by the real loader."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def comparison_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 
 
 def synthetic_tables(spec: Spec) -> dict[str, np.ndarray]:
-    """What a spec's loss reads beside weights, under the names of shared.model.stages: a byte count for every token."""
+    """Tables that a spec's loss reads, by the names of shared.model.stages: weights of tokens from byte counts."""
     if not spec.training.loss.byte_weighted:
         return {}
     symbol_bytes = np.arange(spec.vocabulary.size) % (MOST_SYMBOL_BYTES + 1)
@@ -54,7 +54,7 @@ def synthetic_tables(spec: Spec) -> dict[str, np.ndarray]:
 
 
 def synthetic_engine(name: str, spec: Spec, model: Forward = forward) -> Engine:
-    """The named engine, ready but for weights, for a comparison without a tokenizer."""
+    """The named engine, ready except for weights, for a comparison without a tokenizer."""
     engine = create_engine(name, spec, model)
     for weights in synthetic_tables(spec).values():
         engine.use_symbol_weights(weights)
@@ -107,7 +107,7 @@ class SyntheticTokens:
         return self.symbols[start : start + count]
 
     def sketch(self) -> Sketch:
-        """What it takes to find the documents in another text."""
+        """The sketch by which the documents are found in another text."""
         return sketch_documents(self.documents)
 
 

@@ -7,7 +7,7 @@ The capitals at the end of a name are the axes of its array: x_BTD is [B, T, D].
     B batch           T time: symbols, and in a block the positions of its sequence
     N patches         P patch size
     D model width     H query heads     G key/value heads     C head width
-    F MLP width       V vocabulary      K chunks of L positions and S state width, in mixers with a state
+    F MLP width       V vocabulary      K chunks of L positions and S state width, in recurrent mixers
 """
 
 from shared.model.adapters import trained_parameters, with_adapters

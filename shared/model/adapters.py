@@ -17,7 +17,7 @@ from shared.spec import ModelSpec, Spec
 def with_adapters(ops: Ops, model: ModelSpec, params: Mapping[str, Array]) -> Mapping[str, Array]:
     """params with W + (alpha / rank) B A in place of each adapted W, and without the factors.
 
-    Where they are gone already nothing is added again.
+    Applied to its own result it changes nothing.
     """
     lora = model.lora
     if not lora.rank:
@@ -35,7 +35,7 @@ def with_adapters(ops: Ops, model: ModelSpec, params: Mapping[str, Array]) -> Ma
 
 
 def trained_parameters(spec: Spec) -> tuple[Parameter, ...]:
-    """What the optimizer changes, in the order of `training_parameters`: all of it, unless the base is frozen."""
+    """The optimizer's parameters, in the order of `training_parameters`: all of them, unless the base is frozen."""
     parameters = training_parameters(spec)
     if spec.training.freeze == "none":
         return parameters

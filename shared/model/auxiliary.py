@@ -1,4 +1,4 @@
-"""What training minimises beside the nats of the symbols, and the parameters that it needs for that alone.
+"""Losses that training minimises next to the nats of the symbols, and the parameters that only they need.
 
 Definitions are in shared.spec.auxiliary. Nothing here is part of the function that is scored: `parameter_manifest`
 lists the model, which is scored, counted, predicted and packed; `training_parameters` lists what is initialised,
@@ -29,12 +29,12 @@ Value = TypeVar("Value")
 
 
 def training_parameters(spec: Spec) -> tuple[Parameter, ...]:
-    """Everything that training changes; without auxiliary losses the manifest itself."""
+    """All parameters that training has; without auxiliary losses the manifest itself."""
     return (*parameter_manifest(spec), *auxiliary_parameters(spec))
 
 
 def auxiliary_parameters(spec: Spec) -> tuple[Parameter, ...]:
-    """What training has beyond the model, in a fixed order."""
+    """Parameters that training has beyond those of the model, in a fixed order."""
     loss, dim = spec.training.loss, spec.model.model_dim
     parameters = []
     for distance in range(1, len(loss.multi_symbol.weights) + 1):
@@ -158,7 +158,7 @@ def unit_directions(ops: Ops, like: Array, count: int, step: Array) -> Array:
 
 
 def distance_from_normal(ops: Ops, latents: Array, directions: Array) -> Array:
-    """SIGReg of latents [B, M, L] along unit vectors [R, L]: the Epps-Pulley statistic, meant over rows and vectors."""
+    """SIGReg of latents [B, M, L] along unit vectors [R, L]: the mean Epps-Pulley statistic over rows and vectors."""
     batch, count, _ = latents.shape
     along = ops.transpose(ops.linear(latents, directions))
     apart = along[..., None] - along[..., None, :]

@@ -88,8 +88,8 @@ def _pair_counts(text: NDArray[np.int64], vocab_size: int) -> tuple[NDArray[np.i
     for first in range(0, len(text) - 1, CHUNK_PAIRS):
         part = text[first : first + CHUNK_PAIRS + 1]
         more, times = np.unique(part[:-1] * vocab_size + part[1:], return_counts=True)
-        pairs, places = np.unique(np.concatenate([pairs, more]), return_inverse=True)
-        counts = np.bincount(places, np.concatenate([counts, times]), len(pairs)).astype(np.float64)
+        pairs, inverse = np.unique(np.concatenate([pairs, more]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, times]), len(pairs)).astype(np.float64)
     return pairs, counts
 
 

@@ -1,4 +1,4 @@
-"""One block, of the trunk or of the local decoder: attention, or a mixer with a state in its place, and an MLP.
+"""One block, of the trunk or of the local decoder: attention or a recurrent mixer, and an MLP.
 
 One after the other, or side by side in a parallel form (docs/techniques.md 3.1, 6.3, 7).
 """
@@ -39,7 +39,7 @@ def two_lane_block(layer: Layer, lanes: tuple[Array, Array], attention_input: Ar
 
 
 def attention_branch(layer: Layer, x_BTD: Array) -> Array:
-    """a * Attention(rms(x)), with the learned scale a [D]; or of what the layer has for attention."""
+    """a * Attention(rms(x)), with the learned scale a [D]; or the layer's other mixer in place of attention."""
     mixer = layer.shape.mixer
     mixed_BTD = MIXERS[mixer](layer, _normalised(layer, x_BTD))
     return layer.control("attn.scale" if mixer == "attention" else f"{mixer}.scale", x_BTD) * mixed_BTD

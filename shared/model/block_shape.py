@@ -1,4 +1,4 @@
-"""What each layer is, as the spec says: its parameters are listed from it, and it computes with it."""
+"""The shape of each layer by the spec: the manifest lists its parameters from it, and the layer computes with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUE_EMBED_STD = 0.01
 
 @dataclass(frozen=True)
 class AttentionAddons:
-    """What attention does beyond the plain form (docs/techniques.md 3.3, 5): by default, and in a decoder, nothing."""
+    """Additions to plain attention (docs/techniques.md 3.3, 5): none by default, and none in a decoder."""
 
     rope_dims: int = 0
     ntk_positions: int = 0

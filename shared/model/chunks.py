@@ -1,6 +1,6 @@
-"""What the mixers with a state share: short convolutions, decays, and the layout of a sequence in chunks.
+"""Parts that the recurrent mixers share: short convolutions, decays, and the layout of a sequence in chunks.
 
-A recurrence over N positions is computed chunk by chunk (docs/techniques.md 7): matrix products inside of a chunk of L,
+A recurrence over N positions is computed chunk by chunk (docs/techniques.md 7): matrix products inside a chunk of L,
 and a loop over chunks that carries the state. Decays stay logarithms, never positive, until the exponential of a sum of
 them is taken: nothing overflows, and no small factor is divided by another.
 """
@@ -16,7 +16,7 @@ CHUNK = 32
 
 
 def short_convolution(ops: Ops, x: Array, taps: Array) -> Array:
-    """silu(sum_i taps[i] x[t - i]) for x [B, N, F] and taps [4, F], per feature; nothing stands before position 0."""
+    """silu(sum_i taps[i] x[t - i]) for x [B, N, F] and taps [4, F], per feature; x is 0 before position 0."""
     taps = ops.cast_like(taps, x)
     total = taps[0] * x
     for back in range(1, min(CONV_WIDTH, x.shape[1])):
@@ -47,7 +47,7 @@ def chunk_size(positions: int, largest: int = CHUNK) -> int:
 
 
 def in_chunks(ops: Ops, x: Array, size: int) -> Array:
-    """x [B, N, H, F] as [B, K, H, L, F], with zeros behind the end up to a whole chunk."""
+    """x [B, N, H, F] as [B, K, H, L, F], padded at the end with zeros to a whole chunk."""
     batch, positions, heads, width = x.shape
     missing = -positions % size
     if missing:
@@ -59,7 +59,7 @@ def in_chunks(ops: Ops, x: Array, size: int) -> Array:
 
 
 def out_of_chunks(ops: Ops, y: Array, positions: int) -> Array:
-    """y [B, K, H, L, F] as [B, N, H, F], without what stands behind the end."""
+    """y [B, K, H, L, F] as [B, N, H, F], without the padding at the end."""
     batch, count, heads, size, width = y.shape
     rows = ops.transpose(ops.transpose(y).reshape((batch, count, heads * width, size)))
     return rows.reshape((batch, count * size, heads, width))[:, :positions]
@@ -69,7 +69,7 @@ def decay_matrix(ops: Ops, log_decay: Array) -> Array:
     """M[i, j] = a[j + 1] ... a[i] for j <= i, else 0, of ln a [..., L, 1]: [..., L, L].
 
     Each logarithm is a sum of its own, not a difference of two sums from the start of the chunk, which would lose
-    digits behind a strong decay.
+    digits after a strong decay.
     """
     size = log_decay.shape[-2]
     rows = ops.broadcast_to(log_decay, (*log_decay.shape[:-1], size))

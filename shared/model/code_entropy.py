@@ -15,14 +15,14 @@ BITS_PER_NAT = 1.4426950408889634
 
 
 def code_entropy_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
-    """Mean bits per weight of the softened codes, a float32 scalar. x [B, T] only lends its kind of array."""
+    """Mean bits per weight of the softened codes, a float32 scalar. x [B, T] only gives the kind of array."""
     matrices = coded_matrices(spec)
     bits = ops.stack([each.count * _matrix_bits(ops, spec, params, each, x) for each in matrices])
     return ops.sum(bits) / sum(each.count for each in matrices)
 
 
 def coded_matrices(spec: Spec) -> list[Parameter]:
-    """What the artifact stores in the codes of matrices."""
+    """The parameters that the artifact stores in the codes of matrices."""
     return [each for each in parameter_manifest(spec) if each.quantisation == "matrix" and len(each.shape) == 2]
 
 

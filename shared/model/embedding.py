@@ -63,7 +63,7 @@ def shift_right(ops: Ops, x_BTD: Array, start_D: Array) -> Array:
 
 
 def window_start(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
-    """What stands before the first symbol of x: [D], see `model.start`. No entry of x is read."""
+    """The embedding that precedes the first symbol of x: [D], see `model.start`. No entry of x is read."""
     if spec.model.start == "learned":
         return params["embed.start"]
     assert spec.vocabulary.document_start is not None

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from shared.model.chunks import (
-    CHUNK,
-    chunk_size,
-    decay_matrix,
-    in_chunks,
-    out_of_chunks,
-    short_convolution,
-    silu,
-    step_and_log_decay,
-)
+from shared.model import chunks
 from shared.model.layer import Layer
 from shared.ops import Array, Ops
 
@@ -24,16 +15,16 @@ def gated_delta(layer: Layer, u_BND: Array) -> Array:
     ops, heads, width = layer.ops, layer.shape.num_heads, layer.shape.head_dim
     batch, positions, _ = u_BND.shape
     projected = [layer.linear(f"gated_delta.{name}_proj", u_BND) for name in ("q", "k", "v")]
-    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("gated_delta.conv"))
+    mixed = chunks.short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("gated_delta.conv"))
     qkv = ops.cast(mixed, "float32").reshape((batch, positions, 3 * heads, width))
     q_BNHC, k_BNHC, v_BNHC = (qkv[:, :, part * heads : (part + 1) * heads] for part in range(3))
     # rms(k) is k / |k| times sqrt(C).
     q_BNHC, k_BNHC = layer.rms_norm(q_BNHC), layer.rms_norm(k_BNHC) * width**-0.5
-    _, log_decay_BNH = step_and_log_decay(layer, u_BND)
+    _, log_decay_BNH = chunks.step_and_log_decay(layer, u_BND)
     strength_BNH = ops.sigmoid(ops.cast(layer.linear("gated_delta.strength_proj", u_BND), "float32"))
     y_BNHC = delta_scan(ops, q_BNHC, k_BNHC, v_BNHC, log_decay_BNH, strength_BNH)
     y = ops.cast_like(y_BNHC.reshape((batch, positions, heads * width)), u_BND)
-    y = y * silu(ops, layer.linear("gated_delta.z_proj", u_BND))
+    y = y * chunks.silu(ops, layer.linear("gated_delta.z_proj", u_BND))
     return layer.linear("gated_delta.o_proj", y)
 
 
@@ -44,21 +35,21 @@ def delta_scan(
     v_BNHC: Array,
     log_decay_BNH: Array,
     strength_BNH: Array,
-    largest_chunk: int = CHUNK,
+    largest_chunk: int = chunks.CHUNK,
 ) -> Array:
     """y[t] = S[t] q[t] with S[t] = a[t] S[t-1] (I - s[t] k[t] k[t]') + s[t] v[t] k[t]' from S = 0: [B, N, H, C].
 
     ln a is `log_decay` and s `strength`; |k| at most 1 and s in (0, 1).
 
-    With w[t] = s[t] (v[t] - a[t] S[t-1] k[t]) it is S[t] = a[t] S[t-1] + w[t] k[t]', and inside of a chunk the w are
+    With w[t] = s[t] (v[t] - a[t] S[t-1] k[t]) it is S[t] = a[t] S[t-1] + w[t] k[t]', and inside a chunk the w are
     the solution of a triangular system: w[i] = s[i] (v[i] - a[1..i] S k[i] - sum_{j < i} a[j+1..i] (k[j] k[i]) w[j])
     for the state S before the chunk.
     """
     positions = q_BNHS.shape[1]
-    size = chunk_size(positions, largest_chunk)
-    q_BKHLS, k_BKHLS, v_BKHLC = (in_chunks(ops, x, size) for x in (q_BNHS, k_BNHS, v_BNHC))
-    log_decay, strength = (in_chunks(ops, x[..., None], size) for x in (log_decay_BNH, strength_BNH))
-    decays_BKHLL = decay_matrix(ops, log_decay)
+    size = chunks.chunk_size(positions, largest_chunk)
+    q_BKHLS, k_BKHLS, v_BKHLC = (chunks.in_chunks(ops, x, size) for x in (q_BNHS, k_BNHS, v_BNHC))
+    log_decay, strength = (chunks.in_chunks(ops, x[..., None], size) for x in (log_decay_BNH, strength_BNH))
+    decays_BKHLL = chunks.decay_matrix(ops, log_decay)
     from_start = ops.exp(ops.running_sum(log_decay, axis=-2))
     k_BKHSL = ops.transpose(k_BKHLS)
     solve_BKHLL = unit_lower_inverse(ops, ops.lower_triangle(strength * decays_BKHLL * (k_BKHLS @ k_BKHSL), -1))
@@ -68,14 +59,14 @@ def delta_scan(
     y_BKHLC = (decays_BKHLL * (q_BKHLS @ k_BKHSL)) @ written_BKHLC
     if states is not None:
         y_BKHLC = y_BKHLC + from_start * (q_BKHLS @ states)
-    return out_of_chunks(ops, y_BKHLC, positions)
+    return chunks.out_of_chunks(ops, y_BKHLC, positions)
 
 
 def unit_lower_inverse(ops: Ops, x: Array) -> Array:
     """The inverse of I + x for strictly lower triangular x [..., L, L], L a power of two.
 
     By halves: the inverse of [[P, 0], [Q, R]] is [[p, 0], [-r Q p, r]] with the inverses p and r of P and R, which are
-    computed together. No power of x occurs, as they grow large where keys are alike.
+    computed together. No power of x occurs: these grow large where keys are alike.
     """
     size = x.shape[-1]
     if size == 1:

@@ -13,7 +13,7 @@ from shared.model.bigrams import BIGRAM_SYMBOLS, bigram_embedding
 from shared.model.manifest import ADAPTER_B, Parameter
 from shared.spec import Spec
 
-# What model.embed_init is about, and what model.matrix_init = orthogonal leaves as it is (docs/techniques.md 3.6).
+# What model.embed_init applies to, and the smallest side that model.matrix_init applies to (docs/techniques.md 3.6).
 SYMBOL_TABLES = ("embed.weight", "decoder.embed.weight")
 LEAST_ORTHOGONAL_SIDE = 64
 
@@ -40,16 +40,16 @@ def reads_text(spec: Spec) -> bool:
 
 
 def with_auxiliary(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights, and initial values of what training adds where they lack it, as those out of an artifact do."""
+    """The weights, and initial values of parameters of training only that they lack, as those from an artifact do."""
     missing = [parameter for parameter in auxiliary_parameters(spec) if parameter.name not in weights]
     return {**weights, **{parameter.name: _initial_value(spec, parameter, None) for parameter in missing}}
 
 
 def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
-    """float32 weights in which nothing is zero or alike, for checks on an untrained model.
+    """float32 weights in which no two values are alike and none is zero, for checks on an untrained model.
 
     A fresh model hides bugs: its output projections are zero, so no input reaches any logit. Here
-    matrices are normal with variance 1/fan-in and every other tensor is its initial value disturbed.
+    matrices are normal with variance 1/fan-in and every other tensor is its initial value plus noise.
     """
     weights = {}
     for parameter in training_parameters(spec):
@@ -82,7 +82,7 @@ def overtone(table: np.ndarray) -> np.ndarray:
 
 
 def _initial_value(spec: Spec, parameter: Parameter, text: np.ndarray | None) -> np.ndarray:
-    """What the manifest says, unless the model's fields about initial values say more."""
+    """The initial value by the manifest, unless the model's own fields say otherwise."""
     model, seed = spec.model, spec.training.seed
     if parameter.name in SYMBOL_TABLES and model.embed_init != "normal":
         generator = named_generator(seed, parameter.name)
@@ -98,7 +98,7 @@ def _initial_value(spec: Spec, parameter: Parameter, text: np.ndarray | None) ->
 
 
 def _drawn_value(parameter: Parameter, seed: int) -> np.ndarray:
-    """What the manifest says."""
+    """The initial value by the manifest."""
     initial, shape = parameter.initial, parameter.shape
     generator = named_generator(seed, parameter.name)
     if initial.distribution == "normal":

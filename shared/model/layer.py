@@ -1,4 +1,4 @@
-"""What one layer of the model computes with: its widths, its parameters, and what it reads beside its input."""
+"""One layer of the model: its widths, its parameters, and what it reads apart from its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.spec import ModelSpec, Spec
 
 @dataclass
 class TrunkContext:
-    """What the layers of the trunk read beside their input, made anew for each forward pass.
+    """Inputs of the trunk's layers apart from the residual stream, made for each forward pass.
 
     `documents` is int32 [B, N], `value_embeds` [B, N, G * C]; the first layer leaves its values [B, N, G, C] in
     `first_values` when a later one wants them.
@@ -58,7 +58,7 @@ def trunk_layer(ops: Ops, model: ModelSpec, params: Mapping[str, Array], index: 
 
 
 def decoder_layer(ops: Ops, model: ModelSpec, params: Mapping[str, Array], index: int) -> Layer:
-    """Layer `index` of the local autoregressive decoder, which reads nothing beside its input."""
+    """Layer `index` of the local autoregressive decoder, which reads only its input."""
     return Layer(ops, model, decoder_block_shape(model), params, f"decoder.layers.{index}", TrunkContext())
 
 
@@ -68,7 +68,7 @@ def trunk_context(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
 
 
 def position_documents(ops: Ops, spec: Spec, x_BT: Array) -> Array | None:
-    """Number of the document of every trunk position, int32 [B, N] for symbols x; None where nothing asks.
+    """Number of the document of every trunk position, int32 [B, N] for symbols x; None where nothing needs it.
 
     Position i has read patches < i, and its number counts the document starts in them: its document is the one
     that patch i - 1 ends in. It cannot know of a start in patch i, the one to be predicted. Numbers never fall, and

@@ -13,7 +13,7 @@ from shared.spec import ModelSpec
 
 @dataclass(frozen=True)
 class LayerStep:
-    """One layer of the virtual order. `extra_pass` is 0 in a first pass and outside of the loop, else 1, 2, ..
+    """One layer of the virtual order. `extra_pass` is 0 in a first pass and outside the loop, else 1, 2, ..
 
     `skip` is the number of the skip that enters before it: the latest output that was kept and has not entered
     yet. `keeps_output` says whether its own output is kept for a later step.

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from shared.model.chunks import (
-    CHUNK,
-    chunk_size,
-    decay_matrix,
-    in_chunks,
-    out_of_chunks,
-    short_convolution,
-    silu,
-    step_and_log_decay,
-)
+from shared.model import chunks
 from shared.model.layer import Layer
 from shared.ops import Array, Ops
 
@@ -26,21 +17,21 @@ def mamba2(layer: Layer, u_BND: Array) -> Array:
     groups, heads = shape.num_kv_heads, shape.num_heads
     inner, shared = heads * shape.head_dim, groups * shape.state_dim
     projected = [layer.linear(f"mamba2.{name}_proj", u_BND) for name in ("x", "b", "c")]
-    mixed = short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("mamba2.conv"))
+    mixed = chunks.short_convolution(ops, ops.concatenate(projected, axis=-1), layer.control("mamba2.conv"))
     mixed = ops.cast(mixed, "float32")
     x_BNHC = mixed[..., :inner].reshape((batch, positions, heads, shape.head_dim))
     b_BNGS = mixed[..., inner : inner + shared].reshape((batch, positions, groups, shape.state_dim))
     c_BNGS = mixed[..., inner + shared :].reshape((batch, positions, groups, shape.state_dim))
-    step_BNH, log_decay_BNH = step_and_log_decay(layer, u_BND)
+    step_BNH, log_decay_BNH = chunks.step_and_log_decay(layer, u_BND)
     y_BNHC = selective_scan(ops, step_BNH[..., None] * x_BNHC, log_decay_BNH, b_BNGS, c_BNGS)
     y_BNHC = y_BNHC + layer.control("mamba2.skip")[:, None] * x_BNHC
     y = ops.cast_like(y_BNHC.reshape((batch, positions, inner)), u_BND)
-    y = y * silu(ops, layer.linear("mamba2.z_proj", u_BND))
+    y = y * chunks.silu(ops, layer.linear("mamba2.z_proj", u_BND))
     return layer.linear("mamba2.o_proj", y)
 
 
 def selective_scan(
-    ops: Ops, x_BNHC: Array, log_decay_BNH: Array, b_BNGS: Array, c_BNGS: Array, largest_chunk: int = CHUNK
+    ops: Ops, x_BNHC: Array, log_decay_BNH: Array, b_BNGS: Array, c_BNGS: Array, largest_chunk: int = chunks.CHUNK
 ) -> Array:
     """y[t] = S[t] c[t] with S[t] = a[t] S[t-1] + x[t] outer b[t] from S = 0: [B, N, H, C].
 
@@ -48,12 +39,15 @@ def selective_scan(
     """
     batch, positions, heads, width = x_BNHC.shape
     groups, state = b_BNGS.shape[2], b_BNGS.shape[3]
-    size = chunk_size(positions, largest_chunk)
-    x_BKHLC, log_decay_BKHL1 = in_chunks(ops, x_BNHC, size), in_chunks(ops, log_decay_BNH[..., None], size)
-    b_BKGLS, c_BKGLS = in_chunks(ops, b_BNGS, size), in_chunks(ops, c_BNGS, size)
+    size = chunks.chunk_size(positions, largest_chunk)
+    x_BKHLC, log_decay_BKHL1 = (
+        chunks.in_chunks(ops, x_BNHC, size),
+        chunks.in_chunks(ops, log_decay_BNH[..., None], size),
+    )
+    b_BKGLS, c_BKGLS = chunks.in_chunks(ops, b_BNGS, size), chunks.in_chunks(ops, c_BNGS, size)
     count = x_BKHLC.shape[1]
     grouped = (batch, count, groups, heads // groups)
-    decays_BKHLL = decay_matrix(ops, log_decay_BKHL1)
+    decays_BKHLL = chunks.decay_matrix(ops, log_decay_BKHL1)
     scores = (c_BKGLS @ ops.transpose(b_BKGLS))[:, :, :, None] * decays_BKHLL.reshape((*grouped, size, size))
     inside = scores @ x_BKHLC.reshape((*grouped, size, width))
     if count > 1:
@@ -64,7 +58,7 @@ def selective_scan(
         before = states_before(ops, added.reshape((batch, count, heads, width, state)), from_start[..., -1:, :])
         read = c_BKGLS[:, :, :, None] @ ops.transpose(before.reshape((*grouped, width, state)))
         inside = inside + from_start.reshape((*grouped, size, 1)) * read
-    return out_of_chunks(ops, inside.reshape((batch, count, heads, size, width)), positions)
+    return chunks.out_of_chunks(ops, inside.reshape((batch, count, heads, size, width)), positions)
 
 
 def states_before(ops: Ops, added_BKHCS: Array, decay: Array) -> Array:

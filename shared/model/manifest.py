@@ -54,9 +54,9 @@ class Parameter:
 
 
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
-# What the names of an adapter's factors A and B have in place of ".weight" of the matrix (shared.model.adapters).
+# What replaces ".weight" of a matrix in the names of its adapter's factors A and B (shared.model.adapters).
 ADAPTER_A, ADAPTER_B = ".lora_a.weight", ".lora_b.weight"
-# How the names of the trunk's matrices end that a target of model.lora stands for.
+# How the names end of the trunk's matrices that a target of model.lora selects.
 ADAPTED: dict[str, tuple[str, ...]] = {
     "q": (".q_proj.weight",),
     "k": (".k_proj.weight",),
@@ -113,7 +113,7 @@ def parameter_counts(spec: Spec) -> dict[str, int]:
 
 
 def _resid_mix(model: ModelSpec, layer: int) -> Initial:
-    """What a block reads at first of its input and of x0, by model.resid_mix_init."""
+    """The initial shares of a block's input and of x0, by model.resid_mix_init."""
     if model.resid_mix_init == "first":
         return Initial("first_row_ones")
     phase = layer / max(1, model.num_layers - 1)
@@ -173,7 +173,7 @@ def _attention_parameters(prefix: str, shape: BlockShape, model: ModelSpec) -> I
 
 
 def _state_mixer_parameters(prefix: str, shape: BlockShape) -> Iterator[Parameter]:
-    """Of a mixer with a state: its projections, of which the short convolution reads the last three."""
+    """A recurrent mixer: the short convolution reads the three projections after z."""
     heads, inner = shape.num_heads, shape.num_heads * shape.head_dim
     shared = shape.num_kv_heads * shape.state_dim
     mamba2 = shape.mixer == "mamba2"
@@ -228,7 +228,7 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
             yield _head(f"decoder.heads.{position}.down_proj.weight", vocab_size, decoder.dim)
     elif decoder.kind == "experts":
         yield _control("decoder.position", (patch_size, dim), Initial("normal", 0.02))
-        # Not zero: experts that start alike and are weighed alike would stay alike.
+        # Not zero: experts that start alike with equal weights would stay alike.
         yield _gate("decoder.router.weight", decoder.num_experts, dim, Initial("uniform", dim**-0.5))
         for expert in range(decoder.num_experts):
             yield _head(f"decoder.experts.{expert}.weight", vocab_size, dim)
@@ -237,7 +237,7 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
 
 
 def _adapter_parameters(model: ModelSpec, parameters: list[Parameter]) -> list[Parameter]:
-    """The factors of every matrix that has an adapter, those of one side by side."""
+    """The factors of every matrix that has an adapter, A and B of one next to each other."""
     rank, factors = model.lora.rank, []
     endings = tuple(ending for target in model.lora.targets for ending in ADAPTED[target])
     for each in parameters:

@@ -15,7 +15,7 @@ from shared.spec import Spec
 def ngram_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
     """scale * W mean over a patch of sum over n of E_n[hash of x[t - n + 1], ..., x[t]]: [B, N, D].
 
-    An n-gram that begins before the window, or in another document than the one that its patch ends in, adds nothing.
+    An n-gram that begins before the window, or in a different document from the one its patch ends in, adds nothing.
     """
     model = spec.model
     batch, time = x_BT.shape

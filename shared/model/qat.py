@@ -23,7 +23,7 @@ def training_weights(
 ) -> dict[str, Array]:
     """params with the matrices as training sees them; without the step's numbers as at the end of training.
 
-    `matrices`: of `quantised_matrices`. x [B, T] only lends its kind of array.
+    `matrices`: from `quantised_matrices`. x [B, T] only gives the kind of array.
     """
     qat = spec.training.qat
     coded = quantiser(spec.artifact.matrix, qat.bits)
@@ -40,14 +40,14 @@ def training_weights(
 
 
 def quantised_matrices(spec: Spec) -> dict[str, int]:
-    """Names of what is quantised in training, each with a number of its own below 2^32; nothing where it is off.
+    """Names of the matrices quantised in training, each with its own number below 2^32; none where it is off.
 
     Plain Python that torch.compile can follow: no cache, no hash of the name.
     """
     if spec.training.qat.form == "off":
         return {}
     return {
-        parameter.name: place * SALT_STEP % 2**32
-        for place, parameter in enumerate(parameter_manifest(spec))
+        parameter.name: index * SALT_STEP % 2**32
+        for index, parameter in enumerate(parameter_manifest(spec))
         if parameter.quantisation == "matrix" and len(parameter.shape) >= 2
     }

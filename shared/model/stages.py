@@ -57,10 +57,13 @@ def stage_of(spec: Spec, step: int, progress: float) -> int:
 def run_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
     """The numbers of a step's forward pass, none for most specs; arguments as for `stage_of`."""
     values: dict[str, float] = {}
-    if _ramps(spec):
-        values[LOOP_RAMP] = spec.schedule.loop.ramp(step, progress)
-    for name in _qat_names(spec):
-        values[name] = float(step) if name == QAT_STEP else float(spec.training.qat.is_acting(step, progress))
+    loop, schedule, qat = spec.model.loop, spec.schedule.loop, spec.training.qat
+    if loop.gates and loop.extra_loops > 0 and schedule.ramps:
+        values[LOOP_RAMP] = schedule.ramp(step, progress)
+    if qat.form != "off":
+        values[QAT] = float(qat.is_acting(step, progress))
+    if qat.form == "noise":
+        values[QAT_STEP] = float(step)
     return values | _auxiliary_numbers(spec, step, progress)
 
 
@@ -85,11 +88,6 @@ def _loop_counts(spec: Spec) -> list[int]:
     return [0, loops] if first == 0 and loops else [loops]
 
 
-def _qat_names(spec: Spec) -> list[str]:
-    """Numbers of quantisation-aware training that a step needs."""
-    return {"off": [], "straight_through": [QAT], "noise": [QAT, QAT_STEP]}[spec.training.qat.form]
-
-
 def _auxiliary_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
     """Numbers that the auxiliary losses of a step need."""
     loss, values = spec.training.loss, {}
@@ -101,11 +99,6 @@ def _auxiliary_numbers(spec: Spec, step: int, progress: float) -> dict[str, floa
         values[CODE_ENTROPY] = float(progress >= loss.code_entropy.start_frac)
         values[CODE_ENTROPY_ROW] = float(step % loss.code_entropy.row_stride)
     return values
-
-
-def _ramps(spec: Spec) -> bool:
-    """Whether the loop gates rise slowly."""
-    return spec.model.loop.gates and spec.model.loop.extra_loops > 0 and spec.schedule.loop.ramps
 
 
 def _with_extra_loops(spec: Spec, extra_loops: int) -> Spec:

@@ -1,4 +1,4 @@
-"""What training minimises, beside the plain nats that it reports (docs/techniques.md 8).
+"""The loss that training minimises, and the plain nats that it reports (docs/techniques.md 8).
 
 Scores never come from here: they are plain nats of the weights as they are.
 """

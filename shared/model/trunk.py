@@ -20,7 +20,7 @@ def run_trunk(
 ) -> Array:
     """Normalised trunk outputs [B, N, D] of inputs x0; row i depends on rows <= i.
 
-    Without a context the layers read nothing beside their input; specs that need more fail an assertion.
+    Without a context the layers read only their input; specs that need more fail an assertion.
     """
     context = context or TrunkContext()
     kept: list[Array] = []

@@ -1,5 +1,5 @@
 """The seam below the model: the Ops protocol, its NumPy oracle, shapes without values, which count operations, and a
-base for what watches another Ops."""
+base for wrappers of another Ops."""
 
 from shared.ops.numpy_ops import NumpyOps
 from shared.ops.protocol import Array, Ops

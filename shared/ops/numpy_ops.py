@@ -1,4 +1,4 @@
-"""The oracle: every operation as its definition says, in NumPy float64.
+"""The oracle: every operation exactly as defined, in NumPy float64.
 
 Slow and plain on purpose. The parity check holds both engines to it, and it scores artifacts where
 no framework is installed.
@@ -29,7 +29,7 @@ class NumpyOps:
         return x
 
     def cast_like(self, x: np.ndarray, like: np.ndarray) -> np.ndarray:
-        # Between integers and floats only: of either kind the oracle has one.
+        # Between integers and floats only: the oracle has one dtype of each kind.
         return np.asarray(x).astype(like.dtype) if like.dtype.kind == "i" else x
 
     def linear(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class NumpyOps:
         return np.sqrt(x)
 
     def sigmoid(self, x: np.ndarray) -> np.ndarray:
-        # Through tanh, which overflows for no x.
+        # Through tanh, which never overflows.
         return 0.5 + 0.5 * np.tanh(0.5 * x)
 
     def exp(self, x: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ class NumpyOps:
         return np.abs(x).max(axis=-1, keepdims=True, initial=0.0)
 
     def round(self, x: np.ndarray) -> np.ndarray:
-        # Of float32, though the oracle is in float64: a border of two numbers must fall to the same one as in engines.
+        # Of float32, though the oracle is in float64: a tie must round as it does in the engines.
         return np.rint(x.astype(np.float32)).astype(np.float64)
 
     def float16(self, x: np.ndarray) -> np.ndarray:

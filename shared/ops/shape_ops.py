@@ -4,7 +4,8 @@ A multiplication and its addition are two operations. Counted are matrix product
 rotations and the softmax are left out, as is usual, so a share of peak is not flattered.
 
 Kept is what the gradients read: the memory that an engine which compiles nothing holds from the forward pass to the
-backward pass. Each verb says what its own reads. It is what torch reads; MLX reads the scores of attention as well.
+backward pass. Each operation says what its own gradient reads. It is what torch reads; MLX also reads the scores of
+attention.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class ShapeOps:
             total[value.kind] += value.backward
         return total
 
-    def kept_bytes(self, loss: Shaped, beside: Iterable[Shaped] = ()) -> int:
-        """Bytes held between the forward pass and the backward pass from a loss, `beside` what is there anyway."""
+    def kept_bytes(self, loss: Shaped, held: Iterable[Shaped] = ()) -> int:
+        """Bytes held between the forward and the backward pass from a loss, without those of arrays `held` anyway."""
         kept = {storage for value in ancestors(loss) for storage in value.kept}
-        return sum(storage.size for storage in kept - {value.storage for value in beside})
+        return sum(storage.size for storage in kept - {value.storage for value in held})
 
     def asarray(self, values: np.ndarray) -> Shaped:
         return self.array(values.shape)
@@ -75,8 +76,8 @@ class ShapeOps:
         return self.linear(elementwise([rectified], keep=[rectified]), down)
 
     def attention(self, q: Shaped, k: Shaped, v: Shaped, window: int = 0, documents: Shaped | None = None) -> Shaped:
-        """Only the pairs that a causal mask and a window let through; which a document mask does depends on the text,
-        and kernels skip few of them. Kept are what is read, the result, and a logarithm for each of its heads; with a
+        """Only the pairs that a causal mask and a window let through: what a document mask removes depends on the text,
+        and kernels skip little of it. Kept are what is read, the result, and a logarithm for each of its heads; with a
         mask that is not plain also the mask, and keys and values one to one with the queries."""
         batch, time, heads, width = q.shape
         seen = min(window or time, time)
@@ -141,14 +142,14 @@ class ShapeOps:
         return made([size for axis, size in enumerate(kept) if keepdims or axis not in summed], [x])
 
     def largest(self, x: Shaped) -> Shaped:
-        """Of absolute values, which are written out; read are these and the result."""
+        """The absolute values are written out; the gradient reads them and the result."""
         absolute = elementwise([x], [x])
         result = made((*x.shape[:-1], 1), [absolute], [absolute])
         result.kept += (result.storage,)
         return result
 
     def softplus(self, x: Shaped) -> Shaped:
-        """As the logarithm of a sum with an array of zeros."""
+        """Computed as the logarithm of a sum with an array of zeros."""
         return elementwise([x], keep=[x, Storage(x.storage.size)])
 
     def _of_result(self, x: Shaped, *rest: Any) -> Shaped:
@@ -164,7 +165,7 @@ class ShapeOps:
         return elementwise([x])
 
     def _constant(self, x: Shaped, *rest: Any, **named: Any) -> Shaped:
-        """Something of the same shape that is a constant to derivatives."""
+        """An array of the same shape that is a constant to derivatives."""
         return Shaped(self.forward, in_order_of(x.layout), Storage(x.item_bytes * x.layout.size), x.item_bytes)
 
     def _in_bytes(self, x: Shaped, item_bytes: int) -> Shaped:

@@ -12,10 +12,10 @@ from numpy.lib.stride_tricks import as_strided
 
 # What is multiplied: something by a weight matrix, or activations by each other (attention, scans, Newton-Schulz).
 Products = Literal["matrices", "activations"]
-# What a gradient reads: some arrays or memory, or the result of the verb itself.
+# What a gradient reads: some arrays or memory, or the result of the operation itself.
 Kept = Iterable[Any] | Literal["result"]
 
-# What layouts lie in; never read.
+# The memory behind all layouts; never read.
 NOTHING = np.zeros(1, np.int8)
 
 
@@ -29,12 +29,12 @@ class Storage:
 
 
 class Shaped:
-    """An array of which only the layout in memory is known. `traced`: derivatives are taken with respect to it, as it
-    is trained or made of something that is. `inputs` are the traced arrays that it was made of, `backward` the
+    """An array known only by its layout in memory. `traced`: derivatives are taken with respect to it, because it is
+    trained or made from something that is. `inputs` are the traced arrays that it was made of, `backward` the
     operations that take its gradient on to them, of the given `kind`, and `kept` the memory that this reads. `forward`
     adds up the operations of all products."""
 
-    # NumPy leaves operators between its numbers and this to this.
+    # Lets NumPy's numbers use the operators of this class.
     __array_ufunc__ = None
     __slots__ = ("backward", "forward", "inputs", "item_bytes", "kept", "kind", "layout", "storage", "traced")
 
@@ -77,7 +77,7 @@ class Shaped:
         return self.view(self.layout[index if ... in index else (*index, ...)])
 
     def __matmul__(self, other: Shaped) -> Shaped:
-        """Read are both as batches of matrices: copies where they are broadcast, or cannot be seen as such."""
+        """Both are read as batches of matrices: copies where they are broadcast, or have no such view."""
         batch = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
         assert self.shape[-1] == other.shape[-2], f"{self.shape} @ {other.shape}"
         shape = (*batch, self.shape[-2], other.shape[-1])

@@ -1,4 +1,4 @@
-"""An Ops around another one: what traces, statistics and planted choices are made of, on any engine."""
+"""An Ops around another one, the base of traces, statistics and planted choices on any engine."""
 
 from __future__ import annotations
 

@@ -2,13 +2,7 @@
 
 from shared.optim.averaging import averaged_weights, keeps_average
 from shared.optim.newton_schulz import Orthogonalise, orthogonalise
-from shared.optim.schedule import (
-    HYPERPARAMETERS,
-    lr_factor,
-    muon_momentum,
-    progress_frac,
-    step_hyperparameters,
-)
+from shared.optim.schedule import HYPERPARAMETERS, lr_factor, muon_momentum, progress_frac, step_hyperparameters
 from shared.optim.update import (
     WEIGHTS,
     global_norm,

@@ -80,8 +80,8 @@ def averaged_weights(
 ) -> dict[str, Array]:
     """The weights to score and to pack, by parameter name.
 
-    With EMA and SWA: swa_share * SWA + (1 - swa_share) * EMA. Before the first snapshot SWA has no say; where there is
-    no average at all, or of a weight none as it is frozen, these are the trained weights themselves.
+    With EMA and SWA: swa_share * SWA + (1 - swa_share) * EMA. Before the first snapshot SWA does not count. Without any
+    average, and for frozen weights, these are the trained weights themselves.
     """
     averaged: dict[str, Array] = {}
     for name, value in params.items():

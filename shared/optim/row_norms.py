@@ -1,4 +1,4 @@
-"""What evens out the rows or columns of a Muon update: MuonEq-R before, NorMuon after it is made orthogonal.
+"""Normalises the rows or columns of a Muon update: MuonEq-R before orthogonalisation, NorMuon after it.
 
 Source: docs/techniques.md 9.3, 9.4. Shapes: K matrices of one shape [R, C] in a stack.
 """
@@ -27,7 +27,7 @@ def normalise_neurons(ops: Ops, orthogonal: Array, second: Array, beta2: float) 
     """NorMuon: (rescaled update [K, R, C], new second moments [K, R, 1] or [K, 1, C]).
 
     s = beta2 s + (1 - beta2) mean(O^2) along each row (or column); O' = O / sqrt(max(s, 1e-10)), rescaled to the
-    Frobenius norm of O. As the norm is restored, s needs no bias correction.
+    Frobenius norm of O. Because the norm is restored, s needs no bias correction.
     """
     rows, columns = orthogonal.shape[-2], orthogonal.shape[-1]
     axis, length = (-1, columns) if rows >= columns else (-2, rows)

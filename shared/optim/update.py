@@ -24,7 +24,7 @@ from shared.optim.schedule import changes_decay
 from shared.spec import Spec
 
 CLIP_EPS = 1e-6
-# What the names of weights begin with in a checkpoint, beside the kinds of state.
+# The prefix of weights in a checkpoint; that of the rest is its kind of state.
 WEIGHTS = "weight/"
 
 
@@ -49,8 +49,8 @@ def state_bytes(spec: Spec) -> int:
 
 
 def initial_state(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; of what is
-    frozen nothing."""
+    """Optimizer state before the first step, float32 by name: zeros, and the averages at the weights; none for
+    what is frozen."""
     shapes = {name: shape for name, shape in state_shapes(spec).items() if not name.startswith(WEIGHTS)}
     state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     for parameter in trained_parameters(spec):
@@ -113,20 +113,13 @@ def optimizer_step(
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
+    corrections = hyper["first_correction"], hyper["second_correction"]
     for name, parameter in groups.items():
         if parameter.group == "matrix":
             continue
+        moments, lr = (state[f"first/{name}"], state[f"second/{name}"]), hyper[f"{parameter.group}_lr"]
         new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
-            ops,
-            optimizer,
-            params[name],
-            grads[name],
-            state[f"first/{name}"],
-            state[f"second/{name}"],
-            hyper[f"{parameter.group}_lr"],
-            hyper["first_correction"],
-            hyper["second_correction"],
-            decay_factor,
+            ops, optimizer, params[name], grads[name], *moments, lr, *corrections, decay_factor
         )
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
     new_state |= update_averages(spec.training, new_params, state, hyper["average_rate"], hyper["snapshot"])

@@ -17,8 +17,7 @@ from shared.engine.registry import ENGINE_EXTRAS
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
-from shared.parity.batch_checks import batch_rows
-from shared.parity.exact_checks import artifact_rows, weight_rows
+from shared.parity.exact_checks import artifact_rows, batch_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
 from shared.parity.held_kinks import HeldKinks
@@ -44,17 +43,12 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What the checks of one spec share: the engines by name, random weights, and batches of text."""
+    """Shared inputs of the checks of one spec: the engines by name, random weights, and batches of text."""
 
     spec: Spec
     engines: dict[str, Engine]
     weights: Tensors
     batches: list[np.ndarray]
-
-    @property
-    def names(self) -> list[str]:
-        """The oracle, then the engines."""
-        return ["numpy", *self.engines]
 
 
 def run_parity(
@@ -92,7 +86,7 @@ def run_parity(
         name=spec.name,
         spec=small,
         reductions=reductions,
-        implementations=tuple(setup.names),
+        implementations=("numpy", *engines),
         rows=tuple(rows),
         elapsed_s=time.monotonic() - started,
     )
@@ -180,10 +174,10 @@ def _training(setup: Setup) -> list[ParityRow]:
     note = kinks.note
 
     def locate(left: str, right: str) -> str:
-        return first_deviation(setup.spec, (engines[left], engines[right]), weights, setup.batches, begin)
+        return first_deviation((engines[left], engines[right]), weights, setup.batches, begin)
 
     def step_by_step(left: str, right: str) -> ParityRow:
-        return step_by_step_row(setup.spec, (engines[left], engines[right]), weights, setup.batches, begin)
+        return step_by_step_row((engines[left], engines[right]), weights, setup.batches, begin)
 
     rounds = rounds_in_training(setup.spec)
     rows = training_rows(setup.spec, runs, locate, step_by_step if rounds else None)
@@ -191,7 +185,7 @@ def _training(setup: Setup) -> list[ParityRow]:
 
 
 def _artifact(setup: Setup) -> list[ParityRow]:
-    """The artifact of the same weights by way of the host and of each engine, and what it scores."""
+    """The artifact packed from the same weights on the host and through each engine, and the logits of its weights."""
     artifacts = {"numpy": pack_bytes(setup.spec, setup.weights)}
     for name, engine in setup.engines.items():
         engine.initialise(setup.weights)

@@ -35,8 +35,8 @@ def logit_rows(
 ) -> list[ParityRow]:
     """One row per pair of implementations for their log-probabilities [B, T, V] of the same symbols.
 
-    Log-probabilities are logits up to a constant per position, so they are compared with their mean over
-    the vocabulary taken off. `rounding()` is `rounding_of_logits`, asked for where LOGITS_ABS is not enough.
+    Log-probabilities are logits up to a constant per position, so they are compared after subtracting their
+    mean over the vocabulary. `rounding()` is `rounding_of_logits`, asked for where LOGITS_ABS is not enough.
     On a failure `trace(name)` is asked for the operations of both, and the row says where they diverge.
     """
     logits = {name: values - values.mean(axis=-1, keepdims=True) for name, values in log_probs.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -10,21 +10,51 @@ import numpy as np
 from shared.engine.synthetic import synthetic_tables
 from shared.model import trained_parameters, training_loss
 from shared.model.initialise import named_generator
-from shared.model.qat import quantised_matrices, training_weights
 from shared.model.stages import StepNumbers, final_numbers, training_stages
 from shared.ops import NumpyOps
 from shared.parity.function_checks import is_sharp
-from shared.parity.held_constants import HeldConstants
 from shared.parity.held_kinks import HeldKinks
 from shared.parity.result import SMALL_GRADIENT_FRAC, ParityRow, worst_relative_l2
 from shared.spec import Spec
-from shared.spec.qat import QatSpec
 from shared.tolerances import DIRECTIONAL_REL, GRADIENT_REL, GRADIENT_SHARP_REL, LOGITS_ABS
 
 Tensors = Mapping[str, np.ndarray]
 
 # Relative to the parameter; float64 still gives the difference six digits.
 STEP = 1e-6
+
+
+class HeldConstants(NumpyOps):
+    """NumpyOps that remembers the results of the operations that have no derivative, and the slopes of relu, in the
+    order of their calls.
+
+    The first evaluation of a function runs them; after `replay` the next one gets the same results at other weights.
+    """
+
+    def __init__(self) -> None:
+        self._values: list[np.ndarray] = []
+        self._next: int | None = None
+
+    def replay(self) -> None:
+        """The next evaluation starts from the first constant."""
+        self._next = 0
+
+    def row_noise(self, x: np.ndarray, counter: np.ndarray, salt: int) -> np.ndarray:
+        return self._held(lambda: super(HeldConstants, self).row_noise(x, counter, salt))
+
+    def stop_gradient(self, x: np.ndarray) -> np.ndarray:
+        return self._held(lambda: x)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        # Its slope: a unit that crosses zero between the two ends of a difference has none there.
+        return x * self._held(lambda: (x > 0).astype(x.dtype))
+
+    def _held(self, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        if self._next is None:
+            self._values.append(compute())
+            return self._values[-1]
+        self._next += 1
+        return self._values[self._next - 1]
 
 
 def loss_rows(losses: Mapping[str, float]) -> list[ParityRow]:
@@ -39,7 +69,7 @@ def gradient_rows(
     spec: Spec, gradients: Mapping[str, Tensors], check: str = "gradients", kinks: HeldKinks | None = None
 ) -> list[ParityRow]:
     """Relative L2 difference of every parameter's gradient, each pair of engines; names the worst. `kinks`, where the
-    engines were held by them, adds rows about the sides that the engines took."""
+    engines used them, adds rows about the sides that the engines took."""
     limit = GRADIENT_SHARP_REL if is_sharp(spec) else GRADIENT_REL
     rows = []
     for left, right in combinations(gradients, 2):
@@ -58,7 +88,10 @@ def directional_rows(
     so that a direction that happens to be flat does not count as a large relative error.
     """
     worst = dict.fromkeys(gradients, (0.0, ""))
-    for group, names in _names_by_group(spec).items():
+    groups: dict[str, list[str]] = {}
+    for parameter in trained_parameters(spec):
+        groups.setdefault(parameter.group, []).append(parameter.name)
+    for group, names in groups.items():
         direction = {name: _direction(name, weights[name], seed) for name in names}
         measured = _central_difference(spec, weights, direction, x)
         for engine, gradient in gradients.items():
@@ -82,23 +115,10 @@ def oracle_loss(spec: Spec, weights: Tensors, x: np.ndarray, numbers: StepNumber
 
 
 def oracle_objective(spec: Spec, weights: Tensors, x: np.ndarray, ops: NumpyOps | None = None) -> float:
-    """What the gradients are of, in float64, at the end of training."""
+    """The loss that gradients are taken of, in float64, at the end of training."""
     ops = ops or NumpyOps()
     params = {name: ops.asarray(value) for name, value in (dict(weights) | synthetic_tables(spec)).items()}
     return float(training_loss(ops, spec, params, x)[0])
-
-
-def straight_through(spec: Spec, weights: Tensors, x: np.ndarray) -> dict[str, np.ndarray]:
-    """The weights at which a spec with quantisation-aware training takes its gradients, float64."""
-    ops = NumpyOps()
-    params = {name: ops.asarray(value) for name, value in weights.items()}
-    return training_weights(ops, spec, params, quantised_matrices(spec), x)
-
-
-def without_qat(spec: Spec) -> Spec:
-    """The spec without quantisation in training."""
-    off = QatSpec(bits=spec.training.qat.bits)
-    return spec.model_copy(update={"training": spec.training.model_copy(update={"qat": off})})
 
 
 def _central_difference(spec: Spec, weights: Tensors, direction: Tensors, x: np.ndarray) -> float:
@@ -119,10 +139,3 @@ def _direction(name: str, value: np.ndarray, seed: int) -> np.ndarray:
     """A random direction of the size of the parameter itself, so that STEP is a relative change."""
     size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
     return named_generator(seed, f"direction of {name}").standard_normal(value.shape) * size
-
-
-def _names_by_group(spec: Spec) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for parameter in trained_parameters(spec):
-        groups.setdefault(parameter.group, []).append(parameter.name)
-    return groups

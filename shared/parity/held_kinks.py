@@ -1,10 +1,10 @@
 """Kinks: a derivative that jumps has two values where its input is within rounding of the jump, and both are right.
 
 The derivative of relu is 0 below zero and 1 above. Where the input is within rounding of zero, the order of a sum
-decides which of the two an implementation takes, and the gradient of a whole unit comes or goes: 9e-4 of a matrix's
-gradient was measured between two correct engines, nine times the tolerance. So the float64 oracle says which inputs
-are undecided, and for these alone all engines take the oracle's side. Every other input keeps the engine's own relu
-with its own derivative, and the tolerance stays what it is without kinks.
+decides which of the two an implementation takes, and the gradient of a whole unit appears or vanishes: 9e-4 of a
+matrix's gradient was measured between two correct engines, nine times the tolerance. So the float64 oracle says which
+inputs are undecided, and for these alone all engines take the oracle's side. Every other input keeps the engine's own
+relu with its own derivative, and the tolerance stays what it is without kinks.
 
 relu is the only operation of a training loss whose derivative jumps: that of the squared leaky relu is continuous, the
 relu of the focal loss is multiplied by what is zero at its kink, and the losses take minima of whole numbers only.
@@ -28,7 +28,7 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class Sides:
-    """Where the inputs of one relu lie: above zero or not, and whether that is undecided."""
+    """The sides of the inputs of one relu: above zero or not, and whether that is undecided."""
 
     above: np.ndarray
     undecided: np.ndarray
@@ -55,7 +55,7 @@ class HeldKinks:
         return {name: synthetic_engine(name, self.spec, self) for name in plain} if self.exist else plain
 
     def begin(self, moment: Hashable) -> None:
-        """From here on engines have other weights, those of `moment`: the same name for every engine, as a step's."""
+        """Announce other weights, those of `moment`, a name that all engines share, such as a step."""
         self._moment = moment
 
     def __call__(self, ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
@@ -66,8 +66,8 @@ class HeldKinks:
         if missing:
             weights = {name: ops.to_numpy(value) for name, value in params.items()}
             inputs = relu_inputs(spec, weights, rows[missing])
-            for place, index in enumerate(missing):
-                self._sides[keys[index]] = [self._decide(each[place]) for each in inputs]
+            for row, index in enumerate(missing):
+                self._sides[keys[index]] = [self._decide(each[row]) for each in inputs]
         held = HeldOps(ops, [_stacked(call) for call in zip(*(self._sides[key] for key in keys), strict=True)])
         logits = forward(cast(Ops, held), spec, params, x)
         self._differing[ops.name] = self._differing.get(ops.name, 0) + held.differing
@@ -84,7 +84,7 @@ class HeldKinks:
 
     @property
     def note(self) -> str:
-        """How many inputs are undecided, in words; nothing if no kinks exist."""
+        """How many inputs are undecided, as text; empty if no kinks exist."""
         calls = [sides.undecided for row in self._sides.values() for sides in row]
         undecided, count = sum(int(call.sum()) for call in calls), sum(call.size for call in calls)
         return f"{undecided:,} of {count:,} relu inputs undecided" if self.exist else ""

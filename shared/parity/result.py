@@ -1,4 +1,4 @@
-"""What one comparison of two implementations found, and the measures it uses."""
+"""The result of comparing two implementations, and the measures of their difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT = 0.0
 
 # A parameter whose gradient is this much smaller (rms) than the model's is measured against this share of it. Rounding
 # is 1e-6 to 4e-6 of the model's rms gradient in every parameter, also where the gradient is zero in exact
-# arithmetic, as that of a query that sees one key; so a small gradient has few digits.
+# arithmetic, like that of a query that sees one key; so a small gradient has few digits.
 SMALL_GRADIENT_FRAC = 5e-2
 # The gradient of a scalar gate is one sum over all positions and channels. Now and then it nearly cancels (to 0.9 % of
 # the model's rms gradient in one draw of the random specs), and then so do its digits: below this many numbers the
@@ -26,7 +26,7 @@ FEW_NUMBERS = 16
 @dataclass(frozen=True)
 class ParityRow:
     """One line of the table. `measured` and `tolerance` share `unit`; a tolerance of 0 means equal to the
-    last bit. `worst` names the parameter, layer or place where the difference is largest."""
+    last bit. `worst` names the parameter, layer or position where the difference is largest."""
 
     check: str
     pair: str
@@ -88,7 +88,7 @@ def max_abs_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[int, 
     difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     difference = np.where(np.isnan(difference), np.inf, difference)
     index = np.unravel_index(int(np.argmax(difference)), difference.shape)
-    return float(difference[index]), tuple(int(place) for place in index)
+    return float(difference[index]), tuple(map(int, index))
 
 
 def relative_l2(a: np.ndarray, b: np.ndarray, floor: float = 0.0) -> float:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from shared.parity.result import EXACT, ParityReport, ParityRow
 
-# Narrower terminals get the table without units and places; a file or pipe gets this width.
+# Narrower terminals get the table without units and positions; a file or pipe gets this width.
 WIDE_COLUMNS = 120
 
 
@@ -16,7 +16,8 @@ def print_report(console: Console, report: ParityReport) -> None:
     """The header, the table, the failed rows and the verdict."""
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
-    console.print(f"parity of {report.name}: full width and depth; {_reductions(report)}", markup=False)
+    reduced = "reduced: " + ", ".join(report.reductions) if report.reductions else "nothing reduced"
+    console.print(f"parity of {report.name}: full width and depth; {reduced}", markup=False)
     if len(report.implementations) == 2:
         only = report.implementations[1]
         console.print(f"only one engine is installed here: {only} is compared with the NumPy oracle alone")
@@ -29,7 +30,7 @@ def print_report(console: Console, report: ParityReport) -> None:
 
 
 def report_table(report: ParityReport, *, wide: bool) -> Table:
-    """Check, pair, measured, tolerance, verdict; with `wide` also the unit and the worst parameter or place."""
+    """Check, pair, measured, tolerance, verdict; with `wide` also the unit and the worst parameter or position."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("check", no_wrap=True)
     table.add_column("pair", no_wrap=True)
@@ -52,7 +53,3 @@ def _numbers(row: ParityRow) -> tuple[str, str]:
     if row.tolerance == EXACT:
         return (f"{row.measured:g}", "0")
     return (f"{row.measured:.1e}", f"{row.tolerance:.0e}")
-
-
-def _reductions(report: ParityReport) -> str:
-    return "reduced: " + ", ".join(report.reductions) if report.reductions else "nothing reduced"

@@ -1,4 +1,4 @@
-"""Where two forward passes diverge: every coarse operation's output, compared in order."""
+"""Finds where two forward passes diverge: the outputs of all coarse operations, compared in order."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def trace_forward(ops: Ops, spec: Spec, weights: Mapping[str, np.ndarray], x: np
 
 
 def first_deviation(a: list[TracedOutput], b: list[TracedOutput]) -> str:
-    """Where the difference of two traces grows most from one operation to the next, in words."""
+    """Names the operation at which the difference of two traces grows most."""
     if [output.label for output in a] != [output.label for output in b]:
         return "the two engines run different operations"
     before, jump, where = ROUNDING_REL, 1.0, ""

@@ -22,12 +22,12 @@ from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
 UPDATE_STEPS = 10
 
 Locate = Callable[[str, str], str]
-# Told which weights come next, by a name: shared.parity.held_kinks.HeldKinks.begin.
+# Called with a name for the weights that come next: shared.parity.held_kinks.HeldKinks.begin.
 Begin = Callable[[Hashable], None]
 
 
 def hold_nothing(moment: Hashable) -> None:
-    """The `Begin` of engines that nothing is held for."""
+    """The `Begin` of engines without held kinks."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def short_run(engine: Engine, weights: Tensors, batches: Sequence[np.ndarray], b
 
 
 def rounds_in_training(spec: Spec) -> bool:
-    """Whether two correct runs part by steps: straight-through quantisation makes jumps of differences of one rounding.
+    """Whether two correct runs diverge in steps: straight-through quantisation turns rounding into jumps.
 
     A code changes where a weight crosses the border of two, and a row's scale where it is rounded to float16. Until
-    the first of them changed, runs agreed to 4e-5; ten steps later to 2e-2, with hundreds of codes in another place.
+    the first of them changed, runs agreed to 4e-5; ten steps later to 2e-2, with hundreds of different codes.
     """
     return spec.training.qat.form == "straight_through"
 
@@ -92,13 +92,10 @@ def training_rows(
 
 
 def first_deviation(
-    spec: Spec,
-    pair: tuple[Engine, Engine],
-    weights: Tensors,
-    batches: Sequence[np.ndarray],
-    begin: Begin = hold_nothing,
+    pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
 ) -> str:
-    """Train two engines side by side and say, in words, after which step which parameter is out of tolerance."""
+    """Train two engines of one spec side by side and name the first step and parameter that are out of tolerance."""
+    spec = pair[0].spec
     for engine in pair:
         engine.initialise(weights)
     for step, x in enumerate(batches[:UPDATE_STEPS]):
@@ -107,24 +104,21 @@ def first_deviation(
             try:
                 engine.train_step(x, _numbers(spec, step))()
             except NonFiniteError as error:
-                return f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
+                return f"{_described(spec, error.parameter)}, not a number in step {step + 1}"
         left, right = (engine.export_weights("trained") for engine in pair)
         measured, worst = worst_relative_l2(left, right)
         if not measured <= PARAMETERS_REL:
-            return f"{_place(spec, worst)} after step {step + 1}"
+            return f"{_described(spec, worst)} after step {step + 1}"
     return "the two runs agree when repeated"
 
 
 def step_by_step_row(
-    spec: Spec,
-    pair: tuple[Engine, Engine],
-    weights: Tensors,
-    batches: Sequence[np.ndarray],
-    begin: Begin = hold_nothing,
+    pair: tuple[Engine, Engine], weights: Tensors, batches: Sequence[np.ndarray], begin: Begin = hold_nothing
 ) -> ParityRow:
     """The largest difference of a parameter after any of some steps, each made by both engines from the first one's
     state. They read the same codes, so the tolerance is the ordinary one where `rounds_in_training`."""
     left, right = pair
+    spec = left.spec
     left.initialise(weights)
     measured, worst = 0.0, ""
     for step, x in enumerate(batches[:UPDATE_STEPS]):
@@ -134,11 +128,11 @@ def step_by_step_row(
             for engine in pair:
                 engine.train_step(x, _numbers(spec, step))()
         except NonFiniteError as error:
-            measured, worst = math.inf, f"{_place(spec, error.parameter)}, not a number in step {step + 1}"
+            measured, worst = math.inf, f"{_described(spec, error.parameter)}, not a number in step {step + 1}"
             break
         difference, name = worst_relative_l2(left.export_weights("trained"), right.export_weights("trained"))
         if not difference <= measured:
-            measured, worst = difference, f"{_place(spec, name)} in step {step + 1}"
+            measured, worst = difference, f"{_described(spec, name)} in step {step + 1}"
     pair_name = f"{left.name} - {right.name}"
     return ParityRow("parameters step by step", pair_name, measured, PARAMETERS_REL, "relative L2", worst)
 
@@ -176,9 +170,10 @@ def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> Pa
     check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
     broken = left.broken or right.broken
     if broken:
-        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", f"{_place(spec, broken)}, not a number")
+        worst = f"{_described(spec, broken)}, not a number"
+        return ParityRow(check, pair, math.inf, PARAMETERS_REL, "relative L2", worst)
     measured, worst = worst_relative_l2(left.params, right.params)
-    return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _place(spec, worst))
+    return ParityRow(check, pair, measured, PARAMETERS_REL, "relative L2", _described(spec, worst))
 
 
 def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
@@ -187,7 +182,7 @@ def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
     return ParityRow(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
 
 
-def _place(spec: Spec, name: str) -> str:
+def _described(spec: Spec, name: str) -> str:
     """A parameter and what updates it."""
     groups = {parameter.name: parameter.group for parameter in training_parameters(spec)}
     return f"{name} ({'Muon' if groups[name] == 'matrix' else f'Adam, {groups[name]} group'})"

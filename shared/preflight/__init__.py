@@ -5,12 +5,4 @@ from shared.preflight.question import Question
 from shared.preflight.row import ROWS, Row
 from shared.preflight.table import print_report
 
-__all__ = [
-    "ROWS",
-    "PreflightReport",
-    "Question",
-    "Row",
-    "preferred_engine",
-    "print_report",
-    "run_preflight",
-]
+__all__ = ["ROWS", "PreflightReport", "Question", "Row", "preferred_engine", "print_report", "run_preflight"]

@@ -1,4 +1,4 @@
-"""Asks every row, in an order in which preflight itself stays alive, and gives them in the order of the table."""
+"""Answers every row of the table, after one training step was measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def run_preflight(
     question: Question, force: Iterable[str] = (), announce: Announce = lambda row: None, strict: bool = False
 ) -> PreflightReport:
     """Answer every row. `force` names rows whose no-go or risk counts as go; `strict` makes other risks forbid the
-    run; `announce` hears what is being done.
+    run; `announce` is called with what is being done.
 
     Raises UserError for an unknown row to force, or a batch that the ranks cannot share.
     """
@@ -127,7 +127,7 @@ def run_preflight(
 
 
 def prepare(question: Question) -> Context:
-    """Facts, estimate and, where there is hope, one measured step. Raises UserError."""
+    """Facts, estimate and, where it may fit, one measured step. Raises UserError."""
     spec = question.spec
     windows = spec.training.batch_symbols // spec.model.seq_len
     if question.nodes < 1:
@@ -172,14 +172,14 @@ def preferred_engine() -> str:
 
 
 def check_row_names(names: Iterable[str]) -> None:
-    """Raise UserError naming the first that is no row."""
+    """Raise UserError naming the first unknown row."""
     for name in sorted(names):
         if name not in ROWS:
             raise UserError(f"--force {name}: no such row; rows: {', '.join(ROWS)}")
 
 
 def _asked(name: str, ask: Callable[[Context], Row], context: Context) -> Row:
-    """The row, or a no-go with the reason if the machine or the input broke down over it."""
+    """The row, or a no-go with the reason if the machine or the input fails on it."""
     try:
         return ask(context)
     except (UserError, RuntimeError, MemoryError, OSError) as error:

@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from data.datasets import load_manifest, open_split
 from data.folders import dataset_folder
+from data.manifest import FileEntry
 from shared.errors import DataError
 from shared.preflight.question import Context
 from shared.preflight.row import Row, judged, no_go, unknown
@@ -29,37 +29,20 @@ HASH_THREADS = 8
 CHUNK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class ShardFile:
-    """A file that a manifest lists."""
-
-    path: Path
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What is wrong with a file ('' if nothing), and whether its content was hashed or only its size compared."""
-
-    problem: str
-    hashed: bool
-
-
 def shards_row(context: Context) -> Row:
     """Every file of the splits that the run reads: there, of the size and (time allowing) the hash it should have."""
     data = context.spec.data
     try:
         files = [*_files(data.train, "train"), *_files(data.heldout, "heldout")]
         checked = _check_files(files, 0.0 if context.question.quick else HASH_LIMIT_S)
-        problems = [outcome.problem for outcome in checked if outcome.problem]
+        problems = [problem for problem, _ in checked if problem]
         if not problems:
             # Headers, document starts and lengths, as the run will read them.
             open_sources(context.spec)
     except DataError as error:
         return no_go("shards", "not usable", str(error), problems=[str(error)])
-    hashed = sum(outcome.hashed for outcome in checked)
-    size = format_bytes(sum(file.num_bytes for file in files))
+    hashed = sum(is_hashed for _, is_hashed in checked)
+    size = format_bytes(sum(entry.bytes for _, entry in files))
     by_size = len(files) - hashed
     how = f"{hashed} of {len(files)} files ({size}) hashed with SHA-256"
     if by_size:
@@ -107,41 +90,41 @@ def overlap_row(context: Context) -> Row:
     return judged(check.passed, "overlap", figure, check.detail, measured=check.measured, limit=check.limit)
 
 
-def _files(name: str, split: Literal["train", "heldout"]) -> list[ShardFile]:
-    """Shards and document starts of a split, from the dataset's manifest. Raises DataError."""
+def _files(name: str, split: Literal["train", "heldout"]) -> list[tuple[Path, FileEntry]]:
+    """(path, size and hash) of the shards and document starts of a split, from its manifest. Raises DataError."""
     entry = load_manifest(name).splits.get(split)
     if entry is None:
         raise DataError(f"dataset {name!r} has no {split} split")
     folder = dataset_folder(name)
-    return [ShardFile(folder / file.file, file.bytes, file.sha256) for file in [*entry.shards, entry.document_starts]]
+    return [(folder / file.file, file) for file in [*entry.shards, entry.document_starts]]
 
 
-def _check_files(files: Sequence[ShardFile], hash_limit_s: float) -> list[Checked]:
-    """All files, several at a time; none is hashed beyond `hash_limit_s` from now."""
+def _check_files(files: Sequence[tuple[Path, FileEntry]], hash_limit_s: float) -> list[tuple[str, bool]]:
+    """`_check_file` of all, several at a time; none is hashed beyond `hash_limit_s` from now."""
     check = partial(_check_file, until=time.monotonic() + hash_limit_s)
     with ThreadPoolExecutor(min(HASH_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(check, files))
 
 
-def _check_file(file: ShardFile, until: float) -> Checked:
+def _check_file(file: tuple[Path, FileEntry], until: float) -> tuple[str, bool]:
+    """(what is wrong with a file, '' if nothing; whether it was hashed and not only its size compared)."""
+    path, entry = file
     try:
-        num_bytes = file.path.stat().st_size
-        if num_bytes != file.num_bytes:
-            return Checked(f"{file.path}: {num_bytes} bytes; the manifest says {file.num_bytes}", False)
-        digest = _digest(file.path, until)
+        num_bytes = path.stat().st_size
+        if num_bytes != entry.bytes:
+            return f"{path}: {num_bytes} bytes; the manifest says {entry.bytes}", False
+        digest = _digest(path, until)
     except FileNotFoundError:
-        return Checked(f"{file.path}: missing", False)
+        return f"{path}: missing", False
     except OSError as error:
-        return Checked(f"{file.path}: cannot be read ({error.strerror or error})", False)
-    if digest is None:
-        return Checked("", False)
-    if digest != file.sha256:
-        return Checked(f"{file.path}: SHA-256 {digest}; the manifest says {file.sha256}", True)
-    return Checked("", True)
+        return f"{path}: cannot be read ({error.strerror or error})", False
+    if digest is None or digest == entry.sha256:
+        return "", digest is not None
+    return f"{path}: SHA-256 {digest}; the manifest says {entry.sha256}", True
 
 
 def _digest(path: Path, until: float) -> str | None:
-    """SHA-256 in hexadecimal; None if the time is over before all is read."""
+    """SHA-256 in hexadecimal; None if time runs out first."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while time.monotonic() < until:

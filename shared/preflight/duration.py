@@ -1,4 +1,4 @@
-"""How many steps a run makes and how long it takes, where a loop that starts later makes the first ones shorter."""
+"""Steps and duration of a run, where a loop that starts later makes the first steps shorter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PARTS = 1000
 
 
 def steps_and_seconds(spec: Spec, step_s: float) -> tuple[int, float]:
-    """(steps, seconds of them) of a run whose steps take `step_s` in its last stage, and in an earlier one so much less
-    as it has fewer operations."""
+    """(steps, seconds of them) of a run whose steps take `step_s` in its last stage, and in an earlier one less in
+    proportion to its operations."""
     training, timed = spec.training, spec.schedule.driver == "time"
     seconds = [step_s * share for share in _stage_shares(spec)]
     most = min(training.steps, training.steps_limit_s / min(seconds)) if timed else training.steps

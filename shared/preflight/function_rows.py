@@ -32,7 +32,7 @@ PARITY_BYTES_PER_WEIGHT = 120
 
 AUDIT_FLOPS = {"cpu": 1e11, "gpu": 1e14}
 AUDIT_ROWS, AUDIT_SEED = 4, 0
-# Passes over the probe that are always made, beside one for each group of disturbed positions.
+# Passes over the probe that are always made, in addition to one for each group of disturbed positions.
 AUDIT_PASSES = 8
 TEXT_SEED = 2
 
@@ -59,7 +59,7 @@ def parity_row(context: Context) -> Row:
 def causality_row(context: Context) -> Row:
     """The audit's leak checks through the engine on random weights, and the loss of fresh ones.
 
-    On a GPU they are of the function that is paid for, in its dtype and compiled.
+    On a GPU they check the function that will be trained, in its dtype and compiled.
 
     Limits are those of float32 in bfloat16 too. The passes that are compared are of one shape, so the same kernels make
     the same bits of every position that has read the same; and what scores differ by is made in float32 in any case.
@@ -98,7 +98,7 @@ def causality_row(context: Context) -> Row:
 
 
 def _computed(spec: Spec) -> str:
-    """How an engine computes a spec's function, in words."""
+    """The dtype of a spec's function and whether it is compiled, as text."""
     return f"{spec.training.dtype}, {'compiled' if spec.training.compile else 'uncompiled'}"
 
 
@@ -108,7 +108,7 @@ def gradients_row(context: Context) -> Row:
         return unknown("gradients", "not run: the model does not fit this machine's memory, see row memory")
     kind = context.facts.kind
     spec, changes = shrunken_spec(context.spec, PARITY_WEIGHTS[kind], PARITY_SEQ_SYMBOLS[kind])
-    # As the other rows of this process do: MLX multiplies in one way for all of them.
+    # Like the other rows of this process: MLX multiplies in one way for all of them.
     check = check_spec_gradients(with_training(spec, float32_products="exact"), context.question.engine)
     size = f"smaller model ({', '.join(changes)})" if changes else "full width and depth"
     how = f"initial weights and {GRADIENT_STEPS} steps on {context.question.engine}, {size}"
@@ -180,10 +180,7 @@ def _half_as_wide(spec: Spec) -> Spec | None:
         "mlp_dim": -(-model.mlp_dim // 2),
         "mlp_dims": [-(-width // 2) for width in model.mlp_dims],
         "embed_rank": min(model.embed_rank, max(1, model.embed_rank // 2)),
-        "attention": {
-            "rope_dims": min(attention.rope_dims, head_dim),
-            "gate_dims": min(attention.gate_dims, dim),
-        },
+        "attention": {"rope_dims": min(attention.rope_dims, head_dim), "gate_dims": min(attention.gate_dims, dim)},
     }
     decoder = {"dim": max(1, model.decoder.dim // 2), "mlp_dim": -(-model.decoder.mlp_dim // 2)}
     return _changed(spec, {**changes, "decoder": decoder}) or _changed(spec, changes)
@@ -191,7 +188,7 @@ def _half_as_wide(spec: Spec) -> Spec | None:
 
 def _changed(spec: Spec, changes: dict[str, Any]) -> Spec | None:
     """The spec with other fields of its model section, a mapping being fields of a section inside it; None if the
-    result is no valid spec."""
+    result is not a valid spec."""
     values = spec_to_dict(spec)
     for name, change in changes.items():
         values["model"][name] = values["model"][name] | change if isinstance(change, dict) else change

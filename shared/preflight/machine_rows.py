@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.preflight.question import Context
-from shared.preflight.row import Row, go, judged, unknown
+from shared.preflight.row import Row, go, judged, no_go, unknown
 
 # The wall clock and the steady one are compared over this long; a step of the wall clock shows as more.
 WATCHED_S = 0.2
@@ -37,26 +37,23 @@ def clock_row(context: Context) -> Row:
 def driver_row(context: Context) -> Row:
     """Framework and driver; on GPUs that they are alike and as many as the ranks of a node.
 
-    Of several nodes only this one is seen; their ranks compare their devices when they meet.
+    Of several nodes only this one is seen; their ranks compare devices when they connect.
     """
     facts, question = context.facts, context.question
     ranks, nodes = question.ranks_per_node, question.nodes
     values: dict[str, Any] = {"framework": facts.framework, "driver": facts.driver, "devices": list(facts.names)}
     values |= {"ranks": question.ranks, "nodes": nodes}
     if facts.kind == "cpu":
-        return unknown(
-            "driver", f"needs a GPU; {context.question.engine} runs on {facts.names[0]}", facts.framework, **values
-        )
+        how = f"needs a GPU; {question.engine} runs on {facts.names[0]}"
+        return unknown("driver", how, facts.framework, **values)
     counted = ", ".join(f"{count} x {name}" for name, count in Counter(facts.names).items())
     figure = f"{facts.framework}, {facts.driver}, {counted}"
     if not facts.alike:
-        return judged(
-            False, "driver", figure, "the GPUs differ: ranks must compute the same on the same kind", **values
-        )
+        return no_go("driver", figure, "the GPUs differ: all ranks need the same kind to compute the same", **values)
     if ranks > len(facts.names):
         how = f"{question.trainers} need {ranks} GPUs{' each' if nodes > 1 else ''}, {len(facts.names)} found"
         if nodes == 1:
             how += "; --nodes N divides them over N machines"
-        return judged(False, "driver", figure, how, **values)
-    rest = f"; the same is wanted of the other {nodes - 1}, which were not looked at" if nodes > 1 else ""
+        return no_go("driver", figure, how, **values)
+    rest = f"; the other {nodes - 1} must be the same and were not checked" if nodes > 1 else ""
     return go("driver", figure, f"{ranks} of {len(facts.names)} GPUs used, all alike{rest}", **values)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shared.engine.device_facts import Multiplied, peak_resident_bytes
+from shared.engine.device_facts import Multiplied
 from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.synthetic import synthetic_engine, synthetic_loader, synthetic_start
@@ -96,15 +96,14 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     """Measure in this process. Raises what the engine raises."""
     engine, package = synthetic_engine(engine_name, spec), engine_package(engine_name)
     on_gpu = package.device_facts().kind == "gpu"
-    peak: Callable[[], int] = engine.peak_memory_bytes if on_gpu else peak_resident_bytes
     engine.initialise(synthetic_start(spec))
     engine.synchronise()
-    start_bytes = peak()
+    start_bytes = engine.peak_memory_bytes()
     x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, rows)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
-    backward_bytes = peak()
+    backward_bytes = engine.peak_memory_bytes()
     _, one_s = _timed(lambda: engine.train_step(x, largest_step(spec))())
-    peak_bytes = peak()
+    peak_bytes = engine.peak_memory_bytes()
     first_s = group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
         _, group_s = _timed(lambda: engine.gradients(x))
@@ -117,7 +116,6 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     if on_gpu:
         # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
         engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
-    products = "bfloat16" if spec.training.dtype == "bfloat16" else "float32"
     return StepMeasurement(
         device=engine.device_name(),
         full=full,
@@ -128,9 +126,9 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         start_bytes=start_bytes,
         backward_bytes=backward_bytes,
         peak_bytes=peak_bytes,
-        scored_bytes=peak() if on_gpu else peak_bytes,
+        scored_bytes=engine.peak_memory_bytes() if on_gpu else peak_bytes,
         nats=nats,
-        product_flops_per_s=package.matrix_product_flops_per_s(products),
+        product_flops_per_s=package.matrix_product_flops_per_s(spec.training.dtype),
         float32_products=package.float32_products(),
     )
 
@@ -169,7 +167,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def _offer_to_be_killed_first() -> None:
-    """If Linux runs out of memory, it should end this process and no other."""
+    """Make Linux end this process and no other if it runs out of memory."""
     path = Path("/proc/self/oom_score_adj")
     if path.exists():
         path.write_text("1000")

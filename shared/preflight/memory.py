@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.engine.activations import ActivationBytes, activation_bytes
+from shared.engine.activations import activation_bytes
 from shared.model import trained_parameters
 from shared.optim import state_bytes
 from shared.spec import Spec
@@ -12,31 +12,17 @@ from shared.spec import Spec
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes: `state_bytes` of weights, gradients and optimizer state, exactly; `activations` of what is in memory at
-    the same time beside them, for each of `workers`."""
+    """Bytes of a training step: `state_bytes` of weights, gradients and optimizer state, exactly; `expected_bytes` with
+    everything in memory at the same time, certainly no less than `least_bytes` and no more than `most_bytes`."""
 
     state_bytes: int
-    activations: ActivationBytes
-    workers: int
-
-    @property
-    def expected_bytes(self) -> int:
-        """What a step is expected to need."""
-        return self.state_bytes + self.workers * self.activations.expected
-
-    @property
-    def least_bytes(self) -> int:
-        """What no step stays below."""
-        return self.state_bytes + self.workers * self.activations.least
-
-    @property
-    def most_bytes(self) -> int:
-        """What no step exceeds."""
-        return self.state_bytes + self.workers * self.activations.most
+    expected_bytes: int
+    least_bytes: int
+    most_bytes: int
 
     @property
     def error(self) -> str:
-        """How far the truth may lie from what is expected, in words."""
+        """The bounds relative to the expected bytes, as text."""
         return f"{self.least_bytes / self.expected_bytes - 1:+.0%} to {self.most_bytes / self.expected_bytes - 1:+.0%}"
 
 
@@ -46,7 +32,8 @@ def estimate_memory(spec: Spec, engine: str, group_rows: int, workers: int = 1) 
     rows = -(-group_rows // workers)
     busy = -(-group_rows // rows)
     state = state_bytes(spec) + busy * gradient_bytes(spec)
-    return MemoryEstimate(state, activation_bytes(spec, engine, rows), busy)
+    each = activation_bytes(spec, engine, rows)
+    return MemoryEstimate(state, *(state + busy * part for part in (each.expected, each.least, each.most)))
 
 
 def gradient_bytes(spec: Spec) -> int:

@@ -1,4 +1,4 @@
-"""What preflight is asked, and the facts that several rows share."""
+"""The question to preflight, and the facts that several rows share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Question:
 
     @property
     def trainers(self) -> str:
-        """The ranks in words."""
+        """The ranks and nodes, as text."""
         ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
         return f"{ranks} on {self.nodes} nodes" if self.nodes > 1 else ranks
 
@@ -65,11 +65,6 @@ class Context:
         """Whether speed and memory of the real run cannot be known here: a bfloat16 spec is made for GPUs,
         and this engine runs on a CPU, where everything is measured in float32."""
         return self.facts.kind == "cpu" and self.spec.training.dtype == "bfloat16"
-
-    @property
-    def rank_symbols(self) -> int:
-        """Symbols of one rank's share of the batch."""
-        return self.workload.rank_symbols
 
     @property
     def sharing(self) -> int:

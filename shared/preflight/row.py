@@ -1,4 +1,4 @@
-"""What one row of the preflight table says."""
+"""One row of the preflight table."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 ROWS: dict[str, str] = {
     "parity": "do the engines installed here compute the same thing?",
     "causality": "does any score depend on the symbol it predicts, or on a later one?",
-    "gradients": "does everything that is trained learn?",
+    "gradients": "does every trained parameter learn?",
     "parameters": "how many weights are there?",
     "artifact_bytes": "do the predicted artifact and the code fit budget.total_bytes?",
     "code_bytes": "how large is the counted code?",
     "memory": "do a training step and a validation fit the device's free memory?",
-    "step_time": "how long is a step, and how many symbols pass in the time limit?",
-    "average": "can the run fill the memory of the average of the weights?",
-    "mfu": "which share of the hardware's peak does the model use?",
+    "step_time": "how long does a step take, and how many symbols fit in the time limit?",
+    "average": "is the run long enough for its average of the weights?",
+    "mfu": "what share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",
     "shards": "are all dataset shards present and intact?",
     "enough_data": "is there enough training text for one pass?",
     "overlap": "is held-out text in the training text, which would make its score worthless?",
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
-    "driver": "are framework, driver and GPUs fit and alike, one GPU for each rank?",
+    "driver": "do framework, driver and GPUs work, and is there one GPU of the same kind for each rank?",
     "projected_score": "what score does the --fit curve predict?",
 }
 
@@ -73,7 +73,7 @@ def go(name: str, figure: str, how: str, /, **values: Any) -> Row:
 
 
 def risk(name: str, figure: str, how: str, /, **values: Any) -> Row:
-    """A row whose own numbers allow that the run fails, though it is expected not to."""
+    """A row whose own numbers allow the run to fail, though it is expected to succeed."""
     return Row(name, "risk", figure, how, values)
 
 

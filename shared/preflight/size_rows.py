@@ -13,7 +13,7 @@ from shared.preflight.speed_rows import plan_run
 from shared.runs.checkpoints import checkpoint_bytes
 from shared.units import format_bytes
 
-# Beside the checkpoints that are kept: the best one, and the one being written.
+# In addition to the checkpoints that are kept: the best one, and the one being written.
 MORE_CHECKPOINTS = 2
 # metrics.jsonl, score.json and report.html of a long run, generously.
 REPORT_BYTES = 20_000_000
@@ -48,7 +48,7 @@ def artifact_row(context: Context) -> Row:
 def code_row(context: Context) -> Row:
     """The source files that count against the limit."""
     code, limit = code_bytes(), context.spec.budget.total_bytes
-    how = f"source files of {', '.join(CODE_PACKAGES)} as they lie on disk, uncompressed"
+    how = f"source files of {', '.join(CODE_PACKAGES)} on disk, uncompressed"
     figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
     return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
 
@@ -72,7 +72,7 @@ def disk_row(context: Context) -> Row:
 
 
 def _verdict(prediction: Prediction, code: int, limit: int) -> str:
-    """Which of the estimates are within the limit, in words."""
+    """Which of the estimates are over the limit, as text."""
     sizes = {
         "expected size": prediction.expected_bytes,
         "high estimate": prediction.high_bytes,

@@ -18,14 +18,14 @@ MAX_MFU = 1.0
 # Fewer steps than this in the time limit train nothing.
 MIN_STEPS = 20
 S_PER_HOUR = 3600.0
-# Beside what the allocator counts on a GPU: the CUDA context, NCCL's buffers, gaps between blocks.
+# What the allocator does not count on a GPU: the CUDA context, NCCL's buffers, gaps between blocks.
 GPU_RESERVE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run will do. `symbols` is what it sees, None where that takes a GPU to know; never more than
-    `most_symbols`. `train_s` is its time and what is reserved beside it, with `at_most` where only the limit is known;
+    """The length of the run. `symbols` is what it sees, None where that takes a GPU to know; never more than
+    `most_symbols`. `train_s` is its time with what is reserved, with `at_most` where only the limit is known;
     None if nothing is."""
 
     steps: int | None
@@ -64,7 +64,7 @@ def memory_row(context: Context) -> Row:
     hope."""
     free, estimate, rows = context.facts.free_bytes, context.memory, context.workload
     device = f"{context.facts.names[0]}{f', for each of {context.sharing} ranks' if context.sharing > 1 else ''}"
-    beside = (
+    basis = (
         f"estimate {format_bytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
         f"free on {device}: {format_bytes(free)}"
     )
@@ -78,12 +78,12 @@ def memory_row(context: Context) -> Row:
     }
     step = context.step
     if step is None:
-        how = f"by estimate, nothing allocated: {beside}"
+        how = f"by estimate, nothing allocated: {basis}"
         return no_go("memory", f"at least {format_bytes(estimate.least_bytes)} needed", how, **values)
     if isinstance(step, StepFailure):
         if step.out_of_memory:
-            return no_go("memory", "out of memory", f"{step.reason}; {beside}", **values)
-        return unknown("memory", f"no step could be measured: {step.reason}; {beside}", **values)
+            return no_go("memory", "out of memory", f"{step.reason}; {basis}", **values)
+        return unknown("memory", f"no step could be measured: {step.reason}; {basis}", **values)
     reserve = GPU_RESERVE_BYTES if context.on_gpu and context.facts.driver != "Metal" else 0
     peak = projected_peak_bytes(context, step) + reserve
     scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
@@ -94,8 +94,8 @@ def memory_row(context: Context) -> Row:
     how += f", and {format_bytes(reserve)} for the driver" if reserve else ""
     values |= {"peak_bytes": peak, "measured_peak_bytes": step.peak_bytes}
     if context.needs_gpu:
-        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {beside}", format_bytes(peak), **values)
-    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {beside}", **values)
+        return unknown("memory", f"needs a GPU; here {how} in float32 on a CPU; {basis}", format_bytes(peak), **values)
+    return judged(peak <= free, "memory", f"{format_bytes(peak)} of {format_bytes(free)}", f"{how}; {basis}", **values)
 
 
 def projected_peak_bytes(context: Context, step: StepMeasurement) -> int:
@@ -108,7 +108,7 @@ def projected_peak_bytes(context: Context, step: StepMeasurement) -> int:
 
 
 def step_time_row(context: Context) -> Row:
-    """Seconds of a step and what they make of the time limit."""
+    """Seconds of a step, and how many steps and symbols the run has."""
     step, training = context.step, context.spec.training
     if step is None:
         return unknown("step_time", "not measured: a step does not fit in memory, see row memory")
@@ -117,7 +117,7 @@ def step_time_row(context: Context) -> Row:
             return unknown("step_time", f"not measured: {step.reason}")
         return no_go("step_time", "no step", step.reason)
     step_s = shared_step_s(context, step)
-    symbols_per_s = context.rank_symbols * context.question.ranks / step_s
+    symbols_per_s = context.workload.rank_symbols * context.question.ranks / step_s
     values = {"step_s": step_s, "symbols_per_s": symbols_per_s, "first_step_s": step.first_s}
     values |= {"optimizer_s": step.fixed_s, "reduced": not step.full}
     figure, how = f"{format_duration(step_s)}, {symbols_per_s:,.0f} symbols/s", _how_timed(context, step)
@@ -149,7 +149,7 @@ def average_row(context: Context) -> Row:
     values = {"memory_steps": memory_steps, "steps": plan.steps}
     if steps < memory_steps:
         longest = max(0.0, 1.0 - 1.0 / steps) if steps else 0.0
-        advice = f"what is scored would still be made of the first weights; at most {longest:.4g} fits {steps:,} steps"
+        advice = f"the average would still hold the first weights; at most {longest:.4g} fits {steps:,} steps"
         return no_go("average", figure, f"{how}: {advice}", **values)
     if plan.steps is None:
         return unknown("average", f"needs a GPU to know the number of steps; {how}", figure, **values)
@@ -169,7 +169,7 @@ def mfu_row(context: Context) -> Row:
         peak, source = known[1].flops_per_s(products), f"{known[0]} data sheet, dense {products}"
     else:
         peak, source = step.product_flops_per_s, "measured matrix product of large squares"
-    per_s = context.rank_symbols / step.step_s
+    per_s = context.workload.rank_symbols / step.step_s
     mfu = per_s * flops.per_symbol / peak
     with_optimizer = mfu + flops.optimizer / step.step_s / peak
     figure = f"{mfu:.1%}"
@@ -223,7 +223,7 @@ def projected_score_row(context: Context) -> Row:
 
 
 def _how_timed(context: Context, step: StepMeasurement) -> str:
-    """On what the seconds were measured, and what was scaled."""
+    """How the seconds were measured, and what was scaled."""
     rows, ranks = context.workload, context.question.ranks
     how = f"measured on {step.device}: {rows.rank_rows} windows"
     if not step.full:

@@ -1,4 +1,4 @@
-"""How much of a rank's batch one training step is measured on: all of it, or what a CPU can do in seconds."""
+"""Chooses the part of a rank's batch that one step is measured on: all of it, or what a CPU can do in seconds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Workload:
 
     @property
     def measured(self) -> str:
-        """What was measured, in words."""
+        """What was measured, as text."""
         of = f" of {self.measured_seq_len} symbols" if self.shortened else ""
         return f"{self.measured_rows} windows{of}" if self.measured_rows > 1 else f"1 window{of}"
 
@@ -94,7 +94,7 @@ def plan_workload(spec: Spec, ranks: int, facts: DeviceFacts, memory: MemoryEsti
 
 def measured_spec(spec: Spec, facts: DeviceFacts) -> Spec:
     """The spec as it is measured: itself on a GPU; uncompiled and in float32 on a CPU, where compiling takes a
-    minute and bfloat16 is no type for training."""
+    minute and bfloat16 is not a training dtype."""
     if facts.kind == "gpu":
         return spec
     changes = {"training.dtype": "float32", "training.compile": False, "optimizer.ns_dtype": "float32"}

@@ -1,6 +1,6 @@
 """Quantisation methods: float32 weights to integer codes and back, by the name that a spec gives.
 
-A new method is a file beside `row_max.py`, its name in QUANTISERS and in `shared.spec.artifact.Method`.
+A new method is a file next to `row_max.py`, its name in QUANTISERS and in `shared.spec.artifact.Method`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 QUANTISERS: dict[str, Callable[[QuantiserSpec, int], Quantiser]] = {"row_max": lambda settings, bits: RowMax(bits)}
-"""What makes the quantiser of a section of the spec, at a width."""
+"""Makes the quantiser of a section of the spec, at a width."""
 
 
 def quantiser(settings: QuantiserSpec, bits: int | None = None) -> Quantiser:

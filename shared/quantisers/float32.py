@@ -1,4 +1,4 @@
-"""Storage without quantisation: of gains, mixes, start vectors and whatever has no rows."""
+"""Storage without quantisation, for gains, mixes, start vectors and whatever has no rows."""
 
 from __future__ import annotations
 

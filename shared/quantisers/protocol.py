@@ -1,8 +1,8 @@
-"""What a quantisation method supplies, so that packing, training and size predictions take it by name.
+"""The interface of a quantisation method, by which packing, training and size predictions use it.
 
 A method says which arrays it stores of a tensor (`parts`); their sizes follow from the tensor's shape alone, so the
 container plans every byte of a file before it reads one. Codes, scales per row, group or tensor and the factors of a
-low-rank correction are all such arrays; how a section of them is compressed is the container's affair.
+low-rank correction are all such arrays; how a section of them is compressed is up to the container.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Part:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What went into one matrix [out, in] over a calibration text.
+    """Statistics of the inputs of one matrix [out, in] over a calibration text.
 
     `rows`: number of inputs; `gram`: X'X of them, float64 [in, in]; None where no product reads the matrix.
-    `reads`: how often each row was looked up, int64 [out]; None where it is no table.
+    `reads`: how often each row was looked up, int64 [out]; None where it is not a table.
     """
 
     rows: int = 0
@@ -57,39 +57,32 @@ class InputStatistics:
 
 
 class Storage(Protocol):
-    """How the artifact stores a tensor."""
+    """A way in which the artifact stores a tensor."""
 
     @property
     def method(self) -> str:
         """Its name, in a spec and in the tensor table of an artifact."""
-        ...
 
     @property
     def bits(self) -> int:
         """Bits per weight."""
-        ...
 
     @property
     def needs_statistics(self) -> bool:
         """Whether `encode` reads statistics of the tensor's inputs."""
-        ...
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
-        """What is stored of a tensor of this shape, the same for any weights."""
-        ...
+        """The arrays stored of a tensor of this shape, the same for any weights."""
 
     def encode(self, weights: NDArray[np.float32], statistics: InputStatistics | None = None) -> Parts:
         """The parts of finite float32 weights, the same on every machine. Raises ArtifactError, without a name, for
         weights that it cannot store."""
-        ...
 
     def decode(self, shape: tuple[int, ...], parts: Parts) -> NDArray[np.float32]:
         """The weights that the parts stand for."""
-        ...
 
     def is_valid(self, parts: Parts) -> bool:
         """Whether some weights have these parts: a model must not run on others."""
-        ...
 
 
 class Quantiser(Storage, Protocol):
@@ -98,19 +91,15 @@ class Quantiser(Storage, Protocol):
     @property
     def code_limit(self) -> int:
         """The largest code; the smallest is its negative."""
-        ...
 
     def rounding_error(self, ops: Ops, weights: Array) -> Array:
         """Decoded weights minus weights [..., C], float32; a constant to derivatives."""
-        ...
 
     def in_steps(self, ops: Ops, weights: Array) -> Array:
         """Weights [..., C] in units of the step between codes, which is a constant to derivatives."""
-        ...
 
     def gaussian_code_bits(self, row_length: int) -> float:
         """Order-0 entropy, in bits, of the codes of Gaussian weights in rows of this length."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checkpoints written while training continues: one at a time, in a thread.
 
 The loop hands over a copy of the state in host memory and continues; hashing and writing release the interpreter, so
-that they cost training next to nothing. What is on disk, or could not be written, is learned at a later turn.
+that they cost training next to nothing. At a later turn the loop learns whether the checkpoint was written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 
 @dataclass(frozen=True)
 class WrittenCheckpoint:
-    """A checkpoint that is on disk; `path` is that of its tensors."""
+    """A checkpoint on disk; `path` is that of its tensors."""
 
     step: int
     path: Path
@@ -27,7 +27,7 @@ class WrittenCheckpoint:
 class CheckpointWriter:
     """Writes to a store in the background, at most one checkpoint at a time.
 
-    `before_write` is called in the thread first: it puts on disk what a checkpoint must never be ahead of.
+    `before_write` is called in the thread first: it flushes the files that must never be behind a checkpoint.
     """
 
     def __init__(self, store: CheckpointStore, before_write: Callable[[], None] = lambda: None) -> None:
@@ -36,12 +36,12 @@ class CheckpointWriter:
         self._writing: Future[WrittenCheckpoint] | None = None
 
     def start(self, info: CheckpointInfo, state: Mapping[str, np.ndarray]) -> None:
-        """Begin to write. The arrays must be copies that nobody changes. The last write has been collected."""
+        """Begin to write. The arrays must be copies that nobody changes, and the last write must be collected."""
         assert self._writing is None, "one checkpoint at a time: collect the last one first"
         self._writing = self._executor.submit(self._write, info, state)
 
     def collect(self, *, wait: bool = False) -> WrittenCheckpoint | None:
-        """The checkpoint that was being written, once, when it is on disk; None while there is nothing to tell.
+        """The checkpoint that was being written, once, when it is on disk; None otherwise.
 
         Raises RunError, once, if it could not be written; the earlier checkpoints are then untouched.
         """
@@ -54,7 +54,7 @@ class CheckpointWriter:
             self._writing = None
 
     def close(self) -> None:
-        """Wait for the write in flight, whatever becomes of it, and end the thread."""
+        """Wait for the write in flight, whether it succeeds or not, and end the thread."""
         self._executor.shutdown(wait=True)
 
     def _write(self, info: CheckpointInfo, state: Mapping[str, np.ndarray]) -> WrittenCheckpoint:

@@ -34,10 +34,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; by `step_s` and
-    `slowest_step_s`, the mean and the most of a recent step, a run by the clock knows whether another one fits.
+    """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; from `step_s` and
+    `slowest_step_s`, the mean and maximum of recent steps, a run by the clock knows whether another one fits.
 
-    The two validations are the metrics records of the last one and of the best one so far.
+    The two validations are the events of the last one and of the best one so far.
     """
 
     step: int
@@ -66,8 +66,8 @@ class Checkpoint:
 
 
 def checkpoint_bytes(spec: Spec) -> int:
-    """Size of the tensors' file of every checkpoint of a spec: its state, and in front of it eight bytes and the header
-    of safetensors, which is JSON padded to a multiple of eight bytes with the tensors in the order of their names."""
+    """Size of the tensors' file of every checkpoint of a spec: eight bytes, the header of safetensors (JSON padded to a
+    multiple of eight bytes, tensors in the order of their names) and the state."""
     tensors: dict[str, Any] = {}
     end = 0
     for name, shape in sorted(state_shapes(spec).items()):
@@ -78,7 +78,7 @@ def checkpoint_bytes(spec: Spec) -> int:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last `keep` of them, and the best (`best_path`)."""
+    """The checkpoints of one run: the last `keep` of them, and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -111,11 +111,15 @@ class CheckpointStore:
             if digest and digest != recorded:
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-            raise RunError(self._cannot_write(path, error)) from None
+            latest = self.latest_path()
+            kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
+            reason = (error.strerror or str(error)).lower()
+            raise RunError(f"cannot write checkpoint {path}: {reason}; {kept}") from None
         best = self._by_score()[:1]
         for step in self.steps()[: -self.keep]:
             if step not in best:
-                self._remove(step)
+                self._tensors(step).with_suffix(".json").unlink()
+                self._tensors(step).unlink(missing_ok=True)
         return path
 
     def steps(self) -> list[int]:
@@ -128,14 +132,6 @@ class CheckpointStore:
         steps = self.steps()
         return self._tensors(steps[-1]) if steps else None
 
-    def best_path(self) -> Path | None:
-        """The tensors of the checkpoint with the lowest validation score, None where none was validated.
-
-        A checkpoint has a score if it was written right after a validation. Of equal ones the newest.
-        """
-        best = self._by_score()[:1]
-        return self._tensors(best[0]) if best else None
-
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all. Changes nothing.
 
@@ -144,8 +140,9 @@ class CheckpointStore:
         return self._load_first(reversed(self.steps()))
 
     def load_best(self) -> Checkpoint | None:
-        """The checkpoint at `best_path`, or the next best if that is damaged; None where none was validated.
+        """The checkpoint with the lowest validation score, of equal ones the newest; None where none was validated.
 
+        A checkpoint has a score if it was written right after a validation. A damaged one gives way to the next best.
         Changes nothing. Raises RunError if all that were validated are damaged.
         """
         return self._load_first(self._by_score())
@@ -208,17 +205,8 @@ class CheckpointStore:
             raise _Damaged(f"it says step {info.step}")
         return info, state
 
-    def _remove(self, step: int) -> None:
-        self._tensors(step).with_suffix(".json").unlink()
-        self._tensors(step).unlink(missing_ok=True)
-
     def _tensors(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
-
-    def _cannot_write(self, path: Path, error: OSError) -> str:
-        latest = self.latest_path()
-        kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
-        return f"cannot write checkpoint {path}: {(error.strerror or str(error)).lower()}; {kept}"
 
 
 def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""environment.json: what a run was made with."""
+"""environment.json: versions, hardware and command line of a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the source tree and whether files differ from it; None where it is no git checkout."""
+    """Commit of the source tree and whether files differ from it; None outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None

@@ -1,4 +1,4 @@
-"""A finished run, read back from its files: what reports, records, comparisons and sweeps are made of."""
+"""A finished run, read back from its files for reports, records, comparisons and sweeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.spec import Spec, spec_id
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the files of a run say. `environment` is environment.json, `metrics` every event of metrics.jsonl;
+    """The content of a run's files. `environment` is environment.json, `metrics` every event of metrics.jsonl;
     `documents` is None where the run kept no scores by document, or they were not asked for."""
 
     directory: RunDirectory
@@ -49,7 +49,7 @@ class FinishedRun:
 
     @property
     def device(self) -> str:
-        """The device in words, and how many of them."""
+        """Name and number of the devices."""
         return str(self.environment.get("device", "unknown device"))
 
     @property
@@ -59,12 +59,12 @@ class FinishedRun:
 
     @property
     def train_text(self) -> str:
-        """SHA-256 of the text that was trained on. Raises RunError if environment.json does not tell it."""
+        """SHA-256 of the text that was trained on. Raises RunError if environment.json lacks it."""
         return train_text(self.environment, self.directory.environment_path)
 
     @property
     def bytes_per_symbol(self) -> float:
-        """Bytes per symbol of the training text; 1 where the environment does not tell."""
+        """Bytes per symbol of the training text; 1 where the environment lacks it."""
         data = self.environment.get("data")
         train = data.get("train") if isinstance(data, dict) else None
         if isinstance(train, dict):
@@ -110,7 +110,7 @@ class FinishedRun:
 
 
 def read_run(run: RunDirectory) -> FinishedRun:
-    """Read the files of a run that has a score, as far as a report needs them. Raises RunError if one of them is missing or damaged."""
+    """Read the files of a run that has a score, except its documents. Raises RunError if one is missing or damaged."""
     return FinishedRun(
         run, run.read_spec(), read_score(run.score_path), run.read_environment(), read_events(run.metrics_path)
     )
@@ -131,8 +131,8 @@ def read_finished(run: RunDirectory) -> FinishedRun:
     info = read_artifact(run.artifact_path).info
     if info.spec_id != spec_id(found.spec) or not found.score.is_of(info):
         raise RunError(
-            f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again; mend it "
-            f"with `bytetwin pack {run.path}` and, if that says so, `bytetwin score {run.path}`"
+            f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again; repair "
+            f"it with `bytetwin pack {run.path}` and, if that says so, `bytetwin score {run.path}`"
         )
     score = found.score
     documents = read_document_scores(

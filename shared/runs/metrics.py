@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from shared.errors import RunError
@@ -20,7 +19,7 @@ Event = dict[str, Any]
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read all complete events of a metrics file, in order; a line that a killed process cut short is left out."""
+    """Read all complete events of a metrics file, in order, without a line that a killed process cut short."""
     if not path.exists():
         return []
     events = []
@@ -53,7 +52,7 @@ class MetricsLog:
     """The metrics file of a run, open for appending from a given step on."""
 
     def __init__(self, path: Path, after_step: int) -> None:
-        """Keep the events up to `after_step`, drop later ones: they are about to happen again."""
+        """Keep the events up to `after_step` and drop later ones: those steps are about to be repeated."""
         self.path = path
         self.kept = [event for event in read_events(path) if event["step"] <= after_step]
         try:
@@ -83,9 +82,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _cannot_write(self, error: OSError) -> RunError:

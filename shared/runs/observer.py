@@ -1,9 +1,9 @@
-"""What the loop reports, and to whom: the loop knows an Observer, not a console."""
+"""The reports of the training loop, and the Observer that receives them: the loop knows no console."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -63,7 +63,7 @@ class ValidationReport:
     bytes: int
     documents: int
     weights: str
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
 
 
 class Observer(Protocol):
@@ -80,12 +80,10 @@ class Observer(Protocol):
     def on_step(self, report: StepReport) -> None: ...
 
     def on_phase(self, phase: str) -> None:
-        """Something other than training steps begins: `validation`, `packing`, ..."""
-        ...
+        """A phase other than training steps begins: `validation`, `packing`, ..."""
 
     def on_progress(self, done: int, total: int) -> None:
-        """The current phase has done so many of its symbols."""
-        ...
+        """The current phase has processed `done` of `total` symbols."""
 
     def on_validation(self, report: ValidationReport) -> None: ...
 
@@ -95,8 +93,6 @@ class Observer(Protocol):
 
     def on_end(self, status: str) -> None:
         """The run is over: `finished`, `interrupted` or `failed`."""
-        ...
 
     def on_stop_requested(self) -> None:
         """A stop was asked for. Called in another thread, perhaps in the middle of a step."""
-        ...

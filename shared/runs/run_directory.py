@@ -7,7 +7,7 @@ checkpoints/        the last few and the best, engine-neutral
 artifact.btw        the packed model
 score.json          its score with everything that qualifies it
 documents.safetensors  nats and bytes of every scored document, for paired comparisons
-report.html         all of the above on one page, for people
+report.html         all of the above on one page
 trace.json          with --profile: what some training steps did, for a trace viewer
 """
 
@@ -34,48 +34,17 @@ class RunDirectory:
     """Paths of one run, and a lock that keeps a second process out of it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.name
+        self.spec_path = path / "spec.toml"
+        self.environment_path = path / "environment.json"
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints_path = path / "checkpoints"
+        self.artifact_path = path / "artifact.btw"
+        self.score_path = path / "score.json"
+        self.documents_path = path / "documents.safetensors"
+        self.report_path = path / "report.html"
+        self.trace_path = path / "trace.json"
         self._lock: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def spec_path(self) -> Path:
-        return self.path / "spec.toml"
-
-    @property
-    def environment_path(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints_path(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def artifact_path(self) -> Path:
-        return self.path / "artifact.btw"
-
-    @property
-    def score_path(self) -> Path:
-        return self.path / "score.json"
-
-    @property
-    def documents_path(self) -> Path:
-        return self.path / "documents.safetensors"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def trace_path(self) -> Path:
-        return self.path / "trace.json"
 
     def read_spec(self) -> Spec:
         """The resolved spec of the run. Raises RunError if there is none."""
@@ -88,7 +57,7 @@ class RunDirectory:
         write_atomically(self.spec_path, spec_to_toml(spec).encode())
 
     def read_train_text(self) -> str:
-        """SHA-256 of the text that the run was trained on. Raises RunError if environment.json does not tell it."""
+        """SHA-256 of the text that the run was trained on. Raises RunError if environment.json lacks it."""
         return train_text(self.read_environment(), self.environment_path)
 
     def read_environment(self) -> dict[str, Any]:
@@ -124,7 +93,7 @@ class RunDirectory:
         self._lock = descriptor
 
     def unlock(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -139,10 +108,10 @@ def train_text(environment: Mapping[str, Any], path: Path) -> str:
 
 
 def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, resume: bool) -> RunDirectory:
-    """The locked directory of a new run, or with `resume` of one that may exist.
+    """Lock the directory of a new run, or with `resume` of one that may exist.
 
     Without a name a new run is called SPEC-ENGINE-N. Raises RunError for a name that exists, a name that is
-    no plain file name, and a resumed run whose spec trains something else.
+    not a plain file name, and a resumed run whose spec trains something else.
     """
     if name is None:
         if resume:
@@ -170,7 +139,7 @@ def check_same_training(stored: Spec, given: Spec, where: str) -> None:
 
 
 def _claim_named(path: Path, resume: bool) -> RunDirectory:
-    """The folder at `path`, new or with `resume` old; creating it is what claims it."""
+    """Claim the folder at `path` by creating it; with `resume` it may exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir()
@@ -183,7 +152,7 @@ def _claim_named(path: Path, resume: bool) -> RunDirectory:
 
 
 def _claim_new(runs_dir: Path, stem: str) -> RunDirectory:
-    """The folder STEM-N with the smallest N that is free."""
+    """Claim the folder STEM-N with the smallest N that is free."""
     runs_dir.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = runs_dir / f"{stem}-{number}"

@@ -1,7 +1,6 @@
 """The scaling curve: bits per byte as a function of training symbols (docs/techniques.md 12.1).
 
-`bytetwin fit` draws it through the validations of runs; `bytetwin preflight --fit` reads it to say what a run may
-reach.
+`bytetwin fit` fits it to the validations of runs; `bytetwin preflight --fit` reads it to predict a run's score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a command works on: a run, an artifact file or a spec, found from one word on the command line."""
+"""The target of a command: a run, an artifact file or a spec, found from one word on the command line."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from data.datasets import bind_tokenizer
 from shared.artifact import Artifact, read_artifact
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError, UserError
 from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.document import ChosenPart, WeightsName
-from data.datasets import bind_tokenizer
-from shared.spec import Spec, load_spec, preset_names, spec_id, stored_spec
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.run_directory import RunDirectory
+from shared.scoring.document import ChosenPart, WeightsName
+from shared.spec import Spec, load_spec, preset_names, spec_id, stored_spec
 
 RUNS = Path("runs")
-# Where an artifact says that held-out text chose its weights: in the free part of its header.
+# The key in the free part of an artifact's header that says that held-out text chose its weights.
 CHOSEN_KEY = "chosen"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Float32 weights with their spec. `weights_name` says what they are: out of an artifact, out of a
-    checkpoint (their average or as trained), or random ones for an untrained spec. `artifact_bytes` and
-    `artifact_sha256` are of the artifact where it is one; `run` is the run directory where the word named one.
-    `chosen` says so if held-out text chose the weights."""
+    """Float32 weights with their spec. `weights_name` says where they come from: an artifact, a checkpoint (averaged
+    or as trained), or a random start. `artifact_bytes` and `artifact_sha256` are None except for an artifact, `run`
+    except for a run, and `chosen` unless held-out text chose the weights."""
 
     source: str
     spec: Spec
@@ -47,21 +46,21 @@ def load_trained(source: str, weights_name: WeightsName | None = None) -> Target
     """A run (by name in `runs/` or by path) or an artifact file.
 
     `weights_name` None means the artifact, or for a run without one the average in its last checkpoint; `best` means
-    the average in the checkpoint that was best on held-out text. Raises UserError where there is nothing such, RunError
-    or ArtifactError where it is damaged.
+    the average in the checkpoint that was best on held-out text. Raises UserError if there is no such run or file, and
+    RunError or ArtifactError if it is damaged.
     """
     run = find_run(source)
     if run is not None:
         return _load_run(source, run, weights_name)
     if not Path(source).is_file():
-        raise UserError(f"no run named {source!r} in {RUNS}/, and no such artifact file")
+        raise UserError(f"no run named {source!r} in {RUNS}/, and no artifact file at that path")
     if weights_name not in (None, "packed"):
         raise UserError(f"{source}: an artifact holds packed weights only, not {weights_name} ones")
     return _load_artifact(source, Path(source))
 
 
 def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> Target:
-    """A run, an artifact file, or a spec (preset or .toml) with random weights, as a fresh model hides leaks."""
+    """A run, an artifact file, or a spec (preset or .toml) with random weights, because fresh ones hide leaks."""
     if source.endswith(".toml") or source in preset_names():
         spec = bind_tokenizer(load_spec(source, overrides))
         return Target(source, spec, random_weights(spec, seed), "random", None)
@@ -82,7 +81,7 @@ def find_run(source: str) -> RunDirectory | None:
 
 
 def run_named(source: str) -> RunDirectory:
-    """The same. Raises UserError if there is none."""
+    """Like `find_run`, but raises UserError if there is none."""
     run = find_run(source)
     if run is None:
         raise UserError(f"no run named {source!r} in {RUNS}/, and no such folder")
@@ -90,7 +89,7 @@ def run_named(source: str) -> RunDirectory:
 
 
 def refuse_run_artifact(path: Path, what: str) -> None:
-    """Raise UserError if `path` is the artifact of a run: its score, and then records and comparisons, are of that."""
+    """Raise UserError if `path` is the artifact of a run, to which its score, records and comparisons belong."""
     run = RunDirectory(path.resolve().parent)
     if path.resolve() == run.artifact_path and run.spec_path.is_file():
         raise UserError(f"{path} is the artifact of run {path.parent}: {what} needs --output with another file")

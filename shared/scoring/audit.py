@@ -1,13 +1,13 @@
 """All checks on one scorer and its score, as one report (docs/techniques.md 1.4).
 
-`audit_scorer` runs at the end of every run and behind `bytetwin audit`; `check_random_bytes` trains a
-model and is asked for with `--full`.
+`audit_scorer` runs at the end of every run and in `bytetwin audit`, which with `--full` also trains a model on random
+bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,12 +18,7 @@ from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
 from shared.scoring.bits_per_byte import Score
-from shared.scoring.checks import (
-    Check,
-    check_coverage,
-    check_denominator,
-    check_plausibility,
-)
+from shared.scoring.checks import Check, check_coverage, check_denominator, check_plausibility
 from shared.scoring.isolation import check_isolation
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
@@ -31,10 +26,10 @@ from shared.scoring.positions import check_positions
 from shared.scoring.probe import MIN_ROWS, make_probe
 
 _TEXT_SYMBOLS = 1 << 20
-# What `make smoke` may take longer. Two free cores disturb 752 of 1,024 positions in it, and some hundred of larger
-# models. A GPU should reach all 2,048.
+# Seconds by which `make smoke` may take longer. Two free cores disturb 752 of 1,024 positions in it, and some hundred
+# of larger models. A GPU should reach all 2,048.
 DISTURB_SECONDS = 14.0
-# Rows of a pass over disturbed windows: every pass that is always made costs so many.
+# Most rows in a pass over disturbed windows: some passes are always made, whatever they cost.
 MOST_ROWS = 64
 
 
@@ -54,11 +49,7 @@ class AuditReport:
         """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
-    def with_check(self, check: Check) -> AuditReport:
-        """The report with one more check."""
-        return self.with_checks([check])
-
-    def with_checks(self, checks: Iterable[Check]) -> AuditReport:
+    def with_checks(self, *checks: Check) -> AuditReport:
         """The report with more checks."""
         return AuditReport((*self.checks, *checks))
 
@@ -68,12 +59,7 @@ class AuditReport:
 
 
 def audit_scorer(
-    scorer: Scorer,
-    stream: SymbolStream,
-    score: Score | None = None,
-    *,
-    seed: int = 0,
-    seconds: float = DISTURB_SECONDS,
+    scorer: Scorer, stream: SymbolStream, score: Score | None = None, *, seed: int = 0, seconds: float = DISTURB_SECONDS
 ) -> AuditReport:
     """Check a scorer on text of a stream and on noise; with `score`, its accounting on that stream as well.
 
@@ -112,7 +98,7 @@ def check_initial_loss(fresh: Scorer, seed: int = 0) -> Check:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no word for what is not a number."""
+    """The values, with None for what is not a number, which JSON cannot express."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }

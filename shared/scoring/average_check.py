@@ -1,5 +1,5 @@
-"""Is every average that a run keeps part of what it scores and packs, and an average of its own weights alone?
-(docs/techniques.md 10)"""
+"""Checks that every average a run keeps is used in its score and artifact, and averages the run's own weights alone
+(docs/techniques.md 10)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_average(engine: Engine, x: np.ndarray) -> Check:
     is left of an EMA after a first step, on the batch x [B, T].
 
     Five published systems collected snapshots and scored without them; an EMA that starts at the initial weights keeps
-    a part of them. The engine's state is as before afterwards. What is frozen has no averages. Fails as well where
-    snapshots are wanted and none was taken.
+    a part of them. The engine's state is restored afterwards. Frozen weights have no averages. Also fails if snapshots
+    are wanted and none was taken.
     """
     state = engine.save_state()
     problems = [f"{kind} kept without effect on the averaged weights" for kind in _idle_kinds(engine, state)]
@@ -28,7 +28,7 @@ def check_average(engine: Engine, x: np.ndarray) -> Check:
     if left_frac > AVERAGE_START_FRAC:
         problems.append(f"the average keeps {left_frac:.1%} of what it was before the first step")
     engine.load_state(state)
-    detail = "; ".join(problems) or "all that is kept is applied, and is of trained weights alone"
+    detail = "; ".join(problems) or "every average is used, and is of trained weights alone"
     return Check("average", not problems, float(len(problems)), 0.0, detail)
 
 
@@ -48,7 +48,7 @@ def _idle_kinds(engine: Engine, state: Weights) -> list[str]:
 def _left_of_the_start(engine: Engine, state: Weights, x: np.ndarray) -> float:
     """The share of an EMA's value before the first step of a run that is left after it, at most over all parameters.
 
-    The EMA is moved by 1 everywhere before the step; what distinguishes it from the weights afterwards is left of that.
+    The EMA is moved by 1 everywhere before the step; its distance from the weights afterwards is what is left.
     """
     engine.load_state(_moved(state, "average"))
     engine.train_step(x, step_hyperparameters(engine.spec, 0, 0.0))()

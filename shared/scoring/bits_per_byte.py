@@ -16,9 +16,8 @@ from data.stream import SymbolStream
 from shared.engine.protocol import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
-from shared.scoring.documents import DocumentScores
-from shared.scoring.evidence import Evidence, PositionSums, kept_windows
-from shared.scoring.windows import Window, plan_windows
+from shared.scoring.documents import NO_DOCUMENTS, DocumentScores
+from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, kept_windows, plan_windows
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
@@ -26,11 +25,11 @@ WindowPlan = Callable[[int, int, int], Sequence[Window]]
 
 @dataclass(frozen=True)
 class Score:
-    """What a model made of a text.
+    """The score of a model on a text.
 
-    `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the
-    joined text; `windows` is the journal of what was counted, in order; `by_document` splits nats and bytes
-    by document; `evidence` is what the audit needs of how it came about.
+    `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the joined text;
+    `windows` lists what was counted, in order; `by_document` splits nats and bytes by document; `evidence` is kept for
+    the audit.
     """
 
     nats: float
@@ -42,8 +41,8 @@ class Score:
     stride: int
     confidence: Confidence
     windows: tuple[Window, ...]
-    by_document: DocumentScores = field(default_factory=DocumentScores.none, compare=False, repr=False)
-    evidence: Evidence = field(default_factory=Evidence.none, compare=False, repr=False)
+    by_document: DocumentScores = field(default=NO_DOCUMENTS, compare=False, repr=False)
+    evidence: Evidence = field(default=NO_EVIDENCE, compare=False, repr=False)
 
     @property
     def bpb(self) -> float:
@@ -87,8 +86,8 @@ def score_stream(
 
     At most `batch_rows` windows are scored in one pass; all passes have one shape, so that a compiled
     engine compiles once. `progress` is called with (symbols counted, symbols in all). `plan` replaces the
-    choice of windows (planted bugs). Raises DataError for a stream without text and RunError where the
-    scorer returns something that is not a number.
+    choice of windows (planted bugs). Raises DataError for a stream without text and RunError where the scorer returns
+    something that is not a number.
     """
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
@@ -103,17 +102,18 @@ def score_stream(
             tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
         if progress is not None:
             progress(tally.symbols, stream.num_symbols)
+    nats, sizes = tally.by_document[:, tally.documents_seen]
     return Score(
-        nats=tally.nats,
+        nats=float(tally.by_document[0].sum()),
         symbols=tally.symbols,
-        bytes=tally.num_bytes,
+        bytes=int(tally.by_document[1].sum()),
         text_bytes=len(stream.text_bytes()),
-        documents=tally.documents,
+        documents=len(nats),
         seq_len=seq_len,
         stride=stride,
-        confidence=tally.interval(confidence),
+        confidence=ratio_interval(nats, sizes, confidence),
         windows=tuple(tally.windows),
-        by_document=tally.document_scores(),
+        by_document=DocumentScores(nats, sizes.astype(np.int64)),
         evidence=Evidence(tally.positions, tuple(tally.kept), rows),
     )
 
@@ -158,25 +158,3 @@ class _Tally:
             self.kept.append((window, values))
         self.windows.append(window)
         self.symbols += count
-
-    @property
-    def nats(self) -> float:
-        return float(self.by_document[0].sum())
-
-    @property
-    def num_bytes(self) -> int:
-        return int(self.by_document[1].sum())
-
-    @property
-    def documents(self) -> int:
-        """Documents of which something was scored."""
-        return int(np.count_nonzero(self.documents_seen))
-
-    def document_scores(self) -> DocumentScores:
-        """Nats and bytes of every document of which something was scored, in order."""
-        nats, sizes = self.by_document[:, self.documents_seen]
-        return DocumentScores(nats, sizes.astype(np.int64))
-
-    def interval(self, level: float) -> Confidence:
-        nats, sizes = self.by_document[:, self.documents_seen]
-        return ratio_interval(nats, sizes, level)

@@ -1,6 +1,6 @@
-"""Is a score honest? Each check looks at one way in which published scores were not (docs/techniques.md 1.4).
+"""Checks that a score is honest, each for one way in which published scores were not (docs/techniques.md 1.4).
 
-Here: what a check is, and those of a score's accounting. What the scorer itself is asked is in `shared.scoring.leaks`.
+Here: the result type, and the checks of a score's accounting. Those of the scorer are in `shared.scoring.leaks`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLAUSIBLE_BPB = 1.0
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check: what was measured, the limit it was held to, and a sentence about it.
+    """The outcome of one check: what was measured, the limit for it, and a sentence about it.
 
     `warning` marks a measurement that passes but should not have been that large.
     """

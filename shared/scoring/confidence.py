@@ -1,4 +1,4 @@
-"""How far a score may be from the score of much more text of the same kind.
+"""Confidence intervals: how far a score may be from the score on much more text of the same kind.
 
 Documents are independent, the symbols of one document are not, so the documents are the sample
 (docs/techniques.md 1.6). The score is a ratio of two sums over them.
@@ -77,13 +77,13 @@ def check_level(level: float) -> None:
 
 
 def _too_few(sizes: np.ndarray, effective: float) -> str:
-    """Why there is no interval, for `no interval: ...`."""
+    """The reason why there is no interval, for `no interval: ...`."""
     count, total = len(sizes), float(np.sum(sizes))
     documents = f"{count:,} document{'' if count == 1 else 's'}"
     if count < MIN_EFFECTIVE_DOCUMENTS or total == 0.0:
         return f"{documents}, at least {MIN_EFFECTIVE_DOCUMENTS:.0f} are needed"
     return (
-        f"{documents}, of which the longest holds {float(np.max(sizes)) / total:.0%} of the bytes, count as "
+        f"{documents}, the longest with {float(np.max(sizes)) / total:.0%} of the bytes, count as "
         f"{effective:.1f} of equal length; at least {MIN_EFFECTIVE_DOCUMENTS:.0f} are needed"
     )
 

@@ -1,4 +1,4 @@
-"""The score document: bits per byte with everything without which the figure means nothing (docs/techniques.md 1.7)."""
+"""The score document: bits per byte with everything needed to interpret it (docs/techniques.md 1.7)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from data.compressors import CompressorResult
 from shared.artifact import ArtifactInfo
 from shared.errors import RunError
 from shared.files import write_atomically
-from shared.model import parameter_counts
-from shared.scoring.audit import AuditReport
-from shared.scoring.bits_per_byte import Score
-from shared.spec import Spec, spec_id
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
-# What is scored: the artifact, the last checkpoint (its average or as trained), the checkpoint that was best on
-# held-out text, or random weights of an untrained spec.
+# Whose weights are scored: the artifact's, the last checkpoint's (averaged or as trained), those of the checkpoint that
+# was best on held-out text, or random ones of an untrained spec.
 WeightsName = Literal["packed", "averaged", "trained", "best", "random"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -108,10 +104,10 @@ class ChosenPart(_Part):
 
 
 class ScoreDocument(_Part):
-    """score.json. A score that lacks a part is no score; a field has a default only if older files lack it.
+    """score.json. A score that lacks a part is refused; a field has a default only if older files lack it.
 
-    `bpb` = nats / ln 2 / bytes; `adaptation` is the protocol by which the model learns from scored text,
-    `none` for a fixed predictor; `artifact_bytes` and `artifact_sha256` are null unless the weights were packed, the
+    `bpb` = nats / ln 2 / bytes; `adaptation` is how the model learns from scored text, `none` for a fixed
+    predictor; `artifact_bytes` and `artifact_sha256` are null unless the weights were packed, the
     hash in old files too; `chosen` is null unless held-out text chose the weights. `compressors` is empty until the
     text was compressed, which a score does not wait for.
     """
@@ -185,7 +181,7 @@ class ScoreDocument(_Part):
         return f"windows of {self.window_symbols} by {self.stride_symbols} symbols, adaptation {self.adaptation}"
 
     def protocol(self) -> dict[str, Any]:
-        """What was scored and how, as far as two scores must agree in it. `text_sha256` is of the bytes, so that
+        """The text and protocol in which two scores must agree to be comparable. `text_sha256` is of the bytes, so that
         tokens may be compared with bytes; windows are in symbols of the model's own vocabulary."""
         return {
             "dataset": self.dataset.name,
@@ -197,58 +193,14 @@ class ScoreDocument(_Part):
         }
 
     def is_of(self, artifact: ArtifactInfo) -> bool:
-        """Whether this is the score of that artifact; told by its size where an old score has no hash."""
+        """Whether this is the score of that artifact, by its size alone where an old score has no hash."""
         same_hash = self.artifact_sha256 in (None, artifact.sha256)
         return same_hash and self.artifact_bytes == artifact.artifact_bytes
 
     def with_compressors(self, results: Mapping[str, CompressorResult]) -> ScoreDocument:
-        """The document with what general compressors make of the scored text."""
+        """The document with the figures of general compressors on the scored text."""
         parts = {name: CompressorPart(**asdict(result)) for name, result in results.items()}
         return self.model_copy(update={"compressors": parts})
-
-
-def score_document(
-    *,
-    spec: Spec,
-    score: Score,
-    dataset: Mapping[str, Any],
-    audit: AuditReport,
-    compressors: Mapping[str, CompressorResult],
-    engine: str,
-    weights: WeightsName,
-    artifact_bytes: int | None,
-    artifact_sha256: str | None,
-    code_bytes: int,
-    chosen: ChosenPart | None,
-) -> ScoreDocument:
-    """The document of its parts; `dataset` has the fields of DatasetPart. Raises RunError if one is wrong."""
-    return _validated(
-        {
-            "bpb": score.bpb,
-            "nats": score.nats,
-            "symbols": score.symbols,
-            "bytes": score.bytes,
-            "documents": score.documents,
-            "window_symbols": score.seq_len,
-            "stride_symbols": score.stride,
-            "adaptation": "none",
-            "confidence": asdict(score.confidence),
-            "dataset": dict(dataset),
-            "compressors": {name: asdict(result) for name, result in compressors.items()},
-            "audit": audit.to_document(),
-            "artifact_bytes": artifact_bytes,
-            "artifact_sha256": artifact_sha256,
-            "code_bytes": code_bytes,
-            "limit_bytes": spec.budget.total_bytes,
-            "parameters": parameter_counts(spec)["total"],
-            "spec_name": spec.name,
-            "spec_id": spec_id(spec),
-            "engine": engine,
-            "weights": weights,
-            "chosen": chosen.model_dump() if chosen is not None else None,
-        },
-        "score",
-    )
 
 
 def write_score(path: Path, document: ScoreDocument) -> None:
@@ -264,13 +216,14 @@ def read_score(path: Path) -> ScoreDocument:
         raise RunError(f"{path}: cannot read the score ({(error.strerror or str(error)).lower()})") from None
     except ValueError:
         raise RunError(f"{path}: not valid JSON") from None
-    return _validated(values, str(path))
+    return validated_score(values, str(path))
 
 
-def _validated(values: Any, origin: str) -> ScoreDocument:
+def validated_score(values: Any, origin: str) -> ScoreDocument:
+    """The document of plain values. Raises RunError naming `origin` if one is missing or wrong."""
     try:
         return ScoreDocument.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "document"
-        raise RunError(f"{origin}: {place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None
+        where = ".".join(str(part) for part in problem["loc"]) or "document"
+        raise RunError(f"{origin}: {where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None

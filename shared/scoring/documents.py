@@ -1,7 +1,7 @@
-"""What a score is made of, document by document: two models on the same text compare best on the same documents.
+"""The parts of a score by document: two models are best compared on the same documents.
 
 documents.safetensors holds `nats` [D] float64 and `bytes` [D] int64 in the order of the text. score.json says what
-was scored and how; the sums of both files are the same, which is checked when they are read together.
+was scored and how; the sums of both files are the same, which is checked on reading.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ class DocumentScores:
     nats: np.ndarray
     bytes: np.ndarray
 
-    @classmethod
-    def none(cls) -> DocumentScores:
-        """No documents."""
-        return cls(np.zeros(0), np.zeros(0, np.int64))
+
+NO_DOCUMENTS = DocumentScores(np.zeros(0), np.zeros(0, np.int64))
 
 
 def write_document_scores(path: Path, scores: DocumentScores) -> None:
@@ -58,5 +56,5 @@ def read_document_scores(path: Path, *, documents: int, num_bytes: int, nats: fl
     found, sizes = tensors["nats"], tensors["bytes"]
     same = len(found) == len(sizes) == documents and int(sizes.sum()) == num_bytes
     if not same or not math.isclose(float(found.sum()), nats, rel_tol=SUM_REL):
-        raise RunError(f"{path}: does not add up to the score beside it; remove it to compare without documents")
+        raise RunError(f"{path}: does not add up to the score in score.json; remove it to compare without documents")
     return DocumentScores(found, sizes)

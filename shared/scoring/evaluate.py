@@ -1,19 +1,22 @@
-"""From a scorer and a text to a score document: score, audit, sizes, and what is known of general compressors."""
+"""From a scorer and a text to a score document: score, audit, sizes, and known figures of general compressors."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from data.compressed import find_results, measure
 from data.compressors import Progress as BytesProgress
 from data.stream import SymbolStream
 from shared.artifact import code_bytes
 from shared.engine.protocol import Scorer
+from shared.model import parameter_counts
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
 from shared.scoring.checks import Check
-from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, score_document
+from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, validated_score
+from shared.spec import spec_id
 
 # One fixed choice of documents, so that scores on a part of a text compare.
 SAMPLE_SEED = 0
@@ -34,14 +37,14 @@ def evaluate(
     on_score: Callable[[Score], None] | None = None,
     data_checks: Sequence[Check] = (),
 ) -> ScoreDocument:
-    """Score `stream` under the protocol of the scorer's spec and say everything that qualifies the figure.
+    """Score `stream` under the protocol of the scorer's spec and collect everything that qualifies the figure.
 
     `stride` replaces the spec's evaluation.stride_symbols; with `max_symbols` a fixed sample of documents
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` and `artifact_sha256` belong to
-    packed weights, `chosen` to those that held-out text chose. `on_score` is given the score itself, of which the
-    document holds only a part. `data_checks` are what the audit says of the text itself, such as that it was trained
-    on. General compressors are in it only if they were measured before: `with_compressors` adds them. Raises DataError
-    for an empty text and RunError for a score that is not a number.
+    packed weights, `chosen` to those that held-out text chose. `on_score` gets the score itself, only a part of
+    which is in the document. `data_checks` are the audit's checks of the text itself, such as whether it was trained
+    on. General compressors are included only if they were measured before: `with_compressors` adds them. Raises
+    DataError for an empty text and RunError for a score that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
@@ -49,25 +52,37 @@ def evaluate(
     if on_score is not None:
         on_score(score)
     text_sha256 = hashlib.sha256(scored.text_bytes()).hexdigest()
-    return score_document(
-        spec=spec,
-        score=score,
-        dataset={
+    values = {
+        "bpb": score.bpb,
+        "nats": score.nats,
+        "symbols": score.symbols,
+        "bytes": score.bytes,
+        "documents": score.documents,
+        "window_symbols": score.seq_len,
+        "stride_symbols": score.stride,
+        "adaptation": "none",
+        "confidence": asdict(score.confidence),
+        "dataset": {
             "name": stream.name,
             "sha256": stream.sha256,
             "scored_sha256": scored.sha256,
             "text_sha256": text_sha256,
             "complete": scored is stream,
         },
-        audit=audit_scorer(scorer, scored, score).with_checks(data_checks),
-        compressors=find_results(text_sha256),
-        engine=engine,
-        weights=weights,
-        artifact_bytes=artifact_bytes,
-        artifact_sha256=artifact_sha256,
-        code_bytes=code_bytes(),
-        chosen=chosen,
-    )
+        "audit": audit_scorer(scorer, scored, score).with_checks(*data_checks).to_document(),
+        "compressors": {name: asdict(result) for name, result in find_results(text_sha256).items()},
+        "artifact_bytes": artifact_bytes,
+        "artifact_sha256": artifact_sha256,
+        "code_bytes": code_bytes(),
+        "limit_bytes": spec.budget.total_bytes,
+        "parameters": parameter_counts(spec)["total"],
+        "spec_name": spec.name,
+        "spec_id": spec_id(spec),
+        "engine": engine,
+        "weights": weights,
+        "chosen": chosen.model_dump() if chosen is not None else None,
+    }
+    return validated_score(values, "score")
 
 
 def with_compressors(

@@ -21,7 +21,7 @@ _SHORTEST_WINDOW = 32
 
 
 def encode_prompt(vocabulary: VocabularySpec, text: bytes) -> list[int]:
-    """Symbols of a prompt that begins a document. Raises DataError if a tokenizer is needed and not there."""
+    """Symbols of a prompt that begins a document. Raises DataError if its tokenizer is missing."""
     if vocabulary.reads_tokens:
         tokens: list[int] = tokenizer_by_hash(vocabulary.tokenizer).encode_prompt(text)
         return tokens
@@ -67,7 +67,7 @@ def decode_text(symbols: Iterable[int], vocabulary: VocabularySpec) -> Iterator[
 
 
 def first_bytes(pieces: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """The pieces of a text up to `max_bytes` of UTF-8; nothing is asked for after that. No character is cut."""
+    """The pieces of a text up to `max_bytes` of UTF-8; later pieces are not requested. No character is cut."""
     left = max_bytes
     for piece in pieces:
         content = piece.encode()
@@ -95,7 +95,7 @@ def _continue(
 
 def _next_log_probs(scorer: Scorer, context: list[int]) -> np.ndarray:
     """ln p of the symbol after the context, [V] float64. Of a long context the end is used, whole patches
-    dropped, so that patches keep their places."""
+    dropped, so that patches stay aligned."""
     spec = scorer.spec
     patch_size, seq_len = spec.model.patch_size, spec.model.seq_len
     excess = max(0, len(context) + 1 - seq_len)
@@ -137,5 +137,5 @@ def _draw(log_probs: np.ndarray, temperature: float, top_p: float, rng: np.rando
     order = np.argsort(-probs, kind="stable")
     cumulative = np.cumsum(probs[order])
     kept = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
-    place = np.searchsorted(cumulative[:kept], rng.random() * cumulative[:kept][-1], side="right")
-    return int(order[min(int(place), kept - 1)])
+    index = np.searchsorted(cumulative[:kept], rng.random() * cumulative[:kept][-1], side="right")
+    return int(order[min(int(index), kept - 1)])

@@ -1,7 +1,7 @@
-"""Does everything that is trained learn? What no gradient ever reaches trains nothing (docs/techniques.md 12.2).
+"""Checks that a gradient reaches everything that is trained (docs/techniques.md 12.2).
 
 Published systems had pairs of factors that both start at zero: the gradient of each is a product with the other, so
-both stay zero for good, and what they were said to add measured nothing.
+both stay zero for good, and the gain claimed for them was none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from shared.scoring.checks import Check
 from shared.spec import Spec
 from shared.spec.reduced import reduced_spec, with_training
 
-# A head of zeros learns in the first step, an output projection behind it in the second, what that reads in the third,
-# and behind an adapter's zero factor it takes one more.
+# A head of zeros learns in the first step, an output projection behind it in the second, its input in the third, and
+# behind an adapter's zero factor it takes one more.
 GRADIENT_STEPS = 5
 TEXT_SEED = 4
 # Names that a message lists.

@@ -1,6 +1,6 @@
-"""Does a model that claims to keep documents apart do so?
+"""Checks that a model which claims to keep documents apart does so.
 
-Reading the document before is no leak: it is earlier text. But a spec with `model.attention.document_mask` says that
+Reading the document before is not a leak: it is earlier text. But a spec with `model.attention.document_mask` says that
 its scores do not depend on it, and one unmasked path (SmearGate in PR #1797, fixed in #1851) makes that untrue.
 """
 

@@ -1,4 +1,4 @@
-"""Does a score know what it should not? Later symbols, the symbol itself, or more than all probability there is.
+"""Checks that a score does not depend on later symbols or on the symbol itself, and that probabilities sum to one.
 
 These checks call the final scoring function, `Scorer.score` and `Scorer.log_probs`, and know nothing about the model
 behind it, so whatever is added between the model and the score is checked as well.
@@ -26,7 +26,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
 
     Row by row everything from a position t on is replaced. No nats before t may change, and those at t must be what the
     distribution at t gave to the new symbol before: a distribution that depends on its own symbol, in whatever way
-    helps, gives that another probability. Where t is one of the first R positions the whole distribution is compared.
+    helps, gives it another probability. Where t is one of the first R positions the whole distribution is compared.
 
     The positions that the probe requires are always disturbed; the others, in its order, for as long as `seconds` last.
     """
@@ -51,7 +51,7 @@ def check_leaks(scorer: Scorer, probe: Probe, seconds: float = 0.0) -> list[Chec
         done.update(times.tolist())
     how_many = _how_many(done, probe, seconds)
     return [
-        _judged("future", f"largest change of an earlier score {future}; {how_many}", future, tolerances.CAUSALITY_ABS),
+        future.judged("future", f"largest change of an earlier score {future}; {how_many}", tolerances.CAUSALITY_ABS),
         _target_check(distribution, target, how_many),
         _normalisation_check(believed, before),
     ]
@@ -70,13 +70,16 @@ class _Worst:
         if value > self.nats or (math.isnan(value) and not math.isnan(self.nats)):
             self.nats, self.where = value, f" at symbol {positions[row]} when symbol {times[row]} changed"
 
+    def judged(self, name: str, detail: str, limit: float) -> Check:
+        return Check(name, self.nats <= limit, self.nats, limit, detail)
+
     def __str__(self) -> str:
         return f"{self.nats:.1e} nats{self.where}"
 
 
 @dataclass(frozen=True)
 class _Believed:
-    """What the distributions at undisturbed positions say, in log-probabilities: `of_symbols` [R, T] of x itself,
+    """Log-probabilities from the distributions at undisturbed positions: `of_symbols` [R, T] of x itself,
     `of_targets` [R, T] of what it will be replaced by, and `whole` [R, V] at one position of every row.
     `off` is the largest distance of a sum of probabilities from 1."""
 
@@ -97,7 +100,7 @@ def _read_distributions(scorer: Scorer, probe: Probe, times: np.ndarray) -> _Bel
 def _read_pass(
     log_probs: np.ndarray, probe: Probe, rows: slice, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """What is kept of the log-probabilities [B, T, V] of some rows: the fields of _Believed."""
+    """The fields of _Believed from the log-probabilities [B, T, V] of some rows."""
     of_symbols, of_targets = (
         np.take_along_axis(log_probs, symbols[rows, :, None].astype(np.int64), axis=-1)[..., 0]
         for symbols in (probe.x, probe.targets)
@@ -120,7 +123,7 @@ def _distributions_at(scorer: Scorer, probe: Probe, times: np.ndarray) -> np.nda
 def _furthest_from_one(log_probs: np.ndarray) -> float:
     """The largest |sum of probabilities - 1| over log-probabilities [B, T, V]; not a number if one is none.
 
-    Summed in float64 chunk by chunk: of a large vocabulary a copy would take gigabytes.
+    Summed in float64 chunk by chunk: for a large vocabulary a copy would take gigabytes.
     """
     batch, _, vocab_size = log_probs.shape
     step = max(1, _CHUNK_VALUES // (batch * vocab_size))
@@ -129,7 +132,7 @@ def _furthest_from_one(log_probs: np.ndarray) -> float:
 
 
 def _how_many(done: set[int], probe: Probe, seconds: float) -> str:
-    """How many of the window's positions were disturbed, and why not all."""
+    """The number of the window's positions that were disturbed, and why not all."""
     seq_len, counted = len(probe.positions), len(probe.positions) - probe.counted_from
     if len(done) == seq_len:
         return f"all {seq_len} positions of a window disturbed"
@@ -142,19 +145,13 @@ def _how_many(done: set[int], probe: Probe, seconds: float) -> str:
 def _target_check(distribution: _Worst, target: _Worst, how_many: str) -> Check:
     detail = f"distribution moved by {distribution}, score off it by {target}; {how_many}"
     if not target.nats <= tolerances.SCORE_AGREEMENT_ABS:
-        return _judged("target", detail, target, tolerances.SCORE_AGREEMENT_ABS)
-    return _judged("target", detail, distribution, tolerances.CAUSALITY_ABS)
+        return target.judged("target", detail, tolerances.SCORE_AGREEMENT_ABS)
+    return distribution.judged("target", detail, tolerances.CAUSALITY_ABS)
 
 
 def _normalisation_check(believed: _Believed, before: np.ndarray) -> Check:
     """Probabilities sum to one everywhere, and `score` is what they say."""
     disagreement = float(np.abs(before + believed.of_symbols).max())
     worst, limit = float(np.max([believed.off, disagreement])), tolerances.NORMALISATION_ABS
-    detail = (
-        f"sum of probabilities off 1 by {believed.off:.1e}; score and distribution differ by {disagreement:.1e} nats"
-    )
+    detail = f"sum of probabilities off 1 by {believed.off:.1e}; score off the distribution by {disagreement:.1e} nats"
     return Check("normalisation", worst <= limit, worst, limit, detail)
-
-
-def _judged(name: str, detail: str, worst: _Worst, limit: float) -> Check:
-    return Check(name, worst.nats <= limit, worst.nats, limit, detail)

@@ -1,4 +1,4 @@
-"""Does a score hang on the order of the windows, on the other rows of their batch, or on what was scored before?"""
+"""Checks that a score does not depend on the order of windows, other rows of their batch, or earlier scores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_order(scorer: Scorer, probe: Probe) -> Check:
 
 
 def check_order_of_score(scorer: Scorer, score: Score, stream: SymbolStream) -> Check:
-    """Score windows from all over a text again, beside others than when they were counted and after all the text that
-    was scored since: the nats are those that were counted."""
+    """Score windows from all over a text again, batched with other windows than before and after all the text scored
+    since: the nats stay the same."""
     kept, rows = score.evidence.kept, score.evidence.pass_rows
     x = read_windows(stream, [window for window, _ in kept], -(-len(kept) // rows) * rows, score.seq_len)
     before, counted = np.zeros(x.shape), np.zeros(x.shape, bool)

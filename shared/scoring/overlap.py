@@ -1,19 +1,18 @@
-"""Does one text occur in another? Held-out text in the training text, text that was chosen by in scored text.
+"""Checks for overlap of texts: of held-out text with training text, and of selection text with scored text.
 
 Held-out text is compared by sketches (`data.sketch`): whole documents, white space and case folded, and windows of
-64 bytes. Chosen windows are compared symbol by symbol (docs/techniques.md 1.4).
+64 bytes. Windows of selection text are compared symbol by symbol (docs/techniques.md 1.4).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from data.sketch import WINDOW_BYTES, Sketch, known, run_hashes
-from data.stream import SymbolStream
+from data.stream import SymbolStream, TrainingText
 from shared import tolerances
 from shared.errors import DataError
 from shared.scoring.checks import Check
@@ -21,24 +20,14 @@ from shared.scoring.checks import Check
 NAME = "overlap"
 RUN_SYMBOLS = 64
 CHUNK_SYMBOLS = 1 << 20
-# A document of which fewer windows are sampled is found as a whole only.
+# A document with fewer sampled windows is found as a whole only.
 NEAR_WINDOWS = 8
-
-
-class SketchedText(Protocol):
-    """A text that can be compared."""
-
-    @property
-    def name(self) -> str: ...
-    def sketch(self) -> Sketch:
-        """See `data.sketch`. Raises DataError if the text cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of a text occurs in another. `copied` of its `documents` are there, `whole` of them as they are and the
-    others but for a few words; shares are of 1. `windows` were compared."""
+    """The part of a text that occurs in another. `copied` of its `documents` do, `whole` of them unchanged and the
+    others except for a few words; shares are of 1. `windows` were compared."""
 
     documents: int
     whole: int
@@ -54,7 +43,7 @@ class Overlap:
 
 
 def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
-    """What of a text occurs in another one.
+    """Measure how much of a text occurs in another one.
 
     A document is copied if it occurs whole, or if nearly all of its windows do, where enough of them are sampled.
     `copied_frac` is the larger of two shares: of documents of a window's length, and of bytes. Of the documents that
@@ -75,9 +64,9 @@ def measure_overlap(text: Sketch, other: Sketch) -> Overlap:
     return Overlap(len(whole), num_whole, num_whole + num_near, min(1.0, max(shares)), len(windows), windows_frac)
 
 
-def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
-    """Held-out text may not be in the text that was trained on. All of it is compared, also where a sample is scored:
-    a contaminated text is not cleaner in a sample, only harder to see through."""
+def check_overlap(heldout: TrainingText, training: TrainingText) -> Check:
+    """Check that held-out text is not in the training text. All of it is compared even if only a sample is scored: a
+    contaminated text is not cleaner in a sample, only harder to see through."""
     try:
         overlap = measure_overlap(heldout.sketch(), training.sketch())
     except DataError as error:
@@ -95,14 +84,14 @@ def check_overlap(heldout: SketchedText, training: SketchedText) -> Check:
 
 
 def overlap_unknown(reason: str) -> Check:
-    """The text that was trained on cannot be compared with what is scored: no failure, and no proof either."""
+    """The check where the training text cannot be compared with the scored text: no failure, and no proof either."""
     return Check(NAME, True, math.nan, tolerances.OVERLAP_DOCUMENTS_FRAC, f"not measured: {reason}", warning=True)
 
 
 def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
-    """What was chosen by some text says nothing about that text: windows to choose by, [N, T] int32, may not occur
-    in the scored one. A window counts as found if its first 64 symbols are there (all, rounded down to a power
-    of two, where it is shorter)."""
+    """Check that the selection windows [N, T] int32 do not occur in the scored text, whose score a choice by them
+    would flatter. A window counts as found if its first 64 symbols occur (all, rounded down to a power of two, where it
+    is shorter)."""
     length = min(RUN_SYMBOLS, 1 << (windows.shape[1].bit_length() - 1))
     anchors = np.concatenate([run_hashes(window[:length], length) for window in windows])
     found = np.zeros(len(anchors), bool)
@@ -110,7 +99,7 @@ def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
         count = min(CHUNK_SYMBOLS + length - 1, scored.num_symbols - start)
         found |= np.isin(anchors, run_hashes(scored.read(start, count), length))
     share, limit = float(found.mean()), tolerances.SELECTION_OVERLAP_FRAC
-    detail = f"{int(found.sum())} of the {len(found)} windows that were chosen by occur in {scored.name}"
+    detail = f"{int(found.sum())} of the {len(found)} windows of the selection text occur in {scored.name}"
     return Check("selection", share <= limit, share, limit, detail, warning=share > 0)
 
 

@@ -1,8 +1,8 @@
-"""Is some position of the window, or of the patch, known far better than those like it?
+"""Checks that no position of the window, or of the patch, is predicted far better than those like it.
 
 A leak at one position, or at every 64th, shows in the mean nats of that position over all windows, which scoring adds
-up in passing. This sees what was scored, where `shared.scoring.leaks` sees what may be: it costs no forward pass and
-leaves out no position that counts, but it needs many windows.
+up in passing. This sees actual scores, where `shared.scoring.leaks` sees possible ones: it costs no forward pass and
+covers every position that counts, but needs many windows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from data.stream import SymbolStream
 from shared.scoring.bits_per_byte import Score, read_windows
 from shared.scoring.checks import Check
-from shared.scoring.evidence import PositionSums
+from shared.scoring.windows import PositionSums
 
 # The mean of fewer windows is not believed.
 MIN_WINDOWS = 24
@@ -22,9 +22,9 @@ PEERS = 16
 MOST_BELOW = 7.0
 # The usual distance is taken to be at least this share of the nats.
 LEAST_SPREAD_FRAC = 0.01
-# The nats at an offset in the patch may be so small a share of those at both offsets beside it.
+# The nats at an offset in the patch may be this share of those at both neighbouring offsets, and no less.
 LEAST_SHARE = 0.3
-# Where the symbols' own entropy is so small a share of that of the others, the text explains what the nats show.
+# Below this share of the entropy of symbols elsewhere, the text itself explains the low nats.
 LESS_VARIED_FRAC = 0.5
 # Windows and positions that are read to find that out.
 ENTROPY_WINDOWS, ENTROPY_POSITIONS = 1024, 32
@@ -34,7 +34,7 @@ DEVIATION_OVER_MEDIAN = 1.4826
 
 def check_positions(score: Score, patch_size: int, stream: SymbolStream) -> Check:
     """No position of the window has far fewer nats than the same one of the patches around it, and no offset in the
-    patch far fewer than both beside it, unless the text itself varies less there."""
+    patch far fewer than both neighbours, unless the text itself varies less there."""
     sums = score.evidence.positions
     below = distances_below(sums, patch_size)
     offset, share = lowest_offset(sums, patch_size)
@@ -45,12 +45,12 @@ def check_positions(score: Score, patch_size: int, stream: SymbolStream) -> Chec
         offsets = np.arange(score.seq_len) % patch_size
         beside = np.isin(offsets, [(offset - 1) % patch_size, (offset + 1) % patch_size])
         if share < LEAST_SHARE and _varies(x, np.flatnonzero(offsets == offset), np.flatnonzero(beside)):
-            detail = f"offset {offset} of the patch has {share:.2f} times the nats of the offsets beside it"
+            detail = f"offset {offset} of the patch has {share:.2f} times the nats of its neighbours"
             return Check("positions", False, share, LEAST_SHARE, detail)
         explained = [t for t in suspects.tolist() if not _varies(x, np.array([t]), peers(t, sums, patch_size))]
         below[explained] = np.nan
     if compared == 0 or np.isnan(below).all():
-        detail = f"not compared: needs {MIN_WINDOWS} windows and {PEERS // 2 + 1} patches of which symbols count"
+        detail = f"not compared: needs {MIN_WINDOWS} windows and {PEERS // 2 + 1} patches with symbols that count"
         return Check("positions", True, 0.0, MOST_BELOW, detail)
     worst = int(np.nanargmax(below))
     detail = (
@@ -61,7 +61,7 @@ def check_positions(score: Score, patch_size: int, stream: SymbolStream) -> Chec
 
 
 def distances_below(sums: PositionSums, patch_size: int) -> np.ndarray:
-    """How far the mean nats of each position lie below the median of its peers', in units of what is usual: [T], not a
+    """The distance of each position's mean nats below the median of its peers, in units of the usual one: [T], not a
     number where there are too few windows or peers.
 
     Usual is the larger of the spread of such distances over all positions (by their median, which a few leaks do not
@@ -90,7 +90,7 @@ def peers(t: int, sums: PositionSums, patch_size: int) -> np.ndarray:
 
 
 def lowest_offset(sums: PositionSums, patch_size: int) -> tuple[int, float]:
-    """(the offset in the patch whose mean nats are the smallest share of those at both offsets beside it, that share).
+    """(the offset in the patch whose mean nats are the smallest share of those at both neighbours, that share).
 
     Infinite where there are no two offsets, or too few symbols.
     """

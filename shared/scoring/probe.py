@@ -1,4 +1,4 @@
-"""What the audit shows a scorer: windows, what to put into them instead, and at which positions, in which order."""
+"""The probe of the audit: windows, replacements for their symbols, and the order of positions to disturb."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 from shared.spec import Spec
 
-# So many rows at least: two of text and two of random symbols.
+# The least number of rows: two of text and two of random symbols.
 MIN_ROWS = 4
-# A pass has as many rows as give so many bytes of float32 log-probabilities on the host, and one at least.
+# Most bytes of float32 log-probabilities on the host in one pass, which has one row at least.
 LOG_PROBS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Windows to disturb: `x` [R, T], and what stands in them afterwards, `targets` [R, T] at the position that is
+    """Windows to disturb: `x` [R, T], and their replacements, `targets` [R, T] at the position that is
     disturbed and `other` [R, T] after it. All int32; both differ from x everywhere. Rows of text and of random symbols
     take turns.
 
-    `positions` has every position of the window in the order in which they are disturbed, of which the first `required`
-    always are; those from `counted_from` on count in the score of every window. The scorer is given `pass_rows` rows at
+    `positions` has every position of the window in the order in which they are disturbed, the first `required` of them
+    always; those from `counted_from` on count in the score of every window. The scorer is given `pass_rows` rows at
     a time, which divide R, so that an answer about a row is always compared with an earlier one from a pass of the same
     shape.
     """
@@ -67,7 +67,7 @@ def make_probe(spec: Spec, text: np.ndarray, seed: int, rows: int = MIN_ROWS) ->
     other = ((x + rng.integers(1, vocab_size, x.shape)) % vocab_size).astype(np.int32)
     targets = other.copy()
     if (start := spec.vocabulary.document_start) is not None:
-        # Every other row is disturbed by document starts: what hangs on one alone, as a mask, must not be early either.
+        # Every other row is disturbed by document starts: what depends on one, like a mask, must not be early.
         targets[1::2] = np.where(x[1::2] != start, start, other[1::2])
     required = required_positions(seq_len, spec.model.patch_size)
     # Before a window's own symbols are those that it reads for their context and only the first window counts.

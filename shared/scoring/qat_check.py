@@ -1,4 +1,4 @@
-"""Does quantisation-aware training change what is trained? (docs/techniques.md 11.2)"""
+"""Checks that quantisation-aware training changes the training loss (docs/techniques.md 11.2)."""
 
 from __future__ import annotations
 

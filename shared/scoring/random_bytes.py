@@ -1,8 +1,7 @@
 """The cheapest leak detector: uniform random bytes cannot be learnt (docs/techniques.md 1.4).
 
-A model is trained afresh on random bytes and scored on others. An honest one ends at 8 bits per byte or
-above; one that sees what it is asked for learns to copy it and falls below. A model of tokens gets random
-tokens, of which each is worth log2 V bits.
+A fresh model is trained on random bytes and scored on others. An honest one ends at 8 bits per byte or above; one that
+sees its target learns to copy it and falls below. A model of tokens gets random tokens, each worth log2 V bits.
 """
 
 from __future__ import annotations
@@ -19,20 +18,16 @@ from shared.model import initial_weights
 from shared.optim import step_hyperparameters
 from shared.scoring.checks import Check
 from shared.spec import Spec, spec_from_dict, spec_to_dict
-from shared.spec.auxiliary import fit_auxiliary
-from shared.spec.depth import scale_loop_schedule
-from shared.spec.qat import scale_qat
+from shared.spec.reduced import shorten
 
 RANDOM_BYTES_STEPS = 200
 _SEQ_LEN = 48
 _BATCH_SYMBOLS = 768
 _SCORED_SYMBOLS = 49_152
 
-EngineFactory = Callable[[Spec], Engine]
-
 
 def check_random_bytes(
-    create: EngineFactory,
+    create: Callable[[Spec], Engine],
     spec: Spec,
     *,
     steps: int = RANDOM_BYTES_STEPS,
@@ -49,7 +44,7 @@ def check_random_bytes(
     small = random_bytes_spec(spec, steps)
     rng = np.random.default_rng(seed)
     engine = create(small)
-    # Initial weights may read the training text: here any text of that kind, drawn apart.
+    # Initial weights may read the training text: here any text of that kind, drawn separately.
     engine.initialise(initial_weights(small, _random_symbols(small, np.random.default_rng(seed + 1)).reshape(-1)))
     for step in range(steps):
         engine.train_step(_random_symbols(small, rng), step_hyperparameters(small, step, step / steps))()
@@ -74,7 +69,7 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
     values = spec_to_dict(spec)
     values["model"]["seq_len"] = seq_len
     values["schedule"] |= {"driver": "steps", "warmup_frac": 0.0}
-    values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
+    shorten(values, spec, seq_len, steps)
     values["optimizer"] |= {"muon_momentum_warmup_steps": 0}
     values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": batch_symbols}
     values["training"] |= {
@@ -89,8 +84,6 @@ def random_bytes_spec(spec: Spec, steps: int) -> Spec:
         "ema_decay": 0.0,
         "swa_every_steps": 0,
     }
-    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
-    values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     # Random tokens stand for no bytes.
     values["training"]["loss"]["byte_weighted"] = False
     return spec_from_dict(values, origin="random bytes")
@@ -104,5 +97,5 @@ def _random_symbols(spec: Spec, rng: np.random.Generator) -> np.ndarray:
 
 
 def _num_drawn(spec: Spec) -> int:
-    """Of how many symbols one is drawn: all tokens, or the bytes without the special symbols."""
+    """The number of symbols to draw from: all tokens, or the bytes without the special symbols."""
     return spec.vocabulary.size if spec.vocabulary.reads_tokens else 256

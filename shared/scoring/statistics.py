@@ -28,10 +28,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0.0 or self.high < 0.0
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -53,10 +49,10 @@ class Difference:
     method: Literal["paired", "welch", "none"]
     n: int
     mean: float
-    std: float | None
-    degrees: int | None
-    interval: Interval | None
-    probability: float | None
+    std: float | None = None
+    degrees: int | None = None
+    interval: Interval | None = None
+    probability: float | None = None
 
 
 def summarise(values: Sequence[float], level: float) -> Summary:
@@ -77,21 +73,21 @@ def difference(new: Mapping[int, float], old: Mapping[int, float], level: float,
     """
     check_level(level)
     shared = sorted(new.keys() & old.keys())
-    if len(shared) >= 2:
-        values = [new[seed] - old[seed] for seed in shared]
-        mean, std = statistics.fmean(values), statistics.stdev(values)
-        return _with_test(
-            "paired", len(shared), mean, std, std / math.sqrt(len(shared)), len(shared) - 1, level, margin
-        )
     if len(shared) == 1 and min(len(new), len(old)) < 2:
-        (seed,) = shared
-        return Difference("none", 1, new[seed] - old[seed], None, None, None, None)
-    mean = statistics.fmean(new.values()) - statistics.fmean(old.values())
-    n = min(len(new), len(old))
-    if n < 2:
-        return Difference("none", n, mean, None, None, None, None)
-    error, degrees = _welch(list(new.values()), list(old.values()))
-    return _with_test("welch", n, mean, None, error, degrees, level, margin)
+        return Difference("none", 1, new[shared[0]] - old[shared[0]])
+    method: Literal["paired", "welch"] = "paired" if len(shared) >= 2 else "welch"
+    std = None
+    if method == "paired":
+        values, n = [new[seed] - old[seed] for seed in shared], len(shared)
+        mean, std = statistics.fmean(values), statistics.stdev(values)
+        error, degrees = std / math.sqrt(n), n - 1
+    else:
+        mean, n = statistics.fmean(new.values()) - statistics.fmean(old.values()), min(len(new), len(old))
+        if n < 2:
+            return Difference("none", n, mean)
+        error, degrees = _welch(list(new.values()), list(old.values()))
+    interval = _around(mean, error, degrees, level)
+    return Difference(method, n, mean, std, degrees, interval, _below(mean + margin, error, degrees))
 
 
 def document_interval(new: Sequence[DocumentScores], old: Sequence[DocumentScores], level: float) -> Confidence | None:
@@ -107,20 +103,6 @@ def document_interval(new: Sequence[DocumentScores], old: Sequence[DocumentScore
     assert all(np.array_equal(side.bytes, sizes) for side in (*new, *old)), "scores of different text"
     nats = np.mean([side.nats for side in new], axis=0) - np.mean([side.nats for side in old], axis=0)
     return ratio_interval(nats, sizes, level)
-
-
-def _with_test(
-    method: Literal["paired", "welch"],
-    n: int,
-    mean: float,
-    std: float | None,
-    error: float,
-    degrees: int,
-    level: float,
-    margin: float,
-) -> Difference:
-    interval = _around(mean, error, degrees, level)
-    return Difference(method, n, mean, std, degrees, interval, _below(mean + margin, error, degrees))
 
 
 def _below(mean: float, error: float, degrees: int) -> float:

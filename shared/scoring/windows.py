@@ -1,4 +1,4 @@
-"""Which symbols each scoring window counts, so that every symbol of a stream counts exactly once.
+"""Scoring windows: their plan, in which every symbol of a stream counts exactly once, and the evidence kept of them.
 
 Windows of seq_len symbols advance by a stride (docs/techniques.md 1.5). The first counts all its symbols, each
 later one its last `stride`, which have the most context. The last window may reach past the end of the
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.errors import UserError
+
+# The least number of windows kept for the audit, if there are that many.
+MIN_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,43 @@ def times_counted(windows: Sequence[Window], num_symbols: int) -> np.ndarray:
         change[window.count_start] += 1
         change[window.count_stop] -= 1
     return np.cumsum(change)[:-1]
+
+
+@dataclass(frozen=True)
+class PositionSums:
+    """Sums over all nats counted at each position of the window: their number, sum and sum of squares, [T] each."""
+
+    counts: np.ndarray
+    nats: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def empty(cls, seq_len: int) -> PositionSums:
+        """Sums over nothing."""
+        return cls(np.zeros(seq_len, np.int64), np.zeros(seq_len), np.zeros(seq_len))
+
+    def add(self, first: int, nats: np.ndarray) -> None:
+        """Count nats [n] float64 at positions first, first + 1, ..."""
+        positions = slice(first, first + len(nats))
+        self.counts[positions] += 1
+        self.nats[positions] += nats
+        self.squares[positions] += nats * nats
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """`positions` sums the nats by position. `kept` are windows from all over the text with the nats that were counted
+    of them, float64; one pass scored `pass_rows` windows."""
+
+    positions: PositionSums
+    kept: tuple[tuple[Window, np.ndarray], ...]
+    pass_rows: int
+
+
+NO_EVIDENCE = Evidence(PositionSums.empty(0), (), 0)
+
+
+def kept_windows(windows: Sequence[Window], pass_rows: int) -> frozenset[Window]:
+    """The windows to keep, at equal distances from first to last: as many as fill one pass, or several small ones."""
+    count = min(len(windows), -(-MIN_KEPT // pass_rows) * pass_rows)
+    return frozenset(windows[index] for index in np.linspace(0, len(windows) - 1, count).round().astype(int).tolist())

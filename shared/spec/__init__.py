@@ -13,7 +13,7 @@ from shared.spec.load import (
     stored_spec,
     with_overrides,
 )
-from shared.spec.model import DecoderSpec, ModelSpec
+from shared.spec.model import ModelSpec
 from shared.spec.optimizer import OptimizerSpec
 from shared.spec.schedule import ScheduleSpec
 from shared.spec.spec import Spec
@@ -22,7 +22,6 @@ from shared.spec.vocabulary import VocabularySpec
 
 __all__ = [
     "ArtifactSpec",
-    "DecoderSpec",
     "ModelSpec",
     "OptimizerSpec",
     "QuantiserSpec",

@@ -13,7 +13,7 @@ Method = Literal["row_max"]
 
 
 class QuantiserSpec(Section):
-    """How a class of tensors is stored. row_max: symmetric codes, one float16 scale per row by its largest weight."""
+    """Storage of a class of tensors. row_max: symmetric codes, one float16 scale per row by its largest weight."""
 
     method: Method = Field("row_max", description="how weights become codes: row_max")
     bits: Bits = Field(8, description="bits of a code: 6 or 8")

@@ -1,12 +1,12 @@
-"""The attention section: what the trunk's attention does beyond the plain form (docs/techniques.md 5)."""
+"""The attention section: add-ons to the plain attention of the trunk (docs/techniques.md 5)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Positive, Section, require
+from shared.spec.base import AboveZero, Count, Positive, Section, require_all
 
 OutputGate = Literal["none", "full", "attn_out", "sparse"]
 SmearGate = Literal["none", "v1", "v2"]
@@ -15,7 +15,7 @@ SmearGate = Literal["none", "v1", "v2"]
 class AttentionSpec(Section):
     """Add-ons to the attention of the trunk's layers, all off by default. The local decoder's has none of them.
 
-    A position is a trunk position: it has read the patches before its own, the last of which is its input.
+    A position is a trunk position: it has read the patches before its own; the last of them is its input.
     v [N, G, C] are the values that a layer's attention reads, y [N, H, C] what it returns per head.
     """
 
@@ -57,7 +57,7 @@ class AttentionSpec(Section):
         "g = 2 sigmoid(W x[:gate_dims]); sparse: g = sigmoid(gate_scale * W x[:gate_dims]). W is zero at first, "
         "but normal of deviation 0.01 where full",
     )
-    gate_scale: Annotated[float, Field(gt=0.0)] = Field(
+    gate_scale: AboveZero = Field(
         1.0, description="factor inside the sigmoid of the sparse output gate; below 1 it opens and closes more slowly"
     )
     gate_dims: Positive = Field(12, description="leading features that a sparse, attn_out or smear gate reads")
@@ -66,7 +66,10 @@ class AttentionSpec(Section):
 def check_attention(attention: AttentionSpec, num_layers: int, model_dim: int, head_dim: int, smear: SmearGate) -> None:
     """Raise ValueError for add-ons that do not fit the model or each other."""
     rope_dims, narrow = attention.rope_dims, attention.output_gate in ("attn_out", "sparse") or smear == "v2"
-    for holds, field, allowed in (
+    in_layers, embeds = f"at most model.num_layers ({num_layers})", attention.value_embed_dim
+    require_all(
+        attention,
+        "model.attention",
         (
             rope_dims % 2 == 0 and rope_dims <= head_dim,
             "rope_dims",
@@ -78,22 +81,13 @@ def check_attention(attention: AttentionSpec, num_layers: int, model_dim: int, h
             f"0, unless model.attention.rope_dims ({rope_dims}) is above 2",
         ),
         (attention.window != 1, "window", "0 or at least 2: with one position nothing is left to attend to"),
-        (attention.xsa_layers <= num_layers, "xsa_layers", f"at most model.num_layers ({num_layers})"),
+        (attention.xsa_layers <= num_layers, "xsa_layers", in_layers),
+        (attention.value_embed_layers <= num_layers, "value_embed_layers", in_layers),
         (
-            attention.value_embed_layers <= num_layers,
+            (attention.value_embed_layers > 0) == (embeds > 0),
             "value_embed_layers",
-            f"at most model.num_layers ({num_layers})",
-        ),
-        (
-            (attention.value_embed_layers > 0) == (attention.value_embed_dim > 0),
-            "value_embed_layers",
-            f"above 0 exactly if model.attention.value_embed_dim ({attention.value_embed_dim}) is",
+            f"above 0 exactly if model.attention.value_embed_dim ({embeds}) is",
         ),
         (not attention.value_residual or num_layers > 1, "value_residual", "false with a single layer"),
-        (
-            not narrow or attention.gate_dims <= model_dim,
-            "gate_dims",
-            f"at most model.model_dim ({model_dim})",
-        ),
-    ):
-        require(holds, f"model.attention.{field}", getattr(attention, field), allowed)
+        (not narrow or attention.gate_dims <= model_dim, "gate_dims", f"at most model.model_dim ({model_dim})"),
+    )

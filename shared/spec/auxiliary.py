@@ -1,4 +1,4 @@
-"""Auxiliary losses: minimised beside the symbols' nats, in training only (docs/techniques.md 8).
+"""Auxiliary losses: minimised along with the symbols' nats, in training only (docs/techniques.md 8).
 
 Parameters that only they read are trained, averaged and checkpointed like all others, but are no part of the model:
 neither scores nor artifacts nor parameter counts contain them (shared.model.auxiliary).
@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from shared.spec.base import Fraction, Positive, Rate, Section, require
+from shared.spec.base import AboveZero, BelowOne, Fraction, Positive, Rate, Section, require
 
 
 class MultiSymbolSpec(Section):
     """Heads that predict further ahead: from the trunk output h[i], which has read patches < i, the symbols of patch
-    i + k for k = 1 ... K, each place of the patch by a linear map of its own, softcapped like the model's own logits.
+    i + k for k = 1 ... K, each position in the patch by its own linear map, softcapped like the model's own logits.
 
     Added is sum over k of weights[k - 1] times the mean nats over all i for which patch i + k is in the window. With
     patch_size 1 a patch is a symbol: the model's head gives x[t], the first of these heads x[t + 1].
@@ -29,7 +29,7 @@ class MultiSymbolSpec(Section):
     )
 
     def factor(self, progress: float) -> float:
-        """What the weights are multiplied with in a step that begins with this progress."""
+        """The factor on all weights in a step that begins with this progress."""
         return max(0.0, 1.0 - progress / self.decay_end_frac) if self.decay_end_frac > 0.0 else 1.0
 
 
@@ -41,9 +41,7 @@ class EmbedPredictionSpec(Section):
     Published: it hurts, by 0.006 bits per byte at weight 0.01 and 0.024 at 0.1 (4 symbols).
     """
 
-    weight: Rate = Field(
-        0.0, description="weight of the squared distance between predicted and real embeddings; 0 is off"
-    )
+    weight: Rate = Field(0.0, description="weight of the squared distance from predicted to real embeddings; 0 is off")
     symbols: Annotated[int, Field(ge=1, le=16)] = Field(4, description="symbols K that are predicted ahead, 1 to 16")
 
 
@@ -64,13 +62,11 @@ class ChunkPredictionSpec(Section):
 
     weight: Rate = Field(0.0, description="weight of the whole loss, published 0.001 and less; 0 is off")
     chunk_patches: Positive = Field(8, description="patches in a chunk, C")
-    hidden_dim: Positive = Field(
-        256, description="hidden units of the maps to a latent and to its prediction, rows of A1 and B1"
-    )
+    hidden_dim: Positive = Field(256, description="hidden units of the maps to latent and prediction, rows of A1, B1")
     latent_dim: Positive = Field(256, description="width of a latent, rows of A2 and B2")
-    regulariser_weight: Rate = Field(0.05, description="weight of SIGReg beside the squared error")
+    regulariser_weight: Rate = Field(0.05, description="weight of SIGReg relative to the squared error")
     directions: Positive = Field(
-        16, description="random unit vectors that SIGReg projects on, drawn anew in each step; more cost more"
+        16, description="random unit vectors that SIGReg projects on, drawn again in each step; more cost more"
     )
 
 
@@ -86,7 +82,7 @@ class CodeEntropySpec(Section):
     """
 
     weight: Rate = Field(0.0, description="weight of the mean bits per weight, in nats per bit; 0 is off")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(
+    temperature: AboveZero = Field(
         0.25,
         description="squared width of the soft assignment, in codes; smaller is closer to rounding, with a rougher "
         "gradient",
@@ -94,15 +90,13 @@ class CodeEntropySpec(Section):
     row_stride: Positive = Field(
         64, description="a step reads every row_stride-th row of each matrix; 1 reads all rows and costs most"
     )
-    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.5, description="progress from which the entropy is part of the loss"
-    )
+    start_frac: BelowOne = Field(0.5, description="progress from which the entropy is part of the loss")
 
 
 def check_auxiliary(
     multi: MultiSymbolSpec, embeds: EmbedPredictionSpec, chunks: ChunkPredictionSpec, patch_size: int, num_patches: int
 ) -> None:
-    """Raise ValueError for a loss of symbols that no window holds."""
+    """Raise ValueError for a loss on symbols that no window holds."""
     allowed = f"fewer than the patches of a window ({num_patches})"
     require(len(multi.weights) < num_patches, "training.loss.multi_symbol.weights", multi.weights, allowed)
     on, window = embeds.weight > 0.0, patch_size * num_patches

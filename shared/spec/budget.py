@@ -1,4 +1,4 @@
-"""The budget section: what artifact and code may weigh together."""
+"""The budget section: the limit on bytes."""
 
 from __future__ import annotations
 

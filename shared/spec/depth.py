@@ -1,4 +1,4 @@
-"""Depth wiring: which layers run in which order, and how their outputs meet (docs/techniques.md 6)."""
+"""Depth wiring: the order in which layers run, and how their outputs are combined (docs/techniques.md 6)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Fraction, Section, require
+from shared.spec.base import Count, Fraction, Section, require, require_all
 
 # A spec may come from a stranger's artifact: its virtual order must stay small.
 MAX_EXTRA_LOOPS = 64
@@ -22,9 +22,7 @@ class LoopSpec(Section):
 
     first_layer: Count = Field(0, description="first layer of the loop, counted from 0")
     last_layer: Count = Field(0, description="last layer of the loop, counted from 0")
-    extra_loops: Annotated[int, Field(ge=0, le=MAX_EXTRA_LOOPS)] = Field(
-        0, description="passes beyond the first; 0 is no loop"
-    )
+    extra_loops: Annotated[int, Field(ge=0, le=MAX_EXTRA_LOOPS)] = Field(0, description="further passes; 0 is no loop")
     gates: bool = Field(
         False,
         description="extra passes give x + g (B(x) - x) instead of B(x), B a block; a learned g per pass and layer, "
@@ -95,33 +93,18 @@ def scale_loop_schedule(values: dict[str, Any], factor: float) -> dict[str, Any]
 
 def check_depth(num_layers: int, loop: LoopSpec, parallel: ParallelSpec, mlp_dims: tuple[int, ...]) -> None:
     """Raise ValueError for a loop outside the layers, lanes that a loop would cross, or widths for other layers."""
-    require(
-        len(mlp_dims) in (0, num_layers),
-        "model.mlp_dims",
-        list(mlp_dims),
-        f"empty or one width for each of the {num_layers} layers (model.num_layers)",
-    )
-    if parallel.form != "off":
-        require(
-            parallel.first_layer < num_layers,
-            "model.parallel.first_layer",
-            parallel.first_layer,
-            f"below model.num_layers ({num_layers})",
-        )
+    allowed = f"empty or one width for each of the {num_layers} layers (model.num_layers)"
+    require(len(mlp_dims) in (0, num_layers), "model.mlp_dims", list(mlp_dims), allowed)
+    first, last = parallel.first_layer, loop.last_layer
+    allowed = f"below model.num_layers ({num_layers})"
+    require(parallel.form == "off" or first < num_layers, "model.parallel.first_layer", first, allowed)
     if loop.extra_loops == 0:
         return
-    require(
-        loop.first_layer <= loop.last_layer < num_layers,
-        "model.loop.last_layer",
-        loop.last_layer,
-        f"from model.loop.first_layer ({loop.first_layer}) to below model.num_layers ({num_layers})",
-    )
-    require(
-        parallel.form != "two_lane" or not loop.first_layer < parallel.first_layer <= loop.last_layer,
-        "model.parallel.first_layer",
-        parallel.first_layer,
-        f"outside of {loop.first_layer + 1} to {loop.last_layer}: a loop cannot lead from two lanes back to one",
-    )
+    allowed = f"from model.loop.first_layer ({loop.first_layer}) to below model.num_layers ({num_layers})"
+    require(loop.first_layer <= last < num_layers, "model.loop.last_layer", last, allowed)
+    crossed = parallel.form == "two_lane" and loop.first_layer < first <= last
+    allowed = f"outside of {loop.first_layer + 1} to {last}: a loop cannot lead from two lanes back to one"
+    require(not crossed, "model.parallel.first_layer", first, allowed)
 
 
 def check_loop_schedule(loop: LoopSpec, schedule: LoopScheduleSpec, steps: int, driver: str) -> None:
@@ -131,29 +114,18 @@ def check_loop_schedule(loop: LoopSpec, schedule: LoopScheduleSpec, steps: int, 
     later = loop.extra_loops - 1
     last_frac = schedule.start_frac + later * schedule.stagger_frac
     last_step = schedule.start_step + later * schedule.stagger_steps
-    require(last_frac < 1.0, "schedule.loop.start_frac", schedule.start_frac, "such that the last loop starts before 1")
-    require(
-        last_step < steps,
-        "schedule.loop.start_step",
-        schedule.start_step,
-        f"such that the last loop starts before the end of training (training.steps = {steps})",
-    )
-    require(
-        last_step == 0 or driver == "steps",
-        "schedule.loop.start_step",
-        schedule.start_step,
-        "0 with schedule.driver 'time', which may end before that step; use schedule.loop.start_frac",
+    at_end = f"such that the last loop starts before the end of training (training.steps = {steps})"
+    by_clock = "0 with schedule.driver 'time', which may end before that step; use schedule.loop.start_frac"
+    require_all(
+        schedule,
+        "schedule.loop",
+        (last_frac < 1.0, "start_frac", "such that the last loop starts before 1"),
+        (last_step < steps, "start_step", at_end),
+        (last_step == 0 or driver == "steps", "start_step", by_clock),
     )
     staggered = later > 0 and (schedule.stagger_frac > 0.0 or schedule.stagger_steps > 0)
-    require(
-        not staggered or later <= MAX_STAGES - 2,
-        "model.loop.extra_loops",
-        loop.extra_loops,
-        f"at most {MAX_STAGES - 1} with loops that start one after the other, as each stage is compiled by itself",
-    )
-    require(
-        not schedule.ramps or (loop.gates and not staggered),
-        "schedule.loop.ramp_steps" if schedule.ramp_steps else "schedule.loop.ramp_frac",
-        schedule.ramp_steps or schedule.ramp_frac,
-        "0 without model.loop.gates, or where loops start one after the other",
-    )
+    allowed = f"at most {MAX_STAGES - 1} with loops that start one after the other: each stage is compiled by itself"
+    require(not staggered or later <= MAX_STAGES - 2, "model.loop.extra_loops", loop.extra_loops, allowed)
+    can_ramp = not schedule.ramps or (loop.gates and not staggered)
+    allowed = "0 without model.loop.gates, or where loops start one after the other"
+    require_all(schedule, "schedule.loop", (can_ramp, "ramp_steps" if schedule.ramp_steps else "ramp_frac", allowed))

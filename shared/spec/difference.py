@@ -1,4 +1,4 @@
-"""What two specs differ in, and what they may differ in: a resumed run, and runs of one record, experiment or curve.
+"""Compares specs, and lists the fields that may differ in a resumed run and in runs of one record or comparison.
 
 Fields and sections are named as `section.key`; a section stands for all fields in it.
 """
@@ -13,7 +13,7 @@ from shared.spec.artifact import ArtifactSpec
 from shared.spec.spec import Spec
 
 SEED_KEY = "training.seed"
-# The name of the training text. What counts is the text itself, as there may be another under this name tomorrow.
+# The name of the training text. What counts is the text itself, because another one may get this name later.
 TRAIN_KEY = "data.train"
 # The codes of matrices, which an artifact stores and a loss may be of.
 MATRIX_KEY = "artifact.matrix"
@@ -28,7 +28,7 @@ WATCHING = frozenset(
         "training.keep_checkpoints",
     }
 )
-# How its weights are packed and scored, and how a batch is cut to fit a machine: not what is learned from what.
+# How its weights are packed and scored, and how a batch is cut to fit a machine: nothing that changes what is learned.
 HANDLING = frozenset(
     {
         *(f"artifact.{name}" for name in ArtifactSpec.model_fields),

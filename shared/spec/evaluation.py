@@ -1,4 +1,4 @@
-"""The evaluation section: how text is scored."""
+"""The evaluation section: how a text is scored."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from shared.spec.base import Positive, Section
 
 
 class EvaluationSpec(Section):
-    """How text is scored: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
+    """Scoring: windows of model.seq_len that advance by stride_symbols (docs/techniques.md 1.5)."""
 
     stride_symbols: Positive = Field(
         description="symbols by which scoring windows advance; smaller gives more context and costs more time; default "
         "model.seq_len, windows that do not overlap"
     )
-    val_symbols: Positive = Field(
-        131_072, description="symbols of the fixed sample of held-out documents that validations score"
-    )
+    val_symbols: Positive = Field(131_072, description="symbols in the fixed sample of held-out text for validations")
     batch_symbols: Positive = Field(description="most symbols in one scoring pass; default training.batch_symbols")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
-        0.95, description="confidence level of the interval around a score, from resampled documents"
+        0.95, description="confidence level of the interval around a score, over its documents"
     )

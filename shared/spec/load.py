@@ -132,7 +132,8 @@ def _read(source: str | Path) -> dict[str, Any]:
         try:
             content, name = path.read_text(encoding="utf-8"), path.stem
         except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: cannot read the spec ({_reason(error)})") from None
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise SpecError(f"{path}: cannot read the spec ({reason})") from None
     else:
         if text not in preset_names():
             names = preset_names()
@@ -182,7 +183,7 @@ def _first_problem(error: ValidationError) -> str:
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
-            return f"{key} = {problem['input']!r}: {_lower_first(problem['msg'])}"
+            return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -198,11 +199,3 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 def _nearest(word: str, choices: Iterable[str]) -> str:
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f", did you mean {matches[0]!r}?" if matches else ""
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8 text"
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

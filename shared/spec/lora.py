@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Section, require
+from shared.spec.base import AboveZero, Count, Section, require
 from shared.spec.mixers import MixerKind
 
 LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
@@ -17,13 +17,11 @@ class LoraSpec(Section):
     (optimizer.adapter_lr).
 
     A starts uniform in +-1/sqrt(in) and B at zero: the model starts as the one without adapters, B learns from the
-    first step and A from the second. An artifact stores the factors beside W.
+    first step and A from the second. An artifact stores the factors next to W.
     """
 
     rank: Count = Field(0, description="rank of the adapters; 0 is off")
-    alpha: Annotated[float, Field(gt=0.0)] = Field(
-        16.0, description="the product of the factors is multiplied by alpha / rank"
-    )
+    alpha: AboveZero = Field(16.0, description="the product of the factors is multiplied by alpha / rank")
     targets: Annotated[tuple[LoraTarget, ...], Field(strict=False)] = Field(
         ("q", "v"),
         description="matrices that have an adapter. q, k, v, o, mlp: in every layer of the trunk that has them, mlp "
@@ -33,7 +31,7 @@ class LoraSpec(Section):
 
 
 def check_lora(lora: LoraSpec, has_head: bool, narrowest: int, mixers: tuple[MixerKind, ...]) -> None:
-    """Raise ValueError for adapters of a head or of projections that are none, or as large as what they adapt."""
+    """Raise ValueError for adapters of a missing head or projection, or as large as the matrix they adapt."""
     if not lora.rank:
         return
     targets = list(lora.targets)

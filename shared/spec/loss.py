@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from shared.spec.auxiliary import (
-    ChunkPredictionSpec,
-    CodeEntropySpec,
-    EmbedPredictionSpec,
-    MultiSymbolSpec,
-)
+from shared.spec.auxiliary import ChunkPredictionSpec, CodeEntropySpec, EmbedPredictionSpec, MultiSymbolSpec
 from shared.spec.base import Rate, Section, require
 from shared.spec.vocabulary import VocabularySpec
 
 
 class LossSpec(Section):
-    """What is minimised in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2), to
+    """The training loss in place of the mean nats: mean(w (1 - p)^focal_gamma nats) + z_weight mean(lse^2), to
     which auxiliary losses are added that exist in training only (shared.spec.auxiliary).
 
     p is the probability of the symbol that came and lse the logarithm of the sum of exp over the softcapped logits.
@@ -23,9 +18,7 @@ class LossSpec(Section):
     """
 
     z_weight: Rate = Field(0.0, description="weight of the squared log of the softmax's sum (z-loss); 0 is off")
-    focal_gamma: Rate = Field(
-        0.0, description="exponent of (1 - p) as a factor on each symbol's nats; 0 is off, else at least 1"
-    )
+    focal_gamma: Rate = Field(0.0, description="exponent of the factor (1 - p) on a symbol's nats; 0 is off, else >= 1")
     byte_weighted: bool = Field(
         False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
     )
@@ -37,12 +30,12 @@ class LossSpec(Section):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the mean nats. Field by field, as torch.compile cannot follow a comparison of sections."""
+        """Whether it is the mean nats. Field by field, because torch.compile cannot follow a comparison of sections."""
         return not (self.z_weight or self.focal_gamma or self.byte_weighted or self.has_auxiliary)
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether anything beside the nats of the symbols is minimised."""
+        """Whether anything besides the nats of the symbols is minimised."""
         trunk_losses = self.multi_symbol.weights or self.embed_prediction.weight or self.chunk_prediction.weight
         return bool(trunk_losses or self.code_entropy.weight)
 

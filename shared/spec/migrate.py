@@ -1,9 +1,9 @@
-"""Brings specs that lie in files up to today's schema.
+"""Brings specs in files up to today's schema.
 
 Every spec that bytetwin writes (in artifacts, checkpoints, spec.toml of a run or record) has every field that exists at
-that time, with its value. Such files are read for ever if two kinds of changes are written down here:
+that time, with its value. Such files stay readable if two kinds of changes are written down here:
 
-- A field or section gets another name or place: `Renamed`. A file written by hand may keep the old name too.
+- A field or section is renamed or moved: `Renamed`. A file written by hand may keep the old name too.
 - The default of a field changes: `NewDefault`, with the old one. A file of bytetwin that lacks the field is older than
   it and means its first default, with which the technique was off. A file written by hand means today's default.
 
@@ -70,7 +70,7 @@ def migrated(
 
 
 def new_name(key: str, migrations: Sequence[Migration] = MIGRATIONS) -> str | None:
-    """What a field with an old name is called now, None for any other."""
+    """The current name of a field with an old name, None for any other."""
     current = key
     for migration in migrations:
         if isinstance(migration, Renamed) and f"{current}.".startswith(f"{migration.old}."):

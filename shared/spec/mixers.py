@@ -1,11 +1,11 @@
-"""What each layer of the trunk mixes positions with (docs/techniques.md 7)."""
+"""The mixer of positions in each layer of the trunk (docs/techniques.md 7)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from shared.spec.attention import AttentionSpec
-from shared.spec.base import require
+from shared.spec.base import require, require_all
 
 MixerKind = Literal["attention", "mamba2", "gated_delta"]
 
@@ -22,20 +22,18 @@ MIXERS_DESCRIPTION = (
 
 def check_mixers(mixers: tuple[MixerKind, ...], num_layers: int, attention: AttentionSpec) -> None:
     """Raise ValueError for mixers of other layers, or for add-ons on layers that are not attention."""
-    require(
-        len(mixers) in (0, num_layers),
-        "model.mixers",
-        list(mixers),
-        f"empty or one mixer for each of the {num_layers} layers (model.num_layers)",
-    )
+    allowed = f"empty or one mixer for each of the {num_layers} layers (model.num_layers)"
+    require(len(mixers) in (0, num_layers), "model.mixers", list(mixers), allowed)
     stateful = [layer for layer, mixer in enumerate(mixers) if mixer != "attention"]
     if not stateful:
         return
     # Layers from the last one down to the last that is not attention.
     attention_at_end = num_layers - 1 - stateful[-1]
     only_later = f"at most {attention_at_end}, as layer {stateful[-1]} of model.mixers is no attention"
-    no_attention = len(stateful) == num_layers
-    for holds, field, allowed in (
+    no_attention, none_left = len(stateful) == num_layers, "0, as model.mixers has no attention"
+    require_all(
+        attention,
+        "model.attention",
         (not attention.document_mask, "document_mask", "false, as the state of model.mixers crosses documents"),
         (attention.output_gate == "none", "output_gate", "'none', as model.mixers has layers with gates of their own"),
         (attention.xsa_layers <= attention_at_end, "xsa_layers", only_later),
@@ -45,7 +43,6 @@ def check_mixers(mixers: tuple[MixerKind, ...], num_layers: int, attention: Atte
             "value_residual",
             "false, unless the first layer of model.mixers and a later one are attention",
         ),
-        (not attention.window or not no_attention, "window", "0, as model.mixers has no attention"),
-        (not attention.ntk_positions or not no_attention, "ntk_positions", "0, as model.mixers has no attention"),
-    ):
-        require(holds, f"model.attention.{field}", getattr(attention, field), allowed)
+        (not attention.window or not no_attention, "window", none_left),
+        (not attention.ntk_positions or not no_attention, "ntk_positions", none_left),
+    )

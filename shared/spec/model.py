@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from shared.spec.attention import AttentionSpec, SmearGate, check_attention
-from shared.spec.base import Fraction, Positive, Section, require
+from shared.spec.base import AboveZero, Fraction, Positive, Section, require_all
 from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
 from shared.spec.initial import EmbedInit, EmbedRank, MatrixInit, ResidMixInit, check_initial
 from shared.spec.lora import LoraSpec, check_lora
@@ -23,7 +23,7 @@ class DecoderSpec(Section):
     `autoregressive`: a local causal transformer over the patch, MegaByte form; with `context` above 1 its
     input is a projection of the last symbols instead of the last one alone, also across patches. `mlp`: one
     two-layer head per position, no context inside the patch. `linear`: one linear map to P * V logits;
-    with patch_size 1 it is the ordinary language-model head. `experts`: for place p of the patch the sum of
+    with patch_size 1 it is the ordinary language-model head. `experts`: for position p of the patch the sum of
     `num_experts` linear maps of z = h + e[p], weighed by softmax(R z), e and R learned.
     """
 
@@ -35,9 +35,7 @@ class DecoderSpec(Section):
     num_layers: Positive = Field(1, description="layers of the local transformer")
     num_heads: Positive = Field(4, description="attention heads of the local transformer")
     mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
-    num_experts: Annotated[int, Field(ge=2, le=16)] = Field(
-        3, description="linear maps of the experts decoder, 2 to 16"
-    )
+    num_experts: Annotated[int, Field(ge=2, le=16)] = Field(3, description="linear maps in the experts decoder, 2-16")
     context: Positive = Field(1, description="earlier symbols that each local position reads directly")
 
 
@@ -51,9 +49,7 @@ class ModelSpec(Section):
         description="key/value heads, each read by num_heads / num_kv_heads query heads; a divisor of num_heads. "
         "Fewer save weights"
     )
-    head_dim: Positive = Field(
-        description="width C of an attention head, an even number; default model_dim / num_heads"
-    )
+    head_dim: Positive = Field(description="width C of an attention head, an even number; default model_dim/num_heads")
     mlp_dim: Positive = Field(description="hidden units of the MLP of a layer; default 3 * model_dim")
     mlp_dims: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
         (), description="hidden units of the MLP of each layer, where they differ; empty is mlp_dim everywhere"
@@ -64,9 +60,7 @@ class ModelSpec(Section):
         description="symbols that the trunk reads at once, so that it runs over seq_len / patch_size positions and "
         "the decoder predicts each patch. Larger patches cost less time; 1 is an ordinary language model",
     )
-    norm_eps: Annotated[float, Field(gt=0.0)] = Field(
-        1e-6, description="added to the mean square inside the root of every norm"
-    )
+    norm_eps: AboveZero = Field(1e-6, description="added to the mean square in every norm")
     rope_base: Annotated[float, Field(gt=1.0)] = Field(
         1e4, description="base of the rotary angles position * base^(-2i / rope_dims); larger for longer windows"
     )
@@ -78,7 +72,7 @@ class ModelSpec(Section):
     mlp_negative_slope: Fraction = Field(
         0.5, description="slope of the MLP's leaky relu below zero, before it is squared; 0 is relu squared"
     )
-    logit_softcap: Annotated[float, Field(gt=0.0)] = Field(
+    logit_softcap: AboveZero = Field(
         30.0,
         description="logits are softcap * tanh(logits / softcap), so no larger than this; lower means less certain "
         "predictions",
@@ -111,9 +105,7 @@ class ModelSpec(Section):
         "and a linear decoder, or with an autoregressive decoder"
     )
     embed_rank: EmbedRank = 0
-    embed_init_std: Annotated[float, Field(gt=0.0)] = Field(
-        0.005, description="standard deviation of the initial tables of symbols"
-    )
+    embed_init_std: AboveZero = Field(0.005, description="standard deviation of initial tables of symbols")
     embed_init: EmbedInit = "normal"
     matrix_init: MatrixInit = "uniform"
     resid_mix_init: ResidMixInit = "first"
@@ -152,43 +144,25 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _check_shapes(self) -> ModelSpec:
-        require(
-            self.model_dim % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"a divisor of model.model_dim ({self.model_dim})",
+        heads, can_tie = self.num_heads, _can_tie(self.patch_size, self.decoder.kind)
+        untied = "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive"
+        require_all(
+            self,
+            "model",
+            (self.model_dim % heads == 0, "num_heads", f"a divisor of model.model_dim ({self.model_dim})"),
+            (self.head_dim % 2 == 0, "head_dim", "an even number, as RoPE rotates pairs"),
+            (heads % self.num_kv_heads == 0, "num_kv_heads", f"a divisor of model.num_heads ({heads})"),
+            (self.seq_len % self.patch_size == 0, "seq_len", f"a multiple of model.patch_size ({self.patch_size})"),
+            (not self.tie_embeddings or can_tie, "tie_embeddings", untied),
         )
-        require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "an even number, as RoPE rotates pairs")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "model.num_kv_heads",
-            self.num_kv_heads,
-            f"a divisor of model.num_heads ({self.num_heads})",
-        )
-        require(
-            self.seq_len % self.patch_size == 0,
-            "model.seq_len",
-            self.seq_len,
-            f"a multiple of model.patch_size ({self.patch_size})",
-        )
-        if self.decoder.kind == "autoregressive":
-            require(
-                self.decoder.dim % (2 * self.decoder.num_heads) == 0,
-                "model.decoder.dim",
-                self.decoder.dim,
-                f"a multiple of 2 * model.decoder.num_heads ({2 * self.decoder.num_heads})",
-            )
+        local, pairs = self.decoder, 2 * self.decoder.num_heads
+        allowed = f"a multiple of 2 * model.decoder.num_heads ({pairs})"
+        require_all(local, "model.decoder", (local.kind != "autoregressive" or local.dim % pairs == 0, "dim", allowed))
         check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
         check_ngram(self.ngram)
         check_initial(self.resid_mix, self.resid_mix_init, self.embed_rank, self.model_dim)
         check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
         check_mixers(self.mixers, self.num_layers, self.attention)
-        require(
-            not self.tie_embeddings or _can_tie(self.patch_size, self.decoder.kind),
-            "model.tie_embeddings",
-            self.tie_embeddings,
-            "false, unless patch_size is 1 with a linear decoder or the decoder is autoregressive",
-        )
         check_lora(
             self.lora,
             not self.tie_embeddings and self.decoder.kind in ("linear", "autoregressive"),

@@ -36,5 +36,5 @@ class NgramSpec(Section):
 
 
 def check_ngram(ngram: NgramSpec) -> None:
-    """Raise ValueError for a table of one row, which cannot tell n-grams apart."""
+    """Raise ValueError for a table of one row, which cannot distinguish n-grams."""
     require(ngram.rows != 1, "model.ngram.rows", ngram.rows, "0 or at least 2")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Fraction, Positive, Rate, Section, require
+from shared.spec.base import AboveZero, BelowOne, Count, DType, Fraction, Positive, Rate, Section, require_all
 
 NSCoefficients = Literal["quintic", "polar_express"]
 
@@ -14,23 +14,15 @@ NSCoefficients = Literal["quintic", "polar_express"]
 class OptimizerSpec(Section):
     """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
 
-    matrix_lr: Rate = Field(
-        0.02, description="peak rate of Muon, for matrices; times sqrt(rows / columns) where there are more rows"
-    )
+    matrix_lr: Rate = Field(0.02, description="peak rate of Muon, for matrices; times max(1, sqrt(rows / columns))")
     embed_lr: Rate = Field(0.03, description="peak rate of Adam for tables of symbols, tied heads included")
     head_lr: Rate = Field(0.008, description="peak rate of Adam for output matrices that are not tied to a table")
     scalar_lr: Rate = Field(0.02, description="peak rate of Adam for gains, scales, gates and other small parameters")
     adapter_lr: Rate = Field(0.01, description="peak rate of Adam for the factors of model.lora")
-    muon_momentum: Fraction = Field(
-        0.95, description="momentum of Muon after its warm-up; higher averages gradients over more steps"
-    )
-    muon_momentum_start: Fraction = Field(
-        0.85, description="momentum at the first step; it rises linearly to muon_momentum"
-    )
+    muon_momentum: Fraction = Field(0.95, description="momentum of Muon after warm-up; higher averages over more steps")
+    muon_momentum_start: Fraction = Field(0.85, description="momentum at first, rises linearly to muon_momentum")
     muon_momentum_warmup_steps: Count = Field(300, description="steps over which the momentum rises; 0 is none")
-    muon_weight_decay: Rate = Field(
-        0.0, description="decoupled decay of matrices, p -= lr decay p; smaller weights compress better"
-    )
+    muon_weight_decay: Rate = Field(0.0, description="decoupled decay of matrices, p -= lr decay p; helps compression")
     muon_cautious_decay: bool = Field(
         False, description="a weight decays only where its update has its sign, p -= 1[u p >= 0] lr decay p"
     )
@@ -42,12 +34,8 @@ class OptimizerSpec(Section):
         description="NorMuon: the orthogonal update is divided by the root of a running mean square of each row "
         "(column, where those are more) and rescaled to its former Frobenius norm",
     )
-    normuon_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.9, description="decay of the running mean of NorMuon"
-    )
-    ns_steps: Positive = Field(
-        5, description="Newton-Schulz iterations in an update of Muon; fewer are faster and less orthogonal"
-    )
+    normuon_beta2: BelowOne = Field(0.9, description="decay of the running mean of NorMuon")
+    ns_steps: Positive = Field(5, description="Newton-Schulz iterations per update; fewer are faster, less orthogonal")
     ns_coefficients: NSCoefficients = Field(
         "quintic",
         description="coefficients of the Newton-Schulz polynomial. quintic: the same three in every iteration; "
@@ -59,12 +47,8 @@ class OptimizerSpec(Section):
         "4 %",
     )
     adam_beta1: Fraction = Field(0.9, description="decay of Adam's mean of gradients")
-    adam_beta2: Fraction = Field(
-        0.95, description="decay of Adam's mean of squared gradients; higher for noisier gradients"
-    )
-    adam_eps: Annotated[float, Field(gt=0.0)] = Field(
-        1e-8, description="added to the root of the mean square, outside of it"
-    )
+    adam_beta2: Fraction = Field(0.95, description="decay of Adam's mean of squared gradients; higher for noisy ones")
+    adam_eps: AboveZero = Field(1e-8, description="added to the root of the mean square, outside it")
     adam_weight_decay: Rate = Field(0.0, description="decoupled decay of the parameters of Adam, p -= lr decay p")
     adam_cautious_decay: bool = Field(False, description="the same as muon_cautious_decay, for the parameters of Adam")
     grad_clip_norm: Rate = Field(0.0, description="limit on the norm of all gradients together; 0 is no limit")
@@ -73,10 +57,6 @@ class OptimizerSpec(Section):
     def _check_cautious_decay(self) -> OptimizerSpec:
         for kind in ("muon", "adam"):
             cautious, decay = f"{kind}_cautious_decay", f"{kind}_weight_decay"
-            require(
-                not getattr(self, cautious) or getattr(self, decay) > 0,
-                f"optimizer.{cautious}",
-                True,
-                f"false where optimizer.{decay} is 0",
-            )
+            used = not getattr(self, cautious) or getattr(self, decay) > 0
+            require_all(self, "optimizer", (used, cautious, f"false where optimizer.{decay} is 0"))
         return self

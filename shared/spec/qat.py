@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared.spec.base import Count, Section, require
+from shared.spec.base import BelowOne, Count, Section, require, require_all
 
 
 class QatSpec(Section):
-    """Quantisation-aware training: what the training loss reads in place of the matrices, from some time on.
+    """Quantisation-aware training: the training loss reads other values in place of the matrices, from some time on.
 
     `straight_through`: the rounded weights, as an artifact of `bits` stores them, while the gradient is taken as if
     they were the weights themselves; any other grid than the artifact's would train for what is never packed.
     `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every weight and step;
-    qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is no grid, so any other size
+    qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is not a grid, so any other size
     is a choice. Scores and artifacts are of the weights themselves.
     """
 
@@ -28,9 +28,7 @@ class QatSpec(Section):
         description="bits of a code; default artifact.matrix.bits, which straight_through must have; noise: "
         "4 to 8, published 8"
     )
-    start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="progress from which quantisation acts"
-    )
+    start_frac: BelowOne = Field(0.0, description="progress from which quantisation acts")
     start_step: Count = Field(0, description="step, counted from 0, before which quantisation does not act either")
 
     def is_acting(self, step: int, progress: float) -> bool:
@@ -55,10 +53,12 @@ def check_qat(qat: QatSpec, steps: int, driver: str) -> None:
     """Raise ValueError for quantisation that never acts, or may not."""
     if qat.form == "off":
         return
-    allowed = f"below training.steps ({steps})"
-    require(qat.start_step < steps, "training.qat.start_step", qat.start_step, allowed)
-    allowed = "0 with schedule.driver 'time', which may end before that step; use training.qat.start_frac"
-    require(qat.start_step == 0 or driver == "steps", "training.qat.start_step", qat.start_step, allowed)
+    by_clock = "0 with schedule.driver 'time', which may end before that step; use training.qat.start_frac"
     reached = driver == "time" or (steps - 1) / steps >= qat.start_frac
-    allowed = f"at most {(steps - 1) / steps}, with which the last of {steps} steps begins"
-    require(reached, "training.qat.start_frac", qat.start_frac, allowed)
+    require_all(
+        qat,
+        "training.qat",
+        (qat.start_step < steps, "start_step", f"below training.steps ({steps})"),
+        (qat.start_step == 0 or driver == "steps", "start_step", by_clock),
+        (reached, "start_frac", f"at most {(steps - 1) / steps}, with which the last of {steps} steps begins"),
+    )

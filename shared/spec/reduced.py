@@ -22,7 +22,7 @@ ROWS, MICRO_BATCH_ROWS = 3, 2
 MAX_BROTLI_QUALITY = 5
 
 # Adam's first steps have the size of the learning rate even where a gradient is nothing but rounding, and
-# the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows part for good.
+# the gradient of a relu jumps: at the full rate two correct float32 runs on three short rows diverge for good.
 LEARNING_RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr", "adapter_lr")
 
 
@@ -37,9 +37,7 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
         patches = max(MIN_PATCHES, round(TARGET_SEQ_SYMBOLS / patch_size))
         seq_len = min(spec.model.seq_len, patches * patch_size)
     if seq_len % patch_size or seq_len < 2 * patch_size:
-        raise SpecError(
-            f"--seq-len {seq_len}: must be a multiple of model.patch_size ({patch_size}), two patches or more"
-        )
+        raise SpecError(f"--seq-len {seq_len}: must be a multiple of model.patch_size ({patch_size}), at least two")
     if steps < 1:
         raise SpecError(f"--steps {steps}: must be 1 or more")
     changes = {
@@ -59,16 +57,13 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     }
     values = spec_to_dict(spec)
     notes = []
-    values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], steps / spec.training.steps)
-    scale_snapshots(values["training"], steps / spec.training.steps, steps)
-    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
+    shorten(values, spec, seq_len, steps)
     entropy = values["training"]["loss"]["code_entropy"]
     if entropy["weight"]:
         # Its gradient turns round within one code, and at first a step moves weights by more: over several steps two
-        # correct float32 runs part for good. Gradients are compared with it all the same.
+        # correct float32 runs diverge for good. Gradients are compared with it all the same.
         notes.append("training.loss.code_entropy acts in gradients and in the last step only")
         entropy["start_frac"] = (steps - 1) / steps
-    values["training"]["qat"] = scale_qat(values["training"]["qat"], steps / spec.training.steps, steps)
     for key, value in changes.items():
         section, field = key.split(".")
         if values[section][field] != value:
@@ -82,6 +77,16 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     # Scoring windows are not part of the comparison; they only have to fit the shorter sequence.
     values["evaluation"] |= {"stride_symbols": seq_len, "batch_symbols": ROWS * seq_len}
     return spec_from_dict(values, origin=spec.name), tuple(notes)
+
+
+def shorten(values: dict[str, Any], spec: Spec, seq_len: int, steps: int) -> None:
+    """Change what acts from a certain step on, or on whole windows, in the values of `spec`, in place, to fit a run of
+    `steps` steps with windows of `seq_len`."""
+    factor, patch_size = steps / spec.training.steps, spec.model.patch_size
+    values["schedule"]["loop"] = scale_loop_schedule(values["schedule"]["loop"], factor)
+    scale_snapshots(values["training"], factor, steps)
+    fit_auxiliary(values["training"]["loss"], patch_size, seq_len // patch_size, steps)
+    values["training"]["qat"] = scale_qat(values["training"]["qat"], factor, steps)
 
 
 def with_dtype(spec: Spec, dtype: str) -> Spec:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from shared.spec.base import Fraction, Section
+from shared.spec.base import BelowOne, Fraction, Section
 from shared.spec.depth import LoopScheduleSpec
 
 
@@ -33,10 +33,8 @@ class ScheduleSpec(Section):
         "linear", description="shape of the warm-down: a straight line, or half a cosine"
     )
     min_lr_frac: Fraction = Field(0.0, description="fraction of the peak rate at the end of the warm-down")
-    decay_end_frac: Fraction = Field(
-        1.0, description="factor on every weight decay at the end of the run; 1 leaves decay as it is"
-    )
-    decay_taper_start_frac: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+    decay_end_frac: Fraction = Field(1.0, description="factor on weight decay at the end of the run; 1: no change")
+    decay_taper_start_frac: BelowOne = Field(
         0.7, description="progress from which the factor on weight decay goes linearly from 1 to decay_end_frac"
     )
     decay_follows_lr: bool = Field(

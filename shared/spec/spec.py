@@ -72,46 +72,31 @@ class Spec(Section):
             ("evaluation.batch_symbols", self.evaluation.batch_symbols),
         ):
             require(value % seq_len == 0, field, value, f"a multiple of model.seq_len ({seq_len})")
-        require(
-            self.evaluation.stride_symbols <= seq_len,
-            "evaluation.stride_symbols",
-            self.evaluation.stride_symbols,
-            f"at most model.seq_len ({seq_len}), so that every symbol is scored",
-        )
+        stride = self.evaluation.stride_symbols
+        allowed = f"at most model.seq_len ({seq_len}), so that every symbol is scored"
+        require(stride <= seq_len, "evaluation.stride_symbols", stride, allowed)
         check_loop_schedule(self.model.loop, self.schedule.loop, self.training.steps, self.schedule.driver)
-        has_start_row = self.model.patch_size == 1 and self.vocabulary.document_start is not None
-        require(
-            self.model.start == "learned" or has_start_row,
-            "model.start",
-            self.model.start,
-            "'learned', unless patch_size is 1 and the vocabulary has a document start",
-        )
+        marked = self.vocabulary.document_start is not None
+        has_start_row = self.model.patch_size == 1 and marked
+        allowed = "'learned', unless patch_size is 1 and the vocabulary has a document start"
+        require(self.model.start == "learned" or has_start_row, "model.start", self.model.start, allowed)
+        allowed = f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start"
         masked = self.model.attention.document_mask
-        require(
-            not masked or self.vocabulary.document_start is not None,
-            "model.attention.document_mask",
-            masked,
-            f"false, as vocabulary.kind {self.vocabulary.kind!r} does not mark where documents start",
-        )
+        require(not masked or marked, "model.attention.document_mask", masked, allowed)
         check_snapshots(self.training, self.schedule.driver)
-        frozen = self.training.freeze
+        frozen, loss, model = self.training.freeze, self.training.loss, self.model
         allowed = "'none' where model.lora.rank is 0"
-        require(frozen == "none" or self.model.lora.rank > 0, "training.freeze", frozen, allowed)
-        check_loss(self.training.loss, self.vocabulary)
-        loss, model = self.training.loss, self.model
+        require(frozen == "none" or model.lora.rank > 0, "training.freeze", frozen, allowed)
+        check_loss(loss, self.vocabulary)
         check_auxiliary(
             loss.multi_symbol, loss.embed_prediction, loss.chunk_prediction, model.patch_size, model.num_patches
         )
         check_code_entropy(loss.code_entropy, self.training.steps, self.schedule.driver)
         check_qat(self.training.qat, self.training.steps, self.schedule.driver)
         timed = self.schedule.driver == "time"
-        require(
-            timed == (self.training.time_limit_s > 0),
-            "training.time_limit_s",
-            self.training.time_limit_s,
-            "above 0 with schedule.driver 'time' and 0 with 'steps'",
-        )
-        reserve_s = self.training.reserve_s
-        allowed = f"below training.time_limit_s ({self.training.time_limit_s})" if timed else "0 without a time limit"
+        limit_s, reserve_s = self.training.time_limit_s, self.training.reserve_s
+        allowed = "above 0 with schedule.driver 'time' and 0 with 'steps'"
+        require(timed == (limit_s > 0), "training.time_limit_s", limit_s, allowed)
+        allowed = f"below training.time_limit_s ({limit_s})" if timed else "0 without a time limit"
         require(reserve_s == 0 or self.training.steps_limit_s > 0, "training.reserve_s", reserve_s, allowed)
         return self

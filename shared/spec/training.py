@@ -1,4 +1,4 @@
-"""The training section: how long, how much at a time, what is averaged, when it is looked at."""
+"""The training section: length, batch size, averaging and how often a run is checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
+from shared.spec.base import BelowOne, Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
 
@@ -53,7 +53,7 @@ class TrainingSpec(Section):
     )
     loss: LossSpec = LossSpec()
     qat: QatSpec
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+    ema_decay: BelowOne = Field(
         0.0, description="decay of the running weight average (EMA) that is scored and packed; 0 turns it off"
     )
     swa_every_steps: Count = Field(
@@ -68,9 +68,9 @@ class TrainingSpec(Section):
         0, description="steps between two validations on evaluation.val_symbols of held-out text; 0 is only at the end"
     )
     checkpoint_every_steps: Count = Field(
-        0, description="steps between two checkpoints; 0 is only at the end and on interruption"
+        0, description="steps between two checkpoints; 0: only at the end or on a signal"
     )
-    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept on disk, beside the best one")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints kept on disk, in addition to the best one")
 
     @property
     def steps_limit_s(self) -> float:

@@ -50,7 +50,7 @@ class VocabularySpec(Section):
     @property
     def byte_offset(self) -> int:
         """Symbol of byte 0; of bytes only."""
-        assert not self.reads_tokens, "a token is no byte"
+        assert not self.reads_tokens, "a token is not a byte"
         return self.num_specials
 
     @property

@@ -1,4 +1,4 @@
-"""Groups of runs compared with a baseline: means, differences with intervals, and what may be said of them."""
+"""Groups of runs compared with a baseline: means, differences with intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 
 @dataclass(frozen=True)
 class ComparedGroup:
-    """One group beside the baseline; the baseline's own row has no difference. `over_documents` is None
+    """One group against the baseline; the baseline's own row has no difference. `over_documents` is None
     where a run kept no scores by document.
 
     `summary` is of the seeds that were compared, those that both groups have if there are any such, and
@@ -47,7 +47,7 @@ class ComparedGroup:
 
     @property
     def steps_per_s(self) -> tuple[float, float]:
-        """Those of the slowest and the fastest run."""
+        """Steps per second of the slowest and the fastest run."""
         speeds = [run.steps_per_s for run in self.group.runs]
         return min(speeds), max(speeds)
 
@@ -98,7 +98,7 @@ def compare_groups(
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know beside the figures, one fact a line."""
+    """Facts that a reader must know in addition to the figures, one a line."""
     rows, level = comparison.rows, comparison.level
     lines = []
     compared = [row.difference for row in rows if row.difference is not None and row.difference.interval is not None]
@@ -110,7 +110,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"is up to {min(1.0, len(compared) * (1.0 - level)):.0%}"
         )
     if any(found.method == "welch" for found in compared):
-        lines.append("groups that do not share their seeds are compared unpaired (Welch), which sees less")
+        lines.append("groups that do not share their seeds are compared unpaired (Welch), which has less power")
     if any(row.difference is not None and row.over_documents is None for row in rows):
         lines.append("no interval over documents where a run kept no scores by document")
     reasons = {row.over_documents.reason for row in rows if row.over_documents is not None}
@@ -205,7 +205,7 @@ def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedG
 
 
 def _counts(group: Group) -> Verdict | None:
-    """A leak or an artifact over the limit is no score to compare with."""
+    """The verdict on a score with a leak or an artifact over the limit: it does not count."""
     return "does not count" if group.problems else None
 
 

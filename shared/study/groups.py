@@ -86,7 +86,7 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """What the specs differ in: field and its value in each group, in order. A field that one does not have is
+    """The fields in which the specs differ, with the value in each group, in order. A field that one does not have is
     `absent` there."""
     traits = [_traits(group.runs[0]) for group in groups]
     keys = dict.fromkeys(key for each in traits for key in each)

@@ -1,7 +1,7 @@
 """A run in a process of its own: it starts with no compiled graph and no memory of another model, and leaves none.
 
 A signal may reach one of the two processes or both: Ctrl-C on a terminal reaches both, `kill` the one it names, a
-service manager both again. The process of the sweep therefore tells the run's process of its own signals through a
+service manager both again. The process of the sweep therefore passes its own signals on to the run's process through a
 pipe, and there a request counts as a first signal however many ways it comes. If the sweep's process is gone, its end
 of the pipe is closed, and the run is stopped too.
 """
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,7 @@ from shared.training.run import train_run
 
 # A new interpreter, and not a copy of this one.
 CONTEXT: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
-# How long a signal may take to the run's process if nothing else brings it there.
+# How long a signal may take to reach the run's process if nothing else brings it there.
 POLL_S = 0.2
 
 
@@ -60,16 +60,19 @@ class Order:
 def train_apart(order: Order, interruption: Interruption) -> Ending:
     """Do what `train_run` does, in another process with the same terminal.
 
-    An error that is no fault of the user is printed there and is a failed run here; so is a process that was killed.
+    An error that is not the user's fault is printed there and is a failed run here; so is a process that was killed.
     Raises UserError and OSError as `train_run` does. `interruption` is that of this process, already entered.
     """
     ours, theirs = CONTEXT.Pipe()
     process = CONTEXT.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
     # Started here, because starting it lets signals through.
     resource_tracker.ensure_running()
-    # A signal that comes before the other process is ready for one waits for it.
-    with _held(SIGNALS):
+    # Signals wait meanwhile: here until it is started, in the other process until it is ready and unblocks them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
         process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     try:
         answer = _await_answer(ours, process, interruption)
@@ -85,11 +88,11 @@ def train_apart(order: Order, interruption: Interruption) -> Ending:
 
 
 def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interruption) -> Ending | Exception | None:
-    """Return what the run's process says at its end, None if it ends without a word. Tells it once of a signal."""
-    told = False
+    """Return the answer of the run's process at its end, None if it sends none. Passes a signal on to it once."""
+    sent = False
     while not wait([pipe, process.sentinel], POLL_S):
-        if interruption.signal_number is not None and not told:
-            told = True
+        if interruption.signal_number is not None and not sent:
+            sent = True
             with contextlib.suppress(OSError):
                 pipe.send(interruption.signal_number)
     with contextlib.suppress(EOFError, OSError):
@@ -99,13 +102,13 @@ def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interrup
 
 
 def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending:
-    """Say how a process ended that could not tell it."""
+    """Describe how a process ended that sent no answer."""
     assert exit_code is not None
     status = exit_code if exit_code >= 0 else 128 - exit_code
     if interruption.signal_number is not None:
         status = interruption.exit_status
     if status - 128 in SIGNALS:
-        return Ending("interrupted", "ended at once; what was saved before is whole", status)
+        return Ending("interrupted", "ended at once; files saved before are intact", status)
     if exit_code < 0:
         return Ending("failed", f"its process was killed by {killer_in_words(-exit_code)}", 1)
     return Ending("failed", f"its process ended with exit status {exit_code}", 1)
@@ -126,7 +129,7 @@ def _train(pipe: Connection, order: Order, typed: list[str]) -> None:
 
 
 def _listen(pipe: Connection, interruption: Interruption) -> None:
-    """Stop when the sweep's process says so or is gone; at once if it went although a stop was under way."""
+    """Stop when the sweep's process says so or is gone; at once if it is gone while a stop is under way."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             interruption.request(pipe.recv())
@@ -155,13 +158,3 @@ def _trained(order: Order, interruption: Interruption) -> Ending | UserError | O
         traceback.print_exc()
         return Ending("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", 1)
     return Ending(result.outcome.status, result.outcome.message, result.exit_status)
-
-
-@contextlib.contextmanager
-def _held(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Signals that come meanwhile wait: here until the end, in a process started here until it lets them through."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""What a sweep runs: specs x varied fields x seeds, each with a name of its own."""
+"""The runs of a sweep: specs x varied fields x seeds, each with its own name."""
 
 from __future__ import annotations
 
@@ -100,15 +100,13 @@ def parse_try(word: str) -> tuple[str, list[str]]:
 def parse_seeds(text: str) -> list[int]:
     """`3` is the three seeds 0, 1, 2; `0,5` is those two; `7,` is the one seed 7."""
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 1 and not parts[-1]:
+    listed = len(parts) > 1
+    if listed and not parts[-1]:
         parts.pop()
-        single = True
-    else:
-        single = len(parts) > 1
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"--seeds {text!r}: a number of seeds, or seeds separated by commas")
     numbers = [int(part) for part in parts]
-    seeds = numbers if single else list(range(numbers[0]))
+    seeds = numbers if listed else list(range(numbers[0]))
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text!r}: at least one seed, each once")
     return seeds

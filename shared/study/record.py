@@ -50,7 +50,7 @@ class Author:
 
 
 def check_one_experiment(results: Sequence[FinishedRun]) -> None:
-    """Raise RunError unless the runs differ in training.seed, in that certainly, and in nothing else."""
+    """Raise RunError unless every two runs differ in training.seed and in nothing else."""
     first = results[0]
     seeds: dict[int, FinishedRun] = {}
     for result in results:
@@ -81,6 +81,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
     artifact = [result.artifact_bytes for result in results]
     train_s = [result.train_s for result in results]
     bytes_total = max(result.score.total_bytes for result in results)
+    packages = results[0].environment.get("packages", {})
     return {
         "author": author.name,
         "github_id": author.github_id,
@@ -102,7 +103,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
         "eval_stride": results[0].score.stride_symbols,
         "hardware": "; ".join(sorted({result.device for result in results})),
         "engine": "; ".join(sorted({result.score.engine for result in results})),
-        "pytorch_version": _torch_version(results[0]),
+        "pytorch_version": packages.get("torch") if results[0].score.engine == "torch" else None,
         "spec_id": spec_id(results[0].spec),
         "compliance": {
             "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
@@ -122,14 +123,14 @@ def deviation(values: Sequence[float]) -> float | None:
 def write_record(
     folder: Path, results: Sequence[FinishedRun], readme: str, document: Mapping[str, Any], *, replace: bool
 ) -> None:
-    """The whole folder or nothing: made beside its place under a temporary name, then renamed.
+    """Write the whole folder or nothing: made next to it under a temporary name, then renamed.
 
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """
     if folder.exists() and not replace:
         raise RunError(f"{folder} exists; --replace overwrites it, --output names another folder")
     if folder.exists() and not (folder / SUBMISSION_FILE).is_file():
-        raise RunError(f"{folder} exists and is no record (it has no {SUBMISSION_FILE}): it is not replaced")
+        raise RunError(f"{folder} exists and is not a record (it has no {SUBMISSION_FILE}): it is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
         shutil.rmtree(leftover)
@@ -179,9 +180,3 @@ def _seed_entry(result: FinishedRun) -> dict[str, Any]:
         "train_time_s": train_s,
         "step_avg_ms": 1000.0 * train_s / steps,
     }
-
-
-def _torch_version(result: FinishedRun) -> str | None:
-    """The version of torch, None for a run on another engine."""
-    packages = result.environment.get("packages", {})
-    return packages.get("torch") if result.score.engine == "torch" else None

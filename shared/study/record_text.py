@@ -8,7 +8,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shared.errors import RunError
 from shared.model import parameter_counts
@@ -101,7 +101,7 @@ def _protocol(results: Sequence[FinishedRun]) -> list[str]:
 
 
 def _commands(results: Sequence[FinishedRun]) -> list[str]:
-    """What trains each seed again from this folder, and what was typed."""
+    """Commands that train each seed again from this folder."""
     lines = ["```"]
     for result in results:
         words = ["bytetwin", "train", "spec.toml", "--engine", result.score.engine]
@@ -143,7 +143,8 @@ def _machine(results: Sequence[FinishedRun]) -> list[str]:
         )
         preflight = _preflight(result.path / PREFLIGHT_FILE)
         if preflight is not None:
-            forced, risks = _rows(preflight, "forced"), _rows(preflight, "risks")
+            # Rows that were overridden, and those that said risk.
+            forced, risks = (list(map(str, preflight.get(key, []))) for key in ("forced", "risks"))
             verdict = "go" if preflight.get("go") else "no-go"
             facts.append(
                 f"Seed {result.seed}: preflight said {verdict} ({PREFLIGHT_FILE})"
@@ -164,11 +165,6 @@ def _preflight(path: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise RunError(f"{path}: not a JSON object")
     return values
-
-
-def _rows(preflight: Mapping[str, Any], key: Literal["forced", "risks"]) -> list[str]:
-    """Rows of a preflight document that were overridden, or that said risk."""
-    return [str(name) for name in preflight.get(key, [])]
 
 
 def _bullets(facts: Sequence[str]) -> list[str]:

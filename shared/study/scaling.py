@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """A fitted curve with what it leaves over: `residuals_bpb` measured minus fitted, in the order of `points`;
+    """A fitted curve with its residuals: `residuals_bpb` measured minus fitted, in the order of `points`;
     `last_out_bpb` measured minus predicted at the largest T by a fit to all smaller T, None if that fit has too
     few different T or no falling curve."""
 

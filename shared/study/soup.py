@@ -84,7 +84,7 @@ def check_members(members: Sequence[Target], recipe: Recipe) -> None:
 
 
 def open_selection(spec: Spec) -> Selection | None:
-    """The text to choose by of a spec, None if it keeps none. Raises DataError."""
+    """The text that a spec keeps to choose by, None if it keeps none. Raises DataError."""
     if spec.data.selection_frac == 0.0:
         return None
     train = open_split(spec.data.train, "train", spec.vocabulary)

@@ -57,7 +57,7 @@ def sweep(
     a finished run of a text that has changed since.
     """
     ended: list[SweptRun] = []
-    # The run's process has GRACE_S to save and ends first; this one then tells what there is.
+    # The run's process has GRACE_S to save and ends first; this one then reports the results.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
         specs = [bind_tokenizer(planned.spec) for planned in plan]
         # All of them first, so that a changed text is reported before anything is trained.

@@ -31,7 +31,8 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
     for title, columns in (("bits per byte, lower is better", RESULT_COLUMNS), ("", OTHER_COLUMNS)):
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for column in columns:
-            table.add_column(headings[column], overflow="fold", no_wrap=column > 0, justify=_justify(column))
+            side: Literal["left", "right"] = "right" if column else "left"
+            table.add_column(headings[column], overflow="fold", no_wrap=column > 0, justify=side)
         for row, style in zip(cells, styles, strict=True):
             table.add_row(*(escape(row[column]) for column in columns), style=style)
         wide.print(table)
@@ -39,10 +40,6 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
         out.print(line, markup=False, soft_wrap=True)
     for problem in comparison.problems:
         out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
-
-
-def _justify(column: int) -> Literal["left", "right"]:
-    return "left" if column == 0 else "right"
 
 
 def markdown(comparison: Comparison, title: str, command: str) -> str:
@@ -67,7 +64,7 @@ def difference_lines(comparison: Comparison) -> list[str]:
 
 
 def protocol_line(comparison: Comparison) -> str:
-    """What was scored and how."""
+    """One line: the text that was scored, and how."""
     score = comparison.rows[0].group.runs[0].score
     return (
         f"scored: {score.bytes:,} bytes of {score.dataset.name} (text sha256 {score.dataset.text_sha256[:16]}), "

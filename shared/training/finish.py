@@ -3,7 +3,7 @@
 The packed weights are read back from the artifact, so the score is that of the file. What packing costs is
 measured on the validation sample, where the unpacked weights were scored at the end of training.
 
-GPUs wait for all of this, so it is in the order of worth: score.json is on disk before anything optional begins.
+GPUs wait for all of this, so the most important comes first: score.json is on disk before anything optional begins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Packing:
 
     @property
     def difference_bpb(self) -> float:
-        """What packing costs; above zero is worse."""
+        """The cost of packing; above zero is worse."""
         return self.packed_bpb - self.unpacked_bpb
 
     @property
@@ -66,6 +66,24 @@ class Finished:
     checks: Sequence[Check] = ()
 
 
+@dataclass(frozen=True)
+class OpenRun:
+    """Everything that a run holds while it trains and is finished."""
+
+    run: RunDirectory
+    spec: Spec
+    engine: Engine
+    sources: Sources
+    metrics: MetricsLog
+    observer: Observer
+    interruption: Interruption
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Pass progress on to the observer. Raises StopRequested after a signal."""
+        self.interruption.check()
+        self.observer.on_progress(done, total)
+
+
 def find_problems(score: ScoreDocument, packing: Packing, checks: Sequence[Check] = ()) -> list[str]:
     """Why a finished run is refused, one line each; empty when all is well."""
     found = [*score.problems, *(f"{check.name}: {check.detail}" for check in checks if not check.passed)]
@@ -75,42 +93,30 @@ def find_problems(score: ScoreDocument, packing: Packing, checks: Sequence[Check
     return found
 
 
-def finish_run(
-    spec: Spec,
-    engine: Engine,
-    sources: Sources,
-    run: RunDirectory,
-    unpacked: ValidationReport,
-    metrics: MetricsLog,
-    observer: Observer,
-    interruption: Interruption,
-) -> Finished:
+def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     """Write artifact.btw, score.json and report.html for the trained engine, which holds the packed weights afterwards.
 
     `unpacked` is the validation at the last step. Raises StopRequested between two passes after a signal, and
     ArtifactError or RunError where something cannot be written.
     """
-
-    def progress(done: int, total: int) -> None:
-        interruption.check()
-        observer.on_progress(done, total)
+    run, engine, sources, observer = opened.run, opened.engine, opened.sources, opened.observer
 
     def scoring_progress(done: int, total: int) -> None:
-        progress(done, total)
+        opened.on_progress(done, total)
         if done == total:
             observer.on_phase("audit")
 
     checks = []
-    if keeps_average(spec.training):
+    if keeps_average(opened.spec.training):
         checks.append(check_average(engine, sources.loader.batch(0)))
-    if spec.training.qat.form != "off":
+    if opened.spec.training.qat.form != "off":
         checks.append(check_qat_acts(engine, sources.loader.batch(0)))
     observer.on_phase("packing")
-    info = write_artifact(run.artifact_path, spec, engine.export_weights("averaged"))
+    info = write_artifact(run.artifact_path, opened.spec, engine.export_weights("averaged"))
     engine.initialise(read_artifact(run.artifact_path).weights)
-    interruption.check()
+    opened.interruption.check()
     observer.on_phase("validation of the artifact")
-    packed = make_validate(spec, engine, sources.validation)(unpacked.step, progress)
+    packed = make_validate(opened.spec, engine, sources.validation)(unpacked.step, opened.on_progress)
     packing = Packing(unpacked.bpb, packed.bpb)
     observer.on_phase("scoring")
     document = evaluate(
@@ -124,10 +130,10 @@ def finish_run(
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
         data_checks=[check_overlap(sources.heldout, sources.train)],
     )
-    interruption.check()
+    opened.interruption.check()
     write_score(run.score_path, document)
     finished = Finished(document, packing, find_problems(document, packing, checks), checks)
-    metrics.append(
+    opened.metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )
     observer.on_phase("report")
@@ -135,10 +141,8 @@ def finish_run(
     return finished
 
 
-def add_compressors(
-    finished: Finished, sources: Sources, run: RunDirectory, observer: Observer, interruption: Interruption
-) -> Finished:
-    """Complete score.json by what general compressors make of the text, if that was not known when it was written.
+def add_compressors(opened: OpenRun, finished: Finished) -> Finished:
+    """Add to score.json what general compressors achieve on the text, if that was not known when it was written.
 
     Needed for a dataset made by an older version or elsewhere; it takes minutes for a large text. Raises StopRequested
     after a signal: the score stands without them.
@@ -147,11 +151,10 @@ def add_compressors(
         return finished
 
     def progress(done: int, total: int) -> None:
-        interruption.check()
         # Views count symbols.
-        observer.on_progress(done * finished.score.symbols // total, finished.score.symbols)
+        opened.on_progress(done * finished.score.symbols // total, finished.score.symbols)
 
-    observer.on_phase("compressors")
-    document = with_compressors(finished.score, sources.heldout, None, progress)
-    write_score(run.score_path, document)
+    opened.observer.on_phase("compressors")
+    document = with_compressors(finished.score, opened.sources.heldout, None, progress)
+    write_score(opened.run.score_path, document)
     return replace(finished, score=document)

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from shared.engine.protocol import NonFiniteError
@@ -25,7 +25,7 @@ GRACE_S = 20.0
 
 
 class StopRequested(Exception):
-    """Raised at the next safe place after a stop was asked for."""
+    """Raised at the next safe point after a stop was asked for."""
 
 
 class Interruption:
@@ -74,7 +74,7 @@ class Interruption:
         """Turn an error that comes after a signal into StopRequested.
 
         Ctrl-C reaches every process of the terminal, so it also ends a compiler that an engine has started,
-        and the engine then fails. That is no fault to report. Errors with a meaning of their own pass.
+        and the engine then fails. That is not an error to report. Errors with a meaning of their own pass.
         """
         try:
             yield
@@ -96,9 +96,7 @@ class Interruption:
             self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._watcher is not None:
@@ -127,7 +125,7 @@ class Interruption:
 
     def _give_up(self) -> None:
         """The deadline has passed."""
-        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; what was saved before is whole\n"
+        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; files saved before are intact\n"
         # Not through sys.stderr: another thread may hold its lock for ever.
         if not self.quiet:
             with contextlib.suppress(OSError):

@@ -1,10 +1,8 @@
 """The training loop, once for every engine.
 
-Each turn looks at where the run stands and does what is due: validate, save, stop, or one more step. As
+Each turn looks at where the run stands and does what is due: validate, save, stop, or one more step. Because
 nothing else is remembered between turns, a run continues from any checkpoint exactly as if it had never
 stopped. What the engine computes is a function of (spec, step, state); time enters only with a `time` schedule.
-
-A run by the clock begins no step that is expected to end after its limit (shared.training.deadline).
 
 A step's result is read after the next step is queued, and checkpoints are written in the background. Before anything
 that needs the truth (a validation, a checkpoint, an end) all results are read; before the end everything is on disk.
@@ -63,7 +61,7 @@ class TrainingLoop:
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
         self.deadline = Deadline(spec, self.pace)
-        self.log = StepLog(spec, engine, self.deadline, metrics, observer, bytes_per_symbol)
+        self.log = StepLog(engine, self.deadline, metrics, observer, bytes_per_symbol)
         # A step that broke off leaves an engine whose state is not to be saved.
         self.in_step = False
 
@@ -136,7 +134,7 @@ class TrainingLoop:
             self._settle()
 
     def _due(self, every_steps: int) -> bool:
-        """Whether something of this cadence belongs after the steps so far; 0 is never."""
+        """Whether something of this cadence is due after the steps so far; 0 is never."""
         return every_steps > 0 and self._steps() > 0 and self._steps() % every_steps == 0
 
     def _validated(self) -> bool:
@@ -185,7 +183,7 @@ class TrainingLoop:
         self.log.add(number, done, is_last=not len(self.queue) and not self._more())
 
     def _settle_all(self) -> None:
-        """Read all results and stop the clock: what comes next is no training time."""
+        """Read all results and stop the clock: what comes next is not training time."""
         while len(self.queue):
             self._settle()
         with self.interruption.expected():

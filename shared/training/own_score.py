@@ -1,4 +1,4 @@
-"""The score of a run, made again: when `bytetwin score RUN` may replace the one from the end of training."""
+"""Rescoring a run: when `bytetwin score RUN` may replace the score from the end of training."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def replace_score(run: RunDirectory, document: ScoreDocument, score: Score) -> N
 
 
 def training_engine(run: RunDirectory) -> str | None:
-    """The engine that the run was last trained with; None if the run does not tell."""
+    """The engine that the run was last trained with; None if the run does not say."""
     engine = _environment(run).get("engine")
     return engine if isinstance(engine, str) else None
 

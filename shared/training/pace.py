@@ -1,4 +1,4 @@
-"""How long steps take, for the time left, the bytes per second and the end of a run by the clock."""
+"""The pace of training steps, for the time left, the bytes per second and the end of a run by the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long each phase of a run took, from what an observer hears anyway."""
+"""Times the phases of a run by the calls that an observer gets anyway."""
 
 from __future__ import annotations
 

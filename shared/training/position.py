@@ -1,4 +1,4 @@
-"""Where a run stands, and how its loop ended."""
+"""The position of a run, and the outcome of its loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.runs.observer import ValidationReport
 
 @dataclass
 class Position:
-    """Where a run stands: optimizer steps done, seconds of training alone, what was last scored.
+    """The position of a run: optimizer steps done, seconds of training alone, what was last scored.
 
     A step is done when its result was read. `step_s` and `slowest_step_s` are the mean and the most that a recent step
     took. `saved` is the stamp of the newest checkpoint, on disk or on its way."""
@@ -32,7 +32,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended. `nats` is the last training loss of this start, None if it took no step;
+    """The outcome of the loop. `nats` is the last training loss of this start, None if it took no step;
     `message` is one line for the user, empty where training finished."""
 
     status: Literal["finished", "interrupted", "failed"]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
@@ -34,7 +33,7 @@ LARGEST = 10
 
 @dataclass(frozen=True)
 class Profile:
-    """What a trace showed. `costs` are the largest, at most LARGEST; `measured` says what was timed."""
+    """The result of a trace. `costs` are the largest, at most LARGEST; `measured` says what was timed."""
 
     trace_path: Path
     steps: int
@@ -71,25 +70,17 @@ def profiled(engine: Engine, request: ProfileRequest | None, trace_path: Path) -
     if request is None:
         yield engine
     else:
-        with ProfiledEngine(engine, request.steps, trace_path, request.report) as watched:
+        with ProfiledEngine(engine, request, trace_path) as watched:
             yield watched
 
 
 class ProfiledEngine:
-    """An engine whose training steps SKIPPED_STEPS to SKIPPED_STEPS + `steps` are traced. Enter it around the loop:
+    """An engine that traces the requested number of training steps after the first `skipped`. Enter it around the loop:
     a run that ends before that leaves a trace of the steps there were. The trace also ends early at a validation or
     save, so that their cost is not counted as a step's."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        steps: int,
-        trace_path: Path,
-        report: Callable[[Profile], None],
-        skipped: int | None = None,
-    ) -> None:
-        self._engine, self._steps, self._trace_path, self._report = engine, steps, trace_path, report
-        self._skipped = SKIPPED_STEPS if skipped is None else skipped
+    def __init__(self, engine: Engine, request: ProfileRequest, trace_path: Path, skipped: int = SKIPPED_STEPS) -> None:
+        self._engine, self._request, self._trace_path, self._skipped = engine, request, trace_path, skipped
         self._profiler = make_profiler(engine)
         self._begin_s = 0.0
         self._taken = 0
@@ -101,20 +92,18 @@ class ProfiledEngine:
     def __enter__(self) -> Engine:
         return cast(Engine, self)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
-            self._stop_early()
+            self._stop()
 
     def score(self, x: np.ndarray) -> np.ndarray:
         """The engine's scores; ends the trace."""
-        self._stop_early()
+        self._stop()
         return self._engine.score(x)
 
     def save_state(self) -> dict[str, np.ndarray]:
         """The engine's state; ends the trace."""
-        self._stop_early()
+        self._stop()
         return self._engine.save_state()
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -123,7 +112,7 @@ class ProfiledEngine:
             self._start()
         result = self._engine.train_step(x, numbers)
         self._taken += 1
-        if self._watching and self._taken == self._skipped + self._steps:
+        if self._taken == self._skipped + self._request.steps:
             self._stop()
         return result
 
@@ -133,11 +122,9 @@ class ProfiledEngine:
         self._begin_s = time.perf_counter()
         self._watching = True
 
-    def _stop_early(self) -> None:
-        if self._watching:
-            self._stop()
-
     def _stop(self) -> None:
+        if not self._watching:
+            return
         self._watching = False
         self._engine.synchronise()
         seconds = time.perf_counter() - self._begin_s
@@ -146,7 +133,7 @@ class ProfiledEngine:
         steps = self._taken - self._skipped
         if steps:
             step_s = seconds / steps
-            self._report(Profile(self._trace_path, steps, step_s, self._profiler.measured, tuple(largest)))
+            self._request.report(Profile(self._trace_path, steps, step_s, self._profiler.measured, tuple(largest)))
 
 
 def print_profile(console: Console, profile: Profile) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +19,11 @@ from shared.optim import progress_frac
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.environment import describe_environment
 from shared.runs.finished_run import FinishedRun
-from shared.runs.metrics import Event, MetricsLog
+from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, RunStart, ValidationReport
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_id, stored_spec
-from shared.training.finish import Finished, Packing, add_compressors, finish_run
+from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
 from shared.training.interruption import Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
 from shared.training.phase_clock import PhaseClock
@@ -36,7 +36,7 @@ from shared.views.report import write_report
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
+    """The result of a run. `finished` is None unless it was packed and scored; `exit_status` is 0, 1 (training
     failed or a check failed) or 128 + signal number; `phase_s` has the seconds of every phase."""
 
     run: RunDirectory
@@ -80,7 +80,7 @@ def train_run(
 
 
 def earlier_result(run: FinishedRun) -> RunResult:
-    """What `train_run` came to when this run was finished."""
+    """The result that `train_run` returned when this run was finished."""
     validations = [
         ValidationReport(**{name: value for name, value in event.items() if name != "event"})
         for event in run.by_step("validation")
@@ -134,7 +134,8 @@ def _train_in(
     with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
         event = "resume" if checkpoint else "start"
         metrics.append(event, position.step, engine=engine.name, spec=spec.name, spec_id=spec_id(spec))
-        observer.on_start(_run_start(run, spec, engine, sources, position, metrics.kept))
+        opened = OpenRun(run, spec, engine, sources, metrics, observer, interruption)
+        observer.on_start(_run_start(opened, position))
         for warning in checkpoint.warnings if checkpoint else ():
             observer.on_warning(f"{warning}; continuing from {checkpoint.path}" if checkpoint else warning)
         loop = TrainingLoop(
@@ -151,7 +152,7 @@ def _train_in(
         )
         outcome = loop.run()
         if outcome.status == "finished" and finish:
-            result = _finish_in(run, spec, engine, sources, outcome, metrics, observer, interruption)
+            result = _finish_in(opened, outcome)
         else:
             status = interruption.exit_status if outcome.status == "interrupted" else int(outcome.status == "failed")
             result = RunResult(run, outcome, None, status)
@@ -162,30 +163,21 @@ def _train_in(
         return replace(result, phase_s=clock.seconds())
 
 
-def _finish_in(
-    run: RunDirectory,
-    spec: Spec,
-    engine: Engine,
-    sources: Sources,
-    outcome: Outcome,
-    metrics: MetricsLog,
-    observer: Observer,
-    interruption: Interruption,
-) -> RunResult:
+def _finish_in(opened: OpenRun, outcome: Outcome) -> RunResult:
     """Pack, score and report what was trained; after a signal as much of it as there is."""
     assert outcome.validation is not None
     finished = None
     try:
-        with interruption.expected():
-            finished = finish_run(spec, engine, sources, run, outcome.validation, metrics, observer, interruption)
-            finished = add_compressors(finished, sources, run, observer, interruption)
+        with opened.interruption.expected():
+            finished = finish_run(opened, outcome.validation)
+            finished = add_compressors(opened, finished)
     except StopRequested:
         missing = "training is done, the artifact is not scored yet"
         if finished is not None:
             missing = "the run is finished, its score lacks the general compressors"
         stopped = replace(outcome, status="interrupted", message=missing)
-        return RunResult(run, stopped, finished, interruption.exit_status)
-    return RunResult(run, outcome, finished, 1 if finished.problems else 0)
+        return RunResult(opened.run, stopped, finished, opened.interruption.exit_status)
+    return RunResult(opened.run, outcome, finished, 1 if finished.problems else 0)
 
 
 def start_or_resume(
@@ -199,7 +191,7 @@ def start_or_resume(
     check_same_training(stored_spec(info.spec, origin=str(checkpoint.path)), spec, str(checkpoint.path))
     sources.loader.check_state(info.loader)
     if info.loader.get("step") != info.step:
-        raise RunError(f"{checkpoint.path}: its loader stands at step {info.loader.get('step')}, not {info.step}")
+        raise RunError(f"{checkpoint.path}: its loader is at step {info.loader.get('step')}, not {info.step}")
     engine.load_state(checkpoint.state)
     store.set_aside_after(info.step)
     position = Position(
@@ -218,18 +210,18 @@ def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
     return ValidationReport(**values) if values is not None else None
 
 
-def _run_start(
-    run: RunDirectory, spec: Spec, engine: Engine, sources: Sources, position: Position, events: Sequence[Event]
-) -> RunStart:
-    steps = [event for event in events if event["event"] == "step"]
+def _run_start(opened: OpenRun, position: Position) -> RunStart:
+    spec, sources = opened.spec, opened.sources
     history = [
-        (step["progress_frac"], bits_per_byte(step["nats_per_symbol"], sources.bytes_per_symbol)) for step in steps
+        (event["progress_frac"], bits_per_byte(event["nats_per_symbol"], sources.bytes_per_symbol))
+        for event in opened.metrics.kept
+        if event["event"] == "step"
     ]
     return RunStart(
-        run_path=run.path,
+        run_path=opened.run.path,
         spec=spec,
-        engine=engine.name,
-        device=engine.device_name(),
+        engine=opened.engine.name,
+        device=opened.engine.device_name(),
         parameters=parameter_counts(spec)["total"],
         data=sources.describe(),
         step=position.step,

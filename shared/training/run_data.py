@@ -72,7 +72,7 @@ def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
 
 
 def _recorded_data(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What environment.json says of the training and held-out text, `name` and `sha256` of each; {} if it does not."""
+    """`name` and `sha256` of the training and held-out text from environment.json; {} if it does not have them."""
     try:
         data = run.read_environment()["data"]
         return {role: {key: str(data[role][key]) for key in ("name", "sha256")} for role in ("train", "heldout")}
@@ -87,16 +87,20 @@ def _training_change(spec: Spec, recorded: dict[str, Any]) -> str:
         now = open_training_text(spec)
     except DataError as error:
         return f"{before}, which cannot be opened ({error})"
-    return "" if now.sha256 == recorded["sha256"] else f"{before}; {now.name} is now another text, {now.sha256[:16]}"
+    return (
+        "" if now.sha256 == recorded["sha256"] else f"{before}; {now.name} is now a different text, {now.sha256[:16]}"
+    )
 
 
 def _heldout_change(heldout: SymbolStream, recorded: dict[str, Any]) -> str:
     """How the held-out text differs from the run's where it has the same name, '' if it does not."""
     if heldout.name != recorded["name"] or heldout.sha256 == recorded["sha256"]:
         return ""
-    return f"its held-out text was {heldout.name} {recorded['sha256'][:16]}, now another text, {heldout.sha256[:16]}"
+    return (
+        f"its held-out text was {heldout.name} {recorded['sha256'][:16]}, now a different text, {heldout.sha256[:16]}"
+    )
 
 
 def _warning(detail: str, differences: int) -> Check:
-    """The data is not what it was; that is no fault of the score, but a reader must know."""
+    """The data has changed: not a fault of the score, but a reader must know."""
     return Check(NAME, True, float(differences), 0.0, detail, warning=True)

@@ -1,4 +1,4 @@
-"""What a run reads: the training text with its loader, the held-out text and a sample of it."""
+"""The texts of a run: the training text with its loader, the held-out text and a sample of it."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Sources:
 
 
 def open_training_text(spec: Spec) -> TrainingText:
-    """What a spec is trained on. Raises DataError if it is missing or damaged."""
+    """The text that a spec is trained on. Raises DataError if it is missing or damaged."""
     stream = open_split(spec.data.train, "train", spec.vocabulary)
     return training_part(stream, spec.data.selection_frac)
 
 
 def starting_text(spec: Spec, train: TrainingText | None = None) -> np.ndarray | None:
-    """What initial weights read of the training text, int32 [n]; None where they read nothing.
+    """The part of the training text that initial weights read, int32 [n]; None where they read none.
 
     `train`: that text, if it is open already. Raises DataError otherwise if it is missing or damaged.
     """

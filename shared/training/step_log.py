@@ -1,4 +1,4 @@
-"""What is said of each step: a report to the observer, and at the log cadence a line of metrics."""
+"""Reports each step to the observer, and at the log cadence writes a line of metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from shared.engine.protocol import Engine
 from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, StepReport
-from shared.spec import Spec
 from shared.training.deadline import Deadline
 from shared.training.step_queue import DoneStep
 from shared.units import bits_per_byte
@@ -17,21 +16,15 @@ class StepLog:
     """The reports of one start of a run; `last` is the newest, None before the first."""
 
     def __init__(
-        self,
-        spec: Spec,
-        engine: Engine,
-        deadline: Deadline,
-        metrics: MetricsLog,
-        observer: Observer,
-        bytes_per_symbol: float,
+        self, engine: Engine, deadline: Deadline, metrics: MetricsLog, observer: Observer, bytes_per_symbol: float
     ) -> None:
-        self.spec, self.engine, self.deadline = spec, engine, deadline
-        self.metrics, self.observer, self.bytes_per_symbol = metrics, observer, bytes_per_symbol
+        self.engine, self.deadline, self.metrics, self.observer = engine, deadline, metrics, observer
+        self.bytes_per_symbol = bytes_per_symbol
         self.last: StepReport | None = None
 
     def add(self, step: int, done: DoneStep, *, is_last: bool) -> None:
         """Report that `step` steps are done, `done` the last of them; a step that `is_last` is always logged."""
-        training, deadline = self.spec.training, self.deadline
+        deadline, training = self.deadline, self.deadline.spec.training
         mean_s = max(deadline.pace.step_s, 1e-9)
         self.last = StepReport(
             step=step,
@@ -53,7 +46,7 @@ class StepLog:
         self.observer.on_step(self.last)
 
     def finish(self) -> None:
-        """Log the last step also where it was reported before it proved to be the last."""
+        """Log the last step even if it was reported before it proved to be the last."""
         if self.last is not None and not self.last.logged:
             self.last = replace(self.last, progress_frac=1.0, left_s=0.0, logged=True)
             self._write(self.last)

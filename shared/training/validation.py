@@ -26,7 +26,7 @@ class NonFiniteScoreError(Exception):
 def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
     """A function from (step, progress) to the score of `stream` under the spec's protocol.
 
-    With an average of the weights it is the average that is scored, as it is what will be packed. The engine
+    With an average of the weights the average is scored, because it is what will be packed. The engine
     is back at its trained weights afterwards. Raises NonFiniteScoreError.
     """
     averages = False
@@ -34,7 +34,7 @@ def make_validate(spec: Spec, engine: Engine, stream: SymbolStream) -> Validate:
     def validate(step: int, progress: Progress) -> ValidationReport:
         nonlocal averages
         begin = time.perf_counter()
-        # Asked until it is so: what was averaged once stays averaged, and asking copies the weights to the host.
+        # Checked until true: what was averaged once stays averaged, and the check copies the weights to the host.
         averages = averages or _averages(spec, engine)
         engine.use_weights("averaged")
         try:

@@ -1,4 +1,4 @@
-"""Which view a run gets."""
+"""Chooses the view of a run."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -48,9 +47,7 @@ class LiveObserver:
     def __enter__(self) -> LiveObserver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def on_start(self, start: RunStart) -> None:
@@ -110,7 +107,7 @@ class LiveObserver:
         )
 
     def _bar(self, start: RunStart) -> Table:
-        """One line: what is going on, how far it is, how long it will take."""
+        """One line: the phase, how far it is, how long it will take."""
         report = self.report
         share: float | None
         if self.phase_done is not None:
@@ -138,7 +135,7 @@ class LiveObserver:
         return table
 
     def _plot(self, width: int, rows: int) -> Iterator[Text]:
-        """The loss over the whole run, with the largest and smallest value beside it."""
+        """The loss over the whole run, with the largest and smallest value next to it."""
         margin = 7
         columns = max(8, width - margin)
         values = column_values(self.history.points(), 2 * columns)

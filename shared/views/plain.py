@@ -7,7 +7,6 @@ import io
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 
@@ -16,11 +15,11 @@ from shared.units import format_bytes, format_clock, format_count, format_durati
 
 # A phase reports its progress no more often than this.
 PROGRESS_EVERY_S = 10.0
-STOP_NOTICE = "stopping after this step, then saving a checkpoint; once more ends the process at once"
+STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second signal ends the process at once"
 
 
 class PlainObserver:
-    """Prints to a console that is no terminal."""
+    """Prints to a console that is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -31,9 +30,7 @@ class PlainObserver:
     def __enter__(self) -> PlainObserver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def on_start(self, start: RunStart) -> None:
@@ -86,7 +83,7 @@ class PlainObserver:
 
 
 def start_lines(start: RunStart) -> list[str]:
-    """What is about to be trained on what, with the hashes of the text."""
+    """Lines about the run that starts: spec, engine, model, and texts with their hashes."""
     spec = start.spec
     lines = [
         f"run {start.run_path}  spec {spec.name}  engine {start.engine}  device {start.device}",

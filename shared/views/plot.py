@@ -23,22 +23,17 @@ class History:
 
     def add(self, position: float, value: float) -> None:
         """Append one point; neighbours are merged when there are too many."""
-        points = (
-            [*self._points, (position, value)]
-            if len(self._points) < self.MOST_POINTS
-            else self._merged(position, value)
-        )
-        # One assignment, as another thread may be drawing.
-        self._points = points
+        kept = self._points if len(self._points) < self.MOST_POINTS else self._merged()
+        # One assignment, because another thread may be drawing.
+        self._points = [*kept, (position, value)]
 
     def points(self) -> list[tuple[float, float]]:
         """The points, in order."""
         return self._points
 
-    def _merged(self, position: float, value: float) -> list[tuple[float, float]]:
-        old = self._points
-        pairs = zip(old[::2], old[1::2], strict=True)
-        return [*(((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs), (position, value)]
+    def _merged(self) -> list[tuple[float, float]]:
+        pairs = zip(self._points[::2], self._points[1::2], strict=True)
+        return [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairs]
 
 
 def column_values(points: Sequence[tuple[float, float]], num_columns: int) -> list[float]:

@@ -28,13 +28,9 @@ def drawn(count: int, number: int) -> list[Spec]:
     """Random specs, each number others."""
     found: list[Spec] = []
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
+    checks = list(HealthCheck)
+
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=checks, phases=[Phase.generate])
     @seed(number)
     @given(spec=specs())
     def draw(spec: Spec) -> None:

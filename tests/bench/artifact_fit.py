@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from shared.files import write_atomically
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.quantisers import quantiser
 from shared.spec import Spec, stored_spec, with_overrides
+from tests import ROOT
 
-CALIBRATION = Path(__file__).parents[2] / "shared" / "artifact" / "predict_calibration.py"
+CALIBRATION = ROOT / "shared" / "artifact" / "predict_calibration.py"
 
 Row = Mapping[str, Any]
 

@@ -26,7 +26,7 @@ import numpy as np
 from shared.engine.protocol import StepResult
 from shared.model.stages import StepNumbers
 from shared.optim import lr_factor
-from tests.fake_training import FakeDevice, FakeEngine, FakeLoader
+from tests.fake_training import FakeDevice, FakeEngine
 from tests.loop_harness import make
 
 FASTEST_S, SLOWEST_S = 0.07, 3.4
@@ -34,6 +34,9 @@ FASTEST_S, SLOWEST_S = 0.07, 3.4
 HOST_S = 0.01
 SPIKE_SHARE, SPIKE_FACTOR = 0.01, 2.0
 DRIFT = 0.2
+
+BY_CLOCK = ("schedule.driver=time", "training.steps=1000000")
+QUIET = ("training.log_every_steps=1000000", "training.val_every_steps=0", "training.checkpoint_every_steps=0")
 
 # (random numbers, share of the limit that has passed) -> a step's length over the run's usual one.
 Jitter = Callable[[np.random.Generator, float], float]
@@ -98,13 +101,6 @@ class IdleEngine(FakeEngine):
         return result
 
 
-class IdleLoader(FakeLoader):
-    """The same batch for every step."""
-
-    def batch(self, step: int) -> np.ndarray:
-        return np.zeros((1, 16), np.int32)
-
-
 @dataclass(frozen=True)
 class Ending:
     """How one run ended. `unused_steps` is the time left over the mean step, below 0 for a run that is late;
@@ -134,11 +130,9 @@ def simulate(
     kind: str = "",
 ) -> Ending:
     """One run; `computes` says whether the device works while the host goes on."""
-    settings = ("training.steps=1000000", "schedule.driver=time", f"training.time_limit_s={limit_s}")
-    settings += (f"training.reserve_s={reserve_s}",)
-    quiet = ("training.log_every_steps=1000000", "training.val_every_steps=0", "training.checkpoint_every_steps=0")
+    limits = (f"training.time_limit_s={limit_s}", f"training.reserve_s={reserve_s}")
     with tempfile.TemporaryDirectory() as folder:
-        harness = make(Path(folder), *settings, *quiet, loader=IdleLoader())
+        harness = make(Path(folder), *BY_CLOCK, *QUIET, *limits)
         harness.engine = IdleEngine(harness.spec)
         device = harness.engine.device = JitteryDevice(step_s, limit_s, jitter, seed, computes=computes)
         outcome = harness.start()

@@ -40,7 +40,7 @@ def main() -> int:
     from tests.bench import gpu_checks, gpu_speed  # they import torch
 
     if args.worker:
-        gpu_speed.serve(settings, args.worker)
+        gpu_speed.work(settings, args.worker)
         return 0
     makers = (gpu_checks.parity, gpu_checks.fused_loss, gpu_checks.decoder_attention, gpu_checks.compilation)
     named = dict(zip(SECTIONS, (*makers, gpu_speed.speed), strict=True))

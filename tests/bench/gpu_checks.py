@@ -17,7 +17,7 @@ from shared.optim import step_hyperparameters
 from shared.parity import run_parity
 from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS
-from shared.training.profiling import Profile, ProfiledEngine
+from shared.training.profiling import Profile, ProfiledEngine, ProfileRequest
 from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine, timed
 
 TRACED_STEPS = 5
@@ -70,7 +70,7 @@ def fused_loss(settings: Settings, section: Section) -> None:
     targets = torch.randint(256, (count,), device=device, dtype=torch.int32)
     rows = [(f"{count:,} symbols, vocabulary 256, bfloat16", "forward and backward, ms", "memory above its input, MB")]
     for name, form in forms.items():
-        rows.append((name, *timed(settings, lambda form=form: form(leaf, targets, 30.0).sum().backward())))
+        rows.append((name, *timed(settings, form, leaf, targets, 30.0)))
     section.table(*rows)
 
 
@@ -90,12 +90,11 @@ def decoder_attention(settings: Settings, section: Section) -> None:
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
         written = torch.compile(short_attention)
-        expected = torch_attention.attention(*(x.detach().float().cpu() for x in (q, k, v)))
+        expected = torch_attention.attention(q.float().cpu(), k.float().cpu(), v.float().cpu()).detach()
         for name, form in {"torch": library, "written out, compiled": written}.items():
             off = float((form(q, k, v).detach().float().cpu() - expected).abs().max())
             section.check(off <= BF16_OPERATION_REL * float(expected.abs().max()), f"{name} attention at {shape}")
-            result = timed(settings, lambda form=form, q=q, k=k, v=v: form(q, k, v).sum().backward())
-            rows.append((f"{patches:,} x {patch_size}", name, *result))
+            rows.append((f"{patches:,} x {patch_size}", name, *timed(settings, form, q, k, v)))
     section.table(*rows)
 
 
@@ -111,7 +110,7 @@ def compilation(settings: Settings, section: Section) -> None:
     profiles: list[Profile] = []
     with tempfile.TemporaryDirectory() as folder:
         trace = settings.trace or Path(folder) / "trace.json"
-        with ProfiledEngine(engine, TRACED_STEPS, trace, profiles.append) as watched:
+        with ProfiledEngine(engine, ProfileRequest(TRACED_STEPS, profiles.append), trace) as watched:
             for step in range(12):
                 watched.train_step(batch(), step_hyperparameters(engine.spec, 80 * step, step / 12))()
     again = counters["unique_graphs"] - before

@@ -14,6 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine
+from shared.model import initial_weights
+from shared.spec import Spec, spec_from_dict
+from tests.bench.turns import random_tokens
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -105,12 +111,11 @@ def record_text(settings: Settings, sections: list[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def baseline_spec(settings: Settings) -> Any:
+def baseline_spec(settings: Settings) -> Spec:
     """The public baseline's architecture, batch, precision and Muon settings as a spec."""
-    from shared.spec import spec_from_dict
-
     shape = settings.shape
-    model = {key: shape[key] for key in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "seq_len")}
+    same = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "seq_len")
+    model: dict[str, int | float] = {key: shape[key] for key in same}
     model |= {"mlp_dim": shape["mlp_mult"] * shape["model_dim"], "mlp_negative_slope": 0.0}
     training = {"steps": 1000, "batch_symbols": settings.batch_symbols, "dtype": "bfloat16"}
     training |= {"micro_batch_symbols": settings.batch_symbols // settings.micro_batches}
@@ -118,12 +123,8 @@ def baseline_spec(settings: Settings) -> Any:
     return spec_from_dict({"name": "baseline", "model": model, "training": training, "optimizer": optimizer})
 
 
-def own_engine(settings: Settings) -> tuple[Any, Callable[[], np.ndarray]]:
+def own_engine(settings: Settings) -> tuple[Engine, Callable[[], np.ndarray]]:
     """(the torch engine with the baseline's weights, a function that gives the next batch)."""
-    from shared.engine.package import create_engine
-    from shared.model import initial_weights
-    from tests.bench.public_script import random_tokens
-
     spec = baseline_spec(settings)
     engine = create_engine("torch", spec)
     engine.initialise(initial_weights(spec))
@@ -138,14 +139,15 @@ def own_engine(settings: Settings) -> tuple[Any, Callable[[], np.ndarray]]:
     return engine, batch
 
 
-def timed(settings: Settings, call: Callable[[], Any]) -> tuple[str, str]:
-    """(milliseconds of a call, median of 20; megabytes it needs beside what was there; "-" on a CPU)."""
+def timed(settings: Settings, form: Callable[..., Any], *inputs: Any) -> tuple[str, str]:
+    """(milliseconds of a forward and a backward pass, median of 20; megabytes that they need beside what was there; "-"
+    on a CPU)."""
     import torch
 
     on_gpu = settings.device == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     for _ in range(1 if settings.quick else 5):
-        call()
+        form(*inputs).sum().backward()
     wait()
     start_bytes = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
@@ -153,7 +155,7 @@ def timed(settings: Settings, call: Callable[[], Any]) -> tuple[str, str]:
     milliseconds = []
     for _ in range(3 if settings.quick else 20):
         begin = time.perf_counter()
-        call()
+        form(*inputs).sum().backward()
         wait()
         milliseconds.append(1e3 * (time.perf_counter() - begin))
     extra = f"{(torch.cuda.max_memory_allocated() - start_bytes) / 1e6:,.0f}" if on_gpu else "-"

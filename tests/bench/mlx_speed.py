@@ -3,18 +3,14 @@
     python -m tests.bench.mlx_speed path/to/train_gpt_mlx.py [--rounds 8] [--batch-tokens 16384]
 
 Both train the script's own architecture: 1024 tokens, 4 layers of 256, 4 heads over 2, MLP 2x relu^2, tied
-head, sequences of 1024, float32, OpenBLAS. Two worker processes take turns, one whole training step each
-(batch, gradients, accumulation, optimizer), so that what else the machine does meets both. The script is
-not part of this project: its functions are called as its own loop calls them.
+head, sequences of 1024, float32, OpenBLAS. Two worker processes take turns (tests.bench.turns), one whole training step
+each: batch, gradients, accumulation, optimizer.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench.turns import Worker, load_script, ratios_text, serve, write_random_shard
+
 SEQ_LEN, VOCAB_SIZE, LAYERS, DIM, HEADS, KV_HEADS = 1024, 1024, 4, 256, 4, 2
-SHARD_TOKENS = 2_000_000
 
 
 def main() -> None:
@@ -35,59 +32,38 @@ def main() -> None:
     parser.add_argument("--worker", choices=("public", "bytetwin"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        serve(public_step(args.script, args.batch_tokens) if args.worker == "public" else own_step(args.batch_tokens))
+        public = args.worker == "public"
+        step = public_step(args.script, args.batch_tokens) if public else own_step(args.batch_tokens)
+        serve({"step": lambda: seconds_of(step)})
     else:
         compare(args)
 
 
 def compare(args: argparse.Namespace) -> None:
     """Run both workers in turn and print the ratio of each round, its median and its spread."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.bench.mlx_speed",
-        str(args.script),
-        "--batch-tokens",
-        str(args.batch_tokens),
-    ]
+    words = (str(args.script.resolve()), "--batch-tokens", str(args.batch_tokens))
     workers = {}
     for name in ("public", "bytetwin"):
-        workers[name] = subprocess.Popen(
-            [*command, "--worker", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        first_s = ask(workers[name])
+        workers[name] = Worker("tests.bench.mlx_speed", *words, "--worker", name)
+        first_s = float(workers[name].ask("step")[0])
         print(f"{name}: first step (with compilation) {first_s:.1f} s", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for round_number in range(args.rounds):
         for name, worker in workers.items():
-            seconds[name].append(ask(worker))
+            seconds[name].append(float(worker.ask("step")[0]))
         turn = {name: values[-1] for name, values in seconds.items()}
         print(f"round {round_number + 1}: public {turn['public']:.2f} s, bytetwin {turn['bytetwin']:.2f} s", flush=True)
     for worker in workers.values():
-        worker.communicate("")
-    ratios = sorted(a / b for a, b in zip(seconds["public"], seconds["bytetwin"], strict=True))
+        worker.stop()
     for name, values in seconds.items():
         print(f"{name}: median {args.batch_tokens / statistics.median(values):.0f} tokens/s")
-    print(f"ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}, n = {len(ratios)}")
+    print(f"ratio: {ratios_text(seconds['public'], seconds['bytetwin'])}")
 
 
-def ask(worker: subprocess.Popen) -> float:
-    """Let a worker take one step; its seconds."""
-    assert worker.stdin and worker.stdout
-    worker.stdin.write("step\n")
-    worker.stdin.flush()
-    for line in worker.stdout:
-        if line.startswith("seconds "):
-            return float(line.split()[1])
-    raise SystemExit(f"the worker stopped with status {worker.wait()}")
-
-
-def serve(step: Callable[[], None]) -> None:
-    """One step for each line on stdin."""
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        step()
-        print("seconds", time.perf_counter() - begin, flush=True)
+def seconds_of(step: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
 
 
 def own_step(batch_tokens: int) -> Callable[[], None]:
@@ -102,10 +78,10 @@ def own_step(batch_tokens: int) -> Callable[[], None]:
         def size(self) -> int:
             return VOCAB_SIZE
 
-    model = {"num_layers": LAYERS, "model_dim": DIM, "num_heads": HEADS, "num_kv_heads": KV_HEADS}
-    model |= {"mlp_dim": 2 * DIM, "seq_len": SEQ_LEN, "mlp_negative_slope": 0.0}
+    model = {"num_layers": LAYERS, "model_dim": DIM, "num_heads": HEADS, "num_kv_heads": KV_HEADS, "seq_len": SEQ_LEN}
+    model["mlp_dim"] = 2 * DIM
     training = {"steps": 1000, "batch_symbols": batch_tokens, "micro_batch_symbols": SEQ_LEN}
-    spec = spec_from_dict({"name": "speed", "model": model, "training": training})
+    spec = spec_from_dict({"name": "speed", "model": {**model, "mlp_negative_slope": 0.0}, "training": training})
     spec = spec.model_copy(update={"vocabulary": TokenVocabulary()})
     engine = create_engine("mlx", spec)
     engine.initialise(initial_weights(spec))
@@ -128,20 +104,15 @@ def public_step(script: Path, batch_tokens: int) -> Callable[[], None]:
     from mlx.utils import tree_unflatten
 
     shards = tempfile.TemporaryDirectory()
-    write_random_shard(Path(shards.name) / "fineweb_train_000000.bin")
+    write_random_shard(shards.name, VOCAB_SIZE)
     settings = {"DATA_PATH": shards.name, "NUM_LAYERS": LAYERS, "MODEL_DIM": DIM, "NUM_HEADS": HEADS}
     settings |= {"NUM_KV_HEADS": KV_HEADS, "TRAIN_SEQ_LEN": SEQ_LEN, "TRAIN_BATCH_TOKENS": batch_tokens}
     settings |= {"VOCAB_SIZE": VOCAB_SIZE, "GRAD_ACCUM_STEPS": 1}
-    os.environ.update({key: str(value) for key, value in settings.items()})
-    module_spec = importlib.util.spec_from_file_location("public_script", script)
-    assert module_spec and module_spec.loader
-    golf = importlib.util.module_from_spec(module_spec)
-    sys.modules["public_script"] = golf
-    module_spec.loader.exec_module(golf)
+    golf = load_script(script, settings)
     golf.COMPUTE_DTYPE = mx.float32
     args = golf.Hyperparameters()
-    names = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "mlp_mult", "logit_chunk_tokens")
-    names += ("logit_softcap", "rope_base", "tied_embed_init_std", "qk_gain_init")
+    names = ["vocab_size", "num_layers", "num_heads", "num_kv_heads", "mlp_mult", "logit_chunk_tokens"]
+    names += ["logit_softcap", "rope_base", "tied_embed_init_std", "qk_gain_init"]
     model = golf.GPT(dim=args.model_dim, **{name: getattr(args, name) for name in names})
     optimizer = golf.SplitOptimizers(model, args)
     loader = golf.TokenLoader(args.train_files)
@@ -158,14 +129,6 @@ def public_step(script: Path, batch_tokens: int) -> Callable[[], None]:
         mx.synchronize()
 
     return step
-
-
-def write_random_shard(path: Path) -> None:
-    """Tokens with a Zipf distribution, in the community's shard format."""
-    header = np.zeros(256, "<i4")
-    header[:3] = 20240520, 1, SHARD_TOKENS
-    tokens = np.random.default_rng(0).zipf(1.3, SHARD_TOKENS).clip(1, VOCAB_SIZE) - 1
-    path.write_bytes(header.tobytes() + tokens.astype("<u2").tobytes())
 
 
 if __name__ == "__main__":

@@ -1,37 +1,18 @@
 """A training step of the public `train_gpt.py` (openai/parameter-golf), with the calls of its own loop.
 
-The script is not part of this project and nothing of it is copied: it is imported from where the user has it,
-and its classes are called as its `main` calls them, on the architecture and batch given here.
+Its classes are called as its `main` calls them, on the architecture and batch given here: see tests.bench.turns.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
-SHARD_HEADER = (20240520, 1)
-SHARD_TOKENS = 4_000_000
-
-
-def load_script(path: Path, settings: dict[str, Any]) -> ModuleType:
-    """The script as a module; it reads its settings from environment variables when it is imported."""
-    os.environ.update({key: str(value) for key, value in settings.items()})
-    spec = importlib.util.spec_from_file_location("public_script", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["public_script"] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.bench.turns import load_script, write_random_shard
 
 
 def public_step(
@@ -40,7 +21,7 @@ def public_step(
     """(one whole training step, number of parameters). `shape` has vocab_size, num_layers, num_heads,
     num_kv_heads, model_dim, mlp_mult and seq_len; the optimizer settings are the script's own defaults."""
     folder = tempfile.TemporaryDirectory()
-    write_random_shard(Path(folder.name) / "fineweb_train_000000.bin", shape["vocab_size"])
+    write_random_shard(folder.name, shape["vocab_size"])
     settings = {key.upper(): value for key, value in shape.items() if key != "seq_len"}
     golf = load_script(path, {**settings, "TRAIN_SEQ_LEN": shape["seq_len"], "DATA_PATH": folder.name})
     args = golf.Hyperparameters()
@@ -68,10 +49,10 @@ def public_step(
     return step, sum(parameter.numel() for parameter in base.parameters())
 
 
-def build_model(golf: ModuleType, args: Any, device: torch.device) -> tuple[Any, Any]:
+def build_model(golf: Any, args: Any, device: torch.device) -> tuple[Any, Any]:
     """(the model, the model compiled), in the script's mixture of bfloat16 and float32."""
-    names = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult", "tie_embeddings")
-    names += ("tied_embed_init_std", "logit_softcap", "rope_base", "qk_gain_init")
+    names = ["vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_mult", "tie_embeddings"]
+    names += ["tied_embed_init_std", "logit_softcap", "rope_base", "qk_gain_init"]
     base = golf.GPT(**{name: getattr(args, name) for name in names}).to(device).bfloat16()
     for module in base.modules():
         if isinstance(module, golf.CastedLinear):
@@ -80,7 +61,7 @@ def build_model(golf: ModuleType, args: Any, device: torch.device) -> tuple[Any,
     return base, torch.compile(base, dynamic=False, fullgraph=True)
 
 
-def build_optimizers(golf: ModuleType, args: Any, base: Any) -> list[Any]:
+def build_optimizers(golf: Any, args: Any, base: Any) -> list[Any]:
     """Adam for the embedding, Muon for the matrices, Adam for the rest, as the script divides them."""
     patterns = golf.CONTROL_TENSOR_NAME_PATTERNS
     in_blocks = list(base.blocks.named_parameters())
@@ -94,15 +75,3 @@ def build_optimizers(golf: ModuleType, args: Any, base: Any) -> list[Any]:
         muon,
         torch.optim.Adam(scalars, lr=args.scalar_lr, **adam),
     ]
-
-
-def write_random_shard(path: Path, vocab_size: int) -> None:
-    """Tokens with a Zipf distribution, in the community's shard format."""
-    header = np.zeros(256, "<i4")
-    header[:3] = *SHARD_HEADER, SHARD_TOKENS
-    path.write_bytes(header.tobytes() + random_tokens(vocab_size).astype("<u2").tobytes())
-
-
-def random_tokens(vocab_size: int) -> np.ndarray:
-    """SHARD_TOKENS symbols with a Zipf distribution, int32."""
-    return (np.random.default_rng(0).zipf(1.3, SHARD_TOKENS).clip(1, vocab_size) - 1).astype(np.int32)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 # Random weights of `tiny`, written by the older tree: the newer one reads what it wrote.
 WRITE_ARTIFACT = """
@@ -47,12 +47,8 @@ def main() -> None:
     print(f"| bytetwin | {' | '.join(f'{name}: min | median' for name in trees)} |")
     print("|---" * (1 + 2 * len(trees)) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-c", WRITE_ARTIFACT, "tiny.btw"],
-            cwd=folder,
-            env=environment(next(iter(trees.values()))),
-            check=True,
-        )
+        write = [sys.executable, "-c", WRITE_ARTIFACT, "tiny.btw"]
+        subprocess.run(write, cwd=folder, env=environment(next(iter(trees.values()))), check=True)
         for words in COMMANDS:
             seconds: dict[str, list[float]] = {name: [] for name in trees}
             for _ in range(args.n):
@@ -64,13 +60,8 @@ def main() -> None:
 
 def cpu_seconds(words: tuple[str, ...], tree: Path, folder: str) -> float:
     """User and system time of one command and of what it started; not a number if the tree does not have it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shared.cli.main", *words],
-        cwd=folder,
-        env=environment(tree),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command, null = [sys.executable, "-m", "shared.cli.main", *words], subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=environment(tree), stdout=null, stderr=null)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return used.ru_utime + used.ru_stime if status == 0 else float("nan")

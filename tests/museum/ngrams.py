@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.model import initial_weights
-from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
 from shared.model.layer import trunk_context
 from shared.model.ngram import ngram_embeds
-from shared.model.trunk import run_trunk
 from shared.ops import Array, Ops
 from shared.spec import Spec, VocabularySpec
 from shared.spec.ngram import NgramSpec
+from tests.museum.attention_leaks import _decoded
 
 
 def without_ngrams(spec: Spec) -> Spec:
@@ -27,18 +26,14 @@ def ngrams_of_the_target(ops: Ops, spec: Spec, params: Mapping[str, Array], x: A
     model = spec.model
     inputs = embed_patches(ops, without_ngrams(spec), params, x) + ngram_embeds(ops, spec, params, x)
     inputs = ops.rms_norm(inputs, model.norm_eps)
-    return decode_patches(
-        ops, spec, params, run_trunk(ops, model, params, inputs, trunk_context(ops, spec, params, x)), x
-    )
+    return _decoded(ops, spec, params, inputs, trunk_context(ops, spec, params, x), x)
 
 
 def ngrams_across_documents(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
     """N-grams that do not know where documents start, under a document mask."""
     unmarked = spec.model_copy(update={"vocabulary": VocabularySpec()})
-    trunk = run_trunk(
-        ops, spec.model, params, embed_patches(ops, unmarked, params, x), trunk_context(ops, spec, params, x)
-    )
-    return decode_patches(ops, spec, params, trunk, x)
+    inputs = embed_patches(ops, unmarked, params, x)
+    return _decoded(ops, spec, params, inputs, trunk_context(ops, spec, params, x), x)
 
 
 def dead_factors(spec: Spec) -> dict[str, np.ndarray]:

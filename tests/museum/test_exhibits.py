@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 import tests.museum
+from data.token_bytes import TokenBytes
 from shared.cli import audit
 from shared.cli.main import main
 from shared.engine.oracle import Oracle
-from tests.museum.exhibits import EXHIBITS, Exhibit
+from shared.scoring.bits_per_byte import WindowPlan
+from tests.museum.accounting import plan_with_double_tail, plan_without_tail
+from tests.museum.exhibits import EXHIBITS, Exhibit, score_failures, table_of_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +52,19 @@ def test_every_piece_is_in_the_catalogue() -> None:
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
 def test_an_exhibit_is_caught(exhibit: Exhibit) -> None:
-    assert exhibit.caught_by and set(exhibit.caught_by) <= set(exhibit.failing())
+    assert exhibit.caught_by and set(exhibit.caught_by) == set(exhibit.failing())
+
+
+def test_honest_scores_and_tables_beside_them_pass() -> None:
+    assert score_failures() == table_of_bytes(TokenBytes).failing() == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "caught"), [(plan_with_double_tail, []), (plan_without_tail, ["coverage", "denominator"])]
+)
+def test_plans_of_windows_that_do_not_overlap(plan: WindowPlan, caught: list[str]) -> None:
+    """No symbol can be counted twice there."""
+    assert score_failures(plan=plan, stride=48) == caught
 
 
 SCORERS = [exhibit for exhibit in EXHIBITS if exhibit.scorer]

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cuda_train.engine import TrainingEngine
 from shared.engine.activations import loss_of_shapes
-from shared.engine.flops import training_flops
+from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
-from shared.model import random_weights, training_loss
+from shared.model import forward, random_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import ShapeOps
 from shared.optim import initial_state, state_bytes, state_shapes
@@ -26,13 +26,12 @@ from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
 from shared.tolerances import KEPT_BYTES_REL
+from tests.implementations import examples
 from tests.measured_memory import assert_as_estimated, torch_saved_bytes
 from tests.parity.test_random_specs import ROWS, specs
 from tests.unit.engine.test_flops import CountingOps
 
-random_figures = settings(
-    max_examples=25, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+random_figures = settings(examples, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -85,7 +84,7 @@ def info(spec: Spec) -> CheckpointInfo:
 @random_figures
 @given(spec=specs())
 def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
-    """Every product of a training loss, counted where it is made."""
+    """Every product of a training loss, counted where it is made; and of a score."""
     ops, shapes = CountingOps(), ShapeOps()
     weights = {name: ops.asarray(value) for name, value in comparison_weights(spec, 0).items()}
     weights[SYMBOL_WEIGHTS] = np.ones((spec.vocabulary.size, 1))
@@ -94,6 +93,9 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
     params = {name: shapes.array(weight.shape) for name, weight in weights.items()}
     training_loss(shapes, spec, params, shapes.array(x.shape))
     assert (shapes.forward["matrices"], shapes.forward["activations"]) == (ops.matrices, ops.attended)
+    ops.matrices = ops.attended = 0
+    forward(ops, spec, weights, x)
+    assert scoring_flops(spec, ROWS) * x.size == pytest.approx(ops.matrices + ops.attended, rel=1e-12)
 
 
 @random_figures

@@ -9,16 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.model import parameter_manifest
-from shared.model.initialise import named_generator
-from shared.optim import averaged_weights, global_norm, initial_state, optimizer_step, step_hyperparameters
-from shared.parity.compare_engines import make_ops
+from shared.optim import averaged_weights, initial_state, step_hyperparameters
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import PARAMETERS_REL
+from tests.implementations import ENGINES, OPS, examples
+from tests.optimizers import Tensors, on_device, random_tensors, step_on
 
 STEPS = 3
-NAMES = ("numpy", "mlx", "torch")
-Tensors = dict[str, np.ndarray]
 
 
 @st.composite
@@ -72,35 +69,25 @@ def specs(draw: st.DrawFn) -> Spec:
     )
 
 
-def random_tensors(spec: Spec, seed: int) -> Tensors:
-    return {
-        parameter.name: named_generator(seed, parameter.name).standard_normal(parameter.shape).astype(np.float32)
-        for parameter in parameter_manifest(spec)
-    }
-
-
 def trained(name: str, spec: Spec, seed: int) -> Tensors:
     """Parameters, state and averaged weights after STEPS steps with gradients of a fixed sequence."""
-    ops, weights = make_ops(name), random_tensors(spec, seed)
-    params = {key: ops.asarray(value) for key, value in weights.items()}
-    state = {key: ops.asarray(value) for key, value in initial_state(spec, weights).items()}
+    params, ops = random_tensors(spec, seed), OPS[name]
+    state = initial_state(spec, params)
     for step in range(STEPS):
-        grads = {key: ops.asarray(value) for key, value in random_tensors(spec, seed + 1 + step).items()}
         numbers = step_hyperparameters(spec, step, step / STEPS).optimizer
-        hyper = {key: ops.asarray(np.float64(value)) for key, value in numbers.items()}
-        params, state = optimizer_step(ops, spec, params, grads, state, global_norm(ops, grads), hyper)
-    averaged = averaged_weights(ops, spec.training, params, state)
-    found = {**params, **state, **{f"averaged {key}": value for key, value in averaged.items()}}
-    return {key: np.float64(ops.to_numpy(value)) for key, value in found.items()}
+        params, state = step_on(name, spec, params, random_tensors(spec, seed + 1 + step), state, numbers)
+    averaged = averaged_weights(ops, spec.training, on_device(ops, params), on_device(ops, state))
+    found = {**params, **state, **{f"averaged {key}": ops.to_numpy(value) for key, value in averaged.items()}}
+    return {key: np.float64(value) for key, value in found.items()}
 
 
 @pytest.mark.slow
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16))
 def test_random_optimizers_agree(spec: Spec, seed: int):
-    results = {name: trained(name, spec, seed) for name in NAMES}
+    results = {name: trained(name, spec, seed) for name in OPS}
     expected = results["numpy"]
-    for name in NAMES[1:]:
+    for name in ENGINES:
         assert results[name].keys() == expected.keys()
         for key, value in expected.items():
             difference = float(np.linalg.norm(results[name][key] - value))

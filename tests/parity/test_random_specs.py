@@ -23,11 +23,16 @@ from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe, required_positions
 from shared.spec import Spec, spec_from_dict
 from shared.tolerances import CAUSALITY_ABS, KINK_REL
-from tests.parity.attention_strategy import attention_fields, place_that_reaches_the_end, with_document_mask
+from tests.implementations import examples
 from tests.parity.depth_strategy import depth_fields
-from tests.parity.mixer_strategy import with_mixers
-from tests.parity.ngram_strategy import ngram_fields
-from tests.parity.table_strategy import with_table
+from tests.parity.model_strategy import (
+    attention_fields,
+    ngram_fields,
+    place_that_reaches_the_end,
+    with_document_mask,
+    with_mixers,
+    with_table,
+)
 from tests.parity.training_strategy import training_fields
 
 ROWS = 2
@@ -113,11 +118,9 @@ def specs(draw: st.DrawFn) -> Spec:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(examples, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16), cut=st.floats(0.0, 1.0, exclude_max=True))
-def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float):
+def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) -> None:
     weights = comparison_weights(spec, seed)
     rng = np.random.default_rng(seed)
     x = rng.integers(0, spec.vocabulary.size, (ROWS + 1, spec.model.seq_len)).astype(np.int32)

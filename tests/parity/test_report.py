@@ -15,7 +15,7 @@ from shared.cli import parity as command
 from shared.cli import spec as spec_command
 from shared.errors import SpecError, UserError
 from shared.parity import ParityRow, compare_engines, print_report, run_parity
-from shared.parity.batch_checks import batch_rows
+from shared.parity.exact_checks import batch_rows
 from shared.parity.result import ParityReport, relative_l2, worst_relative_l2
 from shared.parity.trace import TracedOutput, first_deviation
 from shared.spec import load_spec, preset_names, spec_to_dict

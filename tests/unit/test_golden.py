@@ -22,9 +22,10 @@ from shared.runs.target import load_trained
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.tolerances import LOSS_CURVE_ABS
 from shared.training.run import earlier_result, train_run
+from tests import ROOT
 from tests.fake_training import RecordingObserver
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 RUNS = sorted(path.parent for path in GOLDEN.glob("*/*/spec.toml"))
 ARTIFACTS = sorted(GOLDEN.glob("*/**/*.btw"))
 DATASETS = sorted(path.parent for path in GOLDEN.glob("*/datasets/*/manifest.json"))

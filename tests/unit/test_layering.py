@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from shared.engine import registry
-from tests.processes import WAIT_S
+from tests import ROOT
+from tests.processes import run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 # What each engine alone may import.
 FRAMEWORKS = {engine.package: engine.framework.split(".")[0] for engine in registry.ENGINES.values()}
 ENGINES = {engine.package for engine in registry.ENGINES.values()}
@@ -98,15 +96,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_shared_and_data_import_without_any_framework():
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT_EVERYTHING],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-    )
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= 30
+    assert int(run_python(IMPORT_EVERYTHING, PYTHONWARNINGS="error")) >= 30
 
 
 def test_every_arrow_is_in_the_table_and_every_arrow_of_the_table_is_used():

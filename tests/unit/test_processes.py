@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests import ROOT, processes
 from tests.processes import STOPPING, WAIT_S, alive, children, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = [int(number) for number in STOPPING]
 SHOW_IGNORED = f"import signal; print([signal.getsignal(n) == signal.SIG_IGN for n in {NUMBERS}])"
 # Started with all signals ignored, as under nohup; the first line is what a child sees, the second that it is alive.

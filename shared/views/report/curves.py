@@ -62,8 +62,8 @@ def _facts(run: FinishedRun, steps: Sequence[Event]) -> list[tuple[str, Child]]:
             rows.append(("peak memory", format_bytes(max(peaks))))
     resumed = run.events("resume")
     if resumed:
-        places = ", ".join(f"step {event['step']:,} ({event.get('engine', 'unknown engine')})" for event in resumed)
-        rows.append(("resumed at", places))
+        steps_at = ", ".join(f"step {event['step']:,} ({event.get('engine', 'unknown engine')})" for event in resumed)
+        rows.append(("resumed at", steps_at))
     return rows
 
 

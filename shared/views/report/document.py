@@ -66,7 +66,7 @@ def _header(run: FinishedRun) -> Element:
     header = element("header", element("h1", run.path.name), element("p", line, class_="quiet"))
     problems = run.ending.get("problems")
     if problems == []:
-        verdict = "Every check of the audit passed, the size is within the budget, packing cost no more than it may."
+        verdict = "Every check of the audit passed, the size is within the budget, packing cost no more than allowed."
         header.append(element("p", element("strong", verdict, class_="good")))
     for problem in problems or ():
         header.append(element("p", element("strong", str(problem), class_="bad")))
@@ -159,7 +159,7 @@ def _key(style: str, name: str) -> Element:
 
 
 def _packing(run: FinishedRun) -> Element | None:
-    """What quantisation costs, as the finished run noted it."""
+    """The cost of quantisation that the finished run logged."""
     noted = run.ending.get("packing")
     if not isinstance(noted, dict):
         return None
@@ -189,14 +189,11 @@ def _parameters(spec: Spec) -> Element:
 
 
 def _environment(environment: Mapping[str, Any]) -> Element:
-    rows: list[tuple[str, Child]] = []
-    for name in ("engine", "device", "platform", "python"):
-        if name in environment:
-            rows.append((name, str(environment[name])))
-    if "float32_products" in environment:
-        rows.append(("float32 products", str(environment["float32_products"])))
-    if "cpu_count" in environment:
-        rows.append(("CPU cores", str(environment["cpu_count"])))
+    labels = {name: name for name in ("engine", "device", "platform", "python")}
+    labels |= {"float32_products": "float32 products", "cpu_count": "CPU cores"}
+    rows: list[tuple[str, Child]] = [
+        (label, str(environment[name])) for name, label in labels.items() if name in environment
+    ]
     packages = environment.get("packages")
     if isinstance(packages, dict):
         rows.append(("packages", ", ".join(f"{name} {version}" for name, version in packages.items())))

@@ -30,7 +30,7 @@ def element(tag: str, *children: Child, **attributes: object) -> Element:
 
 
 def clean(text: str) -> str:
-    """The text with every character that has no place in a page shown as U+FFFD."""
+    """The text with every character that does not belong in a page shown as U+FFFD."""
     return _UNFIT.sub("\ufffd", text)
 
 

@@ -25,7 +25,7 @@ LOG_MANTISSAS = ((1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), (1.0, 2.0, 5.0), (1.0,))
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a curve, with an interval for its value where there is one."""
+    """A point of a curve, with an interval for its value where there is one."""
 
     x: float
     y: float
@@ -135,8 +135,8 @@ def bar_chart(bars: Sequence[Bar], name: str, width: float = 720.0) -> Element:
         if bar.low is not None and bar.high is not None:
             left, right = scale(bar.low), scale(bar.high)
             svg.append(element("path", d=f"M{left:.1f},{middle:.1f}H{right:.1f}", class_="whisker"))
-            for place in (left, right):
-                svg.append(element("path", d=f"M{place:.1f},{middle - 4:.1f}v8", class_="whisker"))
+            for x in (left, right):
+                svg.append(element("path", d=f"M{x:.1f},{middle - 4:.1f}v8", class_="whisker"))
             end = max(end, right)
         svg.append(element("text", bar.text, x=_at(end + 8), y=_at(middle + 4), class_="value" + weight))
     return svg
@@ -207,22 +207,22 @@ def _limits(values: Sequence[float], log: bool, from_zero: bool) -> tuple[float,
 
 def _draw_axes(svg: Element, x: _Scale, y: _Scale, most: tuple[int, int], y_format: Format) -> None:
     for value in y.ticks(most[1]):
-        place = y(value)
-        svg.append(element("path", d=f"M{x.start:.1f},{place:.1f}H{x.stop:.1f}", class_="grid"))
-        svg.append(element("text", y_format(value), x=_at(x.start - 8), y=_at(place + 4), class_="end"))
+        position = y(value)
+        svg.append(element("path", d=f"M{x.start:.1f},{position:.1f}H{x.stop:.1f}", class_="grid"))
+        svg.append(element("text", y_format(value), x=_at(x.start - 8), y=_at(position + 4), class_="end"))
     svg.append(element("path", d=f"M{x.start:.1f},{y.start:.1f}H{x.stop:.1f}", class_="axis"))
     for value in x.ticks(most[0]):
         if value == round(value):
-            place = x(value)
-            svg.append(element("path", d=f"M{place:.1f},{y.start:.1f}v4", class_="axis"))
-            svg.append(element("text", f"{value:,.0f}", x=_at(place), y=_at(y.start + 18), class_="middle"))
+            position = x(value)
+            svg.append(element("path", d=f"M{position:.1f},{y.start:.1f}v4", class_="axis"))
+            svg.append(element("text", f"{value:,.0f}", x=_at(position), y=_at(y.start + 18), class_="middle"))
 
 
 def _draw_series(svg: Element, series: Series, x: _Scale, y: _Scale) -> None:
-    places = [f"{x(point.x):.1f},{y(point.y):.1f}" for point in series.points]
-    if len(places) > 1:
-        svg.append(element("path", d="M" + "L".join(places), class_=f"line {series.style}"))
-    if not series.marked and len(places) > 1:
+    positions = [f"{x(point.x):.1f},{y(point.y):.1f}" for point in series.points]
+    if len(positions) > 1:
+        svg.append(element("path", d="M" + "L".join(positions), class_=f"line {series.style}"))
+    if not series.marked and len(positions) > 1:
         return
     for point in series.points:
         text = f"{series.name}, {point.x:,.0f}: {point.y:.4f}"

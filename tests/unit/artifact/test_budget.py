@@ -1,18 +1,14 @@
-"""The byte budget: counted code, entropy, and the compressors that stand beside a score."""
+"""The byte budget: counted code and entropy."""
 
 from __future__ import annotations
 
-import lzma
 from pathlib import Path
 
-import brotli
 import numpy as np
 import pytest
-import zstandard
 
-from data.compressors import compressor_results
 from shared.artifact.budget import CODE_PACKAGES, budget_report, code_bytes, code_files, entropy_bits
-from shared.errors import ArtifactError, DataError
+from shared.errors import ArtifactError
 
 
 @pytest.fixture
@@ -68,25 +64,3 @@ def test_entropy_of_known_distributions():
     assert entropy_bits(np.array([[-128, 127], [127, -128]], np.int8)) == 1.0
     assert entropy_bits(np.arange(-128, 128).astype(np.int8)) == 8.0
     assert entropy_bits(np.array([0, 0, 0, 1], np.int8)) == pytest.approx(0.75 * np.log2(4 / 3) + 0.5, rel=1e-12)
-
-
-def test_compressors_report_sizes_of_streams_that_unpack_to_the_text():
-    text = b"".join(b"line %d of a text that repeats itself\n" % (number % 97) for number in range(3000))
-    results = compressor_results(text)
-    assert list(results) == ["xz -9", "zstd -19", "brotli -11"]
-    streams = {
-        "xz -9": lzma.compress(text, preset=9),
-        "zstd -19": zstandard.ZstdCompressor(level=19).compress(text),
-        "brotli -11": brotli.compress(text, quality=11, lgwin=24),
-    }
-    assert lzma.decompress(streams["xz -9"]) == text
-    assert zstandard.ZstdDecompressor().decompress(streams["zstd -19"]) == text
-    assert brotli.decompress(streams["brotli -11"]) == text
-    for name, result in results.items():
-        assert result.compressed_bytes == len(streams[name]) < len(text) / 10
-        assert result.bpb == 8 * result.compressed_bytes / len(text)
-
-
-def test_compressors_refuse_an_empty_text():
-    with pytest.raises(DataError, match="empty text"):
-        compressor_results(b"")

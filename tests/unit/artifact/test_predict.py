@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,19 @@ from hypothesis import strategies as st
 from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.artifact.predict_calibration import CALIBRATION
-from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features, role_of
+from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
 from shared.model import initial_weights, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
-from shared.spec import Spec, load_spec, preset_names, stored_spec, with_overrides
+from shared.spec import Spec, load_spec, stored_spec, with_overrides
 from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
+from tests import ROOT
 from tests.parity.test_random_specs import specs as random_specs
 
-MEASURED = Path(__file__).parents[2] / "bench" / "artifact_prediction.json"
+MEASURED = ROOT / "tests" / "bench" / "artifact_prediction.json"
 
 
 def measured_models(held_out: bool) -> list[dict[str, Any]]:
@@ -105,17 +105,8 @@ def specs(draw: st.DrawFn) -> Spec:
 
 
 @pytest.mark.slow
-@given(specs())
-@settings(max_examples=40, deadline=None)
-def test_the_figures_of_any_spec_are_ordered(spec: Spec) -> None:
-    prediction = predict_artifact_bytes(spec)
-    assert 0 < prediction.low_bytes <= prediction.expected_bytes <= prediction.high_bytes
-    assert prediction.high_bytes <= prediction.worst_case_bytes
-
-
-@pytest.mark.slow
 @given(random_specs())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_every_technique_has_figures(spec: Spec) -> None:
     """Whatever a spec may have, its tensors have a role and its products a count."""
     assert 0 < predict_artifact_bytes(spec).expected_bytes <= worst_case_bytes(spec)
@@ -124,16 +115,17 @@ def test_every_technique_has_figures(spec: Spec) -> None:
 
 @pytest.mark.slow
 @given(specs(), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
-def test_more_layers_are_more_bytes(spec: Spec, more: int) -> None:
+@settings(max_examples=40)
+def test_figures_are_ordered_and_more_layers_are_more_bytes(spec: Spec, more: int) -> None:
     deeper = with_overrides(spec, [f"model.num_layers={spec.model.num_layers + more}"])
     shallow, deep = predict_artifact_bytes(spec), predict_artifact_bytes(deeper)
+    assert 0 < shallow.low_bytes <= shallow.expected_bytes <= shallow.high_bytes <= shallow.worst_case_bytes
     assert deep.expected_bytes > shallow.expected_bytes
     assert deep.worst_case_bytes > shallow.worst_case_bytes
 
 
 @given(specs(), st.sampled_from(["uniform", "signs", "columns", "bytes"]), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_weights_pack_into_more_than_the_worst_case(spec: Spec, kind: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
     weights = {parameter.name: awkward(generator, kind, parameter.shape) for parameter in parameter_manifest(spec)}
@@ -150,17 +142,6 @@ def awkward(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -
     elif kind == "bytes":
         values = np.round(values * 31) / 31
     return (values * 2.0 ** generator.uniform(-10, 2, (*shape[:-1], 1))).astype(np.float32)
-
-
-def test_every_parameter_of_every_preset_has_a_fitted_role() -> None:
-    decoders = ["kind=linear", "kind=mlp", "kind=autoregressive", "kind=experts"]
-    untied = load_spec("tiny", ["model.tie_embeddings=false"])
-    found = [load_spec(name) for name in preset_names()]
-    found += [load_spec("tiny", [f"model.decoder.{decoder}"]) for decoder in decoders]
-    for spec in [*found, untied]:
-        for parameter in parameter_manifest(spec):
-            if parameter.quantisation != "control":
-                assert len(CALIBRATION.roles[role_of(parameter, spec)]) == 1 + len(FEATURES)
 
 
 def test_the_dose_is_the_sum_of_the_learning_rates() -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from shared.spec import preset_names
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TASK = ROOT / "cluster" / "skypilot.yaml"
 # Of the SkyPilot YAML reference; what only services and pools use is left out.
 FIELDS = {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run"}

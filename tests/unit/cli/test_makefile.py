@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -12,12 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+from tests.fake_study import read_json
 from tests.processes import WAIT_S
-
-ROOT = Path(__file__).resolve().parents[3]
-LISTING = (
-    '#!/bin/sh\nprintf "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-0)\\nGPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\\n"\n'
-)
 
 
 @pytest.fixture
@@ -43,24 +39,25 @@ def make(*words: str | Path, gpus: Path | None = None) -> subprocess.CompletedPr
     )
 
 
+def executable(path: Path, script: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
 @pytest.fixture
 def two_gpus(tmp_path: Path) -> Path:
     """A folder with an nvidia-smi that lists two GPUs."""
-    folder = tmp_path / "gpus"
-    folder.mkdir()
-    (folder / "nvidia-smi").write_text(LISTING)
-    (folder / "nvidia-smi").chmod(0o755)
-    return folder
+    gpus = [f"echo 'GPU {index}: NVIDIA H100 80GB HBM3 (UUID: GPU-{index})'" for index in (0, 1)]
+    executable(tmp_path / "gpus" / "nvidia-smi", "\n".join(gpus))
+    return tmp_path / "gpus"
 
 
 @pytest.fixture
 def no_gpus(tmp_path: Path) -> Path:
     """A folder with an nvidia-smi that finds no driver."""
-    folder = tmp_path / "none"
-    folder.mkdir()
-    (folder / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
-    (folder / "nvidia-smi").chmod(0o755)
-    return folder
+    executable(tmp_path / "none" / "nvidia-smi", "echo NVIDIA-SMI has failed\nexit 9")
+    return tmp_path / "none"
 
 
 def commands(result: subprocess.CompletedProcess[str]) -> list[list[str]]:
@@ -74,34 +71,24 @@ def commands(result: subprocess.CompletedProcess[str]) -> list[list[str]]:
 
 def test_the_steps_of_h100_on_all_gpus(environment: Path, two_gpus: Path) -> None:
     result = make("-n", "h100", f"VENV={environment}", gpus=two_gpus)
-    record = ["record", "runs/h100", "--output", "records/h100", "--replace"]
-    assert commands(result) == [
-        ["prepare", "h100", "--shards", "80"],
-        ["preflight", "h100", "--engine", "torch", "--runs-dir", "runs", "--output", "runs/h100/preflight.json"],
-        ["train", "h100", *shlex.split("--engine torch --ranks gpus --runs-dir runs --run h100 --resume")],
-        record,
+    assert [shlex.join(words) for words in commands(result)] == [
+        "prepare h100 --shards 80",
+        "preflight h100 --engine torch --runs-dir runs --output runs/h100/preflight.json",
+        "train h100 --engine torch --ranks gpus --runs-dir runs --run h100 --resume",
+        "record runs/h100 --output records/h100 --replace",
     ]
 
 
 def test_variables_reach_every_step_that_they_concern(environment: Path, two_gpus: Path) -> None:
-    variables = [
-        "GPUS=1",
-        "SEED=7",
-        "SHARDS=2",
-        "PRICE=2.5",
-        "FORCE=disk shards",
-        "STRICT=1",
-        "ARGS=--set training.steps=9",
-    ]
-    result = make("-n", "h100", f"VENV={environment}", *variables, "RECORD=--author A", gpus=two_gpus)
+    variables = ["GPUS=1", "SEED=7", "SHARDS=2", "PRICE=2.5", "FORCE=disk shards", "STRICT=1", "RECORD=--author A"]
+    variables += ["ARGS=--set training.steps=9"]
+    result = make("-n", "h100", f"VENV={environment}", *variables, gpus=two_gpus)
     prepare, preflight, train, record = (shlex.join(words) for words in commands(result))
     spec = "h100 --set training.seed=7 --set training.steps=9"
     assert prepare == f"prepare {spec} --shards 2"
     assert preflight.startswith(f"preflight {spec} ")
-    assert (
-        "--ranks 1 --price 2.5 --strict --force disk --force shards --output runs/h100-seed7/preflight.json"
-        in preflight
-    )
+    asked = "--ranks 1 --price 2.5 --strict --force disk --force shards --output runs/h100-seed7/preflight.json"
+    assert asked in preflight
     assert train.startswith(f"train {spec} ") and "--ranks 1 " in train and "--run h100-seed7" in train
     assert record == "record runs/h100-seed7 --output records/h100-seed7 --replace --author A"
 
@@ -139,17 +126,11 @@ def test_the_whole_chain_with_two_ranks_on_the_cpu(environment: Path, tmp_path: 
     record = tmp_path / "records" / "chain"
     assert {"README.md", "submission.json", "spec.toml", "seed1337"} == {path.name for path in record.iterdir()}
     assert (record / "seed1337" / "preflight.json").exists()
-    environment_of_run = json.loads((record / "seed1337" / "environment.json").read_text())
-    assert environment_of_run["ranks"] == 2
+    assert read_json(record / "seed1337" / "environment.json")["ranks"] == 2
     metrics = (tmp_path / "runs" / "chain" / "metrics.jsonl").read_bytes()
     again = make(*words)
     assert again.returncode == 0 and "is already finished" in again.stderr
     assert (tmp_path / "runs" / "chain" / "metrics.jsonl").read_bytes() == metrics
-
-
-def executable(path: Path, script: str) -> None:
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
 
 
 # A Python of some version, as far as the Makefile asks: it runs what it is given only if it is new enough.
@@ -228,10 +209,7 @@ def test_without_a_python_one_line_says_what_to_install(system: str, told: str, 
     [
         ({"macos": "26.2"}, ""),
         ({"macos": "14.0"}, ""),
-        (
-            {"macos": "13.7"},
-            "bytetwin needs macOS 14 or newer, this is 13.7: MLX and torch have no packages for it",
-        ),
+        ({"macos": "13.7"}, "bytetwin needs macOS 14 or newer, this is 13.7: MLX and torch have no packages for it"),
         (
             {"macos": "15.1", "machine": "x86_64"},
             "bytetwin needs a Mac with Apple silicon: MLX and torch have no packages for Intel",

@@ -18,9 +18,10 @@ from shared.artifact import write_artifact
 from shared.cli.main import COMMANDS, main
 from shared.model import random_weights
 from shared.spec import load_spec
+from tests import ROOT
+from tests.command_line import CommandLine, set_words
 from tests.processes import WAIT_S
 
-ROOT = Path(__file__).resolve().parents[3]
 FRAMEWORKS = {"torch", "mlx.core"}
 HEAVY = FRAMEWORKS | {"numpy", "pydantic", "rich", "safetensors", "data"}
 # torch's compiler takes longer to import than the rest of torch.
@@ -40,13 +41,8 @@ print("LOADED", *sys.modules)
 """
 
 TEXT = ["".join(f"document {index}, line {line}\n" for line in range(9)) for index in range(60)]
-SETTINGS = [
-    "data.train=toy",
-    "data.heldout=toy",
-    "training.steps=2",
-    "training.compile=false",
-    "evaluation.val_symbols=256",
-]
+SETTINGS = ["data.train=toy", "data.heldout=toy", "training.steps=2", "training.compile=false"]
+SETTINGS += ["evaluation.val_symbols=256"]
 
 
 def loaded(*lines: str) -> set[str]:
@@ -72,8 +68,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def train(engine: str) -> str:
-    words = ["train", "tiny", "--engine", engine, "--run", engine]
-    return "|".join([*words, *(word for setting in SETTINGS for word in ("--set", setting))])
+    return "|".join(["train", "tiny", "--engine", engine, "--run", engine, *set_words(*SETTINGS)])
 
 
 @pytest.mark.parametrize("line", ["--help", "--version"])
@@ -124,9 +119,7 @@ def test_an_engine_is_chosen_without_importing_the_other(artifact: Path) -> None
     assert loaded(f"generate|{artifact}|--bytes|4") & FRAMEWORKS == {"mlx.core"}
 
 
-def test_a_missing_engine_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_engine_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> None:
     found = importlib.util.find_spec
 
     def without_mlx(name: str, package: str | None = None) -> object:
@@ -135,14 +128,10 @@ def test_a_missing_engine_is_told_in_one_line(
         return found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without_mlx)
-    assert main(["train", "tiny", "--engine", "mlx"]) == 2
-    assert capsys.readouterr().err == (
+    assert cli.refusal("train", "tiny", "--engine", "mlx") == (
         "bytetwin: engine 'mlx' needs the package mlx, which is not installed (extra `mlx`); engines installed: torch\n"
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
-    assert main(["train", "tiny", "--ranks", "2"]) == 2
-    assert "needs the package torch, which is not installed (extra `cuda`); engines installed: none" in (
-        capsys.readouterr().err
-    )
-    assert main(["train", "tiny"]) == 2
-    assert "none is installed; install the extra `mlx` or `cuda`" in capsys.readouterr().err
+    told = cli.refusal("train", "tiny", "--ranks", "2")
+    assert "needs the package torch, which is not installed (extra `cuda`); engines installed: none" in told
+    assert "none is installed; install the extra `mlx` or `cuda`" in cli.refusal("train", "tiny")

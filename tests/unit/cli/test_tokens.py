@@ -29,7 +29,7 @@ TEXT = st.text(
 NORMALISATIONS = st.sampled_from(["nmt_nfkc", "identity"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXT, normalisation=NORMALISATIONS)
 def test_a_document_decodes_to_what_its_tokens_count(text: str, normalisation: Normalisation) -> None:
     tokenizer = small_tokenizer(normalisation)
@@ -44,7 +44,7 @@ def test_a_document_decodes_to_what_its_tokens_count(text: str, normalisation: N
         assert decoded.decode() == text.replace("\u2581", " ").removeprefix(" ")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 99), cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)), limit=st.floats(0.0, 1.1))
 def test_streams_read_alike_in_any_pieces(seed: int, cuts: tuple[float, float], limit: float) -> None:
     texts, tokenizer = documents(12, seed), small_tokenizer()
@@ -78,22 +78,14 @@ def test_a_tokenizer_whose_spaces_are_three_byte_pieces_is_refused() -> None:
     """Issue #897 of the public challenge: without a piece for a lone space the score is a fifth too low."""
     with pytest.raises(DataError, match="no piece for a lone space"):
         Tokenizer(trained_model("thecatsatonthemat"), Path("bad.model"))
-    with pytest.raises(DataError, match="no SentencePiece model"):
+    with pytest.raises(DataError, match="not a SentencePiece model"):
         Tokenizer(b"nothing of the kind", Path("bad.model"))
 
 
 def test_first_bytes_cuts_no_character() -> None:
     pieces = ["ab", "\u00e9\u00e9", "c"]
-    assert ["".join(first_bytes(pieces, count)) for count in range(8)] == [
-        "",
-        "a",
-        "ab",
-        "ab",
-        "ab\u00e9",
-        "ab\u00e9",
-        "ab\u00e9\u00e9",
-        "ab\u00e9\u00e9c",
-    ]
+    whole = "ab\u00e9\u00e9c"
+    assert ["".join(first_bytes(pieces, count)) for count in range(8)] == [whole[:n] for n in (0, 1, 2, 2, 3, 3, 4, 5)]
 
 
 @pytest.mark.parametrize(

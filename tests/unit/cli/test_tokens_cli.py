@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,78 +12,42 @@ from data.folders import datasets_root
 from data.importing import import_dataset
 from data.shards import HEADER_BYTES
 from data.tokenizer import find_tokenizer
-from shared.cli.main import main
 from shared.engine.package import available_engines
-from shared.spec import load_spec
-from tests.token_text import documents
+from shared.spec import load_spec, spec_to_toml, with_overrides
+from tests.command_line import CommandLine
+from tests.token_text import documents, token_spec
 
-SPEC = """
-[vocabulary]
-kind = "tokens"
-vocab_size = 330
-
-[model]
-num_layers = 1
-model_dim = 32
-num_heads = 2
-num_kv_heads = 1
-seq_len = 32
-start = "document_start"
-
-[data]
-train = "toy-tokens"
-heldout = "toy-tokens"
-
-[training]
-steps = 4
-batch_symbols = 256
-compile = false
-
-[evaluation]
-val_symbols = 200
-"""
+SPEC = spec_to_toml(
+    with_overrides(
+        token_spec({"vocab_size": 330}, start="document_start"),
+        ["data.train=toy-tokens", "data.heldout=toy-tokens", "training.steps=4", "evaluation.val_symbols=200"],
+    )
+)
 
 
 @pytest.fixture(autouse=True)
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> None:
     """A byte dataset `toy`, a tokenizer `small`, the tokens `toy-tokens`, and a spec that reads them."""
     monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     Path("spec.toml").write_text(SPEC)
     text = Path("text.jsonl")
-    text.write_text(
-        "".join(json.dumps({"text": f"{text}\n{index}"}) + "\n" for index, text in enumerate(documents(60)))
-    )
+    lines = [json.dumps({"text": f"{text}\n{index}"}) + "\n" for index, text in enumerate(documents(60))]
+    text.write_text("".join(lines))
     import_dataset("toy", [text], heldout_frac=0.3)
-    assert ask(capsys, "tokenizer", "train", "small", "toy", "--vocab-size", "330")["vocab_size"] == 330
-    ask(capsys, "tokenizer", "encode", "toy-tokens", "toy", "--tokenizer", "small")
+    assert cli.document("tokenizer", "train", "small", "toy", "--vocab-size", "330")["vocab_size"] == 330
+    cli.document("tokenizer", "encode", "toy-tokens", "toy", "--tokenizer", "small")
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> dict[str, Any]:
-    """The JSON document of a command."""
-    capsys.readouterr()
-    assert main([words[0], "--json", *words[1:]]) == status, capsys.readouterr().err
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line with which a command refuses."""
-    capsys.readouterr()
-    assert main(list(words)) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
-def test_a_dataset_of_tokens_says_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_tokens_says_what_it_holds(cli: CommandLine) -> None:
     tokenizer = find_tokenizer("small")
     manifest, source = load_manifest("toy-tokens"), load_manifest("toy")
     assert manifest.tokenizer is not None and manifest.vocabulary == tokenizer.sha256
     assert {split: entry.num_documents for split, entry in manifest.splits.items()} == {
         split: entry.num_documents for split, entry in source.splits.items()
     }
-    result = ask(capsys, "tokenizer", "encode", "again", "toy", "--tokenizer", "small")
+    result = cli.document("tokenizer", "encode", "again", "toy", "--tokenizer", "small")
     shards = [shard for entry in load_manifest("again").splits.values() for shard in entry.shards]
     assert sum((shard.bytes - HEADER_BYTES) // 2 for shard in shards) == result["tokens"]
     assert result["sha256"] == manifest.sha256
@@ -92,65 +55,63 @@ def test_a_dataset_of_tokens_says_what_it_holds(capsys: pytest.CaptureFixture[st
     # Line ends became spaces, one byte for one byte.
     assert result["changed_documents"] == 60 and result["text_bytes"] == result["source_bytes"]
     assert verify_dataset("toy-tokens") == []
-    (listed,) = ask(capsys, "tokenizer", "list")["tokenizers"]
+    (listed,) = cli.document("tokenizer", "list")["tokenizers"]
     assert listed["name"] == "small" and listed["sha256"] == tokenizer.sha256
-    assert "toy-tokens" in {entry["name"] for entry in ask(capsys, "data", "list")["datasets"]}
+    assert "toy-tokens" in {entry["name"] for entry in cli.document("data", "list")["datasets"]}
 
 
-def test_identity_keeps_every_byte(capsys: pytest.CaptureFixture[str]) -> None:
-    ask(capsys, "tokenizer", "train", "same", "toy", "--vocab-size", "330", "--normalisation", "identity")
-    result = ask(capsys, "tokenizer", "encode", "same-tokens", "toy", "--tokenizer", "same")
+def test_identity_keeps_every_byte(cli: CommandLine) -> None:
+    cli.document("tokenizer", "train", "same", "toy", "--vocab-size", "330", "--normalisation", "identity")
+    result = cli.document("tokenizer", "encode", "same-tokens", "toy", "--tokenizer", "same")
     assert result["changed_documents"] == 0 and result["text_bytes"] == result["source_bytes"]
 
 
 @pytest.mark.parametrize("engine", available_engines())
-def test_train_pack_score_and_generate(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(capsys, "train", "spec.toml", "--engine", engine, "--run", "run")
+def test_train_pack_score_and_generate(engine: str, cli: CommandLine) -> None:
+    cli.document("train", "spec.toml", "--engine", engine, "--run", "run")
     sha256 = find_tokenizer("small").sha256
     assert load_spec("runs/run/spec.toml").vocabulary.tokenizer == sha256
     heldout = load_manifest("toy-tokens").splits["heldout"]
     for word in ("run", "runs/run/artifact.btw"):
-        score = ask(capsys, "score", word, "--engine", engine)
+        score = cli.document("score", word, "--engine", engine)
         assert score["bytes"] == heldout.total_bytes and score["documents"] == heldout.num_documents
         assert score["symbols"] == (heldout.shards[0].bytes - HEADER_BYTES) // 2 < score["bytes"]
         assert score["audit"]["passed"]
         assert all(result["compressed_bytes"] > 0 for result in score["compressors"].values())
-    told = ask(capsys, "generate", "run", "--prompt", "the cat sat", "--bytes", "40", "--engine", engine)
+    told = cli.document("generate", "run", "--prompt", "the cat sat", "--bytes", "40", "--engine", engine)
     assert 0 < len(told["text"].encode()) <= 40
-    again = ask(capsys, "train", "spec.toml", "--engine", engine, "--run", "run", "--resume")
+    again = cli.document("train", "spec.toml", "--engine", engine, "--run", "run", "--resume")
     assert again["status"] == "finished"
 
 
-def test_audit_and_numpy_need_no_training(capsys: pytest.CaptureFixture[str]) -> None:
-    document = ask(capsys, "audit", "spec.toml", "--engine", "numpy")
+def test_audit_and_numpy_need_no_training(cli: CommandLine) -> None:
+    document = cli.document("audit", "spec.toml", "--engine", "numpy")
     assert document["passed"], document
-    assert document["spec_id"] == ask(capsys, "audit", "spec.toml", "--engine", "numpy")["spec_id"]
+    assert document["spec_id"] == cli.document("audit", "spec.toml", "--engine", "numpy")["spec_id"]
 
 
-def test_another_tokenizer_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_tokenizer_is_refused_in_one_line(cli: CommandLine) -> None:
     engine = available_engines()[0]
-    ask(capsys, "train", "spec.toml", "--engine", engine, "--run", "run")
-    ask(capsys, "tokenizer", "train", "same", "toy", "--vocab-size", "330", "--normalisation", "identity")
-    ask(capsys, "tokenizer", "encode", "other", "toy", "--tokenizer", "same")
+    cli.document("train", "spec.toml", "--engine", engine, "--run", "run")
+    cli.document("tokenizer", "train", "same", "toy", "--vocab-size", "330", "--normalisation", "identity")
+    cli.document("tokenizer", "encode", "other", "toy", "--tokenizer", "same")
     one, two = find_tokenizer("small").sha256, find_tokenizer("same").sha256
-    message = refusal(capsys, "score", "run", "--data", "other")
+    message = cli.refusal("score", "run", "--data", "other")
     assert one[:16] in message and two[:16] in message
-    assert "holds bytes, the model reads tokens" in refusal(capsys, "score", "run", "--data", "toy")
-    assert "byte256 reads bytes" in refusal(capsys, "audit", "tiny", "--data", "toy-tokens")
+    assert "holds bytes, the model reads tokens" in cli.refusal("score", "run", "--data", "toy")
+    assert "byte256 reads bytes" in cli.refusal("audit", "tiny", "--data", "toy-tokens")
     # A run goes on with the tokenizer it began with, even if its dataset was made anew.
-    ask(capsys, "tokenizer", "encode", "toy-tokens", "toy", "--tokenizer", "same", "--replace")
-    assert "vocabulary.tokenizer" in refusal(
-        capsys, "train", "spec.toml", "--engine", engine, "--run", "run", "--resume"
-    )
-    Path("size.toml").write_text(SPEC.replace("330", "331"))
-    assert "tokenizer of 330 tokens; vocabulary.vocab_size is 331" in refusal(capsys, "audit", "size.toml")
+    cli.document("tokenizer", "encode", "toy-tokens", "toy", "--tokenizer", "same", "--replace")
+    assert "vocabulary.tokenizer" in cli.refusal("train", "spec.toml", "--engine", engine, "--run", "run", "--resume")
+    Path("size.toml").write_text(SPEC.replace("vocab_size = 330", "vocab_size = 331"))
+    assert "tokenizer of 330 tokens; vocabulary.vocab_size is 331" in cli.refusal("audit", "size.toml")
 
 
-def test_generating_needs_the_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
-    ask(capsys, "train", "spec.toml", "--engine", available_engines()[0], "--run", "run", "--no-finish")
+def test_generating_needs_the_tokenizer(cli: CommandLine) -> None:
+    cli.document("train", "spec.toml", "--engine", available_engines()[0], "--run", "run", "--no-finish")
     for path in datasets_root().rglob("*.model"):
         path.unlink()
-    assert "no tokenizer with SHA-256" in refusal(capsys, "generate", "run", "--engine", "numpy")
+    assert "no tokenizer with SHA-256" in cli.refusal("generate", "run", "--engine", "numpy")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +129,8 @@ def test_generating_needs_the_tokenizer(capsys: pytest.CaptureFixture[str]) -> N
         (["encode", "builtin", "toy", "--tokenizer", "small"], "taken by the built-in corpus"),
     ],
 )
-def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in refusal(capsys, "tokenizer", *words)
+def test_what_is_refused(words: list[str], message: str, cli: CommandLine) -> None:
+    assert message in cli.refusal("tokenizer", *words)
     assert sorted(path.name for path in datasets_root().iterdir()) == ["tokenizers", "toy", "toy-tokens"]
 
 

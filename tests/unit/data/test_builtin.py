@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +10,10 @@ import pytest
 
 from data import builtin
 from data.builtin import BuiltinCorpus, build_corpus
-from data.datasets import load_manifest, open_split, verify_dataset
+from data.datasets import load_manifest, verify_dataset
 from shared.errors import DataError
-from shared.spec import VocabularySpec
+from tests.datasets import documents_of
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +49,19 @@ def test_text_is_english(corpus: BuiltinCorpus) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_makes_the_same_dataset(corpus: BuiltinCorpus, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("datasets")
+def test_another_process_makes_the_same_dataset(corpus: BuiltinCorpus) -> None:
     program = (
         "from data.datasets import open_split, load_manifest; from shared.spec import VocabularySpec\n"
         "print(open_split('builtin', 'heldout', VocabularySpec()).num_bytes, load_manifest('builtin').sha256)"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "BYTETWIN_DATASETS": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BYTETWIN_DATASETS", str(tmp_path))
-        assert list(open_split("builtin", "train", VocabularySpec()).documents()) == [
-            text.encode() for text in corpus.train
-        ]
-        heldout = open_split("builtin", "heldout", VocabularySpec())
-        assert list(heldout.documents()) == [text.encode() for text in corpus.heldout]
-        assert done.stdout.split() == [str(heldout.num_bytes), load_manifest("builtin").sha256]
-        assert verify_dataset("builtin") == []
-        source = json.loads((tmp_path / "builtin" / "manifest.json").read_text())["source"]
-    assert ".".join(map(str, sys.version_info[:3])) in source
+    printed = run_python(program, PYTHONHASHSEED="77")
+    heldout, manifest = [text.encode() for text in corpus.heldout], load_manifest("builtin")
+    assert documents_of("builtin", "train") == [text.encode() for text in corpus.train]
+    assert documents_of("builtin", "heldout") == heldout
+    assert printed.split() == [str(sum(map(len, heldout))), manifest.sha256]
+    assert verify_dataset("builtin") == []
+    assert ".".join(map(str, sys.version_info[:3])) in manifest.source
 
 
 def test_passages_of_a_module() -> None:

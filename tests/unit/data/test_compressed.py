@@ -19,27 +19,14 @@ from data import builtin, compressed, compressors
 from data.compressed import find_results
 from data.compressors import CompressorResult, compressor_results
 from data.datasets import build_builtin
-from data.importing import import_dataset
 from shared.cli.main import main
+from shared.errors import DataError
+from tests import ROOT
+from tests.datasets import full_disk, write_dataset, written
 from tests.token_text import small_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("datasets")
 TEXT = b"".join(b"line %d of some text, %d words in all\n" % (number, number * 7919 % 1000) for number in range(400))
-
-
-@pytest.fixture(autouse=True)
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = tmp_path / "datasets"
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(root))
-    return root
-
-
-def imported(tmp_path: Path, name: str = "toy", split: str = "heldout") -> Path:
-    """The path of a text file that is dataset `name` now, made without measuring anything."""
-    path = tmp_path / "text.txt"
-    path.write_bytes(TEXT)
-    import_dataset(name, [path], split=split)  # type: ignore[arg-type]
-    return path
 
 
 def kept_files(root: Path) -> list[str]:
@@ -69,6 +56,18 @@ def test_a_text_in_chunks_is_one_stream(size: int, monkeypatch: pytest.MonkeyPat
         assert result == CompressorResult(len(stream), 8 * len(stream) / len(text))
 
 
+def test_compressors_work_at_the_level_that_they_are_named_for() -> None:
+    expected = {
+        "xz -9": lzma.compress(TEXT, preset=9),
+        "zstd -19": zstandard.ZstdCompressor(level=19).compress(TEXT),
+        "brotli -11": brotli.compress(TEXT, quality=11, lgwin=24),
+    }
+    found = {name: result.compressed_bytes for name, result in compressor_results(TEXT).items()}
+    assert found == {name: len(stream) for name, stream in expected.items()}
+    with pytest.raises(DataError, match="empty text"):
+        compressor_results(b"")
+
+
 def test_a_stop_ends_all_compressors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressors, "POLL_S", 0.0)
     text = np.random.default_rng(0).integers(0, 256, 30 * compressors.CHUNK_BYTES).astype(np.uint8).tobytes()
@@ -91,8 +90,7 @@ def test_a_stop_ends_all_compressors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_import_measures_and_a_score_reads(
     tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes(TEXT)
+    path = written(tmp_path / "text.txt", TEXT)
     assert main(["data", "import", "toy", str(path), "--split", "heldout", "--json"]) == 0
     captured = capsys.readouterr()
     expected = compressor_results(TEXT)
@@ -118,11 +116,9 @@ def test_the_builtin_text_comes_with_its_figures(datasets: Path, monkeypatch: py
     assert [name.split("/")[0] for name in kept_files(datasets)] == ["builtin"]
 
 
-def test_prepare_measures_what_an_older_version_did_not(
-    tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    imported(tmp_path)
-    imported(tmp_path, "training", split="train")
+def test_prepare_measures_what_an_older_version_did_not(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(heldout=[TEXT])
+    write_dataset("training", train=[TEXT])
     assert kept_files(datasets) == []
     words = ["prepare", "tiny", "--set", "data.train=training", "--set", "data.heldout=toy"]
     assert main(words) == 0
@@ -135,11 +131,9 @@ def test_the_same_text_in_tokens_is_not_compressed_again(
     tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tokenizer that changes nothing leaves the text of the bytes; the dataset of tokens has the figures itself."""
-    path = tmp_path / "text.txt"
-    path.write_text("the same words again")
-    import_dataset("toy", [path], split="heldout")
-    (tmp_path / "t.model").write_bytes(small_tokenizer().content)
-    assert main(["tokenizer", "encode", "tokens", "toy", "--tokenizer", str(tmp_path / "t.model")]) == 0
+    write_dataset(heldout=[b"the same words again"])
+    model = written(tmp_path / "t.model", small_tokenizer().content)
+    assert main(["tokenizer", "encode", "tokens", "toy", "--tokenizer", str(model)]) == 0
     of_tokens = kept_files(datasets)
     assert [name.split("/")[0] for name in of_tokens] == ["tokens"]
     monkeypatch.setattr(compressed, "compressor_results", never)
@@ -158,8 +152,8 @@ def test_the_same_text_in_tokens_is_not_compressed_again(
         lambda whole: re.sub(rb'"xz -9": [0-9]+,', b"", whole),
     ],
 )
-def test_a_damaged_file_counts_as_missing(tmp_path: Path, datasets: Path, damage: Callable[[bytes], bytes]) -> None:
-    imported(tmp_path)
+def test_a_damaged_file_counts_as_missing(datasets: Path, damage: Callable[[bytes], bytes]) -> None:
+    write_dataset(heldout=[TEXT])
     expected = compressed.measure_heldout("toy")
     path = datasets / kept_files(datasets)[0]
     whole = path.read_bytes()
@@ -170,20 +164,15 @@ def test_a_damaged_file_counts_as_missing(tmp_path: Path, datasets: Path, damage
     assert path.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(
-    tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path, content: bytes) -> None:
-        raise OSError(30, "Read-only file system", str(path))
-
-    imported(tmp_path)
-    monkeypatch.setattr(compressed, "write_atomically", refuse)
+def test_a_folder_that_cannot_be_written_costs_time_only(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(heldout=[TEXT])
+    monkeypatch.setattr(compressed, "write_atomically", full_disk)
     assert compressed.measure_heldout("toy") == compressor_results(TEXT)
     assert kept_files(datasets) == []
 
 
-def test_several_processes_measure_at_once(tmp_path: Path, datasets: Path) -> None:
-    imported(tmp_path)
+def test_several_processes_measure_at_once(datasets: Path) -> None:
+    write_dataset(heldout=[TEXT])
     code = "from data.compressed import measure_heldout; print(sorted(measure_heldout('toy').items()))"
     workers = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,26 +19,16 @@ from data.shards import ShardWriter
 from data.writer import DatasetWriter
 from shared.errors import DataError
 from shared.spec import VocabularySpec
+from tests.datasets import BYTES, documents_of, full_disk, write_dataset, written
+from tests.processes import run_python
 
 TRAIN = [b"the first document", b"the second", b"a third one"]
 HELDOUT = [b"held out"]
-BYTES = VocabularySpec()
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def write(name: str = "toy", train: list[bytes] = TRAIN, **options: Any) -> Path:
-    folder = datasets_root() / name
-    with DatasetWriter(folder, **options) as writer:
-        for document in train:
-            writer.add("train", [document])
-        for document in HELDOUT:
-            writer.add("heldout", [document[:3], document[3:]])
-        writer.finish("a test")
-    return folder
+    return write_dataset(name, train=train, heldout=HELDOUT, **options)
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -63,15 +49,15 @@ def test_round_trip_with_small_shards() -> None:
     folder = write(max_shard_symbols=7)
     manifest = load_manifest("toy")
     assert [shard.bytes - 1024 for shard in manifest.splits["train"].shards] == [7, 7, 7, 7, 7, 4]
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
-    assert list(open_split("toy", "heldout", BYTES).documents()) == HELDOUT
+    assert documents_of("toy", "train") == TRAIN
+    assert documents_of("toy", "heldout") == HELDOUT
     assert verify_dataset("toy") == []
     assert sorted(path.name for path in datasets_root().iterdir()) == ["toy"]
     starts = np.frombuffer((folder / "train_documents.bin").read_bytes(), dtype="<i8")
     assert starts.tolist() == [0, 18, 28]
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(documents=st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6), shard=st.integers(1, 40))
 def test_any_documents_in_any_shard_size(
     tmp_path_factory: pytest.TempPathFactory, documents: list[bytes], shard: int
@@ -102,9 +88,9 @@ def test_an_existing_name_is_refused_and_replace_replaces() -> None:
     write()
     with pytest.raises(DataError, match=r"dataset 'toy' exists in .*; --replace overwrites it"):
         write(train=[b"other"])
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    assert documents_of("toy", "train") == TRAIN
     write(train=[b"other"], replace=True)
-    assert list(open_split("toy", "train", BYTES).documents()) == [b"other"]
+    assert documents_of("toy", "train") == [b"other"]
     assert dataset_names() == ["toy"]
     assert len(list(datasets_root().iterdir())) == 1
 
@@ -115,7 +101,7 @@ def test_the_loser_of_a_race_keeps_the_winners_dataset() -> None:
         loser.add("train", [b"late"])
         write()
         loser.finish("a test")
-    assert list(open_split("toy", "train", BYTES).documents()) == TRAIN
+    assert documents_of("toy", "train") == TRAIN
     with pytest.raises(DataError, match="exists"), DatasetWriter(datasets_root() / "new") as second:
         second.add("train", [b"late"])
         write("new")
@@ -132,17 +118,8 @@ def test_a_dataset_is_as_readable_as_other_files() -> None:
 
 @pytest.mark.parametrize("failing_write", [1, 2, 5])
 def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing_write: int) -> None:
-    calls = 0
-    real_write = ShardWriter.write
-
-    def full_disk(self: ShardWriter, data: bytes | memoryview) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing_write:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real_write(self, data)
-
-    monkeypatch.setattr(ShardWriter, "write", full_disk)
+    writes = iter([*[ShardWriter.write] * (failing_write - 1), full_disk])
+    monkeypatch.setattr(ShardWriter, "write", lambda *words: next(writes)(*words))
     with pytest.raises(DataError, match=r"cannot write dataset 'toy' in .*: no space left on device; nothing was kept"):
         write()
     assert list(datasets_root().iterdir()) == []
@@ -150,9 +127,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("method", ["close", "__init__"])
 def test_a_disk_that_fills_up_late_or_early(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     write("old")
     monkeypatch.setattr(ShardWriter, method, full_disk)
     with pytest.raises(DataError, match="no space left on device"):
@@ -164,17 +138,16 @@ def test_a_disk_that_fills_up_late_or_early(monkeypatch: pytest.MonkeyPatch, met
 
 
 def test_a_file_that_the_kernel_refuses_to_grow(tmp_path: Path) -> None:
-    text = tmp_path / "big.txt"
-    text.write_bytes(b"x" * 3_000_000)
+    text = written(tmp_path / "big.txt", b"x" * 3_000_000)
     program = (
         "import resource, sys; from pathlib import Path; from data.importing import import_dataset\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try: import_dataset('toy', [Path(sys.argv[1])])\n"
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(text)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("DataError cannot write dataset 'toy'")
-    assert done.stdout.count("\n") == 1
+    printed = run_python(program, text)
+    assert printed.startswith("DataError cannot write dataset 'toy'")
+    assert printed.count("\n") == 1
     assert list(datasets_root().iterdir()) == []
 
 
@@ -203,47 +176,42 @@ def test_unknown_names() -> None:
     assert "split 'test': must be one of train, heldout" in refusal(split="test")
 
 
-def test_missing_truncated_and_foreign_shards() -> None:
-    folder = write()
-    shard = folder / "train_000000.bin"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1])
-    assert "train_000000.bin: the file has 1062 bytes but its header counts 39" in refusal()
-    shard.write_bytes(b"\0" * len(content))
-    assert "magic number 0, not 20240520" in refusal()
-    tokens = content[:4] + (1).to_bytes(4, "little") + (20).to_bytes(4, "little") + content[12:] + b"\0"
-    shard.write_bytes(tokens)
-    assert "shard version 1 in a byte dataset; allowed is 2" in refusal()
-    shorter = content[:8] + (38).to_bytes(4, "little") + content[12:-1]
-    shard.write_bytes(shorter)
-    assert "1062 bytes; the manifest says 1063" in refusal()
-    shard.unlink()
-    assert "train_000000.bin: the shard is missing" in refusal()
+def shard(version: int, count: int, text: bytes = b"".join(TRAIN)) -> bytes:
+    return np.array([20240520, version, count, *[0] * 253], "<i4").tobytes() + text
 
 
 @pytest.mark.parametrize(
-    ("starts", "message"),
+    ("file", "content", "message"),
     [
-        ([0, 18], "2 document starts; the manifest says 3"),
-        ([1, 18, 28], "document starts must begin at 0"),
-        ([0, 28, 18], "document starts must begin at 0, increase"),
-        ([0, 18, 18], "document starts must begin at 0, increase"),
-        ([0, 18, 39], "stay below the 39 bytes of text"),
-        ([], "cannot read the document starts"),
+        ("train_000000.bin", shard(2, 39)[:-1], "train_000000.bin: the file has 1062 bytes but its header counts 39"),
+        ("train_000000.bin", bytes(1063), "magic number 0, not 20240520"),
+        ("train_000000.bin", shard(1, 20) + b"\0", "shard version 1 in a byte dataset; allowed is 2"),
+        ("train_000000.bin", shard(2, 38)[:-1], "1062 bytes; the manifest says 1063"),
+        ("train_000000.bin", None, "train_000000.bin: the shard is missing"),
+        *(
+            ("train_documents.bin", np.array(starts, "<i8").tobytes(), message)
+            for starts, message in [
+                ([0, 18], "2 document starts; the manifest says 3"),
+                ([1, 18, 28], "document starts must begin at 0"),
+                ([0, 28, 18], "document starts must begin at 0, increase"),
+                ([0, 18, 18], "document starts must begin at 0, increase"),
+                ([0, 18, 39], "stay below the 39 bytes of text"),
+                ([], "cannot read the document starts"),
+            ]
+        ),
+        ("train_documents.bin", bytes(21), "cannot read the document starts"),
+        ("train_documents.bin", None, "the file of document starts is missing"),
+        ("manifest.json", b"{", "damaged manifest, the whole file"),
+        ("manifest.json", b"\xff\xfe", "damaged manifest, the whole file"),
+        ("manifest.json", None, "the dataset has no manifest"),
     ],
 )
-def test_damaged_document_starts(starts: list[int], message: str) -> None:
-    folder = write()
-    (folder / "train_documents.bin").write_bytes(np.array(starts, dtype="<i8").tobytes())
-    assert message in refusal()
-
-
-def test_missing_or_ragged_document_starts() -> None:
-    path = write() / "train_documents.bin"
-    path.write_bytes(path.read_bytes()[:-3])
-    assert "cannot read the document starts" in refusal()
+def test_a_damaged_or_missing_file(file: str, content: bytes | None, message: str) -> None:
+    path = write() / file
     path.unlink()
-    assert "the file of document starts is missing" in refusal()
+    if content is not None:
+        path.write_bytes(content)
+    assert message in refusal()
 
 
 @pytest.mark.parametrize(
@@ -268,16 +236,6 @@ def test_a_lying_manifest(change: Callable[[dict[str, Any]], Any], message: str)
     edit_manifest(folder, change)
     assert message in refusal()
     assert message in verify_dataset("toy")[0]
-
-
-def test_an_unreadable_or_missing_manifest() -> None:
-    path = write() / "manifest.json"
-    path.write_bytes(b"{")
-    assert "damaged manifest, the whole file" in refusal()
-    path.write_bytes(b"\xff\xfe")
-    assert "damaged manifest, the whole file" in refusal()
-    path.unlink()
-    assert "the dataset has no manifest" in refusal()
 
 
 @pytest.mark.parametrize(

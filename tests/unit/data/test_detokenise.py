@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,21 @@ from hypothesis import strategies as st
 
 from data import detokenise
 from data.detokenise import TokenDocuments
-from data.shards import write_shard
 from data.token_bytes import TokenBytes
 from shared.errors import DataError
+from tests.token_text import trained_model, write_shard
 
 START = 1
 VARIANTS: dict[str, dict[str, Any]] = {
     "the public one": {},
-    "all spaces kept": {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"},
+    "all spaces kept": {"remove_extra_whitespaces": False, "normalisation": "identity"},
     "a space put before": {"add_dummy_prefix": True},
 }
 
 
 def train_processor(**options: Any) -> Any:
-    writer = io.BytesIO()
-    defaults: dict[str, Any] = {
-        "model_type": "bpe",
-        "vocab_size": 330,
-        "character_coverage": 0.999,
-        "byte_fallback": True,
-        "split_digits": True,
-        "normalization_rule_name": "nmt_nfkc",
-        "add_dummy_prefix": False,
-        "pad_id": 0,
-        "bos_id": START,
-        "eos_id": 2,
-        "unk_id": 3,
-        "hard_vocab_limit": False,
-        "minloglevel": 2,
-    }
-    texts = iter(f"the quick brown fox {index} jumps over the lazy dog, and then the end" for index in range(100))
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=writer, **{**defaults, **options})
-    return sentencepiece.SentencePieceProcessor(model_proto=writer.getvalue())
+    texts = [f"the quick brown fox {index} jumps over the lazy dog, and then the end" for index in range(100)]
+    return sentencepiece.SentencePieceProcessor(model_proto=trained_model(texts, **options))
 
 
 PROCESSORS = {name: train_processor(**options) for name, options in VARIANTS.items()}
@@ -99,7 +81,7 @@ def pieces(*names: str) -> list[int]:
     return tokens
 
 
-@settings(deadline=None, derandomize=True, max_examples=120)
+@settings(derandomize=True, max_examples=120)
 @given(data=st.data(), variant=st.sampled_from(list(VARIANTS)), batch=st.integers(1, 60), ends_here=st.booleans())
 def test_any_text_comes_back_as_the_model_normalised_it(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, variant: str, batch: int, ends_here: bool
@@ -127,7 +109,7 @@ def test_any_text_comes_back_as_the_model_normalised_it(
     assert (reader.unfinished_tokens > 0) == (not ends_here)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(data=st.data(), variant=st.sampled_from(list(VARIANTS)))
 def test_the_table_is_the_reference_on_any_tokens(data: st.DataObject, variant: str) -> None:
     processor = PROCESSORS[variant]
@@ -174,7 +156,7 @@ def test_damage_is_found_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([5, START, 5], "begins with token 5, not with a document start (1)"),
+        ([5, START, 5], "begins with token 5, not a document start (1)"),
         ([START, 5, 9999, 5], "token 9999 at position 2; the tokenizer has the ids 0 to 329"),
         ([START, 3], "decodes to 5 bytes, its tokens count 0"),
     ],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
 import random
@@ -12,31 +10,34 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from data import hub, hub_files
 from data.datasets import load_manifest, open_split, verify_dataset
 from data.folders import dataset_names, datasets_root
 from data.hub_files import HubFiles
 from data.opening import vocabulary_of
-from data.shards import ShardWriter, write_shard
+from data.shards import ShardWriter
 from data.token_bytes import load_token_bytes
+from data.tokenizer import Tokenizer
 from shared.cli.main import main
 from shared.errors import DataError
-from shared.spec import VocabularySpec
+from tests import ROOT
+from tests.datasets import documents_of, full_disk
 from tests.hub_standin import REVISION, HubStandin
 from tests.processes import wait_until
+from tests.token_text import trained_model, write_shard
 
 REPO = "willdepueoai/parameter-golf"
 FOLDER = "datasets/datasets/fineweb10B_sp1024"
 TOKENIZER = "datasets/tokenizers/fineweb_1024_bpe.model"
-ROOT = Path(__file__).resolve().parents[3]
+Refusal = Callable[..., str]
 
 
 def shard_name(side: str, number: int) -> str:
@@ -53,27 +54,9 @@ def sentences(count: int, seed: int) -> list[str]:
     return [" ".join(draw.choices(words, k=draw.randrange(3, 40))) + ".\n" for _ in range(count)]
 
 
-def train_model(**options: Any) -> bytes:
+def train_model(size: int = 340, **options: Any) -> bytes:
     """A tiny SentencePiece model with the options of the public one, or others."""
-    writer = io.BytesIO()
-    defaults: dict[str, Any] = {
-        "model_type": "bpe",
-        "vocab_size": 340,
-        "character_coverage": 0.999,
-        "byte_fallback": True,
-        "split_digits": True,
-        "normalization_rule_name": "nmt_nfkc",
-        "add_dummy_prefix": False,
-        "pad_id": 0,
-        "bos_id": 1,
-        "eos_id": 2,
-        "unk_id": 3,
-        "hard_vocab_limit": False,
-        "minloglevel": 2,
-    }
-    texts = iter(sentences(200, seed=7))
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=writer, **{**defaults, **options})
-    return writer.getvalue()
+    return trained_model(sentences(200, seed=7), size=size, **options)
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +65,16 @@ def model() -> bytes:
 
 
 def encode_stream(model: bytes, texts: list[str]) -> np.ndarray:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = [token for tokens in processor.encode(texts, out_type=int) for token in (1, *tokens)]
-    return np.array(ids, dtype=np.uint16)
+    return np.concatenate(Tokenizer(model, Path("some.model")).encode(texts))
 
 
 def normalised(model: bytes, texts: list[str]) -> list[bytes]:
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [processor.normalize(text).replace("\u2581", " ").removeprefix(" ").encode() for text in texts]
+    tokenizer = Tokenizer(model, Path("some.model"))
+    return [tokenizer.normalised(text).encode() for text in texts]
 
 
 def shard_bytes(folder: Path, tokens: np.ndarray) -> bytes:
-    path = folder / f"shard-{hashlib.sha256(tokens.tobytes()).hexdigest()[:12]}.bin"
+    path = folder / "a.bin"
     path.unlink(missing_ok=True)
     write_shard(path, tokens)
     return path.read_bytes()
@@ -117,7 +98,9 @@ def files(model: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 @pytest.fixture
-def standin(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
+def standin(
+    files: dict[str, bytes], datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HubStandin]:
     from huggingface_hub import close_session
 
     with HubStandin(REPO, files) as server:
@@ -125,7 +108,6 @@ def standin(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(hub_files, "RETRY_WAITS_S", (0.0, 0.01, 0.02))
         yield server
@@ -137,22 +119,24 @@ def blobs(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "hf").glob("hub/*/blobs/*"))
 
 
-def texts_of(name: str, split: str) -> list[bytes]:
-    return list(open_split(name, split, VocabularySpec()).documents())
-
-
 def download(*words: object) -> int:
     return main(["data", "download", *(str(word) for word in words)])
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line of a refused download, which left no dataset behind."""
-    before = sorted(datasets_root().iterdir()) if datasets_root().exists() else []
-    assert download(*words) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert (sorted(datasets_root().iterdir()) if datasets_root().exists() else []) == before
-    return lines[0]
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Gives the one line of a refused download, which left no dataset behind."""
+
+    def refused(*words: object) -> str:
+        before = sorted(datasets_root().glob("*"))
+        capsys.readouterr()
+        assert download(*words) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert sorted(datasets_root().glob("*")) == before
+        return lines[0]
+
+    return refused
 
 
 def test_the_whole_way(
@@ -161,7 +145,7 @@ def test_the_whole_way(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert download("fineweb", "--shards", 2, "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    train, heldout = texts_of("fineweb", "train"), texts_of("fineweb", "heldout")
+    train, heldout = documents_of("fineweb", "train"), documents_of("fineweb", "heldout")
     assert heldout == normalised(model, HELDOUT_TEXTS)
     # Document 200 begins in the second shard and ends in the third.
     assert train == normalised(model, TRAIN_TEXTS[:200])
@@ -202,8 +186,8 @@ def test_all_shards_hold_all_documents_and_come_once(
     assert download("fineweb", "--shards", 1, "--name", "one") == 0
     assert "dropped the last training document" in capsys.readouterr().err
     assert download("fineweb", "--shards", 3) == 0
-    assert texts_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
-    assert texts_of("one", "train") == texts_of("fineweb", "train")[:100]
+    assert documents_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
+    assert documents_of("one", "train") == documents_of("fineweb", "train")[:100]
     assert standin.fetched(FIRST) == [None]
     assert standin.fetched(shard_name("val", 0)) == [None]
     # Where huggingface_hub itself finds it.
@@ -222,13 +206,12 @@ def test_the_tokenizer_is_kept_and_makes_the_same_tokens(standin: HubStandin, mo
     assert manifest.splits["train"].total_bytes == load_manifest("fineweb").splits["train"].total_bytes
 
 
-def test_a_small_file_is_checked_by_its_git_object_id(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_file_is_checked_by_its_git_object_id(standin: HubStandin, refusal: Refusal) -> None:
     standin.small = frozenset({TOKENIZER})
     assert download("fineweb") == 0
-    capsys.readouterr()
     standin.files[TOKENIZER] += b"more"
     standin.faults.wrong_bytes[TOKENIZER] = standin.files[TOKENIZER][:-1] + b"!"
-    assert f"{TOKENIZER}: git object id" in refusal(capsys, "fineweb", "--name", "two")
+    assert f"{TOKENIZER}: git object id" in refusal("fineweb", "--name", "two")
 
 
 def test_dropped_connections_go_on_where_they_stopped(standin: HubStandin, model: bytes) -> None:
@@ -237,7 +220,7 @@ def test_dropped_connections_go_on_where_they_stopped(standin: HubStandin, model
     assert download("fineweb", "--shards", 3) == 0
     assert standin.fetched(FIRST) == [None, "bytes=1500-", "bytes=2200-"]
     assert len(standin.fetched(SECOND)) == 2
-    assert texts_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
+    assert documents_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
 
 
 def test_a_server_without_ranges_sends_all_again(standin: HubStandin, model: bytes) -> None:
@@ -245,14 +228,14 @@ def test_a_server_without_ranges_sends_all_again(standin: HubStandin, model: byt
     standin.faults.ignore_ranges = True
     assert download("fineweb", "--shards", 3) == 0
     assert standin.fetched(FIRST) == [None, "bytes=1500-"]
-    assert texts_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
+    assert documents_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
 
 
 def test_the_next_command_goes_on_where_one_gave_up(
-    standin: HubStandin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    standin: HubStandin, tmp_path: Path, refusal: Refusal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     standin.faults.end_after_bytes[FIRST] = [1500, 0, 0, 0, 0]
-    assert "cannot reach the hub at http://127.0.0.1" in refusal(capsys, "fineweb")
+    assert "cannot reach the hub at http://127.0.0.1" in refusal("fineweb")
     assert any(name.endswith(".incomplete") for name in blobs(tmp_path))
     del standin.faults.end_after_bytes[FIRST]
     assert download("fineweb", "--json") == 0
@@ -272,7 +255,7 @@ def test_a_killed_download_continues(standin: HubStandin, model: bytes, tmp_path
     standin.release.set()
     assert dataset_names() == []
     assert download("fineweb", "--shards", 3) == 0
-    assert texts_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
+    assert documents_of("fineweb", "train") == normalised(model, TRAIN_TEXTS)
     assert standin.fetched(FIRST) == [None, "bytes=2000-"]
 
 
@@ -288,12 +271,10 @@ def test_ctrl_c_keeps_what_is_there(
     assert dataset_names() == []
 
 
-def test_a_wrong_hash_is_refused_and_the_file_not_kept(
-    standin: HubStandin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_hash_is_refused_and_the_file_not_kept(standin: HubStandin, tmp_path: Path, refusal: Refusal) -> None:
     content = standin.files[FIRST]
     standin.faults.wrong_bytes[FIRST] = content[:-1] + bytes([content[-1] ^ 1])
-    line = refusal(capsys, "fineweb")
+    line = refusal("fineweb")
     assert f"{FIRST}: SHA-256 " in line
     assert hashlib.sha256(content).hexdigest() in line
     assert "nothing imported" in line
@@ -317,54 +298,40 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(standin: HubStandin, tmp_p
 
 @pytest.mark.parametrize("extra", [b"more than it said", b"m" * 1_000_000])
 def test_a_file_longer_than_described_is_refused(
-    standin: HubStandin, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: bytes
+    standin: HubStandin, tmp_path: Path, refusal: Refusal, extra: bytes
 ) -> None:
     standin.faults.wrong_bytes[FIRST] = standin.files[FIRST] + extra
-    assert f"sends more than the {len(standin.files[FIRST])} bytes it says" in refusal(capsys, "fineweb")
+    assert f"sends more than the {len(standin.files[FIRST])} bytes it says" in refusal("fineweb")
     largest = max(path.stat().st_size for path in (tmp_path / "hf").glob("hub/*/blobs/*"))
     assert largest <= max(map(len, standin.files.values()))
 
 
 def test_too_little_space_is_found_before_downloading(
-    standin: HubStandin, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    standin: HubStandin, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "free_bytes", lambda _folder: 5000)
-    line = refusal(capsys, "fineweb")
+    line = refusal("fineweb")
     assert "not enough disk space in" in line
     assert "GB needed" in line
     assert blobs(tmp_path) == []
     assert [entry for entry in standin.requests if entry.server == "content"] == []
 
 
-class _FullDisk:
-    """A file on a disk that has room for so many bytes more."""
-
-    def __init__(self, file: BinaryIO, room_bytes: int) -> None:
-        self._file = file
-        self._room_bytes = room_bytes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, data: bytes) -> int:
-        taken = self._file.write(data[: self._room_bytes])
-        self._room_bytes -= taken
-        if taken < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return taken
-
-
 def test_a_disk_that_fills_up_while_downloading(
-    standin: HubStandin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = HubFiles._stream
 
     def stream_to_full_disk(self: HubFiles, file: Any, output: Any) -> None:
-        stream(self, file, _FullDisk(output, 1234) if file.path == FIRST else output)  # type: ignore[arg-type]
+        def write_a_part(data: bytes) -> None:
+            output.write(data[:1234])
+            full_disk()
+
+        stream(self, file, SimpleNamespace(tell=output.tell, write=write_a_part) if file.path == FIRST else output)
 
     with monkeypatch.context() as patch:
         patch.setattr(HubFiles, "_stream", stream_to_full_disk)
-        line = refusal(capsys, "fineweb")
+        line = refusal("fineweb")
     assert f"cannot write {FIRST} to " in line
     assert "no space left on device" in line
     assert download("fineweb") == 0
@@ -372,116 +339,105 @@ def test_a_disk_that_fills_up_while_downloading(
 
 
 def test_a_disk_that_fills_up_while_converting(
-    standin: HubStandin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "write", write)
-        assert "no space left on device; nothing was kept" in refusal(capsys, "fineweb")
+        patch.setattr(ShardWriter, "write", full_disk)
+        assert "no space left on device; nothing was kept" in refusal("fineweb")
     assert download("fineweb") == 0
     assert standin.fetched(FIRST) == [None]
 
 
+NO_HUB = "does not answer like a hub; check HF_ENDPOINT"
+
+
 @pytest.mark.parametrize(
-    ("status", "message"),
+    ("fault", "value", "message"),
     [
-        (401, "answers 401 for dataset willdepueoai/parameter-golf: access denied without HF_TOKEN; for gated or"),
-        (403, "access denied without HF_TOKEN; for gated or private data set HF_TOKEN to a token that has access"),
-        (404, "not found without HF_TOKEN; if it is private, set HF_TOKEN"),
-        (429, "too many requests; try again later"),
-        (500, "answers 500 for dataset willdepueoai/parameter-golf: try again later"),
+        ("api_status", 401, f"answers 401 for dataset {REPO}: access denied without HF_TOKEN; for gated or"),
+        (
+            "api_status",
+            403,
+            "access denied without HF_TOKEN; for gated or private data set HF_TOKEN to a token that has",
+        ),
+        ("api_status", 404, "not found without HF_TOKEN; if it is private, set HF_TOKEN"),
+        ("api_status", 429, "too many requests; try again later"),
+        ("api_status", 500, f"answers 500 for dataset {REPO}: try again later"),
+        *(
+            ("api_text", text, NO_HUB)
+            for text in (b"<html>Log in</html>", b"{}", b"[1, 2]", b"\xff\xfe", b'{"id": "a/b"}')
+        ),
+        ("hidden", {FIRST}, f"{REPO} has no file {FIRST}"),
+        ("wrong_hash", {FIRST: "../../../escape"}, "the hub gives '../../../escape', which is not a hash"),
     ],
 )
-def test_a_hub_that_refuses(standin: HubStandin, capsys: pytest.CaptureFixture[str], status: int, message: str) -> None:
-    standin.faults.api_status = status
-    assert message in refusal(capsys, "fineweb")
-
-
-def test_a_file_that_is_refused(
-    standin: HubStandin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_hub_that_refuses_or_is_none(
+    standin: HubStandin, refusal: Refusal, fault: str, value: object, message: str
 ) -> None:
+    setattr(standin.faults, fault, value)
+    line = refusal("fineweb")
+    assert message in line and (message != NO_HUB or standin.endpoint in line)
+
+
+def test_a_file_that_is_refused(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     standin.faults.file_status[FIRST] = [403]
-    line = refusal(capsys, "fineweb")
+    line = refusal("fineweb")
     assert f"answers 403 for {FIRST} of dataset {REPO}: access denied with the token in HF_TOKEN" in line
     assert "hf_secret" not in line
 
 
-def test_a_busy_hub_is_asked_again(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_hub_is_asked_again(standin: HubStandin, refusal: Refusal) -> None:
     standin.faults.file_status[FIRST] = [503, 429]
     assert download("fineweb") == 0
     standin.faults.file_status[SECOND] = [503] * 9
-    capsys.readouterr()
-    assert f"answers 503 for {SECOND}" in refusal(capsys, "fineweb", "--shards", 2, "--name", "two")
+    assert f"answers 503 for {SECOND}" in refusal("fineweb", "--shards", 2, "--name", "two")
     assert len(standin.faults.file_status[SECOND]) == 5
 
 
-def test_a_hub_that_cannot_be_reached(
-    standin: HubStandin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_cannot_be_reached(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", address)
-        assert f"cannot reach the hub at {address} (" in refusal(capsys, "fineweb")
+        assert f"cannot reach the hub at {address} (" in refusal("fineweb")
     monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert "check the network and HF_ENDPOINT" in refusal(capsys, "fineweb")
+    assert "check the network and HF_ENDPOINT" in refusal("fineweb")
 
 
-@pytest.mark.parametrize("answer", [b"<html>Please log in</html>", b"{}", b"[1, 2]", b"\xff\xfe", b'{"id": "a/b"}'])
-def test_something_that_is_no_hub(standin: HubStandin, capsys: pytest.CaptureFixture[str], answer: bytes) -> None:
-    standin.faults.api_text = answer
-    assert f"{standin.endpoint} does not answer like a hub; check HF_ENDPOINT" in refusal(capsys, "fineweb")
-
-
-def test_impossible_arguments(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no hub dataset 'pile'; there are: fineweb" in refusal(capsys, "pile")
-    assert "--tokenizer sp9: fineweb is there with sp1024, sp4096, sp8192" in refusal(
-        capsys, "fineweb", "--tokenizer", "sp9"
-    )
-    assert "--shards 0: at least 1" in refusal(capsys, "fineweb", "--shards", 0)
-    assert "taken by the built-in corpus" in refusal(capsys, "fineweb", "--name", "builtin")
-    assert "dataset name '../x'" in refusal(capsys, "fineweb", "--name", "../x")
+def test_impossible_arguments(standin: HubStandin, refusal: Refusal) -> None:
+    assert "no hub dataset 'pile'; there are: fineweb" in refusal("pile")
+    assert "--tokenizer sp9: fineweb is there with sp1024, sp4096, sp8192" in refusal("fineweb", "--tokenizer", "sp9")
+    assert "--shards 0: at least 1" in refusal("fineweb", "--shards", 0)
+    assert "taken by the built-in corpus" in refusal("fineweb", "--name", "builtin")
+    assert "dataset name '../x'" in refusal("fineweb", "--name", "../x")
     assert standin.requests == []
-    assert f"--shards 4: {REPO} has 3 training shards in {FOLDER}" in refusal(capsys, "fineweb", "--shards", 4)
+    assert f"--shards 4: {REPO} has 3 training shards in {FOLDER}" in refusal("fineweb", "--shards", 4)
     assert download("fineweb") == 0
-    capsys.readouterr()
     count = len(standin.requests)
-    assert "--replace overwrites it" in refusal(capsys, "fineweb")
+    assert "--replace overwrites it" in refusal("fineweb")
     assert len(standin.requests) == count
     assert download("fineweb", "--replace") == 0
 
 
 @pytest.mark.parametrize("missing", [FIRST, SECOND, shard_name("val", 0), TOKENIZER])
-def test_a_repository_with_a_gap(standin: HubStandin, capsys: pytest.CaptureFixture[str], missing: str) -> None:
+def test_a_repository_with_a_gap(standin: HubStandin, refusal: Refusal, missing: str) -> None:
     del standin.files[missing]
-    assert f"{REPO} has no file {missing}" in refusal(capsys, "fineweb", "--shards", 2)
+    assert f"{REPO} has no file {missing}" in refusal("fineweb", "--shards", 2)
 
 
-def test_descriptions_that_are_missing_or_lie(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:
-    standin.faults.hidden.add(FIRST)
-    assert f"{REPO} has no file {FIRST}" in refusal(capsys, "fineweb")
-    standin.faults.hidden.clear()
-    standin.faults.wrong_hash[FIRST] = "../../../escape"
-    assert "the hub gives the hash '../../../escape', which is none" in refusal(capsys, "fineweb")
-
-
-def test_without_huggingface_hub(
-    standin: HubStandin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_huggingface_hub(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
-    assert "install it with the extra: bytetwin[data]" in refusal(capsys, "fineweb")
+    assert "install it with the extra: bytetwin[data]" in refusal("fineweb")
 
 
-def test_the_wrong_tokenizer_is_found(standin: HubStandin, capsys: pytest.CaptureFixture[str]) -> None:
-    standin.files[TOKENIZER] = train_model(vocab_size=300)
-    assert "the tokenizer has the ids 0 to 299: not the tokenizer of these shards" in refusal(capsys, "fineweb")
+def test_the_wrong_tokenizer_is_found(standin: HubStandin, refusal: Refusal) -> None:
+    standin.files[TOKENIZER] = train_model(300)
+    assert "the tokenizer has the ids 0 to 299: not the tokenizer of these shards" in refusal("fineweb")
     standin.files[TOKENIZER] = b"no model at all"
-    assert "this is no SentencePiece model" in refusal(capsys, "fineweb")
+    assert "not a SentencePiece model" in refusal("fineweb")
     standin.files[TOKENIZER] = train_model(bos_id=-1)
-    assert "no document start id" in refusal(capsys, "fineweb")
+    assert "no document start" in refusal("fineweb")
 
 
 def test_a_tokenizer_file_is_read_or_refused(tmp_path: Path) -> None:

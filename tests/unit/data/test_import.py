@@ -23,8 +23,9 @@ from data.folders import datasets_root
 from data.importers import read_documents
 from data.importing import ImportResult, import_dataset
 from shared.errors import DataError
-from shared.spec import VocabularySpec
+from tests.datasets import BYTES, documents_of, written
 
+pytestmark = pytest.mark.usefixtures("datasets")
 TEXTS = ["First document.\n", "Zweites Dokument: \u00e4\u00f6\u00fc \u20ac \U0001f600", "third\r\nline"]
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -34,21 +35,21 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
-
-
 def jsonl(texts: list[str], field: str = "text") -> bytes:
     return b"".join(json.dumps({field: text, "id": index}).encode() + b"\n" for index, text in enumerate(texts))
 
 
 def texts_of(name: str, split: str) -> list[str]:
-    return [document.decode() for document in open_split(name, split, VocabularySpec()).documents()]
+    return [document.decode() for document in documents_of(name, split)]
 
 
 def import_train(path: Path, **options: Any) -> ImportResult:
     return import_dataset("toy", [path], split="train", **options)
+
+
+def parquet(path: Path, **columns: list[Any]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
 
 
 def error_of(path: Path, **options: Any) -> str:
@@ -61,35 +62,25 @@ def error_of(path: Path, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
-def test_lines_of_json(tmp_path: Path, suffix: str, packing: str) -> None:
-    path = tmp_path / f"text{suffix}{packing}"
-    path.write_bytes(PACKERS[packing](jsonl(TEXTS)))
-    import_train(path)
-    assert texts_of("toy", "train") == TEXTS
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".txt", ".md", ".TXT"])
+def test_lines_of_json_are_documents_and_a_text_file_is_one(tmp_path: Path, suffix: str, packing: str) -> None:
+    is_json = suffix in (".jsonl", ".ndjson")
+    texts = TEXTS if is_json else ["\n".join(TEXTS)]
+    content = jsonl(texts) if is_json else texts[0].encode()
+    import_train(written(tmp_path / f"text{suffix}{packing}", PACKERS[packing](content)))
+    assert texts_of("toy", "train") == texts
     assert verify_dataset("toy") == []
 
 
-@pytest.mark.parametrize("packing", PACKERS)
-@pytest.mark.parametrize("suffix", [".txt", ".md", ".TXT"])
-def test_one_text_file_is_one_document_byte_for_byte(tmp_path: Path, suffix: str, packing: str) -> None:
-    path = tmp_path / f"text{suffix}{packing}"
-    path.write_bytes(PACKERS[packing]("\n".join(TEXTS).encode()))
-    import_train(path)
-    assert texts_of("toy", "train") == ["\n".join(TEXTS)]
-
-
 def test_parquet_with_empty_and_missing_values(tmp_path: Path) -> None:
-    path = tmp_path / "text.parquet"
-    pq.write_table(pa.table({"body": [TEXTS[0], None, "  ", *TEXTS[1:]], "id": [1, 2, 3, 4, 5]}), path)
+    path = parquet(tmp_path / "text.parquet", body=[TEXTS[0], None, "  ", *TEXTS[1:]], id=[1, 2, 3, 4, 5])
     result = import_train(path, text_field="body")
     assert texts_of("toy", "train") == TEXTS
     assert result.empty_documents == 2
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "text.parquet"
-    pq.write_table(pa.table({"text": TEXTS}), path)
+    path = parquet(tmp_path / "text.parquet", text=TEXTS)
     real_import = importlib.import_module
 
     def without_pyarrow(name: str) -> Any:
@@ -113,18 +104,14 @@ def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
-    path = tmp_path / "text.jsonl"
-    path.write_bytes(b"\n" + jsonl(["", "one", " \n\t", "two"]) + b"\n\n")
-    result = import_train(path)
+    result = import_train(written(tmp_path / "text.jsonl", b"\n" + jsonl(["", "one", " \n\t", "two"]) + b"\n\n"))
     assert texts_of("toy", "train") == ["one", "two"]
     assert result.empty_documents == 2
 
 
 def test_equal_texts_fall_on_the_same_side(tmp_path: Path) -> None:
     texts = [f"document {index}" for index in range(400)]
-    path = tmp_path / "text.jsonl"
-    path.write_bytes(jsonl(texts + texts))
-    import_dataset("toy", [path], heldout_frac=0.25)
+    import_dataset("toy", [written(tmp_path / "text.jsonl", jsonl(texts + texts))], heldout_frac=0.25)
     train, heldout = texts_of("toy", "train"), texts_of("toy", "heldout")
     assert not set(train) & set(heldout)
     assert sorted(train + heldout) == sorted(texts + texts)
@@ -146,15 +133,13 @@ def test_the_split_does_not_depend_on_the_kind_of_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fraction", "present", "absent"), [(0.0, "train", "heldout"), (1.0, "heldout", "train")])
 def test_a_fraction_of_nothing_or_all(tmp_path: Path, fraction: float, present: str, absent: str) -> None:
-    path = tmp_path / "text.jsonl"
-    path.write_bytes(jsonl(TEXTS))
-    import_dataset("toy", [path], heldout_frac=fraction)
+    import_dataset("toy", [written(tmp_path / "text.jsonl", jsonl(TEXTS))], heldout_frac=fraction)
     assert texts_of("toy", present) == TEXTS
     with pytest.raises(DataError, match=f"dataset 'toy' has no {absent} split; it has: {present}"):
-        open_split("toy", absent, VocabularySpec())
+        open_split("toy", absent, BYTES)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     texts=st.lists(st.text(), min_size=1, max_size=8), packing=st.sampled_from(sorted(PACKERS)), piece=st.integers(1, 9)
 )
@@ -176,16 +161,14 @@ def test_any_text_survives_any_piece_size(
 
 
 def test_zstd_files_of_several_frames(tmp_path: Path) -> None:
-    path = tmp_path / "text.jsonl.zst"
-    path.write_bytes(b"".join(PACKERS[".zst"](jsonl([text])) for text in TEXTS))
-    import_train(path)
+    import_train(written(tmp_path / "text.jsonl.zst", b"".join(PACKERS[".zst"](jsonl([text])) for text in TEXTS)))
     assert texts_of("toy", "train") == TEXTS
 
 
 def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
     for name, packing in (("a.jsonl", ""), ("b.jsonl.xz", ".xz"), ("c.jsonl.zst", ".zst"), ("d.txt.gz", ".gz")):
         (tmp_path / name).write_bytes(PACKERS[packing](jsonl(TEXTS)))
-    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "e.parquet")
+    parquet(tmp_path / "e.parquet", text=TEXTS)
     seen: list[tuple[int, int]] = []
     import_train(tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == sum(path.stat().st_size for path in tmp_path.glob("*.*"))
@@ -216,9 +199,7 @@ def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    assert message in error_of(path)
+    assert message in error_of(written(tmp_path / name, content))
 
 
 @pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
@@ -230,32 +211,27 @@ def test_a_truncated_file_is_damaged_not_short(tmp_path: Path, packing: str) -> 
 
 
 def test_a_truncated_parquet_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": TEXTS * 500}), path)
+    path = parquet(tmp_path / "a.parquet", text=TEXTS * 500)
     path.write_bytes(path.read_bytes()[:-20])
     assert "damaged or unreadable parquet file" in error_of(path)
 
 
 def test_a_parquet_column_that_is_missing_or_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"id": [7], "body": ["x"]}), path)
+    path = parquet(tmp_path / "a.parquet", id=[7], body=["x"])
     assert "no column 'text'; columns: id, body (see --text-field)" in error_of(path)
     assert "row 1: the text is of type int; it must be a string" in error_of(path, text_field="id")
 
 
 def test_bad_utf8_across_pieces_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importers, "PIECE_BYTES", 3)
-    path = tmp_path / "a.txt"
-    path.write_bytes("\u20ac\n\u20ac\n".encode() * 5 + b"\xe2\x82" + b"x\n")
+    path = written(tmp_path / "a.txt", "\u20ac\n\u20ac\n".encode() * 5 + b"\xe2\x82" + b"x\n")
     assert "a.txt line 11: not UTF-8 (byte 0xe2)" in error_of(path)
 
 
 def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importers, "PIECE_BYTES", 64)
     monkeypatch.setattr(importers, "MAX_LINE_BYTES", 1000)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl(["x" * 2000]))
-    assert "a line of more than 1000 bytes" in error_of(path)
+    assert "a line of more than 1000 bytes" in error_of(written(tmp_path / "a.jsonl", jsonl(["x" * 2000])))
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
@@ -266,6 +242,4 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_a_fraction_outside_its_range(tmp_path: Path, fraction: float) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("text")
-    assert "must be between 0 and 1" in error_of(path, heldout_frac=fraction)
+    assert "must be between 0 and 1" in error_of(written(tmp_path / "a.txt", b"text"), heldout_frac=fraction)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from data.datasets import open_split
 from data.folders import dataset_names, datasets_root
-from data.writer import DatasetWriter, remove_leftovers
-from shared.spec import VocabularySpec
+from data.writer import remove_leftovers
+from tests import ROOT
+from tests.datasets import documents_of, write_dataset
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("datasets")
 
 STOP_WHILE_WRITING = """
 import sys
@@ -28,17 +27,6 @@ with DatasetWriter(Path(sys.argv[1]), replace=True) as writer:
     print("ready", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
-
-
-def write(name: str, text: bytes = b"whole") -> None:
-    with DatasetWriter(datasets_root() / name, replace=True) as writer:
-        writer.add("train", [text])
-        writer.finish("a test")
 
 
 def start_writing(name: str, how: str = "writing") -> subprocess.Popen[str]:
@@ -71,26 +59,26 @@ def test_a_dead_process_leaves_nothing_for_ever() -> None:
     living = start_writing("toy")
     (kept,) = hidden()
     assert kept.startswith(f".toy.partial-{living.pid}-")
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == [kept]
     kill(living)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
     assert dataset_names() == ["other"]
 
 
 def test_a_dataset_whose_replacement_was_cut_short_comes_back() -> None:
-    write("toy", b"the old text")
+    write_dataset(train=[b"the old text"])
     kill(start_writing("toy", "replacing"))
     assert dataset_names() == []
     assert len(hidden()) == 2
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
-    assert list(open_split("toy", "train", VocabularySpec()).documents()) == [b"the old text"]
+    assert documents_of("toy", "train") == [b"the old text"]
 
 
 def test_the_old_one_goes_where_a_new_one_is_in_place() -> None:
-    write("toy", b"the old text")
+    write_dataset(train=[b"the old text"])
     kill(start_writing("toy", "replacing"))
     old = next(name for name in hidden() if ".old-" in name)
     (datasets_root() / "toy").mkdir()
@@ -106,10 +94,10 @@ def test_a_folder_that_another_machine_is_writing_is_left_alone() -> None:
     (name,) = hidden()
     unknown = datasets_root() / name.replace(f"-{living.pid}-", "-99999999999999-")
     (datasets_root() / name).rename(unknown)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == [unknown.name]
     kill(living)
-    write("other")
+    write_dataset("other", train=[b"whole"], replace=True)
     assert hidden() == []
 
 

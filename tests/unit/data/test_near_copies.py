@@ -18,14 +18,9 @@ from shared import tolerances
 from shared.cli.main import main
 from shared.errors import DataError
 from shared.scoring.overlap import check_overlap
-from shared.spec import VocabularySpec
+from tests.datasets import BYTES
 
-BYTES = VocabularySpec()
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def words(rng: np.random.Generator, count: int) -> list[str]:
@@ -59,7 +54,7 @@ def families(seed: int, number: int) -> list[list[str]]:
     return found
 
 
-@settings(max_examples=15, derandomize=True, deadline=None, database=None)
+@settings(max_examples=15, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**16), frac=st.sampled_from([0.05, 0.3, 0.7]))
 def test_near_copies_are_on_one_side(seed: int, frac: float) -> None:
     groups = families(seed, 60)

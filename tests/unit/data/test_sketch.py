@@ -20,15 +20,11 @@ from data.sketch import WINDOW_BYTES, Sketch, SketchBuilder, fold, known, run_ha
 from data.sketch_file import read_sketch, sketch_path
 from data.writer import DatasetWriter
 from shared.spec import VocabularySpec
+from tests.datasets import BYTES, full_disk, write_dataset
 from tests.token_text import documents as token_documents
 from tests.token_text import small_tokenizer
 
-BYTES = VocabularySpec()
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def words(rng: np.random.Generator, count: int) -> bytes:
@@ -50,7 +46,7 @@ def by_definition(documents: list[bytes], level: int) -> list[set[int]]:
     return kept
 
 
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 2**16),
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=6),
@@ -118,7 +114,7 @@ def test_white_space_and_case_are_folded_and_nothing_else() -> None:
     assert not same(sketch_documents([document]), sketch_documents([document.replace(b",", b";")]))
 
 
-@settings(max_examples=30, derandomize=True, deadline=None, database=None)
+@settings(max_examples=30, derandomize=True, database=None)
 @given(st.lists(st.integers(0, 60), max_size=40), st.lists(st.integers(0, 60), max_size=40))
 def test_known_hashes(hashes: list[int], among: list[int]) -> None:
     found = known(np.array(hashes, np.uint64) << np.uint64(20), np.array(among, np.uint64) << np.uint64(20))
@@ -128,18 +124,9 @@ def test_known_hashes(hashes: list[int], among: list[int]) -> None:
 # Kept beside the dataset.
 
 
-def write(documents: list[bytes], name: str = "toy") -> Path:
-    folder = datasets_root() / name
-    with DatasetWriter(folder, replace=True) as writer:
-        for document in documents:
-            writer.add("train", [document[:50], document[50:]])
-        writer.finish("a test")
-    return folder
-
-
 def test_every_dataset_has_the_sketch_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [words(np.random.default_rng(seed), 300) for seed in range(3)]
-    write(documents)
+    write_dataset(train=documents)
     monkeypatch.setattr("data.sketch_file.sketch_documents", None)  # Nothing is made again.
     assert same(open_split("toy", "train", BYTES).sketch(), sketch_documents(documents))
 
@@ -163,8 +150,8 @@ def test_tokens_have_the_sketch_of_their_text() -> None:
 @pytest.mark.parametrize("damage", ["missing", "of other text", "flipped", "another level", "cut", "no sketch at all"])
 def test_what_is_not_the_sketch_of_the_text_is_made_again(damage: str) -> None:
     documents = [words(np.random.default_rng(seed), 300) for seed in range(3)]
-    other = sketch_path(write(documents[:2], "other"), "train").read_bytes()
-    path = sketch_path(write(documents), "train")
+    other = sketch_path(write_dataset("other", train=documents[:2]), "train").read_bytes()
+    path = sketch_path(write_dataset(train=documents), "train")
     good = path.read_bytes()
     changes = {
         "of other text": other,
@@ -188,12 +175,9 @@ def test_what_is_not_the_sketch_of_the_text_is_made_again(damage: str) -> None:
 
 def test_a_folder_that_cannot_be_written_gets_its_sketch_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [words(np.random.default_rng(0), 300)]
-    path = sketch_path(write(documents), "train")
+    path = sketch_path(write_dataset(train=documents), "train")
     path.unlink()
 
-    def refuse(path: Path, content: bytes) -> None:
-        raise PermissionError(13, "permission denied", str(path))
-
-    monkeypatch.setattr("data.sketch_file.write_atomically", refuse)
+    monkeypatch.setattr("data.sketch_file.write_atomically", full_disk)
     assert same(open_split("toy", "train", BYTES).sketch(), sketch_documents(documents))
     assert not path.exists()

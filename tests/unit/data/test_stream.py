@@ -44,7 +44,7 @@ def naive(documents: list[bytes], vocabulary: VocabularySpec) -> list[tuple[int,
     return rows
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(documents_strategy, vocabularies, st.lists(st.integers(0, 200), max_size=6), st.data())
 def test_reads_equal_the_naive_concatenation(
     documents: list[bytes], vocabulary: VocabularySpec, cuts: list[int], data: st.DataObject
@@ -53,7 +53,8 @@ def test_reads_equal_the_naive_concatenation(
     expected = naive(documents, vocabulary)
     assert stream.num_symbols == len(expected)
     assert stream.num_documents == len(documents)
-    assert stream.num_bytes == sum(map(len, documents))
+    assert stream.num_bytes == sum(map(len, documents)) == stream.byte_counts(0, stream.num_symbols).sum()
+    assert list(stream.documents()) == documents and stream.text_bytes() == b"".join(documents)
     start = data.draw(st.integers(0, len(expected)))
     count = data.draw(st.integers(0, len(expected) - start))
     rows = expected[start : start + count]
@@ -64,18 +65,7 @@ def test_reads_equal_the_naive_concatenation(
     assert stream.document_ids(start, count).tolist() == [row[2] for row in rows]
 
 
-@settings(deadline=None, derandomize=True)
-@given(documents_strategy, vocabularies, st.lists(st.integers(0, 200), max_size=6))
-def test_text_comes_back_and_counts_the_denominator(
-    documents: list[bytes], vocabulary: VocabularySpec, cuts: list[int]
-) -> None:
-    stream = make_stream(documents, vocabulary, cuts)
-    assert list(stream.documents()) == documents
-    assert stream.text_bytes() == b"".join(documents)
-    assert stream.byte_counts(0, stream.num_symbols).sum() == stream.num_bytes
-
-
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(text_strategy, vocabularies, st.integers(2, 60), st.integers(0, 5))
 def test_a_sample_is_whole_documents_in_order_with_one_cut(
     texts: list[str], vocabulary: VocabularySpec, max_symbols: int, seed: int
@@ -84,7 +74,7 @@ def test_a_sample_is_whole_documents_in_order_with_one_cut(
     stream = make_stream(documents, vocabulary)
     sample = stream.sample_documents(max_symbols, seed)
     assert sample.num_documents >= 1
-    assert sample.num_symbols <= max_symbols or sample is stream
+    assert sample is stream if stream.num_symbols <= max_symbols else sample.num_symbols <= max_symbols
     # Short of the limit only by a character that would have been split, with a document start for byte260.
     assert sample.num_symbols > min(max_symbols, stream.num_symbols) - 5
     pieces = list(sample.documents())
@@ -110,11 +100,6 @@ def test_samples_differ_by_seed_and_say_so() -> None:
     assert len({stream.sha256, first.sha256, second.sha256}) == 3
     assert first.num_symbols == second.num_symbols == 100
     assert first.num_documents == 5
-
-
-def test_a_sample_of_everything_is_the_stream_itself() -> None:
-    stream = make_stream([b"one", b"two"], BYTE260)
-    assert stream.sample_documents(8, 0) is stream
 
 
 def test_a_cut_does_not_split_a_character() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,18 @@ from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.engine.registry import ENGINES
 from shared.errors import RunError
-from shared.model import Forward, forward, random_weights
+from shared.model import forward, random_weights
 from shared.ops import Array, Ops
 from shared.optim import step_hyperparameters
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.tolerances import GRADIENT_REL, PARAMETERS_REL
+from tests.techniques import EVERY_FACTOR, EVERY_TERM, every_engine, started, symbols, tiny
 
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
 STEPS = 3
 
 
-def tiny(*overrides: str, compiled: bool = False) -> Spec:
-    return load_spec("tiny", [f"training.compile={str(compiled).lower()}", *overrides])
-
-
-def started(name: str, spec: Spec, model: Forward = forward) -> Engine:
-    engine = create_engine(name, spec, model)
-    engine.initialise(random_weights(spec, 3))
-    return engine
-
-
-def batch(rows: int = 8, seed: int = 0, seq_len: int = 64) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (rows, seq_len)).astype(np.int32)
+def batch(rows: int = 8, seed: int = 0) -> np.ndarray:
+    return symbols(tiny(), rows, seed)
 
 
 def train(engine: Engine, steps: int = STEPS, first: int = 0) -> list[tuple[float, float]]:
@@ -76,8 +66,9 @@ def assert_compiled_like_plain(name: str, *overrides: str) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_mlx_computes_the_same():
-    assert_compiled_like_plain("mlx")
+@pytest.mark.parametrize("overrides", [(), EVERY_TERM])
+def test_compiled_mlx_computes_the_same(overrides: Sequence[str]):
+    assert_compiled_like_plain("mlx", *overrides)
 
 
 @pytest.mark.slow
@@ -111,11 +102,13 @@ def test_training_lowers_the_loss_of_a_repeated_batch(name: str):
 
 
 @every_engine
-@pytest.mark.parametrize("micro_rows", [1, 2, 3, 4])
-def test_micro_batches_add_up_to_the_batch(name: str, micro_rows: int):
+@pytest.mark.parametrize(
+    ("micro_rows", "overrides"), [*((rows, []) for rows in (1, 2, 3, 4)), (3, EVERY_FACTOR), (1, EVERY_TERM)]
+)
+def test_micro_batches_add_up_to_the_batch(name: str, micro_rows: int, overrides: list[str]):
     """Five rows in one part, and as 5 * 1, 2 + 2 + 1, 3 + 2 and 4 + 1 (or less where streams share them)."""
-    whole = started(name, tiny()).gradients(batch(5))
-    parts = started(name, tiny(f"training.micro_batch_symbols={micro_rows * 64}")).gradients(batch(5))
+    spec, cut = tiny(*overrides), tiny(*overrides, f"training.micro_batch_symbols={micro_rows * 64}")
+    whole, parts = (started(name, each).gradients(symbols(spec, 5)) for each in (spec, cut))
     assert parts[0] == pytest.approx(whole[0], rel=GRADIENT_REL)
     assert_close(parts[1], whole[1], GRADIENT_REL)
 
@@ -184,7 +177,7 @@ Change = Callable[[dict[str, np.ndarray]], Any]
         (lambda state: state.update({"third/embed.weight": np.zeros(1)}), "third/embed.weight is unknown"),
         (
             lambda state: state.update({"weight/embed.weight": state["weight/embed.weight"].T}),
-            r"weight/embed.weight has shape \(\d+, 256\) in the checkpoint, the spec wants \(256, \d+\)",
+            r"weight/embed.weight has shape \(\d+, 256\) in the checkpoint, the spec needs \(256, \d+\)",
         ),
     ],
 )
@@ -206,19 +199,16 @@ def test_a_gradient_that_is_not_a_number_is_named(name: str, culprit: str):
         return forward(ops, spec, params, x) + ops.sum(ops.sqrt(params[culprit] * 0.0))
 
     with pytest.raises(NonFiniteError, match=culprit) as caught:
-        train(started(name, tiny(), broken), 1)
+        train(started(name, tiny(), model=broken), 1)
     assert caught.value.parameter == culprit
 
 
 @every_engine
 def test_a_loss_that_is_not_a_number_is_an_error(name: str):
-    spec = tiny()
-    weights = random_weights(spec, 3)
+    weights = random_weights(tiny(), 3)
     weights["layers.2.mlp.down_proj.weight"][0, 0] = np.nan
-    engine = create_engine(name, spec)
-    engine.initialise(weights)
     with pytest.raises(NonFiniteError):
-        train(engine, 1)
+        train(started(name, tiny(), weights), 1)
 
 
 @every_engine
@@ -229,8 +219,7 @@ def test_scores_use_the_weights_that_were_asked_for(name: str):
     for kind in ("averaged", "trained"):
         engine.use_weights(kind)
         scores[kind] = engine.score(batch())
-        fresh = create_engine(name, engine.spec)
-        fresh.initialise(engine.export_weights(kind))
+        fresh = started(name, engine.spec, engine.export_weights(kind))
         assert (fresh.score(batch()) == scores[kind]).all()
         assert (fresh.log_probs(batch(2)) == engine.log_probs(batch(2))).all()
     assert np.abs(scores["averaged"] - scores["trained"]).max() > 0.01
@@ -249,10 +238,8 @@ def test_without_an_average_both_kinds_are_the_trained_weights(name: str):
 
 @every_engine
 def test_what_goes_in_and_out_is_a_copy(name: str):
-    spec = tiny()
-    weights = random_weights(spec, 3)
-    engine = create_engine(name, spec)
-    engine.initialise(weights)
+    weights = random_weights(tiny(), 3)
+    engine = started(name, tiny(), weights)
     before = digest(engine.save_state())
     out = [engine.export_weights("trained"), engine.export_weights("averaged"), engine.save_state()]
     for tensors in (weights, *out):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,11 +24,10 @@ from shared.runs.run_directory import check_same_training
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.spec import Spec, load_spec, spec_id
 from shared.spec.reduced import reduced_spec
-from tests.processes import WAIT_S
+from tests.processes import run_python
 
 import mlx.core as mx  # isort: skip  # after mlx_train, which loads the BLAS
 
-ROOT = Path(__file__).resolve().parents[3]
 CUDA_GPU = {"device_name": "NVIDIA H200", "free_memory": 5 * 10**9, "total_memory": 8 * 10**9}
 MAC_GPU = {"device_name": "Apple M5", "max_recommended_working_set_size": 8 * 10**9}
 
@@ -83,10 +78,8 @@ def test_a_cpu_multiplies_exactly_whatever_the_spec_says(engine: str, undecided:
 
 @pytest.mark.parametrize(("words", "expected"), [([], "0"), (["training.float32_products=fast"], "1")])
 def test_mlx_reads_what_the_spec_says_and_not_the_shell(words: list[str], expected: str) -> None:
-    environment = {**os.environ, "MLX_ENABLE_TF32": "0" if expected == "1" else "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SHOW_VARIABLE, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=True)
-    assert done.stdout == f"{expected}\n"
+    of_shell = "0" if expected == "1" else "1"
+    assert run_python(SHOW_VARIABLE, *words, MLX_ENABLE_TF32=of_shell) == f"{expected}\n"
 
 
 @pytest.mark.parametrize(("first", "then"), [("exact", "fast"), ("fast", "exact")])

@@ -15,7 +15,9 @@ from shared.engine.flops import newton_schulz_flops, scoring_flops, training_flo
 from shared.model import forward, parameter_manifest, random_weights
 from shared.ops import NumpyOps
 from shared.optim import orthogonalise
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
+from tests.implementations import examples
+from tests.techniques import BYTES, SHORT, tiny
 
 
 class CountingOps(NumpyOps):
@@ -99,15 +101,14 @@ def small(kind: str, patch_size: int, layers: int, context: int, tied: bool, *mo
         f"model.num_layers={layers}",
         f"model.decoder.num_layers={layers}",
         f"model.decoder.context={context}",
-        "model.seq_len=48",
-        "training.batch_symbols=48",
-        "evaluation.batch_symbols=48",
     ]
     can_tie = kind == "autoregressive" or (kind == "linear" and patch_size == 1)
-    return load_spec("tiny", [*overrides, *more, f"model.tie_embeddings={str(tied and can_tie).lower()}"])
+    return tiny(
+        *SHORT, "training.batch_symbols=48", *overrides, *more, f"model.tie_embeddings={str(tied and can_tie).lower()}"
+    )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(examples, max_examples=40)
 @given(
     kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
     patch_size=st.sampled_from([1, 2, 4, 12]),
@@ -134,7 +135,7 @@ def test_counts_are_those_of_a_forward_pass(
 
 
 def test_newton_schulz_counts_its_products() -> None:
-    spec, ops = load_spec("tiny", ["optimizer.ns_steps=3"]), CountingOps()
+    spec, ops = tiny("optimizer.ns_steps=3"), CountingOps()
     for parameter in parameter_manifest(spec):
         if parameter.group == "matrix":
             update = ops.asarray(np.random.default_rng(0).normal(size=(1, *parameter.shape)))
@@ -142,28 +143,9 @@ def test_newton_schulz_counts_its_products() -> None:
     assert newton_schulz_flops(spec) == ops.attended > 0
 
 
-def test_newton_schulz_of_a_known_matrix() -> None:
-    """For sides r <= c and each iteration X X' (r r c), A A (r r r) and B X (r r c)."""
-    spec, wider = load_spec("tiny", ["optimizer.ns_steps=1"]), load_spec("tiny", ["optimizer.ns_steps=4"])
-    matrices = [sorted(each.shape) for each in parameter_manifest(spec) if each.group == "matrix"]
-    expected = sum(2 * (2 * small * small * large + small**3) for small, large in matrices)
-    assert newton_schulz_flops(spec) == expected and newton_schulz_flops(wider) == 4 * expected
-
-
 def test_a_known_model() -> None:
     """One token per position, one layer: six operations per weight of the classic count, worked by hand."""
-    spec = load_spec(
-        "tiny",
-        [
-            "model.patch_size=1",
-            "model.num_layers=1",
-            "model.decoder.kind=linear",
-            "model.model_dim=32",
-            "model.num_heads=4",
-            "model.num_kv_heads=4",
-            "model.mlp_dim=64",
-        ],
-    )
+    spec = tiny(*BYTES, "model.num_layers=1", "model.num_kv_heads=4", "model.mlp_dim=64")
     weights = 4 * 32 * 32 + 2 * 32 * 64 + 256 * 32
     flops = training_flops(spec)
     assert flops.matrices == 6 * weights

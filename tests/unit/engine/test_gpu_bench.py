@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.processes import WAIT_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 
-ROOT = Path(__file__).parents[3]
 # The names of the public script that the benchmark uses, around a model without a trunk.
 STAND_IN = """
 import glob, os

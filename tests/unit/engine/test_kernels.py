@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -19,14 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuda_train import engine as torch_engine
 from cuda_train.ops import ROTATION_POSITIONS, SHORT_SEQUENCE, TorchOps, make_ops, short_attention
 from shared.engine.package import create_engine
 from shared.model import random_weights
 from shared.ops import NumpyOps
-from shared.optim import step_hyperparameters
 from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERATION_REL
+from tests import ROOT
+from tests.implementations import examples, seeds
+from tests.processes import run_python
 
 needs_triton = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 DTYPES = ("float32", "bfloat16")
@@ -113,7 +113,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process in which Triton was imported with its interpreter switched on."""
     with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.syspath_prepend(str(Path(__file__).parents[3]))  # the new process imports this module by its name
+        patch.syspath_prepend(str(ROOT))  # the new process imports this module by its name
         assert pool.submit(os.getpid).result() != os.getpid()
         yield pool
 
@@ -153,7 +153,7 @@ def test_kernels_like_the_definition(interpreter: ProcessPoolExecutor, shape: tu
 
 @pytest.mark.slow
 @needs_triton
-@settings(max_examples=20, derandomize=True, deadline=None, database=None)
+@settings(examples, max_examples=20)
 @given(
     shape=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     vocab_size=st.integers(2, 600),
@@ -161,7 +161,7 @@ def test_kernels_like_the_definition(interpreter: ProcessPoolExecutor, shape: tu
     softcap=st.floats(0.5, 100.0),
     dtype=st.sampled_from(DTYPES),
     how=st.sampled_from(["plain", "strided"]),
-    seed=st.integers(0, 2**32 - 1),
+    seed=seeds,
 )
 def test_kernels_like_the_definition_everywhere(
     interpreter: ProcessPoolExecutor,
@@ -267,7 +267,7 @@ sys.modules["triton"] = None
 import torch, cuda_train.engine, cuda_train.ops
 assert cuda_train.ops.TorchOps(torch.device("cuda"))._fused_cross_entropy is None
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 @pytest.mark.slow
@@ -282,10 +282,10 @@ fits = {dtype: kernel.can_fuse(torch.empty(1, 8192, dtype=dtype)) for dtype in (
 assert all(fits.values())
 assert not kernel.can_fuse(torch.empty(1, 8193)) and not kernel.can_fuse(torch.empty(1, 8, dtype=torch.float64))
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
-@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@examples
 @given(
     batch=st.integers(1, 5),
     time=st.integers(1, SHORT_SEQUENCE),
@@ -335,35 +335,3 @@ def test_compiled_rope_takes_the_table_as_a_constant_for_any_length():
     assert len(graphs) == 2  # one length, then any length
     operations = {str(node.target) for graph in graphs for node in graph.graph.nodes}
     assert not [name for name in operations if name in ("cos", "sin", "outer", "arange")], operations
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_nothing_recompiles_after_warm_up(monkeypatch: pytest.MonkeyPatch):
-    # What is compiled again is decided before a backend sees the graph, so a quick one serves.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    torch._dynamo.reset()
-    spec = load_spec(
-        "tiny",
-        ["training.micro_batch_symbols=192", "schedule.warmup_frac=0.2", "model.num_layers=1", "optimizer.ns_steps=1"],
-    )  # 3 + 3 + 2 rows
-    engine = create_engine("torch", spec)
-    assert isinstance(engine, torch_engine.TrainingEngine)
-    engine.initialise(random_weights(spec, 3))
-    rng = np.random.default_rng(0)
-
-    def batch() -> np.ndarray:
-        return rng.integers(0, 256, (8, 64)).astype(np.int32)
-
-    before = engine.save_state()
-    engine.warm_up(batch())
-    after = engine.save_state()
-    assert all((after[name] == value).all() for name, value in before.items())
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert compiled >= 2
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for step in (0, 1, 2, 7, 30, 45, 59):
-            nats, norm = engine.train_step(batch(), step_hyperparameters(spec, step, step / 60))()
-            assert np.isfinite([nats, norm]).all()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-    torch._dynamo.reset()

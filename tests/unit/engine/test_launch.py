@@ -24,12 +24,12 @@ from cuda_train import launch as launcher
 from shared.cli import train
 from shared.cli.main import main
 from shared.errors import UserError
+from tests import ROOT
 from tests.processes import WAIT_S, alive, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[3]
 # Ranks that wait to be ended: longer than a test does.
 FOR_EVER_S = 2 * WAIT_S
 
@@ -101,27 +101,15 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def started(folder: Path, ranks: int, *action: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        words(folder, ranks, *action),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(folder: Path, ranks: int, *action: str, port: int = 0) -> subprocess.Popen[str]:
+    command, pipe = words(folder, ranks, *action, port=port), subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
 def finished(folder: Path, ranks: int, *action: str, port: int = 0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words(folder, ranks, *action, port=port),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
+    with started(folder, ranks, *action, port=port) as process:
+        output, errors = process.communicate(timeout=WAIT_S)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_ranks_get_their_words_and_nothing_else_is_printed(folder: Path) -> None:

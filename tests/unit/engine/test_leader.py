@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.engine.leader import LeadingEngine, check_divisible, follow, share_of_rows
@@ -17,6 +17,7 @@ from shared.errors import RanksError, RunError, SpecError
 from shared.model.stages import LOOP_RAMP, StepNumbers
 from shared.spec import load_spec
 from tests.fake_training import tiny_spec
+from tests.implementations import examples
 from tests.processes import WAIT_S
 
 
@@ -98,7 +99,7 @@ def together(world_size: int, lead: Callable[[LeadingEngine], object]) -> tuple[
     return result, engines
 
 
-@settings(max_examples=40, deadline=None)
+@examples
 @given(world_size=st.integers(1, 5), rows=st.integers(1, 11), seed=st.integers(0, 99))
 def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int, seed: int):
     x = np.random.default_rng(seed).integers(0, 65536, (rows, 6)).astype(np.int32)
@@ -108,7 +109,7 @@ def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int,
     assert {shape for engine in engines for shape in engine.shapes} == {(-(-rows // world_size), 6)}
 
 
-@settings(max_examples=25, deadline=None)
+@examples
 @given(world_size=st.integers(1, 5), rows_each=st.integers(1, 4))
 def test_every_row_of_a_batch_goes_to_one_rank(world_size: int, rows_each: int):
     x = np.arange(world_size * rows_each * 3, dtype=np.int32).reshape(-1, 3)

@@ -130,38 +130,32 @@ def test_attention_cannot_see_later_keys_and_values(time: int):
 
 
 TARGETS = np.random.default_rng(0).integers(0, 260, (3, 7)).astype(np.int32)
+MLP = [normal(4, 2, 5, 16), normal(5, 48, 16), normal(6, 16, 48)]
+
+
+def cross_entropy(cap: float) -> Callable:
+    return lambda ops, z: ops.softcapped_cross_entropy(z, mx.array(TARGETS), cap)
+
+
+def leaky_mlp(slope: float) -> Callable:
+    return lambda ops, x, up, down: ops.leaky_relu_squared_mlp(x, up, down, slope)
+
+
+def attention(ops: MLXOps, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return ops.attention(q, k, v)
+
+
 FUNCTIONS: dict[str, tuple[Callable, list[np.ndarray]]] = {
-    "cross entropy": (
-        lambda ops, z: ops.softcapped_cross_entropy(z, mx.array(TARGETS), 30.0),
-        [normal(1, 3, 7, 260, scale=5.0)],
-    ),
-    "cross entropy, saturated": (
-        lambda ops, z: ops.softcapped_cross_entropy(z, mx.array(TARGETS), 15.0),
-        [normal(1, 3, 7, 260, scale=40.0)],
-    ),
-    "cross entropy, largest unshifted cap": (
-        lambda ops, z: ops.softcapped_cross_entropy(z, mx.array(TARGETS), 60.0),
-        [normal(1, 3, 7, 260, scale=50.0)],
-    ),
+    "cross entropy": (cross_entropy(30.0), [normal(1, 3, 7, 260, scale=5.0)]),
+    "cross entropy, saturated": (cross_entropy(15.0), [normal(1, 3, 7, 260, scale=40.0)]),
+    "cross entropy, largest unshifted cap": (cross_entropy(60.0), [normal(1, 3, 7, 260, scale=50.0)]),
     "rms_norm": (lambda ops, x: ops.rms_norm(x, 1e-6), [normal(2, 2, 5, 4, 24)]),
     "rms_norm, near eps": (lambda ops, x: ops.rms_norm(x, 1e-6), [normal(2, 2, 5, 24, scale=1e-3)]),
     "rope": (lambda ops, x: ops.rope(x, 1e4), [normal(3, 2, 40, 3, 16)]),
-    "leaky relu squared": (
-        lambda ops, x, up, down: ops.leaky_relu_squared_mlp(x, up, down, 0.5),
-        [normal(4, 2, 5, 16), normal(5, 48, 16), normal(6, 16, 48)],
-    ),
-    "leaky relu squared, no slope": (
-        lambda ops, x, up, down: ops.leaky_relu_squared_mlp(x, up, down, 0.0),
-        [normal(4, 2, 5, 16), normal(5, 48, 16), normal(6, 16, 48)],
-    ),
-    "attention": (
-        lambda ops, q, k, v: ops.attention(q, k, v),
-        [normal(7, 1, 256, 4, 8, scale=5.0), normal(8, 1, 256, 2, 8), normal(9, 1, 256, 2, 8)],
-    ),
-    "attention, 1024": (
-        lambda ops, q, k, v: ops.attention(q, k, v),
-        [normal(7, 1, 1024, 2, 8), normal(8, 1, 1024, 1, 8), normal(9, 1, 1024, 1, 8)],
-    ),
+    "leaky relu squared": (leaky_mlp(0.5), MLP),
+    "leaky relu squared, no slope": (leaky_mlp(0.0), MLP),
+    "attention": (attention, [normal(7, 1, 256, 4, 8, scale=5.0), normal(8, 1, 256, 2, 8), normal(9, 1, 256, 2, 8)]),
+    "attention, 1024": (attention, [normal(7, 1, 1024, 2, 8), normal(8, 1, 1024, 1, 8), normal(9, 1, 1024, 1, 8)]),
 }
 
 

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mlx_train import blas, device
 from shared.tolerances import OPERATION_REL
-from tests.processes import WAIT_S
+from tests.processes import run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(device.on_gpu(), reason="MLX runs on a GPU here")]
 has_openblas = pytest.mark.skipif(not blas.load_openblas(), reason="no OpenBLAS for MLX on this machine")
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 def in_new_process(code: str, **environment: str) -> str:
-    """Standard output of Python code that runs in a process of its own, warnings being errors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
-    return done.stdout.strip()
+    """What Python code prints in a process of its own, warnings being errors."""
+    return run_python(code, PYTHONWARNINGS="error", **environment).strip()
 
 
 @has_openblas

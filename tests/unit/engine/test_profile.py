@@ -10,45 +10,27 @@ import numpy as np
 import pytest
 
 from shared.cli.main import main
-from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
-from shared.engine.registry import ENGINES
 from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 from shared.errors import UserError
-from shared.model import random_weights
 from shared.optim import step_hyperparameters
-from shared.spec import load_spec
-from shared.training.profiling import (
-    LARGEST,
-    SKIPPED_STEPS,
-    Profile,
-    ProfiledEngine,
-    ProfileRequest,
-    profiled,
-)
-
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
-
-
-def started(name: str) -> Engine:
-    engine = create_engine(name, load_spec("tiny", ["training.compile=false"]))
-    engine.initialise(random_weights(engine.spec, 3))
-    return engine
+from shared.training.profiling import LARGEST, SKIPPED_STEPS, Profile, ProfiledEngine, ProfileRequest, profiled
+from tests.techniques import every_engine, started, symbols, tiny
 
 
 def train(engine: Engine, steps: int) -> list[tuple[float, float]]:
     results = []
     for step in range(steps):
-        x = np.random.default_rng(step).integers(0, 256, (4, 64)).astype(np.int32)
+        x = symbols(engine.spec, 4, step)
         results.append(engine.train_step(x, step_hyperparameters(engine.spec, step, step / 60))())
     return results
 
 
 @every_engine
 def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: str, tmp_path: Path):
-    plain, engine = started(name), started(name)
+    plain, engine = started(name, tiny()), started(name, tiny())
     profiles: list[Profile] = []
-    with ProfiledEngine(engine, 2, tmp_path / "trace.json", profiles.append) as watched:
+    with ProfiledEngine(engine, ProfileRequest(2, profiles.append), tmp_path / "trace.json") as watched:
         before = train(watched, SKIPPED_STEPS + 1)
         assert not profiles and not (tmp_path / "trace.json").exists()
         results = before + train(watched, 3)
@@ -69,7 +51,9 @@ def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: s
 @pytest.mark.slow
 @every_engine
 def test_the_trace_is_of_the_format_viewers_read(name: str, tmp_path: Path):
-    with ProfiledEngine(started(name), 2, tmp_path / "trace.json", lambda profile: None, skipped=0) as watched:
+    with ProfiledEngine(
+        started(name, tiny()), ProfileRequest(2, lambda profile: None), tmp_path / "trace.json", skipped=0
+    ) as watched:
         train(watched, 3)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     spans = [event for event in events if event.get("ph") == "X"]
@@ -80,10 +64,10 @@ def test_the_trace_is_of_the_format_viewers_read(name: str, tmp_path: Path):
 
 
 def test_mlx_phases_are_watched_only_while_a_trace_is_made(tmp_path: Path):
-    engine: Any = started("mlx")
+    engine: Any = started("mlx", tiny())
     methods = ("_batch_gradients", "_updated", "train_step")
     profiles: list[Profile] = []
-    with ProfiledEngine(engine, 3, tmp_path / "trace.json", profiles.append, skipped=1) as watched:
+    with ProfiledEngine(engine, ProfileRequest(3, profiles.append), tmp_path / "trace.json", skipped=1) as watched:
         train(watched, 2)
         assert all(method in vars(engine) for method in methods)
         train(watched, 2)
@@ -98,7 +82,9 @@ def test_mlx_phases_are_watched_only_while_a_trace_is_made(tmp_path: Path):
 )
 def test_a_trace_ends_with_what_is_no_training_step(name: str, ending: str, tmp_path: Path):
     profiles: list[Profile] = []
-    with ProfiledEngine(started(name), 10, tmp_path / "trace.json", profiles.append, skipped=1) as watched:
+    with ProfiledEngine(
+        started(name, tiny()), ProfileRequest(10, profiles.append), tmp_path / "trace.json", skipped=1
+    ) as watched:
         train(watched, 3)
         assert not profiles
         if ending == "validation":
@@ -111,13 +97,15 @@ def test_a_trace_ends_with_what_is_no_training_step(name: str, ending: str, tmp_
 
 def test_a_run_too_short_to_trace_leaves_nothing(tmp_path: Path):
     profiles: list[Profile] = []
-    with ProfiledEngine(started("torch"), 5, tmp_path / "trace.json", profiles.append) as watched:
+    with ProfiledEngine(
+        started("torch", tiny()), ProfileRequest(5, profiles.append), tmp_path / "trace.json"
+    ) as watched:
         train(watched, SKIPPED_STEPS)
     assert not profiles and not list(tmp_path.iterdir())
 
 
 def test_everything_else_is_the_engine_itself(tmp_path: Path):
-    engine = started("torch")
+    engine = started("torch", tiny())
     with profiled(engine, None, tmp_path / "trace.json") as same:
         assert same is engine
     with profiled(engine, ProfileRequest(1, lambda profile: None), tmp_path / "trace.json") as watched:

@@ -19,13 +19,13 @@ from shared.engine.package import engine_package
 from shared.engine.ranks import OneRank
 from shared.errors import RunError, UserError
 from shared.tolerances import RANKS_LOSS_ABS
+from tests import ROOT
 from tests.processes import WAIT_S, children, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
 STEPS = 50
-ROOT = Path(__file__).resolve().parents[3]
 TINY = ["tiny", "--set", "training.compile=false", "--set", f"training.steps={STEPS}"]
 OFTEN = ["--set", "training.log_every_steps=1", "--set", "training.checkpoint_every_steps=10"]
 QUIET = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
@@ -43,6 +43,15 @@ def environment(**more: str) -> dict[str, str]:
 def train(ranks: int, name: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = torchrun(ranks, [*TINY, *OFTEN, "--run", name, *more], folder)
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=WAIT_S)
+
+
+def at_step_14(name: str, folder: Path) -> subprocess.Popen[str]:
+    """A run of two ranks that has logged 14 steps."""
+    command = torchrun(2, [*TINY, *OFTEN, "--run", name, "--no-finish"], folder)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = folder / name / "metrics.jsonl"
+    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
+    return process
 
 
 def losses(folder: Path, name: str) -> np.ndarray:
@@ -79,10 +88,7 @@ def test_the_number_of_ranks_does_not_change_the_loss_curve(folder: Path):
 
 
 def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
-    command = torchrun(2, [*TINY, *OFTEN, "--run", "killed", "--no-finish"], folder)
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = folder / "killed" / "metrics.jsonl"
-    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
+    process = at_step_14("killed", folder)
     os.kill(rank_processes(process.pid)[1], signal.SIGKILL)
     process.communicate(timeout=WAIT_S)
     assert process.returncode != 0
@@ -93,10 +99,7 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(folder: Path):
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_curve(folder: Path):
-    command = torchrun(2, [*TINY, *OFTEN, "--run", "fewer", "--no-finish"], folder)
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = folder / "fewer" / "metrics.jsonl"
-    wait_until(lambda: log.exists() and '"step": 14' in log.read_text(), "step 14", process)
+    process = at_step_14("fewer", folder)
     # A spot notice: all ranks get it, rank 0 saves what it has.
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=WAIT_S)

@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from cuda_train.ops import make_ops as make_torch_ops
-from mlx_train.ops import make_ops as make_mlx_ops
 from shared.engine.oracle import Oracle
-from shared.engine.package import available_engines, create_engine
-from shared.model import initial_weights, parameter_manifest, random_weights, symbol_nats
+from shared.model import initial_weights, parameter_manifest, random_weights
 from shared.model.attention import rope_base, without_own_value
 from shared.model.block_shape import attention_addons
 from shared.model.embedding import previous_position
 from shared.model.layer import position_documents
-from shared.model.stages import StepNumbers
-from shared.ops import NumpyOps, Ops
-from shared.optim import HYPERPARAMETERS
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
-from shared.spec import Spec, load_spec, with_overrides
-from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL
+from shared.spec import load_spec, with_overrides
+from shared.tolerances import ORACLE_OPERATION_REL
+from tests.implementations import OPS, normal
+from tests.techniques import TECHNIQUES, symbols, tiny
 
-OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
-EXACT = NumpyOps()
-
-EVERYTHING = [
-    "vocabulary.kind=byte260",
-    "model.attention.rope_dims=4",
-    "model.attention.ntk_positions=8",
-    "model.attention.window=5",
-    "model.attention.document_mask=true",
-    "model.attention.xsa_layers=2",
-    "model.attention.value_embed_dim=6",
-    "model.attention.value_embed_layers=2",
-    "model.attention.value_residual=true",
-]
-VARIANTS = [
-    [*EVERYTHING, f"model.attention.output_gate={gate}", f"model.smear_gate={smear}", f"model.patch_size={patch_size}"]
-    for gate, smear, patch_size in (("full", "v1", 4), ("sparse", "v2", 1), ("attn_out", "v2", 4))
-]
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-def small(*overrides: str) -> Spec:
-    return load_spec(
-        "tiny",
-        ["model.seq_len=48", "training.batch_symbols=96", "evaluation.batch_symbols=96", *overrides],
-    )
-
-
-def symbols(spec: Spec, rows: int = 2, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    x = rng.integers(0, spec.vocabulary.size, (rows, spec.model.seq_len)).astype(np.int32)
-    if spec.vocabulary.document_start is not None:
-        x[rng.random(x.shape) < 0.05] = spec.vocabulary.document_start
-    return x
-
-
-# Definitions.
+EXACT = OPS["numpy"]
 
 
 def test_exclusive_attention_leaves_nothing_along_the_own_value():
@@ -90,23 +45,23 @@ def test_smear_does_not_cross_a_document_start():
 
 @pytest.mark.parametrize("patch_size", [1, 4])
 def test_a_position_counts_the_document_starts_it_has_read(patch_size: int):
-    spec = small("vocabulary.kind=byte260", "model.smear_gate=v1", f"model.patch_size={patch_size}")
+    spec = tiny("vocabulary.kind=byte260", "model.smear_gate=v1", f"model.patch_size={patch_size}")
     x = symbols(spec)
     documents = position_documents(EXACT, spec, EXACT.asarray(x))
     for row, numbers in zip(x, documents, strict=True):
         assert [np.sum(row[: place * patch_size] == 1) for place in range(spec.model.num_patches)] == list(numbers)
-    assert position_documents(EXACT, small("vocabulary.kind=byte260"), x) is None
-    assert position_documents(EXACT, small("model.smear_gate=v1"), x) is None
+    assert position_documents(EXACT, tiny("vocabulary.kind=byte260"), x) is None
+    assert position_documents(EXACT, tiny("model.smear_gate=v1"), x) is None
 
 
 def test_the_base_of_rope_beyond_the_training_window():
-    addons = attention_addons(small("model.attention.ntk_positions=8", "model.attention.rope_dims=6").model, 0)
+    addons = attention_addons(tiny("model.attention.ntk_positions=8", "model.attention.rope_dims=6").model, 0)
     assert rope_base(1e4, addons, 8) == 1e4
     assert rope_base(1e4, addons, 32) == pytest.approx(1e4 * 4 ** (6 / 4))
 
 
 def test_ntk_leaves_the_training_window_alone_and_moves_longer_ones():
-    plain, stretched = small(), small("model.attention.ntk_positions=6")
+    plain, stretched = tiny(), tiny("model.attention.ntk_positions=6")
     weights, x = random_weights(plain, 1), symbols(plain)
     short = x[:, :24]
     assert (Oracle(plain, weights).log_probs(short) == Oracle(stretched, weights).log_probs(short)).all()
@@ -115,13 +70,13 @@ def test_ntk_leaves_the_training_window_alone_and_moves_longer_ones():
 
 def test_rope_turns_the_first_features_only():
     """Without RoPE the trunk cannot tell the order of what it attends to; with a few features it can."""
-    spec = small("model.patch_size=1", "model.num_layers=1", "model.attention.rope_dims=0")
+    spec = tiny("model.patch_size=1", "model.num_layers=1", "model.attention.rope_dims=0")
     x = symbols(spec, rows=1)
     swapped = x.copy()
     swapped[:, [3, 7]] = x[:, [7, 3]]
     for rope_dims, moves in ((0, False), (2, True), (8, True)):
         oracle = Oracle(
-            small("model.patch_size=1", "model.num_layers=1", f"model.attention.rope_dims={rope_dims}"),
+            tiny("model.patch_size=1", "model.num_layers=1", f"model.attention.rope_dims={rope_dims}"),
             random_weights(spec, 2),
         )
         change = np.abs(oracle.log_probs(swapped) - oracle.log_probs(x))[:, -1].max()
@@ -140,13 +95,13 @@ def test_rope_turns_the_first_features_only():
     ],
 )
 def test_parameters_of_each(override: str, names: list[str]):
-    plain = [parameter.name for parameter in parameter_manifest(small())]
-    added = [parameter.name for parameter in parameter_manifest(small(override)) if parameter.name not in plain]
+    plain = [parameter.name for parameter in parameter_manifest(tiny())]
+    added = [parameter.name for parameter in parameter_manifest(tiny(override)) if parameter.name not in plain]
     assert added == names
 
 
 def test_shapes_of_value_embeddings_and_gates():
-    spec = small(*VARIANTS[2])
+    spec = tiny(*TECHNIQUES["attn_out gate"])
     shapes = {parameter.name: parameter.shape for parameter in parameter_manifest(spec)}
     assert shapes["value_embed.weight"] == (260, 6)
     assert shapes["value_embed.value_proj.weight"] == (2 * 8, 4 * 6)
@@ -157,47 +112,23 @@ def test_shapes_of_value_embeddings_and_gates():
 
 def test_what_a_gate_does_at_first():
     """attn_out starts at one and v2 with nothing, so they leave a fresh model alone; sparse starts at a half."""
-    weights = random_weights(small(), 3)
-    x = symbols(small())
-    plain = Oracle(small(), weights).log_probs(x)
+    weights = random_weights(tiny(), 3)
+    x = symbols(tiny())
+    plain = Oracle(tiny(), weights).log_probs(x)
     for override, same in (
         ("model.attention.output_gate=attn_out", True),
         ("model.attention.output_gate=sparse", False),
         ("model.smear_gate=v2", True),
         ("model.smear_gate=v1", False),
     ):
-        spec = small(override)
+        spec = tiny(override)
         fresh = {name: value for name, value in initial_weights(spec).items() if name not in weights}
         change = np.abs(Oracle(spec, {**weights, **fresh}).log_probs(x) - plain).max()
         assert (change <= ORACLE_OPERATION_REL) if same else (change > 1e-3), override
 
 
-# The whole model.
-
-
-@pytest.mark.parametrize("overrides", VARIANTS)
-def test_causal_isolated_and_every_parameter_matters(overrides: list[str]):
-    spec = small(*overrides)
-    weights, x = random_weights(spec, 4), symbols(spec, rows=1)
-    oracle = Oracle(spec, weights)
-    before = oracle.log_probs(x)
-    for place in range(0, spec.model.seq_len, 5):
-        changed = x.copy()
-        changed[:, place:] = (changed[:, place:] + 7) % spec.vocabulary.size
-        moved = np.abs(oracle.log_probs(changed) - before)[:, : place + 1]
-        assert moved.max() <= ORACLE_OPERATION_REL
-    assert check_isolation(oracle, make_probe(spec, x[0], 0)).passed
-    for name, value in weights.items():
-        if spec.model.patch_size == 1 and name.startswith("decoder."):
-            continue
-        # Not all by one factor, which a norm behind it would take off again.
-        moved_value = value + 0.5 * np.random.default_rng(0).standard_normal(value.shape)
-        after = Oracle(spec, {**weights, name: moved_value}).log_probs(x)
-        assert np.abs(after - before).max() > CAUSALITY_ABS, name
-
-
 def test_a_window_reaches_back_no_further():
-    spec = small("model.patch_size=1", "model.attention.window=3", "model.num_layers=2")
+    spec = tiny("model.patch_size=1", "model.attention.window=3", "model.num_layers=2")
     x = symbols(spec, rows=1)
     oracle = Oracle(spec, random_weights(spec, 5))
     changed = x.copy()
@@ -205,48 +136,6 @@ def test_a_window_reaches_back_no_further():
     moved = np.abs(oracle.log_probs(changed) - oracle.log_probs(x)).max(axis=(0, 2))
     # Position 11 has it as input; each layer carries it two places on.
     assert np.flatnonzero(moved > ORACLE_OPERATION_REL).tolist() == [11, 12, 13, 14, 15]
-
-
-@pytest.mark.parametrize("engine", available_engines())
-@pytest.mark.parametrize("overrides", VARIANTS)
-def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[str]):
-    spec = small(*overrides, "training.compile=false")
-    trained = create_engine(engine, spec)
-    trained.initialise(initial_weights(spec))
-    x = symbols(spec)
-    rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
-    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
-    for _ in range(4):
-        trained.train_step(x, numbers)()
-    _, grads = trained.gradients(x)
-    assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
-
-
-def compiled(name: str, function: Callable) -> Callable:
-    if name == "mlx":
-        import mlx.core as mx  # after mlx_train, which loads the BLAS
-
-        return mx.compile(function)
-    import torch
-
-    # As much of the compiler as decides about graphs and shapes; generating code would take half a minute.
-    return torch.compile(function, backend="eager", fullgraph=True)
-
-
-# Torch's own compiler warns as it is imported.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["mlx", "torch"])
-def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
-    spec, ops = small(*VARIANTS[0], "model.num_layers=2"), OPS[name]
-    weights = random_weights(spec, 6)
-    oracle = Oracle(spec, weights)
-    params = {key: ops.asarray(value) for key, value in weights.items()}
-    function = compiled(name, lambda params, x: symbol_nats(ops, spec, params, x))
-    for length in (48, 24, 36):  # other lengths: NTK gives each another base
-        x = symbols(spec)[:, :length]
-        nats = ops.to_numpy(function(params, ops.asarray(x)))
-        assert np.abs(nats - oracle.score(x)).max() <= NATS_ABS
 
 
 @pytest.mark.parametrize("context", [1, 3, 4, 7])

@@ -14,18 +14,14 @@ from shared.cli.spec import spec_text, training_only_count
 from shared.engine.activations import activation_bytes
 from shared.engine.flops import newton_schulz_flops, training_flops
 from shared.engine.package import create_engine
-from shared.engine.protocol import Engine
-from shared.engine.registry import ENGINES
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError, SpecError
 from shared.model import (
-    auxiliary_parameters,
     initial_weights,
     model_weights,
     parameter_counts,
     parameter_manifest,
     random_weights,
-    training_loss,
     training_parameters,
 )
 from shared.model.auxiliary import distance_from_normal, unit_directions
@@ -42,62 +38,27 @@ from shared.model.stages import (
 )
 from shared.ops import NumpyOps
 from shared.optim import state_bytes, step_hyperparameters
-from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
+from shared.parity.gradient_checks import oracle_loss, oracle_objective
 from shared.preflight.workload import resized
 from shared.quantisers import RowMax
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec, spec_from_dict, spec_id, spec_to_dict
+from shared.spec import Spec, spec_from_dict, spec_id, spec_to_dict
 from shared.spec.reduced import reduced_spec
-from shared.tolerances import (
-    LOGITS_ABS,
-    PARAMETERS_REL,
-    QUADRATURE_REL,
+from shared.tolerances import LOGITS_ABS, PARAMETERS_REL, QUADRATURE_REL
+from tests.implementations import OPS, assert_close, every_implementation, gradients_of, normal, run
+from tests.techniques import (
+    BYTES,
+    EVERY_TERM,
+    TERMS,
+    assert_gradients_agree,
+    every_engine,
+    oracle_params,
+    started,
+    symbols,
+    tiny,
 )
-from tests.implementations import OPS, assert_close, every_implementation, normal, run
 
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
-TERMS = {
-    "multi_symbol": ["training.loss.multi_symbol.weights=[0.5,0.25]"],
-    "embed_prediction": ["training.loss.embed_prediction.weight=0.1", "training.loss.embed_prediction.symbols=5"],
-    "chunk_prediction": [
-        "training.loss.chunk_prediction.weight=0.1",
-        "training.loss.chunk_prediction.chunk_patches=3",
-        "training.loss.chunk_prediction.hidden_dim=16",
-        "training.loss.chunk_prediction.latent_dim=8",
-        "training.loss.chunk_prediction.directions=4",
-    ],
-    "code_entropy": [
-        "training.loss.code_entropy.weight=0.1",
-        "training.loss.code_entropy.row_stride=3",
-        "training.loss.code_entropy.start_frac=0.0",
-    ],
-}
-ALL = [override for overrides in TERMS.values() for override in overrides]
-BYTES = ["model.patch_size=1", "model.seq_len=16", "training.batch_symbols=64", "model.decoder.kind=linear"]
-CASES = {
-    **TERMS,
-    "all with quantisation": [*ALL, "training.qat.form=straight_through", "training.loss.focal_gamma=1.5"],
-}
-every_case = pytest.mark.parametrize("case", list(CASES))
-
-
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", "training.batch_symbols=256", *overrides])
-
-
-def batch(spec: Spec, seed: int = 0) -> np.ndarray:
-    rows = spec.training.batch_symbols // spec.model.seq_len
-    return np.random.default_rng(seed).integers(0, 256, (rows, spec.model.seq_len)).astype(np.int32)
-
-
-def started(name: str, spec: Spec) -> Engine:
-    engine = create_engine(name, spec)
-    engine.initialise(random_weights(spec, 3))
-    return engine
-
-
-def oracle_params(spec: Spec) -> dict[str, np.ndarray]:
-    return {key: OPS["numpy"].asarray(value) for key, value in random_weights(spec, 3).items()}
+SHORT_BYTES = [*BYTES, "model.seq_len=16", "training.batch_symbols=64"]
 
 
 @every_implementation
@@ -116,26 +77,20 @@ def test_the_new_operations(name: str):
     assert ops.to_numpy(index).dtype.kind == "i" and int(index) == 3
 
 
-def test_what_is_constant_to_derivatives():
-    import mlx.core as mx
-    import torch
-
-    def value(ops: Any, x: Any) -> Any:
+@every_engine
+def test_what_is_constant_to_derivatives(name: str):
+    def value(x: Any, ops: Any = OPS[name]) -> Any:
         return ops.sum(x * ops.stop_gradient(x) + RowMax(4).in_steps(ops, x) + RowMax(4).rounding_error(ops, x))
 
     rows = normal(3, 4, 5)
     scales = (np.abs(rows).max(axis=1, keepdims=True) / np.float32(7)).astype(np.float16)
     expected = rows + 1 / scales.astype(np.float32)
-    np.testing.assert_allclose(np.array(mx.grad(lambda x: value(OPS["mlx"], x))(mx.array(rows))), expected, rtol=1e-6)
-    x = torch.from_numpy(rows.copy()).requires_grad_()
-    value(OPS["torch"], x).backward()
-    assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients_of(name, value, [rows])[0], expected, rtol=1e-6)
 
 
 def naive_terms(spec: Spec) -> dict[str, float]:
     """Each loss of the section, weighted, one position at a time."""
-    ops, params, x = NumpyOps(), oracle_params(spec), batch(spec)
+    ops, params, x = NumpyOps(), oracle_params(spec), symbols(spec)
     loss, size, softcap = spec.training.loss, spec.model.patch_size, spec.model.logit_softcap
     h, inputs = trunk_outputs(ops, spec, params, x), embed_patches(ops, spec, params, x)
     rows, patches = h.shape[:2]
@@ -213,11 +168,11 @@ def naive_code_bits(spec: Spec, params: dict[str, np.ndarray]) -> float:
 
 @pytest.mark.parametrize("shape", ["patches of 4", "bytes"])
 def test_the_definitions(shape: str):
-    spec = tiny(*(BYTES if shape == "bytes" else []), *ALL)
-    weights, x = random_weights(spec, 3), batch(spec)
+    spec = tiny(*(SHORT_BYTES if shape == "bytes" else []), *EVERY_TERM)
+    weights, x = random_weights(spec, 3), symbols(spec)
     terms = naive_terms(spec)
     for term, overrides in TERMS.items():
-        only = tiny(*(BYTES if shape == "bytes" else []), *overrides)
+        only = tiny(*(SHORT_BYTES if shape == "bytes" else []), *overrides)
         added = oracle_objective(only, weights, x) - oracle_loss(only, weights, x)
         assert added == pytest.approx(terms[term], rel=QUADRATURE_REL), term
         assert abs(terms[term]) > 1e-3
@@ -239,58 +194,22 @@ def test_the_regulariser_knows_a_normal_sample_from_a_collapse():
     assert 0.0 < found["normal"] < 0.01 < found["wide"] and found["collapsed"] > 0.15
 
 
-@every_case
-def test_gradients_agree_and_the_reported_loss_stays_plain(case: str):
-    spec = tiny(*CASES[case])
-    plain = tiny(*(each for each in CASES[case] if "qat" in each))
-    x, gradients = batch(spec), {}
-    for name in ENGINES:
-        loss, gradients[name] = started(name, spec).gradients(x)
-        plain_loss, plain_gradients = started(name, plain).gradients(x)
-        assert loss == plain_loss
-        moved = [key for key, value in plain_gradients.items() if not np.allclose(value, gradients[name][key])]
-        assert "layers.0.attn.q_proj.weight" in moved
-        assert all(np.abs(gradients[name][each.name]).max() > 0 for each in auxiliary_parameters(spec))
-    rows = gradient_rows(spec, gradients) + directional_rows(spec, random_weights(spec, 3), x, gradients, seed=3)
-    assert [row for row in rows if not row.passed] == []
-
-
 @every_engine
 def test_with_adapters_the_reported_loss_is_that_of_the_scored_function(name: str):
     """Of the head too, which is not part of the trunk outputs that the auxiliary losses share."""
     adapters = ["model.lora.rank=2", 'model.lora.targets=["q","head"]', "model.tie_embeddings=false"]
-    spec = tiny(*BYTES, *adapters, "model.embed_rank=8", *ALL)
-    engine, x = started(name, spec), batch(spec)
+    spec = tiny(*SHORT_BYTES, *adapters, "model.embed_rank=8", *EVERY_TERM)
+    engine, x = started(name, spec), symbols(spec)
     loss, gradients = engine.gradients(x)
     assert loss == pytest.approx(float(engine.score(x).mean()), abs=LOGITS_ABS)
     assert loss == pytest.approx(oracle_loss(spec, random_weights(spec, 3), x), abs=LOGITS_ABS)
-    rows = directional_rows(spec, random_weights(spec, 3), x, {name: gradients}, seed=3)
-    assert [row for row in rows if not row.passed] == []
-
-
-@every_engine
-def test_every_parameter_learns_from_the_start(name: str):
-    spec = tiny(*ALL)
-    engine = create_engine(name, spec)
-    engine.initialise(initial_weights(spec))
-    for step in range(3):
-        engine.train_step(batch(spec, step), step_hyperparameters(spec, step, step / 60))()
-    gradients = engine.gradients(batch(spec))[1]
-    assert set(gradients) == {each.name for each in training_parameters(spec)}
-    assert [key for key, value in gradients.items() if not np.abs(value).max() > 0] == []
-
-
-@every_engine
-def test_micro_batches_make_no_difference(name: str):
-    spec = tiny(*ALL)
-    cut = tiny(*ALL, f"training.micro_batch_symbols={spec.model.seq_len}")
-    (loss, whole), (cut_loss, parts) = (started(name, each).gradients(batch(spec)) for each in (spec, cut))
-    assert cut_loss == pytest.approx(loss, abs=LOGITS_ABS)
-    assert [row for row in gradient_rows(spec, {"whole": whole, "parts": parts}) if not row.passed] == []
+    assert_gradients_agree(spec, x, {name: gradients})
 
 
 def test_the_numbers_of_a_step():
-    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25")
+    spec = tiny(
+        *EVERY_TERM, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25"
+    )
     expected = {MULTI_SYMBOL: 0.5, DIRECTIONS_STEP: 16.0, CODE_ENTROPY: 1.0, CODE_ENTROPY_ROW: 1.0}
     assert run_numbers(spec, 16, 0.25) == expected
     assert run_numbers(spec, 0, 0.0)[CODE_ENTROPY] == 0.0 and run_numbers(spec, 50, 0.8)[MULTI_SYMBOL] == 0.0
@@ -301,8 +220,10 @@ def test_the_numbers_of_a_step():
 @every_engine
 def test_what_changes_during_a_run_does(name: str):
     """Against the oracle with the same numbers, and off means as if it were not there."""
-    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25")
-    engine, x, key = started(name, spec), batch(spec), "layers.1.mlp.up_proj.weight"
+    spec = tiny(
+        *EVERY_TERM, "training.loss.multi_symbol.decay_end_frac=0.5", "training.loss.code_entropy.start_frac=0.25"
+    )
+    engine, x, key = started(name, spec), symbols(spec), "layers.1.mlp.up_proj.weight"
     found = {}
     for step in (0, 15, 16, 45):
         found[step] = engine.gradients(x, step_hyperparameters(spec, step, step / 60))[1]
@@ -317,35 +238,9 @@ def test_what_changes_during_a_run_does(name: str):
     assert (pull[1][0::3] > 0).all() and (pull[2][1::3] > 0).all() and pull[2][0::3].max() < pull[1][0::3].max()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_it_is_the_same_and_nothing_compiles_again():
-    import torch
-
-    spec = tiny(*ALL, "training.loss.multi_symbol.decay_end_frac=0.5", "model.num_layers=1", "training.compile=true")
-    eager = spec.model_copy(update={"training": spec.training.model_copy(update={"compile": False})})
-    x, ops, graphs = batch(spec), OPS["torch"], []
-
-    def counted(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    loss = torch.compile(lambda params, x: training_loss(ops, spec, params, x)[0], backend=counted, fullgraph=True)
-    params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
-    compiled, plain = started("mlx", spec), started("mlx", eager)
-    for step in (2, 3):
-        numbers = step_hyperparameters(spec, step, step / 60)
-        gradients = {"compiled": compiled.gradients(x, numbers)[1], "eager": plain.gradients(x, numbers)[1]}
-        assert [row for row in gradient_rows(spec, gradients) if not row.passed] == []
-        expected = training_loss(OPS["numpy"], spec, {**oracle_params(spec), **numbers.run}, x)[0]
-        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
-        assert float(loss(params | arrays, ops.asarray(x))) == pytest.approx(float(expected), abs=LOGITS_ABS)
-    assert len(graphs) == 1
-
-
 def test_the_model_is_as_without():
     """Counts, initial values, identity, size and speed of what is scored."""
-    spec, plain = tiny(*ALL), tiny()
+    spec, plain = tiny(*EVERY_TERM), tiny()
     assert parameter_manifest(spec) == parameter_manifest(plain) == training_parameters(plain)
     assert parameter_counts(spec) == parameter_counts(plain) and spec_id(spec) == spec_id(plain)
     ours = initial_weights(spec)
@@ -374,8 +269,8 @@ def test_the_model_is_as_without():
 
 @every_engine
 def test_artifacts_and_scores_do_not_know_them(name: str):
-    spec, plain = tiny(*ALL), tiny()
-    engine, x = started(name, spec), batch(spec)
+    spec, plain = tiny(*EVERY_TERM), tiny()
+    engine, x = started(name, spec), symbols(spec)
     exported, before = engine.export_weights("trained"), engine.score(x)
     assert set(exported) == {each.name for each in training_parameters(spec)}
     packed = unpack_bytes(pack_bytes(spec, exported))
@@ -383,9 +278,7 @@ def test_artifacts_and_scores_do_not_know_them(name: str):
     assert packed.header["tensors"] == without.header["tensors"]
     assert packed.header["sections"] == without.header["sections"]
     engine.initialise(packed.weights)
-    bare = create_engine(name, plain)
-    bare.initialise(packed.weights)
-    np.testing.assert_array_equal(engine.score(x), bare.score(x))
+    np.testing.assert_array_equal(engine.score(x), started(name, plain, packed.weights).score(x))
     np.testing.assert_array_equal(before, started(name, plain).score(x))
     # From an artifact they start anew.
     key = "auxiliary.chunk_prediction.latent_in.weight"
@@ -395,15 +288,14 @@ def test_artifacts_and_scores_do_not_know_them(name: str):
 
 
 def test_a_run_resumes_on_the_other_engine(tmp_path: Path):
-    spec = tiny(*ALL, "training.ema_decay=0.5")
-    engine = create_engine("mlx", spec)
-    engine.initialise(initial_weights(spec))
+    spec = tiny(*EVERY_TERM, "training.ema_decay=0.5")
+    engine = started("mlx", spec, initial_weights(spec))
     other = create_engine("torch", spec)
     for step in range(4):
         numbers = step_hyperparameters(spec, step, step / 60)
-        engine.train_step(batch(spec, step), numbers)()
+        engine.train_step(symbols(spec, seed=step), numbers)()
         if step >= 2:
-            other.train_step(batch(spec, step), numbers)()
+            other.train_step(symbols(spec, seed=step), numbers)()
         if step == 1:
             other.load_state(engine.save_state())
     expected, found = engine.export_weights("averaged"), other.export_weights("averaged")
@@ -436,8 +328,14 @@ def test_short_runs_and_windows_still_hold_them():
     ("overrides", "field"),
     [
         (["training.loss.multi_symbol.weights=[0.0]"], "multi_symbol.weights"),
-        ([*BYTES, "model.seq_len=2", f"training.loss.multi_symbol.weights={[0.1] * 2}"], "multi_symbol.weights = "),
-        ([*BYTES, "model.seq_len=2", "training.loss.embed_prediction.weight=1.0"], "embed_prediction.symbols = 4"),
+        (
+            [*SHORT_BYTES, "model.seq_len=2", f"training.loss.multi_symbol.weights={[0.1] * 2}"],
+            "multi_symbol.weights = ",
+        ),
+        (
+            [*SHORT_BYTES, "model.seq_len=2", "training.loss.embed_prediction.weight=1.0"],
+            "embed_prediction.symbols = 4",
+        ),
         (
             ["training.loss.chunk_prediction.weight=1.0", "training.loss.chunk_prediction.chunk_patches=16"],
             "chunk_prediction.chunk_patches = 16",
@@ -452,5 +350,5 @@ def test_short_runs_and_windows_still_hold_them():
 def test_what_is_refused(overrides: list[str], field: str):
     with pytest.raises(SpecError, match=field):
         tiny(*overrides)
-    assert spec_from_dict(spec_to_dict(tiny(*ALL))) == tiny(*ALL)
+    assert spec_from_dict(spec_to_dict(tiny(*EVERY_TERM))) == tiny(*EVERY_TERM)
     assert model_weights(tiny(), {"any": 1}) == {"any": 1}

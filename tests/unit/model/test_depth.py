@@ -7,27 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from shared.engine.activations import activation_bytes
-from shared.engine.flops import training_flops
-from shared.engine.package import create_engine
-from shared.engine.registry import ENGINES
 from shared.errors import SpecError
-from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
+from shared.model import initial_weights, parameter_counts, parameter_manifest
 from shared.model.block import attention_branch, mlp_branch
 from shared.model.layer import TrunkContext, trunk_layer
 from shared.model.layer_order import layer_order, num_skips
 from shared.model.stages import LOOP_RAMP
 from shared.model.trunk import run_trunk
 from shared.ops import NumpyOps
-from shared.optim import step_hyperparameters
 from shared.spec import ModelSpec, Spec, load_spec
 from shared.tolerances import ORACLE_OPERATION_REL
+from tests.techniques import oracle_params, tiny
 
 OPS = NumpyOps()
-
-
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", *overrides])
 
 
 def looped(num_layers: int, first: int, last: int, extra_loops: int, *overrides: str) -> Spec:
@@ -97,10 +89,6 @@ def test_a_loop_at_either_end():
     assert layers(looped(3, 0, 2, 1).model) == [0, 1, 2, 0, 1, 2]
 
 
-def random_params(spec: Spec) -> dict[str, np.ndarray]:
-    return {name: OPS.asarray(value) for name, value in random_weights(spec, 5).items()}
-
-
 def branches(spec: Spec, params: dict[str, np.ndarray]) -> tuple[Callable, Callable]:
     """A(layer, x) and M(layer, x), the two halves of a block."""
 
@@ -131,7 +119,7 @@ def inputs(spec: Spec) -> np.ndarray:
 def test_a_gated_loop_with_gated_skips_by_hand(ramp: float | None):
     """Order 0 1 | 1 2: the output of step 1 enters before step 2, that of step 0 before step 3."""
     spec = looped(3, 1, 1, 1, "model.loop.gates=true", "model.skip_gates=true")
-    params, x0 = random_params(spec), inputs(spec)
+    params, x0 = oracle_params(spec), inputs(spec)
     attention, mlp = branches(spec, params)
 
     def mixed(layer: int, x: np.ndarray) -> np.ndarray:
@@ -159,7 +147,7 @@ def test_a_gated_loop_with_gated_skips_by_hand(ramp: float | None):
 
 def test_the_palm_form_by_hand():
     spec = tiny("model.num_layers=2", "model.parallel.form=palm", "model.parallel.first_layer=1")
-    params, x0 = random_params(spec), inputs(spec)
+    params, x0 = oracle_params(spec), inputs(spec)
     attention, mlp = branches(spec, params)
     mix = [params[f"layers.{layer}.resid_mix"] for layer in range(2)]
     x = (mix[0][0] + mix[0][1]) * x0
@@ -173,7 +161,7 @@ def test_the_palm_form_by_hand():
 def test_the_two_lane_form_by_hand():
     """docs/techniques.md 6.3, #1530: the skip enters lane 0, attention reads its mix with x0, the mean leaves."""
     spec = tiny("model.num_layers=4", "model.parallel.form=two_lane", "model.parallel.first_layer=2")
-    params, x0 = random_params(spec), inputs(spec)
+    params, x0 = oracle_params(spec), inputs(spec)
     attention, mlp = branches(spec, params)
     kept = []
     x = x0
@@ -200,7 +188,7 @@ def test_the_two_lane_form_by_hand():
 def test_the_norm_scale_counts_physical_layers():
     """The MLP squares its input, so a norm scale of 1/sqrt(l + 1) makes its output 1/(l + 1) times as large."""
     plain, scaled = looped(3, 1, 2, 1), looped(3, 1, 2, 1, "model.ln_scale=true")
-    params, x = random_params(plain), inputs(plain)
+    params, x = oracle_params(plain), inputs(plain)
     for layer in range(3):
         _, mlp = branches(plain, params)
         _, scaled_mlp = branches(scaled, params)
@@ -238,38 +226,6 @@ def test_the_published_size_of_the_recurrent_model():
     assert counts["scalar"] == 8 * (8 + 2 * 512) + 2 * 512 + 24
     assert counts["total"] == 20_980_824
     assert len(layer_order(spec.model)) == 32
-
-
-EVERYTHING = ("model.loop.gates=true", "model.skip_gates=true", "model.ln_scale=true", "model.mlp_dims=[96, 64, 96]")
-
-
-@pytest.mark.parametrize("form", ["palm", "two_lane"])
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_every_parameter_comes_alive(name: str, form: str):
-    spec = looped(3, 1, 2, 1, *EVERYTHING, f"model.parallel.form={form}", "model.parallel.first_layer=1")
-    engine = create_engine(name, spec)
-    engine.initialise(initial_weights(spec))
-    x = np.random.default_rng(1).integers(0, 256, (8, 64)).astype(np.int32)
-    for step in range(3):
-        engine.train_step(x, step_hyperparameters(spec, step, step / 60))()
-    _, gradients = engine.gradients(x)
-    assert [name for name, gradient in gradients.items() if not np.abs(gradient).max() > 0.0] == []
-
-
-def test_memory_grows_with_the_loop_and_the_widths():
-    once, twice = looped(3, 1, 2, 0), looped(3, 1, 2, 1)
-    sizes = [
-        activation_bytes(spec, "torch", 1).expected
-        for spec in (once, twice, tiny("model.num_layers=5"), tiny(), tiny("model.mlp_dims=[96, 96, 97]"))
-    ]
-    assert sizes[0] < sizes[1] == sizes[2] and sizes[3] < sizes[4]
-
-
-def test_operations_count_every_pass():
-    """Two passes over one layer cost what two layers cost, weights apart."""
-    twice, deeper = (training_flops(spec) for spec in (looped(2, 1, 1, 1), tiny("model.num_layers=3")))
-    assert (twice.matrices, twice.attention) == (deeper.matrices, deeper.attention)
-    assert twice.optimizer < deeper.optimizer
 
 
 LOOP = ("model.loop.first_layer=1", "model.loop.last_layer=1", "model.loop.extra_loops=2")

@@ -12,42 +12,25 @@ from hypothesis import strategies as st
 from shared.artifact.predict import predict_artifact_bytes
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import available_engines, create_engine
 from shared.errors import SpecError
-from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights, symbol_nats
+from shared.model import parameter_counts, parameter_manifest, random_weights
 from shared.model.chunks import CHUNK, chunk_size, decay_matrix, in_chunks, out_of_chunks, short_convolution
 from shared.model.gated_delta import delta_scan, unit_lower_inverse
 from shared.model.mamba2 import selective_scan
-from shared.model.stages import StepNumbers
-from shared.optim import HYPERPARAMETERS
-from shared.spec import Spec, load_spec
-from shared.tolerances import CAUSALITY_ABS, NATS_ABS, ORACLE_OPERATION_REL, SCAN_REL
-from tests.implementations import ENGINES, OPS, every_implementation, examples, normal
+from shared.tolerances import CAUSALITY_ABS, ORACLE_OPERATION_REL, SCAN_REL
+from tests.implementations import ENGINES, OPS, every_implementation, examples, gradients_of, normal
 from tests.measured_memory import assert_as_estimated
+from tests.techniques import BYTES, CHUNKS, symbols, tiny
 from tests.unit.engine.test_flops import CountingOps
 
 EXACT = OPS["numpy"]
 HYBRID = 'model.mixers=["mamba2","attention","gated_delta"]'
 # Not a multiple of the chunk, and with several of them.
 POSITIONS = 2 * CHUNK + 11
-VARIANTS = [
-    [HYBRID, "model.patch_size=1"],
-    ['model.mixers=["gated_delta","mamba2","attention"]', "model.patch_size=4", "model.attention.window=5"],
-    ['model.mixers=["mamba2","gated_delta","mamba2"]', "model.parallel.form=two_lane", "model.patch_size=2"],
-]
 
 lengths = st.integers(1, 40)
 chunks = st.sampled_from([1, 2, 4, 16, 64])
 seeds = st.integers(0, 2**16)
-
-
-def small(*overrides: str) -> Spec:
-    sizes = ["model.seq_len=88", "training.batch_symbols=176", "evaluation.batch_symbols=176", "model.state_dim=6"]
-    return load_spec("tiny", [*sizes, *overrides])
-
-
-def symbols(spec: Spec, rows: int = 2) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, spec.vocabulary.size, (rows, spec.model.seq_len)).astype(np.int32)
 
 
 def log_decays(kind: str, seed: int, *shape: int) -> np.ndarray:
@@ -156,16 +139,13 @@ def test_keys_that_are_all_alike_lose_no_digits(name: str):
 @every_scan
 def test_gradients_of_a_scan_survive_any_decay(scan: str):
     """Finite, and the same in both engines: above the diagonal nothing is exponentiated that could overflow."""
-    import mlx.core as mx
-
     chunked, _, inputs = SCANS[scan]
     for kind in ("weak", "strong"):
         arrays = inputs(kind, 7, POSITIONS)
-        leaves = [OPS["torch"].asarray(array).requires_grad_() for array in arrays]
-        (chunked(OPS["torch"], *leaves) ** 2).sum().backward()
-        by_torch = [leaf.grad.numpy() for leaf in leaves]
-        loss = lambda values: mx.sum(chunked(OPS["mlx"], *values) ** 2)  # noqa: E731
-        by_mlx = [np.array(grad) for grad in mx.grad(loss)([mx.array(array) for array in arrays])]
+        by_torch, by_mlx = (
+            gradients_of(name, lambda *values, ops=OPS[name]: ops.sum(chunked(ops, *values) ** 2), arrays)
+            for name in ("torch", "mlx")
+        )
         for left, right in zip(by_torch, by_mlx, strict=True):
             assert np.isfinite(left).all()
             assert np.linalg.norm(left - right) <= SCAN_REL * max(1.0, np.linalg.norm(left)), kind
@@ -215,27 +195,11 @@ def test_the_short_convolution_reads_four_positions(positions: int):
 # The whole model.
 
 
-@pytest.mark.parametrize("overrides", VARIANTS)
-def test_causal_and_every_parameter_matters(overrides: list[str]):
-    spec = small(*overrides)
-    weights, x = random_weights(spec, 4), symbols(spec, rows=1)
-    before = Oracle(spec, weights).log_probs(x)
-    for place in range(0, spec.model.seq_len, 7):
-        changed = x.copy()
-        changed[:, place:] = (changed[:, place:] + 7) % spec.vocabulary.size
-        moved = np.abs(Oracle(spec, weights).log_probs(changed) - before)
-        assert moved[:, : place + 1].max() <= ORACLE_OPERATION_REL
-    for name, value in weights.items():
-        if spec.model.patch_size == 1 and name.startswith("decoder."):
-            continue
-        moved_value = value + 0.5 * np.random.default_rng(0).standard_normal(value.shape)
-        after = Oracle(spec, {**weights, name: moved_value}).log_probs(x)
-        assert np.abs(after - before).max() > CAUSALITY_ABS, name
-
-
 def test_a_mixer_needs_no_positions_and_reads_the_whole_past():
     """A first symbol reaches the last distribution through states alone, across chunks."""
-    spec = small('model.mixers=["mamba2","gated_delta","mamba2"]', "model.patch_size=1", "model.attention.rope_dims=0")
+    spec = tiny(
+        *CHUNKS, 'model.mixers=["mamba2","gated_delta","mamba2"]', "model.patch_size=1", "model.attention.rope_dims=0"
+    )
     weights, x = random_weights(spec, 1), symbols(spec, rows=1)
     # Decays of 0.99: what random weights forget within a chunk.
     weights |= {name: np.full_like(value, -4.6) for name, value in weights.items() if name.endswith("step_bias")}
@@ -245,51 +209,10 @@ def test_a_mixer_needs_no_positions_and_reads_the_whole_past():
     assert moved[:, -1].max() > CAUSALITY_ABS
 
 
-@pytest.mark.parametrize("engine", available_engines())
-@pytest.mark.parametrize("overrides", VARIANTS)
-def test_every_parameter_is_live_after_a_few_steps(engine: str, overrides: list[str]):
-    spec = small(*overrides, "training.compile=false")
-    trained = create_engine(engine, spec)
-    trained.initialise(initial_weights(spec))
-    x = symbols(spec)
-    rates = dict.fromkeys(("matrix_lr", "embed_lr", "head_lr", "scalar_lr"), 0.02)
-    numbers = StepNumbers(0, {}, dict.fromkeys(HYPERPARAMETERS, 0.9) | rates)
-    for _ in range(4):
-        trained.train_step(x, numbers)()
-    _, grads = trained.gradients(x)
-    assert [name for name, grad in grads.items() if not np.abs(grad).max() > 0] == []
-
-
-# Torch's own compiler warns as it is imported.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ENGINES)
-def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
-    spec, ops = small(*VARIANTS[0], "model.num_layers=3"), OPS[name]
-    weights, x = random_weights(spec, 6), symbols(small(*VARIANTS[0]))
-    oracle = Oracle(spec, weights)
-    params = {key: ops.asarray(value) for key, value in weights.items()}
-
-    def nats(params: dict, x: object) -> object:
-        return symbol_nats(ops, spec, params, x)
-
-    if name == "mlx":
-        import mlx.core as mx  # after mlx_train, which loads the BLAS
-
-        function = mx.compile(nats)
-    else:
-        import torch
-
-        function = torch.compile(nats, backend="eager", fullgraph=True)
-    for length in (88, 24, 33):
-        actual = ops.to_numpy(function(params, ops.asarray(x[:, :length])))
-        assert np.abs(actual - oracle.score(x[:, :length])).max() <= NATS_ABS
-
-
 def test_parameters_of_a_hybrid():
-    plain, hybrid = small(), small(HYBRID)
+    plain, hybrid = tiny(), tiny(*CHUNKS, HYBRID)
     shapes = {parameter.name: parameter.shape for parameter in parameter_manifest(hybrid)}
-    assert parameter_manifest(small('model.mixers=["attention","attention","attention"]')) == parameter_manifest(plain)
+    assert parameter_manifest(tiny('model.mixers=["attention","attention","attention"]')) == parameter_manifest(plain)
     assert not any(name.startswith(("layers.0.attn", "layers.2.attn")) for name in shapes)
     assert shapes["layers.0.mamba2.x_proj.weight"] == (32, 32) and shapes["layers.0.mamba2.c_proj.weight"] == (12, 32)
     assert shapes["layers.0.mamba2.conv"] == (4, 32 + 12 + 12) and shapes["layers.0.mamba2.skip"] == (4,)
@@ -301,19 +224,8 @@ def test_parameters_of_a_hybrid():
 @every_scan
 @pytest.mark.parametrize("positions", [3, CHUNK, POSITIONS])
 def test_the_operations_of_a_scan_are_those_it_makes(scan: str, positions: int):
-    spec = load_spec(
-        "tiny",
-        [
-            f'model.mixers=["{scan}"]',
-            "model.num_layers=1",
-            "model.patch_size=1",
-            "model.state_dim=5",
-            "model.decoder.kind=linear",
-            f"model.seq_len={positions}",
-            f"training.batch_symbols={positions}",
-            f"evaluation.batch_symbols={positions}",
-        ],
-    )
+    batch = [f"{part}={positions}" for part in ("model.seq_len", "training.batch_symbols", "evaluation.batch_symbols")]
+    spec = tiny(*BYTES, *batch, f'model.mixers=["{scan}"]', "model.num_layers=1", "model.state_dim=5")
     model, ops = spec.model, CountingOps()
     heads, groups, width = model.num_heads, model.num_kv_heads, model.head_dim
     shapes = {
@@ -332,7 +244,7 @@ def test_the_peak_of_a_pass_is_as_estimated(scan: str):
     layers = f'["{scan}","{scan}","{scan}"]'
     sizes = ["model.model_dim=128", "model.head_dim=32", "model.seq_len=512", "model.state_dim=32"]
     batch = ["training.batch_symbols=512", "evaluation.batch_symbols=512"]
-    spec = load_spec("tiny", [f"model.mixers={layers}", "model.patch_size=1", *sizes, *batch])
+    spec = tiny(f"model.mixers={layers}", "model.patch_size=1", *sizes, *batch)
     for engine in ENGINES:
         assert_as_estimated(spec, engine, rows=1)
 
@@ -367,11 +279,11 @@ def test_the_peak_of_a_pass_is_as_estimated(scan: str):
 )
 def test_combinations_that_make_no_sense_are_one_clear_line(overrides: list[str], expected: str):
     with pytest.raises(SpecError) as caught:
-        small(*overrides)
+        tiny(*overrides)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_add_ons_go_with_attention_at_the_end():
-    spec = small('model.mixers=["attention","mamba2","attention"]', "model.attention.value_residual=true")
+    spec = tiny('model.mixers=["attention","mamba2","attention"]', "model.attention.value_residual=true")
     assert spec.model.attention.value_residual
-    assert small('model.mixers=["mamba2","mamba2","attention"]', "model.attention.xsa_layers=1").model.num_layers == 3
+    assert tiny('model.mixers=["mamba2","mamba2","attention"]', "model.attention.xsa_layers=1").model.num_layers == 3

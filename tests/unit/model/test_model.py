@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.model import (
-    initial_weights,
-    parameter_counts,
-    parameter_manifest,
-    random_weights,
-)
+from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.model.initialise import named_generator
 from shared.ops import NumpyOps
 from shared.optim import initial_state
 from shared.spec import Spec, load_spec, preset_names
 from shared.tolerances import INITIAL_LOSS_ABS, ORACLE_OPERATION_REL
+from tests.techniques import DECODERS, symbols, tiny
 
 BLOCK = [
     "attn.q_proj.weight",
@@ -32,33 +28,6 @@ BLOCK = [
     "mlp.down_proj.weight",
     "mlp.scale",
 ]
-
-DECODERS = {
-    "autoregressive": ("tiny",),
-    "autoregressive, untied": ("tiny", "model.tie_embeddings=false"),
-    "autoregressive, patch 1": ("tiny", "model.patch_size=1", "model.decoder.kind=autoregressive"),
-    "mlp": ("tiny", "model.decoder.kind=mlp"),
-    "linear": ("tiny", "model.decoder.kind=linear"),
-    "plain, tied": ("tiny", "model.patch_size=1", "model.decoder.kind=linear"),
-    "plain, untied": ("tiny", "model.patch_size=1", "model.decoder.kind=linear", "model.tie_embeddings=false"),
-    "byte260, no mix, no skips": ("tiny", "vocabulary.kind=byte260", "model.resid_mix=false", "model.unet_skips=false"),
-}
-
-
-def spec_of(case: str) -> Spec:
-    source, *overrides = DECODERS[case]
-    if "autoregressive" not in case and "byte260" not in case and not any("tie_" in word for word in overrides):
-        overrides.append(f"model.tie_embeddings={'true' if case == 'plain, tied' else 'false'}")
-    return load_spec(source, ["model.seq_len=24", "evaluation.stride_symbols=24", *batches(24), *overrides])
-
-
-def batches(seq_len: int) -> list[str]:
-    return [f"training.batch_symbols={2 * seq_len}", f"evaluation.batch_symbols={2 * seq_len}"]
-
-
-def symbols(spec: Spec, rows: int = 2, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, spec.vocabulary.size, (rows, spec.model.seq_len)).astype(np.int32)
 
 
 every_decoder = pytest.mark.parametrize("case", list(DECODERS))
@@ -106,7 +75,7 @@ def test_counts_by_hand():
 
 @pytest.mark.parametrize("source", [*preset_names(), *DECODERS])
 def test_groups_and_quantisation_classes_cover_every_parameter(source: str):
-    spec = spec_of(source) if source in DECODERS else load_spec(source)
+    spec = tiny(*DECODERS[source]) if source in DECODERS else load_spec(source)
     manifest = parameter_manifest(spec)
     classes = {"matrix": "matrix", "embedding": "embedding", "head": "head", "scalar": "control"}
     for parameter in manifest:
@@ -131,8 +100,8 @@ def test_groups_and_quantisation_classes_cover_every_parameter(source: str):
 
 @every_decoder
 def test_first_loss_is_the_logarithm_of_the_vocabulary(case: str):
-    spec = spec_of(case)
-    oracle, x, uniform = Oracle(spec, initial_weights(spec)), symbols(spec), math.log(spec.vocabulary.size)
+    spec = tiny(*DECODERS[case])
+    oracle, x, uniform = Oracle(spec, initial_weights(spec)), symbols(spec, 2), math.log(spec.vocabulary.size)
     assert abs(oracle.score(x).mean() - uniform) <= INITIAL_LOSS_ABS
     if not spec.model.tie_embeddings:
         assert np.abs(oracle.log_probs(x) + uniform).max() <= ORACLE_OPERATION_REL
@@ -186,47 +155,11 @@ def test_random_weights_leave_nothing_at_zero():
 @every_decoder
 def test_the_forward_pass_is_the_one_of_the_definition(case: str):
     """The oracle against a second one, written from docs/techniques.md 3 and 4 one vector at a time."""
-    spec = spec_of(case)
-    weights = random_weights(spec, 3)
-    x = symbols(spec)
+    spec = tiny(*DECODERS[case])
+    weights, x = random_weights(spec, 3), symbols(spec, 2)
     expected = np.stack([plain_log_probs(spec, weights, row) for row in x])
     actual = Oracle(spec, weights).log_probs(x)
     assert np.abs(actual - expected).max() <= 1e3 * ORACLE_OPERATION_REL
-
-
-@every_decoder
-def test_no_symbol_sees_itself_or_a_later_one(case: str):
-    spec = spec_of(case)
-    oracle = Oracle(spec, random_weights(spec, 4))
-    x = symbols(spec, rows=1)
-    before = oracle.log_probs(x)
-    patch_size = spec.model.patch_size
-    for place in range(spec.model.seq_len):
-        changed = x.copy()
-        changed[:, place:] = (changed[:, place:] + 7) % spec.vocabulary.size
-        moved = np.abs(oracle.log_probs(changed) - before).max(axis=(0, 2))
-        assert moved[: place + 1].max() <= ORACLE_OPERATION_REL
-        # The next symbol that may depend on the changed one does.
-        reach = place + 1 if spec.model.decoder.kind == "autoregressive" else (place // patch_size + 1) * patch_size
-        if reach < spec.model.seq_len:
-            assert moved[reach] > 1e-4
-
-
-def test_parameters_that_a_decoder_does_not_read_do_not_exist():
-    """Every parameter changes the function: none is dead."""
-    for case in DECODERS:
-        spec = spec_of(case)
-        weights = random_weights(spec, 5)
-        x = symbols(spec, rows=1)
-        before = Oracle(spec, weights).log_probs(x)
-        # With one symbol in a patch the local attention sees one key: its queries and keys cannot matter.
-        dead = ("attn.q_proj.weight", "attn.k_proj.weight", "attn.q_gain") if spec.model.patch_size == 1 else ()
-        for name, value in weights.items():
-            if name.startswith("decoder.layers.") and name.endswith(dead or ("nothing",)):
-                continue
-            factor = 1.0 + 0.5 * np.random.default_rng(0).random(value.shape)
-            after = Oracle(spec, {**weights, name: (value * factor).astype(np.float32)}).log_probs(x)
-            assert np.abs(after - before).max() > 1e-6, f"{case}: {name}"
 
 
 # A second model, on plain lists of vectors.

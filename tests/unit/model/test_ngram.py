@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
-from shared.engine.package import create_engine
-from shared.engine.protocol import Engine
-from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import Forward, forward, initial_weights, parameter_manifest, random_weights
 from shared.model.ngram import ngram_embeds, ngram_rows
-from shared.ops import NumpyOps
-from shared.optim import step_hyperparameters
 from shared.scoring.audit import audit_scorer
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.tolerances import ORACLE_OPERATION_REL
-from tests.implementations import OPS, assert_one_graph
+from tests.implementations import OPS, examples
 from tests.museum.fake_stream import FakeStream
 from tests.museum.ngrams import dead_factors, ngrams_across_documents, ngrams_of_the_target, without_ngrams
-
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
-ROWS = ["model.ngram.rows=97", "model.ngram.dim=8", "model.ngram.longest=3"]
-
-
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", "model.num_layers=2", *overrides])
+from tests.techniques import NGRAMS, every_engine, oracle_params, tiny, trained, without_gradient
 
 
 def naive_row(symbols: list[int], multiplier: int, rows: int) -> int:
@@ -40,7 +29,7 @@ def naive_row(symbols: list[int], multiplier: int, rows: int) -> int:
     return value % rows
 
 
-@settings(max_examples=30, derandomize=True, deadline=None, database=None)
+@examples
 @given(st.integers(2, 65_536), st.integers(1, 32_767), st.integers(2, 6), st.integers(0, 99))
 def test_rows_are_the_same_everywhere(rows: int, multiplier: int, length: int, seed: int):
     symbols = np.random.default_rng(seed).integers(0, 65_536, (length, 2, 5)).astype(np.int32)
@@ -61,8 +50,8 @@ def test_the_published_hash_of_bytes():
 @pytest.mark.parametrize("kind", ["byte256", "byte260"])
 def test_the_definition(kind: str, patch_size: int):
     """Symbol by symbol: nothing from before the window, nor from another document than the patch's last."""
-    spec = tiny(*ROWS, f"vocabulary.kind={kind}", f"model.patch_size={patch_size}", "model.tie_embeddings=false")
-    ops, weights = NumpyOps(), random_weights(spec, 1)
+    spec = tiny(*NGRAMS, f"vocabulary.kind={kind}", f"model.patch_size={patch_size}", "model.tie_embeddings=false")
+    weights = oracle_params(spec, 1)
     rng = np.random.default_rng(0)
     x = rng.integers(0, spec.vocabulary.size, (2, 32))
     x[rng.random(x.shape) < 0.2] = 1
@@ -72,44 +61,30 @@ def test_the_definition(kind: str, patch_size: int):
         first, length = time - length - 1, length + 2
         patch_end = time // patch_size * patch_size + patch_size - 1
         if first >= 0 and document[row, first] == document[row, patch_end]:
-            table = weights[f"ngram_embed.tables.{length}.weight"].astype(float)
+            table = weights[f"ngram_embed.tables.{length}.weight"]
             features[row, time] += table[naive_row(x[row, first : time + 1].tolist(), 1021, 97)]
     mean = features.reshape(2, 32 // patch_size, patch_size, 8).mean(axis=2)
-    expected = float(weights["ngram_embed.scale"][0]) * mean @ weights["ngram_embed.proj.weight"].T.astype(float)
-    found = ngram_embeds(ops, spec, {key: ops.asarray(value) for key, value in weights.items()}, x)
+    expected = float(weights["ngram_embed.scale"][0]) * mean @ weights["ngram_embed.proj.weight"].T
+    found = ngram_embeds(OPS["numpy"], spec, weights, x)
     assert np.abs(found - expected).max() <= ORACLE_OPERATION_REL * np.abs(expected).max()
-
-
-def engine_after(name: str, spec: Spec, weights: dict[str, np.ndarray], x: np.ndarray, steps: int) -> Engine:
-    engine = create_engine(name, spec)
-    engine.initialise(weights)
-    for step in range(steps):
-        engine.train_step(x, step_hyperparameters(spec, step, 0.1))()
-    return engine
-
-
-def silent(engine: Engine, x: np.ndarray) -> list[str]:
-    """Parameters whose gradient is zero everywhere."""
-    return [name for name, gradient in engine.gradients(x)[1].items() if not np.abs(gradient).max() > 0.0]
 
 
 @every_engine
 def test_every_factor_learns_and_two_zero_ones_do_not(name: str):
-    spec = tiny(*ROWS)
-    x = np.random.default_rng(0).integers(0, 256, (4, 64)).astype(np.int32)
-    assert silent(engine_after(name, spec, initial_weights(spec), x, 3), x) == []
-    dead = silent(engine_after(name, spec, dead_factors(spec), x, 3), x)
+    spec = tiny(*NGRAMS)
+    assert without_gradient(trained(name, spec)) == []
+    dead = without_gradient(trained(name, spec, dead_factors(spec)))
     assert dead == [each.name for each in parameter_manifest(spec) if each.name.startswith("ngram_embed.")]
 
 
 def test_of_every_new_pair_of_factors_one_is_not_zero():
-    spec = tiny(*ROWS)
+    spec = tiny(*NGRAMS)
     factors = {name: value for name, value in initial_weights(spec).items() if name.startswith("ngram_embed.")}
     assert [name for name, value in factors.items() if value.any()] == ["ngram_embed.proj.weight", "ngram_embed.scale"]
 
 
 def test_switched_off_it_is_today_s_model():
-    plain, spec = tiny(), tiny(*ROWS)
+    plain, spec = tiny(), tiny(*NGRAMS)
     assert without_ngrams(spec).model == plain.model
     weights = initial_weights(spec)
     assert all(np.array_equal(weights[name], value) for name, value in initial_weights(plain).items())
@@ -144,7 +119,7 @@ every_patch = pytest.mark.parametrize(
 
 @every_patch
 def test_ngrams_of_the_target(patch: list[str]):
-    spec = tiny(*ROWS, *MASKED, *patch)
+    spec = tiny(*NGRAMS, *MASKED, *patch)
     assert failures(spec, forward) == []
     # The audit tells the future within a patch from the target itself; with patches of one there is only the target.
     expected = ["target"] if spec.model.patch_size == 1 else ["future", "target"]
@@ -153,16 +128,7 @@ def test_ngrams_of_the_target(patch: list[str]):
 
 @every_patch
 def test_ngrams_across_documents(patch: list[str]):
-    assert failures(tiny(*ROWS, *MASKED, *patch), ngrams_across_documents) == ["isolation"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", list(ENGINES))
-def test_the_compiled_function_is_the_one_of_the_oracle(name: str):
-    spec = tiny(*ROWS, "vocabulary.kind=byte260")
-    x = np.random.default_rng(0).integers(0, 8, (2, 64)).astype(np.int32)
-    assert_one_graph(name, ngram_embeds, spec, random_weights(spec, 2), x)
+    assert failures(tiny(*NGRAMS, *MASKED, *patch), ngrams_across_documents) == ["isolation"]
 
 
 @pytest.mark.parametrize("override", ["rows=1", "rows=65537", "longest=7", "longest=1", "multiplier=32768", "dim=0"])

@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from shared.engine.package import create_engine
-from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
-from shared.model import initial_weights, parameter_manifest, random_weights, training_loss
-from shared.model.qat import quantised_matrices
+from shared.model import initial_weights, parameter_manifest, random_weights
+from shared.model.qat import quantised_matrices, training_weights
 from shared.model.stages import QAT, QAT_STEP, StepNumbers, run_numbers, warm_up_numbers
 from shared.optim import optimizer_step, step_hyperparameters
-from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, straight_through, without_qat
+from shared.parity.gradient_checks import oracle_loss
 from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
 from shared.scoring.qat_check import check_qat_acts
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec, with_overrides
+from shared.spec import Spec, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from tests.implementations import OPS, every_implementation, normal
-from tests.museum.dead_switch import Switch, flagged_loss
+from tests.museum.dead_switch import Switch, flagged_loss, without_qat
+from tests.techniques import assert_gradients_agree, every_engine, started, symbols, tiny
 
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
 every_form = pytest.mark.parametrize("form", ["straight_through", "noise"])
 
 
-def tiny(form: str, *overrides: str, compiled: bool = False) -> Spec:
-    return load_spec("tiny", [f"training.compile={str(compiled).lower()}", f"training.qat.form={form}", *overrides])
-
-
-def batch(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 64)).astype(np.int32)
-
-
-def started(name: str, spec: Spec) -> Engine:
-    engine = create_engine(name, spec)
-    engine.initialise(random_weights(spec, 3))
-    return engine
+def qat(form: str, *overrides: str, compiled: bool = False) -> Spec:
+    return tiny(f"training.qat.form={form}", *overrides, compiled=compiled)
 
 
 @every_implementation
@@ -66,53 +53,56 @@ def _noise(name: str, rows: np.ndarray, step: int, salt: int) -> np.ndarray:
     return ops.to_numpy(ops.row_noise(ops.asarray(rows), ops.asarray(np.array(step, np.float32)), salt))
 
 
+def _changed(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights at which a spec with quantisation-aware training takes its gradients, float64."""
+    ops = OPS["numpy"]
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    return training_weights(ops, spec, params, quantised_matrices(spec), symbols(spec))
+
+
 @every_form
 def test_gradients_are_those_at_the_changed_weights(form: str):
     """Straight through: the gradient of the plain loss at the rounded or disturbed weights."""
-    spec = tiny(form, *(["training.qat.bits=4"] if form == "noise" else []))
-    weights, x, gradients = random_weights(spec, 3), batch(), {}
-    changed = {name: value.astype(np.float32) for name, value in straight_through(spec, weights, x).items()}
+    spec = qat(form, *(["training.qat.bits=4"] if form == "noise" else []))
+    weights, x, gradients = random_weights(spec, 3), symbols(spec), {}
+    changed = {name: value.astype(np.float32) for name, value in _changed(spec, weights).items()}
     for name in ENGINES:
         loss, gradients[name] = started(name, spec).gradients(x)
-        plain = create_engine(name, without_qat(spec))
-        plain.initialise(changed)
-        expected, gradients[f"{name}, plain"] = plain.gradients(x)
+        expected, gradients[f"{name}, plain"] = started(name, without_qat(spec), changed).gradients(x)
         assert loss == pytest.approx(expected, abs=LOGITS_ABS)
         assert loss == pytest.approx(oracle_loss(spec, weights, x), abs=LOGITS_ABS)
-    rows = gradient_rows(spec, gradients)
-    rows += directional_rows(spec, weights, x, {name: gradients[name] for name in ENGINES}, seed=3)
-    assert [row for row in rows if not row.passed] == []
+    assert_gradients_agree(spec, x, gradients)
 
 
 @every_form
 def test_only_matrices_change(form: str):
-    spec = tiny(form)
+    spec = qat(form)
     weights = random_weights(spec, 3)
-    changed = straight_through(spec, weights, batch())
+    changed = _changed(spec, weights)
     moved = {name for name in weights if not np.array_equal(changed[name], weights[name])}
     assert moved == {each.name for each in parameter_manifest(spec) if each.quantisation == "matrix"}
     assert moved == set(quantised_matrices(spec)) and quantised_matrices(without_qat(spec)) == {}
 
 
 def test_when_it_acts():
-    spec = tiny("noise", "training.qat.start_frac=0.5", "training.qat.start_step=40")
+    spec = qat("noise", "training.qat.start_frac=0.5", "training.qat.start_step=40")
     acting = [run_numbers(spec, step, step / 60)[QAT] for step in (0, 29, 30, 39, 40, 59)]
     assert acting == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     assert run_numbers(spec, 41, 0.7) == {QAT: 1.0, QAT_STEP: 41.0}
     assert warm_up_numbers(spec, ("a",)) == [StepNumbers(0, {QAT: 1.0, QAT_STEP: 1.0}, {"a": 1.0})]
-    assert run_numbers(tiny("off"), 41, 0.7) == {}
+    assert run_numbers(qat("off"), 41, 0.7) == {}
 
 
 @pytest.mark.parametrize("bits", [6, 8])
 def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
     """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""
-    spec, _ = reduced_spec(tiny("straight_through", f"artifact.matrix.bits={bits}", "training.steps=4"), 4)
-    assert [rounds_in_training(each) for each in (spec, without_qat(spec), tiny("noise"))] == [True, False, False]
-    batches = [batch(step)[:3] for step in range(4)]
+    spec, _ = reduced_spec(qat("straight_through", f"artifact.matrix.bits={bits}", "training.steps=4"), 4)
+    assert [rounds_in_training(each) for each in (spec, without_qat(spec), qat("noise"))] == [True, False, False]
+    batches = [symbols(spec, seed=step)[:3] for step in range(4)]
 
     def row() -> ParityRow:
         pair = (create_engine("mlx", spec), create_engine("torch", spec))
-        return step_by_step_row(spec, pair, initial_weights(spec), batches)
+        return step_by_step_row(pair, initial_weights(spec), batches)
 
     honest = row()
     assert honest.passed and honest.tolerance == PARAMETERS_REL and honest.check == "parameters step by step"
@@ -128,87 +118,50 @@ def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, mo
 @every_form
 @every_engine
 def test_before_its_start_it_changes_nothing(name: str, form: str):
-    spec = tiny(form, "training.qat.start_frac=0.5")
+    spec = qat(form, "training.qat.start_frac=0.5")
     engine, plain = started(name, spec), started(name, without_qat(spec))
     early = step_hyperparameters(spec, 3, 0.4)
-    assert engine.gradients(batch(), early)[0] == plain.gradients(batch())[0]
-    assert engine.gradients(batch(), step_hyperparameters(spec, 40, 0.6))[0] != plain.gradients(batch())[0]
+    assert engine.gradients(symbols(spec), early)[0] == plain.gradients(symbols(spec))[0]
+    assert engine.gradients(symbols(spec), step_hyperparameters(spec, 40, 0.6))[0] != plain.gradients(symbols(spec))[0]
     # Scores never see it.
-    np.testing.assert_array_equal(engine.score(batch()), plain.score(batch()))
+    np.testing.assert_array_equal(engine.score(symbols(spec)), plain.score(symbols(spec)))
 
 
 @every_engine
 def test_noise_is_another_in_every_step_and_the_same_when_repeated(name: str):
-    spec = tiny("noise")
+    spec = qat("noise")
     engine = started(name, spec)
-    losses = [engine.gradients(batch(), step_hyperparameters(spec, step, 0.5))[0] for step in (5, 6, 7, 5)]
+    losses = [engine.gradients(symbols(spec), step_hyperparameters(spec, step, 0.5))[0] for step in (5, 6, 7, 5)]
     assert len(set(losses)) == 3 and losses[0] == losses[3]
 
 
-@pytest.fixture
-def switch() -> Iterator[type[Switch]]:
-    yield Switch
-    Switch.is_on = False
-
-
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_form
-def test_switching_it_on_acts_in_a_compiled_function(form: str):
-    """MLX, through the engine; torch's engine in the slow test, its graph in the next one."""
+@every_engine
+def test_switching_it_on_acts_in_a_compiled_function(name: str, form: str):
     # One layer: MLX compiles the noise of each matrix by itself, a second for each.
-    spec = tiny(form, "model.num_layers=1", compiled=True)
-    assert check_qat_acts(started("mlx", spec), batch()).passed
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@every_form
-def test_switching_it_on_acts_in_torch_compiled(form: str):
-    assert check_qat_acts(started("torch", tiny(form, "model.num_layers=1", compiled=True)), batch()).passed
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@every_form
-def test_torch_makes_one_graph_for_before_and_after(form: str):
-    import torch
-
-    spec, ops, graphs = tiny(form), OPS["torch"], []
-
-    def counted(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    function = torch.compile(lambda params, x: training_loss(ops, spec, params, x)[1], backend=counted, fullgraph=True)
-    params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
-    losses = []
-    for acting, step in ((0.0, 3), (1.0, 4), (1.0, 5)):
-        numbers = step_hyperparameters(spec, step, 0.5).with_run({QAT: acting})
-        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
-        losses.append(float(function(params | arrays, ops.asarray(batch()))))
-        assert losses[-1] == pytest.approx(oracle_loss(spec, random_weights(spec, 3), batch(), numbers), abs=LOGITS_ABS)
-    assert len(graphs) == 1 and losses[0] != losses[1]
+    engine = started(name, qat(form, "model.num_layers=1", compiled=True))
+    assert check_qat_acts(engine, symbols(engine.spec)).passed
 
 
 @pytest.mark.parametrize(("compiled", "acts"), [(True, False), (False, True)])
-def test_a_flag_in_a_class_never_acts_once_compiled(
-    monkeypatch: pytest.MonkeyPatch, switch: type[Switch], compiled: bool, acts: bool
-):
+def test_a_flag_in_a_class_never_acts_once_compiled(monkeypatch: pytest.MonkeyPatch, compiled: bool, acts: bool):
     """The museum's exhibit: without compilation it works, so nobody noticed."""
     import mlx_train.engine as mlx_engine
 
     monkeypatch.setattr(mlx_engine, "training_loss", flagged_loss)
-    engine = started("mlx", tiny("straight_through", compiled=compiled))
+    engine, x = started("mlx", qat("straight_through", compiled=compiled)), symbols(qat("off"))
     # A process's first compiled function is traced once more at its second call.
-    before = [engine.gradients(batch())[0] for _ in range(2)][-1]
-    switch.is_on = True
-    assert (engine.gradients(batch())[0] != before) == acts
+    before = [engine.gradients(x)[0] for _ in range(2)][-1]
+    monkeypatch.setattr(Switch, "is_on", True)
+    assert (engine.gradients(x)[0] != before) == acts
     # Switched as the engine's own numbers say, the check finds it dead either way.
-    assert not check_qat_acts(engine, batch()).passed
+    assert not check_qat_acts(engine, x).passed
 
 
 def test_short_runs_still_reach_it():
-    spec = tiny("straight_through", "training.steps=1000", "training.qat.start_frac=0.9", "training.qat.start_step=900")
+    spec = qat("straight_through", "training.steps=1000", "training.qat.start_frac=0.9", "training.qat.start_step=900")
     small, _ = reduced_spec(spec, 3)
     assert small.training.qat.start_frac == 0.0 and small.training.qat.start_step == 2
     assert random_bytes_spec(spec, 200).training.qat.start_frac == 0.9
@@ -233,13 +186,13 @@ def test_short_runs_still_reach_it():
 )
 def test_what_is_refused(overrides: list[str], field: str):
     with pytest.raises(SpecError, match=field):
-        tiny("straight_through", *overrides)
+        qat("straight_through", *overrides)
 
 
 def test_the_width_is_the_artifacts():
     for form in ("off", "straight_through", "noise"):
-        assert tiny(form).training.qat.bits == 6
-        assert tiny(form, "artifact.matrix.bits=8").training.qat.bits == 8
-    assert tiny("noise", "training.qat.bits=5").training.qat.bits == 5
+        assert qat(form).training.qat.bits == 6
+        assert qat(form, "artifact.matrix.bits=8").training.qat.bits == 8
+    assert qat("noise", "training.qat.bits=5").training.qat.bits == 5
     # Packing at another width than was trained for stays possible.
-    assert with_overrides(tiny("straight_through"), ["artifact.matrix.bits=8"]).training.qat.bits == 6
+    assert with_overrides(qat("straight_through"), ["artifact.matrix.bits=8"]).training.qat.bits == 6

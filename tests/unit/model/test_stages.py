@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from shared.engine.oracle import Oracle
-from shared.engine.package import create_engine
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
-from shared.model import random_weights
+from shared.model import random_weights, training_loss
 from shared.model.stages import (
     LOOP_RAMP,
+    QAT,
     StepNumbers,
     final_numbers,
     run_numbers,
@@ -22,39 +22,21 @@ from shared.model.stages import (
     warm_up_numbers,
 )
 from shared.optim import HYPERPARAMETERS, step_hyperparameters
-from shared.parity.gradient_checks import gradient_rows, oracle_loss
+from shared.parity.gradient_checks import oracle_loss
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, LOGITS_ABS, NATS_ABS
+from tests.implementations import OPS
+from tests.techniques import EVERY_TERM, assert_same_gradients, every_engine, oracle_params, started, symbols, tiny
 
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
 STEPS = 60
 
 
 def looped(*overrides: str, extra_loops: int = 2, compiled: bool = False) -> Spec:
     """Three layers, the middle one looped from a third of the run on."""
-    return load_spec(
-        "tiny",
-        [
-            f"training.compile={str(compiled).lower()}",
-            "model.loop.first_layer=1",
-            "model.loop.last_layer=1",
-            f"model.loop.extra_loops={extra_loops}",
-            "schedule.loop.start_frac=0.35",
-            *overrides,
-        ],
-    )
-
-
-def batch(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 64)).astype(np.int32)
-
-
-def started(name: str, spec: Spec) -> Engine:
-    engine = create_engine(name, spec)
-    engine.initialise(random_weights(spec, 3))
-    return engine
+    loop = ("model.loop.first_layer=1", "model.loop.last_layer=1", f"model.loop.extra_loops={extra_loops}")
+    return tiny(*loop, "schedule.loop.start_frac=0.35", *overrides, compiled=compiled)
 
 
 def stages_at(spec: Spec, *steps: int) -> list[int]:
@@ -66,7 +48,7 @@ def loops_of(spec: Spec) -> list[int]:
 
 
 def test_a_spec_without_a_later_loop_has_one_stage_and_no_numbers():
-    for spec in (load_spec("tiny"), looped("schedule.loop.start_frac=0.0"), looped(extra_loops=0)):
+    for spec in (tiny(), looped("schedule.loop.start_frac=0.0"), looped(extra_loops=0)):
         assert training_stages(spec) == (spec,)
         numbers = step_hyperparameters(spec, 7, 0.1)
         assert (numbers.stage, numbers.run, tuple(numbers.optimizer)) == (0, {}, HYPERPARAMETERS)
@@ -120,7 +102,7 @@ def test_each_stage_trains_its_own_function(name: str):
     """Before the switch the loss is that of the plain order; the loop's own parameters do not move."""
     spec = looped("model.loop.gates=true", "model.skip_gates=true", "schedule.loop.ramp_frac=0.5")
     plain = looped("model.skip_gates=true", extra_loops=0)
-    engine, weights, x = started(name, spec), random_weights(spec, 3), batch()
+    engine, weights, x = started(name, spec), random_weights(spec, 3), symbols(spec)
     before, after = (step_hyperparameters(spec, step, step / STEPS) for step in (10, 50))
     expected = {id(before): oracle_loss(plain, weights, x), id(after): oracle_loss(spec, weights, x, after)}
     assert abs(expected[id(before)] - expected[id(after)]) > 10 * LOGITS_ABS
@@ -139,17 +121,18 @@ def test_each_stage_trains_its_own_function(name: str):
 
 def test_both_engines_agree_in_every_stage():
     spec = looped("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "model.parallel.form=two_lane")
-    engines = {name: started(name, spec) for name in ENGINES}
+    engines = [started(name, spec) for name in ENGINES]
     for step in (10, 40):
         numbers = step_hyperparameters(spec, step, step / STEPS)
-        found = {name: engine.gradients(batch(), numbers)[1] for name, engine in engines.items()}
-        assert [row for row in gradient_rows(spec, found) if not row.passed] == []
+        assert_same_gradients(spec, *(engine.gradients(symbols(spec), numbers)[1] for engine in engines))
 
 
 def test_at_the_foot_of_the_ramp_the_loop_does_nothing():
     spec = looped("model.loop.gates=true", "model.loop.skips=outside", "schedule.loop.ramp_frac=0.5")
     weights = random_weights(spec, 3)
-    without, foot = (oracle_loss(spec, weights, batch(), StepNumbers(stage, {LOOP_RAMP: 0.0}, {})) for stage in (0, 1))
+    without, foot = (
+        oracle_loss(spec, weights, symbols(spec), StepNumbers(stage, {LOOP_RAMP: 0.0}, {})) for stage in (0, 1)
+    )
     assert foot == pytest.approx(without, abs=1e-12)
 
 
@@ -158,14 +141,16 @@ def test_warm_up_leaves_no_trace(name: str):
     spec = looped("training.micro_batch_symbols=192")
     engine = started(name, spec)
     before = engine.save_state()
-    engine.warm_up(batch())
+    engine.warm_up(symbols(spec))
     after = engine.save_state()
     assert all((after[key] == value).all() for key, value in before.items())
 
 
 def switch(engine: Engine, spec: Spec) -> list[float]:
     """Losses of the same batch right before and right after the loop starts, the learning rate being 0."""
-    return [engine.train_step(batch(), step_hyperparameters(spec, step, step / STEPS))()[0] for step in (20, 21, 22)]
+    return [
+        engine.train_step(symbols(spec), step_hyperparameters(spec, step, step / STEPS))()[0] for step in (20, 21, 22)
+    ]
 
 
 FROZEN = tuple(f"optimizer.{group}_lr=0.0" for group in ("matrix", "embed", "head", "scalar"))
@@ -175,7 +160,8 @@ RAMPED = ("model.loop.gates=true", "schedule.loop.ramp_frac=0.5", "training.micr
 def assert_the_switch_shows(losses: list[float], spec: Spec) -> None:
     weights = random_weights(spec, 3)
     expected = [
-        oracle_loss(spec, weights, batch(), step_hyperparameters(spec, step, step / STEPS)) for step in (20, 21, 22)
+        oracle_loss(spec, weights, symbols(spec), step_hyperparameters(spec, step, step / STEPS))
+        for step in (20, 21, 22)
     ]
     assert len({round(loss, 5) for loss in expected}) == 3, "the ramp must show as well"
     assert losses == pytest.approx(expected, abs=GRADIENT_REL)
@@ -195,7 +181,7 @@ def test_mlx_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mlx_engine, "training_loss", counted)
     spec = looped(*FROZEN, *RAMPED, compiled=True)
     engine = started("mlx", spec)
-    engine.warm_up(batch())
+    engine.warm_up(symbols(spec))
     assert traces
     traces.clear()
     losses = switch(engine, spec)
@@ -214,11 +200,14 @@ def test_torch_compiles_nothing_at_the_switch(monkeypatch: pytest.MonkeyPatch):
     small = ("model.num_layers=2", "model.resid_mix=false", "model.decoder.kind=linear", "model.tie_embeddings=false")
     spec = looped(*FROZEN, *RAMPED, *small, "optimizer.ns_steps=1", compiled=True)
     engine = started("torch", spec)
-    engine.warm_up(batch())
+    engine.warm_up(symbols(spec))
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         losses = switch(engine, spec)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+        for step in (0, 1, 7, 30, 59):  # Learning rates that are not zero, and their warm-up.
+            numbers = step_hyperparameters(looped(*RAMPED, "schedule.warmup_frac=0.2"), step, step / STEPS)
+            assert np.isfinite(engine.train_step(symbols(spec), numbers)()).all()
+    assert compiled >= 2 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     torch._dynamo.reset()
     assert_the_switch_shows(losses, spec)
 
@@ -236,6 +225,38 @@ def test_torch_sees_each_stage_as_one_graph():
     for stage in ("0", "1"):
         assert torch.isfinite(whole(x, stage, {LOOP_RAMP: torch.tensor(0.5)})[0])
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.qat.form=straight_through"],
+        ["training.qat.form=noise"],
+        [*EVERY_TERM, "training.loss.multi_symbol.decay_end_frac=0.5", "model.num_layers=1"],
+    ],
+)
+def test_torch_makes_one_graph_for_all_numbers_of_a_stage(overrides: list[str]):
+    import torch
+
+    spec, ops, x, graphs = tiny(*overrides), OPS["torch"], symbols(tiny()), []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    loss = torch.compile(lambda params, x: training_loss(ops, spec, params, x)[0], backend=counted, fullgraph=True)
+    params, losses = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}, []
+    for step, acting in ((2, 0.0), (3, 1.0), (4, 1.0)):
+        numbers = step_hyperparameters(spec, step, step / STEPS)
+        if QAT in numbers.run:
+            numbers = numbers.with_run({QAT: acting})
+        arrays = {key: ops.asarray(np.array(value, np.float32)) for key, value in numbers.run.items()}
+        losses.append(float(loss(params | arrays, ops.asarray(x))))
+        expected = training_loss(OPS["numpy"], spec, oracle_params(spec) | numbers.run, x)[0]
+        assert losses[-1] == pytest.approx(float(expected), abs=LOGITS_ABS)
+    assert len(graphs) == 1 and losses[0] != losses[1]
 
 
 def test_shorter_runs_of_a_spec_still_reach_the_loop():

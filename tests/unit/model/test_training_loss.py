@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from shared.engine.oracle import Oracle
 from shared.engine.package import create_engine
-from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
-from shared.engine.synthetic import synthetic_engine, synthetic_tables
+from shared.engine.synthetic import synthetic_tables
 from shared.errors import RunError, SpecError
-from shared.model import initial_weights, log_probs, random_weights, symbol_weights, training_loss
+from shared.model import auxiliary_parameters, log_probs, random_weights, symbol_weights, training_loss
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
-from shared.parity.gradient_checks import directional_rows, gradient_rows, oracle_loss, oracle_objective
+from shared.parity.gradient_checks import oracle_loss, oracle_objective
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, load_spec
 from shared.tolerances import LOGITS_ABS, ORACLE_OPERATION_REL
-from tests.implementations import OPS, assert_close, every_implementation, normal, run
+from tests.implementations import OPS, assert_close, every_implementation, gradients_of, normal, run
+from tests.techniques import (
+    EVERY_FACTOR,
+    EVERY_TERM,
+    TERMS,
+    TOKENS,
+    assert_gradients_agree,
+    every_engine,
+    oracle_params,
+    started,
+    symbols,
+    tiny,
+)
 from tests.token_text import small_tokenizer
 
-every_engine = pytest.mark.parametrize("name", list(ENGINES))
-TOKENS = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300"]
 VARIANTS = {
     "z-loss": ["training.loss.z_weight=0.1"],
     "focal": ["training.loss.focal_gamma=1.5"],
     "bytes": [*TOKENS, "training.loss.byte_weighted=true"],
-    "all": [
-        *TOKENS,
-        "training.loss.z_weight=0.01",
-        "training.loss.focal_gamma=2.0",
-        "training.loss.byte_weighted=true",
-    ],
+    "all": EVERY_FACTOR,
 }
-
-
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", *overrides])
-
-
-def batch(spec: Spec, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, spec.vocabulary.size, (8, spec.model.seq_len)).astype(np.int32)
-
-
-def started(name: str, spec: Spec) -> Engine:
-    engine = synthetic_engine(name, spec)
-    engine.initialise(random_weights(spec, 3))
-    return engine
+QUANTISED = [*EVERY_TERM, "training.qat.form=straight_through", "training.loss.focal_gamma=1.5"]
+OBJECTIVES = {**VARIANTS, **TERMS, "every term with quantisation": QUANTISED}
 
 
 @every_implementation
@@ -64,24 +52,18 @@ def test_the_new_operations(name: str):
         assert_close(name, actual, positive.astype(np.float64) ** exponent)
 
 
-def test_the_slope_of_a_power_at_zero_is_a_number():
-    import mlx.core as mx
-    import torch
-
+@every_engine
+def test_the_slope_of_a_power_at_zero_is_a_number(name: str):
     for exponent in (1.0, 1.5):
-        slope = mx.grad(lambda x, e=exponent: mx.sum(OPS["mlx"].power(x, e)))(mx.zeros(2))
-        assert np.isfinite(np.array(slope)).all()
-        x = torch.zeros(2, requires_grad=True)
-        OPS["torch"].power(x, exponent).sum().backward()
-        assert x.grad is not None and torch.isfinite(x.grad).all()
+        (slope,) = gradients_of(name, lambda x, e=exponent: OPS[name].sum(OPS[name].power(x, e)), [np.zeros(2)])
+        assert np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_the_definition(variant: str):
     """Written out from log-probabilities and a symbol's bytes (docs/techniques.md 8)."""
     spec, ops = tiny(*VARIANTS[variant]), NumpyOps()
-    weights, x, loss = random_weights(spec, 3), batch(spec), spec.training.loss
-    params = {key: ops.asarray(value) for key, value in weights.items()}
+    params, x, loss = oracle_params(spec), symbols(spec), spec.training.loss
     logs = log_probs(ops, spec, params, x)
     nats = -np.take_along_axis(logs, x[..., None], axis=-1)[..., 0]
     expected = (1.0 - np.exp(-nats)) ** loss.focal_gamma * nats
@@ -95,53 +77,32 @@ def test_the_definition(variant: str):
 
         capped = spec.model.logit_softcap * np.tanh(forward(ops, spec, params, x) / spec.model.logit_softcap)
         objective += loss.z_weight * np.mean(np.log(np.exp(capped).sum(axis=-1)) ** 2)
-    assert oracle_objective(spec, weights, x) == pytest.approx(objective, rel=ORACLE_OPERATION_REL)
-    assert oracle_loss(spec, weights, x) == pytest.approx(nats.mean(), rel=ORACLE_OPERATION_REL)
+    assert oracle_objective(spec, params, x) == pytest.approx(objective, rel=ORACLE_OPERATION_REL)
+    assert oracle_loss(spec, params, x) == pytest.approx(nats.mean(), rel=ORACLE_OPERATION_REL)
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
-def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(variant: str):
-    spec = tiny(*VARIANTS[variant])
-    plain = spec.model_copy(update={"training": tiny().training})
-    x, gradients = batch(spec), {}
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(objective: str):
+    spec = tiny(*OBJECTIVES[objective])
+    plain = spec.model_copy(update={"training": tiny().training.model_copy(update={"qat": spec.training.qat})})
+    x, gradients = symbols(spec), {}
     for name in ENGINES:
-        loss, gradients[name] = started(name, spec).gradients(x)
+        engine = started(name, spec)
+        loss, gradients[name] = engine.gradients(x)
         plain_loss, plain_gradients = started(name, plain).gradients(x)
-        assert loss == plain_loss
-        assert loss == pytest.approx(float(np.mean(Oracle(spec, random_weights(spec, 3)).score(x))), abs=LOGITS_ABS)
-        moved = [key for key, value in gradients[name].items() if not np.allclose(value, plain_gradients[key])]
-        assert moved, "the option changes nothing"
-    rows = gradient_rows(spec, gradients) + directional_rows(spec, random_weights(spec, 3), x, gradients, seed=3)
-    assert [row for row in rows if not row.passed] == []
+        assert loss == plain_loss == pytest.approx(oracle_loss(spec, random_weights(spec, 3), x), abs=LOGITS_ABS)
+        moved = [key for key, value in plain_gradients.items() if not np.allclose(value, gradients[name][key])]
+        assert "layers.0.attn.q_proj.weight" in moved, "the option changes nothing"
+        assert all(np.abs(gradients[name][each.name]).max() > 0 for each in auxiliary_parameters(spec))
+        assert engine.train_step(x, step_hyperparameters(spec, 0, 0.5))()[0] == pytest.approx(loss, rel=1e-6)
+    assert_gradients_agree(spec, x, gradients)
 
 
 def test_without_options_it_is_the_mean_nats_itself():
     ops, spec = NumpyOps(), tiny()
-    params = {key: ops.asarray(value) for key, value in random_weights(spec, 3).items()}
-    objective, nats = training_loss(ops, spec, params, batch(spec))
+    objective, nats = training_loss(ops, spec, oracle_params(spec), symbols(spec))
     assert objective is nats
     assert spec.training.loss.is_plain and not tiny(*VARIANTS["focal"]).training.loss.is_plain
-
-
-@every_engine
-@pytest.mark.parametrize("variant", list(VARIANTS))
-def test_the_first_loss_is_that_of_a_model_that_knows_nothing(name: str, variant: str):
-    """The check of the training loop reads the reported loss, which no option moves."""
-    spec = tiny(*VARIANTS[variant])
-    engine = synthetic_engine(name, spec)
-    engine.initialise(initial_weights(spec))
-    nats, _ = engine.train_step(batch(spec), step_hyperparameters(spec, 0, 0.5))()
-    assert nats == pytest.approx(math.log(spec.vocabulary.size), rel=0.01)
-
-
-@every_engine
-def test_micro_batches_make_no_difference(name: str):
-    spec = tiny(*VARIANTS["all"])
-    cut = tiny(*VARIANTS["all"], f"training.micro_batch_symbols={3 * spec.model.seq_len}")
-    x = batch(spec)
-    (loss, whole), (cut_loss, parts) = (started(name, each).gradients(x) for each in (spec, cut))
-    assert cut_loss == pytest.approx(loss, abs=LOGITS_ABS)
-    assert [row for row in gradient_rows(spec, {"whole": whole, "parts": parts}) if not row.passed] == []
 
 
 @every_engine
@@ -150,7 +111,7 @@ def test_byte_weights_must_be_given(name: str):
     engine = create_engine(name, spec)
     engine.initialise(random_weights(spec, 3))
     with pytest.raises(RunError, match="byte_weighted"):
-        engine.gradients(batch(spec))
+        engine.gradients(symbols(spec))
 
 
 def test_symbol_weights():

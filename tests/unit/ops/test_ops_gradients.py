@@ -11,10 +11,10 @@ import pytest
 
 from shared.ops import Ops
 from shared.tolerances import BF16_OPERATION_REL, DIRECTIONAL_REL
-from tests.implementations import ENGINES, OPS, normal
+from tests.implementations import ENGINES, OPS, gradients_of, normal
 
 DIFFERENCE_STEP = 1e-6
-
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0, 0]], np.int32)
 
 DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "linear": (lambda ops, x, w: ops.linear(x, w), [(2, 5, 6), (7, 6)]),
@@ -25,6 +25,10 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "attention": (lambda ops, q, k, v: ops.attention(q, k, v), [(2, 5, 4, 6), (2, 5, 2, 6), (2, 5, 2, 6)]),
     "attention, 48": (lambda ops, q, k, v: ops.attention(q, k, v), [(1, 48, 4, 6), (1, 48, 2, 6), (1, 48, 2, 6)]),
     "attention, 256": (lambda ops, q, k, v: ops.attention(q, k, v), [(1, 256, 2, 4), (1, 256, 1, 4), (1, 256, 1, 4)]),
+    "attention, masked": (
+        lambda ops, q, k, v: ops.attention(q, k, v, 3, ops.asarray(DOCUMENTS)),
+        [(2, 7, 4, 6), (2, 7, 2, 6), (2, 7, 2, 6)],
+    ),
     "mlp": (lambda ops, x, u, d: ops.leaky_relu_squared_mlp(x, u, d, 0.5), [(2, 3, 6), (9, 6), (6, 9)]),
     "mlp, slope 0": (lambda ops, x, u, d: ops.leaky_relu_squared_mlp(x, u, d, 0.0), [(4, 6), (9, 6), (6, 9)]),
     "cross entropy": (
@@ -45,21 +49,11 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "sqrt": (lambda ops, a: ops.sqrt(a * a), [(2, 3)]),
     "relu": (lambda ops, a: ops.relu(a), [(4, 5)]),
     "minimum": (lambda ops, a: ops.minimum(a, 0.3), [(4, 5)]),
+    "exp": (lambda ops, a: ops.exp(a), [(4, 5)]),
+    "softplus": (lambda ops, a: ops.softplus(a), [(4, 5)]),
+    "running_sum": (lambda ops, a: ops.running_sum(a, axis=-2), [(3, 5, 4)]),
+    "lower_triangle": (lambda ops, a: ops.lower_triangle(a, -1), [(3, 5, 5)]),
 }
-
-
-def engine_gradients(name: str, scalar: Callable[..., Any], values: list[np.ndarray]) -> list[np.ndarray]:
-    """Gradients of a scalar function with respect to each argument, by the framework."""
-    ops = OPS[name]
-    if name == "mlx":
-        import mlx.core as mx  # after mlx_train, which loads the BLAS
-
-        _, grads = mx.value_and_grad(lambda arrays: scalar(*arrays))([ops.asarray(value) for value in values])
-        return [ops.to_numpy(grad) for grad in grads]
-    import torch
-
-    leaves = [ops.asarray(value).requires_grad_(True) for value in values]
-    return [ops.to_numpy(grad) for grad in torch.autograd.grad(scalar(*leaves), leaves)]
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -73,7 +67,7 @@ def test_gradients_against_central_differences_of_the_oracle(name: str, case: st
     def scalar_on(ops: Ops) -> Callable[..., Any]:
         return lambda *arrays: ops.sum(operation(ops, *arrays) * ops.asarray(weights))
 
-    gradients = engine_gradients(name, scalar_on(OPS[name]), values)
+    gradients = gradients_of(name, scalar_on(OPS[name]), values)
     for index, value in enumerate(values):
         assert gradients[index].shape == value.shape
         for seed in range(3):

@@ -10,45 +10,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuda_train.ops import make_ops as make_torch_ops
-from mlx_train.ops import make_ops as make_mlx_ops
 from shared.artifact import read_artifact
 from shared.engine.package import create_engine, create_scorer
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
 from shared.model import random_weights
-from shared.ops import NumpyOps, Ops
 from shared.optim import averaged_weights, keeps_average, step_hyperparameters
 from shared.optim.averaging import ema_rate, initial_averages, takes_snapshot, update_averages
 from shared.runs.target import load_trained
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.spec.training import scale_snapshots
 from shared.tolerances import GRADIENT_REL, UPDATE_REL
 from shared.training.run import train_run
 from shared.training.sources import open_sources
 from shared.training.validation import make_validate
-from tests.fake_training import RecordingObserver, tiny_spec
+from tests.fake_training import RecordingObserver
+from tests.implementations import OPS, every_implementation, examples
+from tests.optimizers import Tensors, relative
+from tests.techniques import every_engine, started, symbols, tiny
 
-OPS: dict[str, Ops] = {"numpy": NumpyOps(), "mlx": make_mlx_ops(), "torch": make_torch_ops()}
 SWA = ("training.steps=6", "training.swa_every_steps=2", "training.swa_start_frac=0.3")
-Tensors = dict[str, np.ndarray]
 
 
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", "model.num_layers=1", *overrides])
-
-
-def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(np.float64(actual) - expected) / max(np.linalg.norm(expected), 1e-30))
+def one_layer(*overrides: str) -> Spec:
+    return tiny("model.num_layers=1", *overrides)
 
 
 def steps_of(engine: Engine, first: int, count: int) -> list[Tensors]:
     """Train, and the trained weights after each step."""
     spec, weights = engine.spec, []
     for step in range(first, first + count):
-        x = np.random.default_rng(step).integers(0, 256, (2, spec.model.seq_len)).astype(np.int32)
-        engine.train_step(x, step_hyperparameters(spec, step, step / spec.training.steps))()
+        engine.train_step(symbols(spec, 2, step), step_hyperparameters(spec, step, step / spec.training.steps))()
         weights.append(engine.export_weights("trained"))
     return weights
 
@@ -59,8 +52,8 @@ def ema_of(path: Sequence[np.ndarray], decay: float) -> np.ndarray:
     return np.tensordot(shares / (1 - decay ** len(path)), np.array(path, np.float64), 1)
 
 
-@pytest.mark.parametrize("name", list(OPS))
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@every_implementation
+@settings(examples, max_examples=40)
 @given(
     ema_decay=st.one_of(st.sampled_from([0.0, 0.9999999]), st.floats(0.01, 0.99999)),
     every=st.integers(0, 4),
@@ -72,7 +65,7 @@ def test_averages_are_plain_means_of_the_past(
     name: str, ema_decay: float, every: int, start: float, share: float, steps: int
 ):
     fields = {"ema_decay": ema_decay, "swa_every_steps": every, "swa_start_frac": start, "swa_share": share}
-    training = tiny().training.model_copy(update=fields)
+    training = one_layer().training.model_copy(update=fields)
     ops, rng = OPS[name], np.random.default_rng(steps)
     path = rng.standard_normal((steps + 1, 3, 2)).astype(np.float32)
     # The initial weights are of another kind: whatever of them is left in an average shows.
@@ -97,19 +90,19 @@ def test_averages_are_plain_means_of_the_past(
 
 def test_rates_of_an_average():
     """The first weights are the whole average, the second half of it (all but), in the end each is 1 - d."""
-    training = tiny("training.ema_decay=0.99").training
+    training = one_layer("training.ema_decay=0.99").training
     assert ema_rate(training, 0) == 1.0
     assert ema_rate(training, 1) == pytest.approx(0.01 / 0.0199)
     assert ema_rate(training, 100_000) == pytest.approx(0.01)
-    assert all(0 < ema_rate(tiny("training.ema_decay=0.9999999").training, step) <= 1 for step in range(100))
+    assert all(0 < ema_rate(one_layer("training.ema_decay=0.9999999").training, step) <= 1 for step in range(100))
 
 
 @pytest.mark.parametrize("averages", [(), SWA, ("training.ema_decay=0",), (*SWA, "training.ema_decay=0")])
-@pytest.mark.parametrize("name", list(ENGINES))
+@every_engine
 def test_before_the_first_step_the_average_is_the_weights(name: str, averages: tuple[str, ...]):
-    spec = tiny(*averages)
-    engine, start = create_engine(name, spec), random_weights(spec, 0)
-    engine.initialise(start)
+    spec = one_layer(*averages)
+    start = random_weights(spec, 0)
+    engine = started(name, spec, start)
     averaged = engine.export_weights("averaged")
     assert all(np.array_equal(averaged[key], start[key]) for key in start)
 
@@ -121,9 +114,8 @@ def test_a_validation_says_which_weights_it_is_of():
         (("training.ema_decay=0.5",), ["averaged"] * 5),
         (("training.ema_decay=0",), ["trained"] * 5),
     ):
-        spec = tiny(*overrides, "evaluation.val_symbols=256")
-        engine, stream = create_engine("mlx", spec), open_sources(spec).validation
-        engine.initialise(random_weights(spec, 0))
+        spec = one_layer(*overrides, "evaluation.val_symbols=256")
+        engine, stream = started("mlx", spec), open_sources(spec).validation
         found = []
         for step in range(5):
             steps_of(engine, step, 1)
@@ -132,18 +124,18 @@ def test_a_validation_says_which_weights_it_is_of():
 
 
 def test_which_steps_are_snapshots():
-    training = tiny(*SWA, "training.steps=10").training
+    training = one_layer(*SWA, "training.steps=10").training
     taken = [step + 1 for step in range(10) if takes_snapshot(training, step, step / 10)]
     assert taken == [4, 6, 8, 10]
-    assert not any(takes_snapshot(tiny().training, step, 1.0) for step in range(10))
+    assert not any(takes_snapshot(one_layer().training, step, 1.0) for step in range(10))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-@pytest.mark.parametrize("name", list(ENGINES))
+@every_engine
 def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
-    spec = tiny(*SWA, f"training.ema_decay={ema_decay}", "training.swa_share=0.25")
-    engine, start = create_engine(name, spec), random_weights(spec, 0)
-    engine.initialise(start)
+    spec = one_layer(*SWA, f"training.ema_decay={ema_decay}", "training.swa_share=0.25")
+    start = random_weights(spec, 0)
+    engine = started(name, spec, start)
     path = steps_of(engine, 0, 2)
     before = engine.export_weights("averaged")
     if not ema_decay:
@@ -156,7 +148,7 @@ def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
         expected = 0.25 * swa + 0.75 * ema if ema_decay else swa
         assert relative(averaged[key], expected) <= UPDATE_REL, key
         assert not np.array_equal(averaged[key], path[-1][key]), f"{key}: averaged and trained are the same"
-    x = np.random.default_rng(9).integers(0, 256, (2, spec.model.seq_len)).astype(np.int32)
+    x = symbols(spec, 2, 9)
     engine.use_weights("averaged")
     nats = engine.score(x)
     assert nats == pytest.approx(create_scorer("numpy", spec, averaged).score(x), abs=1e-4)
@@ -165,11 +157,10 @@ def test_an_engine_exports_and_scores_the_average(name: str, ema_decay: float):
 
 
 @pytest.mark.parametrize("other", list(ENGINES))
-@pytest.mark.parametrize("name", list(ENGINES))
+@every_engine
 def test_averages_and_second_moments_pass_through_a_checkpoint(name: str, other: str):
-    spec = tiny(*SWA, "optimizer.normuon=true", "optimizer.muon_row_normalise=true")
-    source = create_engine(name, spec)
-    source.initialise(random_weights(spec, 0))
+    spec = one_layer(*SWA, "optimizer.normuon=true", "optimizer.muon_row_normalise=true")
+    source = started(name, spec)
     steps_of(source, 0, 5)
     state = source.save_state()
     assert state["snapshot_count/embed.weight"] == 1.0
@@ -193,7 +184,7 @@ def test_averages_and_second_moments_pass_through_a_checkpoint(name: str, other:
 @pytest.mark.slow
 def test_a_run_packs_and_loads_the_blend(tmp_path: Path):
     short = ("training.steps=6", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
-    spec = tiny_spec(*short, "training.swa_every_steps=2", "training.swa_start_frac=0.3", "model.num_layers=1")
+    spec = one_layer(*short, "training.swa_every_steps=2", "training.swa_start_frac=0.3")
     result = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="swa")
     assert result.finished is not None and result.finished.problems == []
     assert [check.name for check in result.finished.checks] == ["average"]
@@ -217,7 +208,7 @@ def test_a_run_packs_and_loads_the_blend(tmp_path: Path):
 )
 def test_snapshots_that_never_come_are_refused(overrides: tuple[str, ...]):
     with pytest.raises(SpecError, match=r"training\.swa_every_steps = "):
-        tiny(*overrides)
+        one_layer(*overrides)
 
 
 def test_snapshots_of_a_shortened_run():

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from data.datasets import load_manifest
-from data.folders import dataset_folder
-from data.writer import DatasetWriter
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import predict_artifact_bytes
 from shared.cli.main import main
@@ -33,8 +31,9 @@ from shared.preflight.question import Context
 from shared.preflight.row import VERDICTS, go
 from shared.spec import Spec, load_spec
 from shared.training.sources import open_sources
+from tests.datasets import write_dataset
+from tests.fake_training import tiny_spec
 from tests.museum.attention_leaks import smear_across_documents
-from tests.museum.leaks import megabyte_own_patch
 
 pytestmark = pytest.mark.slow
 
@@ -46,67 +45,60 @@ TOY = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "d
 every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", *overrides])
-
-
 @pytest.fixture(autouse=True)
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def dataset(datasets: Path) -> Path:
     """A dataset `toy`, in several shards, that every command line here trains on."""
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
-    folder = dataset_folder("toy")
-    with DatasetWriter(folder, max_shard_symbols=20_000) as writer:
-        for document in DOCUMENTS:
-            writer.add("train", [document])
-        writer.add("heldout", [b"other text that is not trained on, long enough for a window of a small model\n"])
-        writer.finish("made for a test")
-    return folder
+    other = b"other text that is not trained on, long enough for a window of a small model\n"
+    return write_dataset(train=DOCUMENTS, heldout=[other], max_shard_symbols=20_000)
+
+
+Rows = dict[str, dict[str, Any]]
+
+
+class Preflight:
+    """`bytetwin preflight tiny` on the dataset `toy`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def only(self, *names: str) -> None:
+        """Leave out all rows but the named ones, and measure the step in this process, as that is faster."""
+        for name in ROWS.keys() - set(names):
+            self.monkeypatch.setitem(ask_rows.ASKED, name, lambda context, name=name: go(name, "", "left out"))
+        self.monkeypatch.setattr(ask_rows, "measure_step", measure_here)
+
+    def __call__(self, *words: object, engine: str = "torch") -> tuple[int, dict[str, Any], Rows]:
+        """(status, document, rows by name) of a command line."""
+        status = main(["preflight", "tiny", "--json", "--engine", engine, *TOY, *map(str, words)])
+        document = json.loads(self.capsys.readouterr().out)
+        rows = {row["name"]: row for row in document["rows"]}
+        assert list(rows) == list(ROWS)
+        assert document["go"] == (status == 0)
+        assert document["counts"] == {verdict: len(said(rows, verdict)) for verdict in VERDICTS}
+        return status, document, rows
+
+    def refuses(self, names: list[str], *words: object, engine: str = "torch") -> Rows:
+        """The rows of a command line, of which these and no other are a no-go; so is the whole then."""
+        status, _, rows = self(*words, engine=engine)
+        assert (status, said(rows, "no-go")) == (1 if names else 0, names)
+        return rows
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Leave out all rows but the named ones, and measure the step in this process, as that is faster."""
-
-    def leave(*names: str) -> None:
-        for name in ROWS.keys() - set(names):
-            monkeypatch.setitem(ask_rows.ASKED, name, functools.partial(_left_out, name))
-        monkeypatch.setattr(ask_rows, "measure_step", measure_here)
-
-    return leave
+def preflight(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Preflight:
+    return Preflight(capsys, monkeypatch)
 
 
-def _left_out(name: str, context: Context) -> Row:
-    return go(name, "", "left out of this test")
-
-
-def preflight(
-    capsys: pytest.CaptureFixture[str], *words: object, engine: str = "torch"
-) -> tuple[int, dict[str, Any], dict[str, dict[str, Any]]]:
-    """(status, document, rows by name) of a command line."""
-    status = main(["preflight", "tiny", "--json", "--engine", engine, *TOY, *map(str, words)])
-    document = json.loads(capsys.readouterr().out)
-    rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == list(ROWS)
-    assert document["go"] == (status == 0)
-    assert document["counts"] == {verdict: len(said(rows, verdict)) for verdict in VERDICTS}
-    return status, document, rows
-
-
-def said(rows: Mapping[str, Mapping[str, Any]], verdict: str) -> list[str]:
+def said(rows: Rows, verdict: str) -> list[str]:
     return [name for name, row in rows.items() if row["verdict"] == verdict]
 
 
-def refused(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return said(rows, "no-go")
-
-
-@pytest.mark.slow
-def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_spec_passes_every_row(tmp_path: Path, preflight: Preflight) -> None:
     fit = tmp_path / "fit.json"
     fit.write_text('{"c": 1.0, "a": 3.0, "alpha": 0.1, "points": 7}')
     record = tmp_path / "preflight.json"
     words = ("--price", "3", "--fit", fit, "--output", record, "--runs-dir", tmp_path / "runs")
-    status, document, rows = preflight(capsys, *words)
+    status, document, rows = preflight(*words)
     assert status == 0, [row for row in rows.values() if row["verdict"] == "no-go"]
     verdicts = {name: row["verdict"] for name, row in rows.items()}
     on_gpu = engine_package("torch").device_facts().kind == "gpu"
@@ -117,34 +109,28 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, capsys: pytest.CaptureFixt
     seen = 60 * 512
     assert rows["step_time"]["values"]["symbols"] == rows["enough_data"]["values"]["seen_symbols"] == seen
     assert rows["projected_score"]["values"]["bpb"] == pytest.approx(1.0 + 3.0 * seen**-0.1)
-    assert rows["parameters"]["values"]["total"] == parameter_counts(tiny())["total"]
+    assert rows["parameters"]["values"]["total"] == parameter_counts(tiny_spec())["total"]
     assert 0 < rows["mfu"]["values"]["mfu"] < 1
-    assert rows["memory"]["values"]["peak_bytes"] > state_bytes(tiny())
+    assert rows["memory"]["values"]["peak_bytes"] > state_bytes(tiny_spec())
     assert rows["shards"]["values"]["files"] == rows["shards"]["values"]["hashed"] >= 4
     assert document["forced"] == [] and document["spec"]["name"] == "tiny"
 
 
 @pytest.mark.parametrize(("over", "expected"), [(1.01, ["artifact_bytes"]), (0.99, [])])
-def test_one_percent_over_budget(
-    over: float, expected: list[str], only: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    only("artifact_bytes", "code_bytes")
+def test_one_percent_over_budget(over: float, expected: list[str], preflight: Preflight) -> None:
+    preflight.only("artifact_bytes", "code_bytes")
     data = ("data.train=toy", "data.heldout=toy")
-    limit = int((predict_artifact_bytes(tiny(*data)).expected_bytes + code_bytes()) / over)
-    status, _, rows = preflight(capsys, "--set", f"budget.total_bytes={limit}")
-    assert (status, refused(rows)) == (len(expected), expected)
-    total = predict_artifact_bytes(tiny(*data, f"budget.total_bytes={limit}")).expected_bytes + code_bytes()
+    limit = int((predict_artifact_bytes(tiny_spec(*data)).expected_bytes + code_bytes()) / over)
+    rows = preflight.refuses(expected, "--set", f"budget.total_bytes={limit}")
+    total = predict_artifact_bytes(tiny_spec(*data, f"budget.total_bytes={limit}")).expected_bytes + code_bytes()
     assert rows["artifact_bytes"]["values"]["total_bytes"] == total
     assert "over the limit: " in rows["artifact_bytes"]["how"] or not expected
 
 
-@pytest.mark.slow
-def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(
-    only: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(preflight: Preflight) -> None:
     """It is told and forbids nothing; --strict refuses it, --force lets it pass again."""
-    only("artifact_bytes")
-    prediction = predict_artifact_bytes(tiny("data.train=toy", "data.heldout=toy"))
+    preflight.only("artifact_bytes")
+    prediction = predict_artifact_bytes(tiny_spec("data.train=toy", "data.heldout=toy"))
     between = (prediction.expected_bytes + prediction.high_bytes) // 2 + code_bytes()
     words = ("--set", f"budget.total_bytes={between}")
     for more, status, ending in (
@@ -152,21 +138,20 @@ def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(
         (("--strict",), 1, "NO-GO: artifact_bytes; risk: artifact_bytes (refused by --strict); "),
         (("--strict", "--force", "artifact_bytes"), 0, "GO; forced: artifact_bytes; "),
     ):
-        assert preflight(capsys, *words, *more)[0] == status
+        assert preflight(*words, *more)[0] == status
         main(["preflight", "tiny", "--engine", "torch", *TOY, *words, *more])
-        table = capsys.readouterr().err
+        table = preflight.capsys.readouterr().err
         assert f"\n{ending}" in table
-    status, document, rows = preflight(capsys, *words)
+    status, document, rows = preflight(*words)
     assert status == 0 and said(rows, "risk") == document["risks"] == ["artifact_bytes"]
     assert "over the limit: high estimate by" in rows["artifact_bytes"]["how"]
     fits = prediction.high_bytes + code_bytes() + 100
-    assert said(preflight(capsys, "--strict", "--set", f"budget.total_bytes={fits}")[2], "risk") == []
+    assert said(preflight("--strict", "--set", f"budget.total_bytes={fits}")[2], "risk") == []
 
 
-def test_code_alone_over_budget(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    only("artifact_bytes", "code_bytes")
-    status, _, rows = preflight(capsys, "--set", "budget.total_bytes=1000")
-    assert status == 1 and refused(rows) == ["artifact_bytes", "code_bytes"]
+def test_code_alone_over_budget(preflight: Preflight) -> None:
+    preflight.only("artifact_bytes", "code_bytes")
+    preflight.refuses(["artifact_bytes", "code_bytes"], "--set", "budget.total_bytes=1000")
 
 
 def leaky_embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
@@ -178,25 +163,13 @@ def leaky_embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Ar
 
 
 @every_engine
-def test_a_leak_planted_in_the_model(
-    engine: str, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_leak_planted_in_the_model(engine: str, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the one forward pass of both engines and the oracle, as a wrong edit would be."""
-    only("causality")
+    preflight.only("causality")
     monkeypatch.setattr(sys.modules["shared.model.forward"], "embed_patches", leaky_embed_patches)
-    status, _, rows = preflight(capsys, engine=engine)
-    assert status == 1 and refused(rows) == ["causality"]
+    rows = preflight.refuses(["causality"], engine=engine)
     assert {"future", "target"} <= set(rows["causality"]["values"]["failed"])
     assert "when symbol" in rows["causality"]["figure"]
-
-
-def test_a_leak_of_the_museum(
-    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    only("causality")
-    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=megabyte_own_patch))
-    status, _, rows = preflight(capsys)
-    assert status == 1 and refused(rows) == ["causality"]
 
 
 def causality_context(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
@@ -215,7 +188,6 @@ def leaky_where_it_is_paid_for(ops: Ops, spec: Spec, params: Mapping[str, Array]
     return logits + torch.nn.functional.one_hot(x.long(), spec.vocabulary.size)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU in the spec's dtype and compiled, on a CPU in float32, unless it is asked for."""
@@ -238,24 +210,21 @@ def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: p
 def test_causality_of_tokens(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its text needs no tokenizer; isolation is asked of a model that claims it."""
     words = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.patch_size=1", "model.decoder.kind=linear"]
-    spec = tiny(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
+    spec = tiny_spec(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
     context = causality_context(spec)
     assert functions.causality_row(context).verdict == "go"
     monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=smear_across_documents))
     assert functions.causality_row(context).values["failed"] == (["isolation"] if masked else [])
 
 
-def test_engines_that_differ_are_refused(
-    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_engines_that_differ_are_refused(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     """RoPE turned the other way in one engine, which is how the public pair of scripts differs."""
     from cuda_train.ops import TorchOps
 
-    only("parity")
+    preflight.only("parity")
     rope = TorchOps.rope
     monkeypatch.setattr(TorchOps, "rope", lambda self, x, base: rope(self, x.flip(1), base).flip(1))
-    status, _, rows = preflight(capsys)
-    assert status == 1 and refused(rows) == ["parity"]
+    rows = preflight.refuses(["parity"])
     assert any("logits" in check for check in rows["parity"]["values"]["failed"])
 
 
@@ -269,7 +238,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [(Path.unlink, "missing"), (cut, "bytes; the manifest says"), (flip, "SHA-256")],
@@ -277,60 +245,40 @@ def flip(path: Path) -> None:
 )
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_a_damaged_shard(
-    damage: Callable[[Path], None],
-    problem: str,
-    split: str,
-    dataset: Path,
-    only: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None], problem: str, split: str, dataset: Path, preflight: Preflight
 ) -> None:
-    only("shards", "enough_data")
+    preflight.only("shards", "enough_data")
     path = dataset / load_manifest("toy").splits[split].shards[-1].file  # type: ignore[index]
     damage(path)
-    status, _, rows = preflight(capsys)
-    assert status == 1 and refused(rows) == ["shards"]
+    rows = preflight.refuses(["shards"])
     assert str(path) in rows["shards"]["how"] and problem in rows["shards"]["how"]
-    forced, document, rows = preflight(capsys, "--force", "shards")
+    forced, document, rows = preflight("--force", "shards")
     assert forced == 0 and document["forced"] == ["shards"]
     assert rows["shards"]["verdict"] == "no-go" and rows["shards"]["forced"]
 
 
-def test_quick_checks_sizes_alone_and_says_so(
-    dataset: Path, only: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    only("shards")
+def test_quick_checks_sizes_alone_and_says_so(dataset: Path, preflight: Preflight) -> None:
+    preflight.only("shards")
     flip(dataset / load_manifest("toy").splits["train"].shards[0].file)
-    status, _, rows = preflight(capsys, "--quick")
+    status, _, rows = preflight("--quick")
     assert status == 0 and rows["shards"]["values"]["hashed"] == 0
     assert "by size alone (--quick" in rows["shards"]["how"]
 
 
-def test_no_such_dataset(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    only("shards", "enough_data")
-    status, _, rows = preflight(capsys, "--set", "data.train=elsewhere")
-    assert status == 1 and refused(rows) == ["shards"]
+def test_no_such_dataset(preflight: Preflight) -> None:
+    preflight.only("shards", "enough_data")
+    rows = preflight.refuses(["shards"], "--set", "data.train=elsewhere")
     assert "no dataset 'elsewhere'" in rows["shards"]["how"]
     assert rows["enough_data"]["verdict"] == "unknown"
 
 
-def test_held_out_text_that_is_trained_on(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    with DatasetWriter(dataset_folder("leaky")) as writer:
-        for document in DOCUMENTS[::100]:
-            writer.add("heldout", [document.upper()])
-        writer.finish("made for a test")
-    only("overlap")
-    assert preflight(capsys)[2]["overlap"]["values"]["measured"] == 0.0
-    status, _, rows = preflight(capsys, "--set", "data.heldout=leaky")
-    assert status == 1 and refused(rows) == ["overlap"] and rows["overlap"]["values"]["measured"] == 1.0
+def test_held_out_text_that_is_trained_on(preflight: Preflight) -> None:
+    write_dataset("leaky", heldout=[document.upper() for document in DOCUMENTS[::100]])
+    preflight.only("overlap")
+    assert preflight()[2]["overlap"]["values"]["measured"] == 0.0
+    rows = preflight.refuses(["overlap"], "--set", "data.heldout=leaky")
+    assert rows["overlap"]["values"]["measured"] == 1.0
     assert "6 of 6 documents of leaky/heldout occur in toy/train" in rows["overlap"]["how"]
-
-
-def test_text_that_would_repeat(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    only("enough_data")
-    status, _, rows = preflight(capsys, "--set", "training.steps=90")
-    assert status == 1 and refused(rows) == ["enough_data"]
-    values = rows["enough_data"]["values"]
-    assert values["available_symbols"] <= sum(map(len, DOCUMENTS)) < values["seen_symbols"] == 90 * 512
 
 
 @pytest.mark.parametrize(
@@ -338,13 +286,10 @@ def test_text_that_would_repeat(only: Callable[..., None], capsys: pytest.Captur
     [("model.num_layers=64", "model.model_dim=16384"), ("training.batch_symbols=1073741824",)],
     ids=["weights", "micro-batch"],
 )
-def test_far_too_large_is_refused_without_allocating(
-    words: tuple[str, ...], only: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    only("memory", "step_time", "mfu", *(("parity", "causality") if len(words) > 1 else ()))
+def test_far_too_large_is_refused_without_allocating(words: tuple[str, ...], preflight: Preflight) -> None:
+    preflight.only("memory", "step_time", "mfu", *(("parity", "causality") if len(words) > 1 else ()))
     before = peak_resident_bytes()
-    status, _, rows = preflight(capsys, *(part for word in words for part in ("--set", word)))
-    assert status == 1 and refused(rows) == ["memory"]
+    rows = preflight.refuses(["memory"], *(f"--set={word}" for word in words))
     assert "by estimate, nothing allocated" in rows["memory"]["how"]
     assert rows["step_time"]["verdict"] == rows["mfu"]["verdict"] == "unknown"
     if len(words) > 1:
@@ -353,33 +298,29 @@ def test_far_too_large_is_refused_without_allocating(
 
 
 @every_engine
-def test_too_large_by_measurement(
-    engine: str, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    only("memory")
+def test_too_large_by_measurement(engine: str, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight.only("memory")
     package = engine_package(engine)
     facts = replace(package.device_facts(), free_bytes=50_000_000)
     monkeypatch.setattr(ask_rows, "engine_package", lambda name: replace(package, device_facts=lambda: facts))
-    status, _, rows = preflight(capsys, engine=engine)
-    assert status == 1 and refused(rows) == ["memory"]
+    rows = preflight.refuses(["memory"], engine=engine)
     assert rows["memory"]["values"]["peak_bytes"] > 50_000_000 > rows["memory"]["values"]["estimated_least_bytes"]
 
 
-def test_force_overrides_only_what_says_no(only: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    only("clock")
-    status, document, rows = preflight(capsys, "--force", "clock", "--force", "mfu")
+def test_force_overrides_only_what_says_no(preflight: Preflight) -> None:
+    preflight.only("clock")
+    status, document, rows = preflight("--force", "clock", "--force", "mfu")
     assert status == 0 and document["forced"] == [] and not rows["clock"]["forced"]
 
 
 def test_text_that_is_kept_out_of_training_is_not_counted(
-    only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the text is reserved, and the run sees more than the other half."""
-    only("enough_data")
+    preflight.only("enough_data")
     words = ("--set", "data.selection_frac=0.5", "--set", "training.steps=45")
-    status, _, rows = preflight(capsys, *words)
-    assert status == 1 and refused(rows) == ["enough_data"]
-    sources = open_sources(tiny("data.train=toy", "data.heldout=toy", "data.selection_frac=0.5"))
+    rows = preflight.refuses(["enough_data"], *words)
+    sources = open_sources(tiny_spec("data.train=toy", "data.heldout=toy", "data.selection_frac=0.5"))
     available = rows["enough_data"]["values"]["available_symbols"]
     assert sources.train.num_symbols - 2 * 64 < available <= sources.train.num_symbols < 45 * 512
     assert rows["enough_data"]["values"]["epochs"] == 45 * 512 / available
@@ -387,17 +328,13 @@ def test_text_that_is_kept_out_of_training_is_not_counted(
 
 @pytest.mark.parametrize(("more", "verdict"), [(0, "go"), (1, "no-go")])
 def test_enough_is_where_the_loader_repeats_nothing(
-    more: int,
-    verdict: str,
-    only: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    more: int, verdict: str, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the very step: the last one without a window that was seen before, and the next."""
-    only("enough_data")
-    sources = open_sources(tiny("data.train=toy", "data.heldout=toy"))
+    preflight.only("enough_data")
+    sources = open_sources(tiny_spec("data.train=toy", "data.heldout=toy"))
     steps = sources.loader.windows_per_epoch // 8 + more
-    assert preflight(capsys, "--set", f"training.steps={steps}")[2]["enough_data"]["verdict"] == verdict
+    assert preflight("--set", f"training.steps={steps}")[2]["enough_data"]["verdict"] == verdict
     starts: list[int] = []
     read = sources.train.read
     monkeypatch.setattr(sources.train, "read", lambda start, count: starts.append(start) or read(start, count))
@@ -409,7 +346,6 @@ def test_enough_is_where_the_loader_repeats_nothing(
     assert (seen.max() > 1) == (more == 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -418,13 +354,10 @@ def test_enough_is_where_the_loader_repeats_nothing(
     ],
     ids=["nothing reserved", "too short"],
 )
-def test_text_that_the_run_would_refuse(
-    words: list[str], message: str, only: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_that_the_run_would_refuse(words: list[str], message: str, preflight: Preflight) -> None:
     """The row opens the text as the run does, so what ends the run is a no-go."""
-    only("shards")
-    status, _, rows = preflight(capsys, *(part for word in words for part in ("--set", word)))
-    assert status == 1 and refused(rows) == ["shards"]
+    preflight.only("shards")
+    rows = preflight.refuses(["shards"], *(f"--set={word}" for word in words))
     assert message in rows["shards"]["how"]
 
 
@@ -477,25 +410,22 @@ def test_help_lists_the_rows_and_a_bad_price_is_refused(capsys: pytest.CaptureFi
         assert all(name in captured.out for name in ROWS) if status == 0 else "must be a number" in captured.err
 
 
-def test_what_breaks_down_says_no(only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_what_breaks_down_says_no(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(context: Context) -> Row:
         raise RuntimeError("CUDA error: an illegal memory access\nlong story")
 
-    only()
+    preflight.only()
     monkeypatch.setitem(ask_rows.ASKED, "parity", broken)
-    status, _, rows = preflight(capsys)
-    assert status == 1 and refused(rows) == ["parity"]
+    rows = preflight.refuses(["parity"])
     assert rows["parity"]["how"] == "RuntimeError: CUDA error: an illegal memory access"
 
 
 @pytest.mark.parametrize("patch", [1, 4, 16])
-def test_passes_of_the_audit_are_counted(
-    patch: int, only: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_passes_of_the_audit_are_counted(patch: int, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound on the work holds: no more scoring passes than the plan allows for, and not half as many."""
-    only("causality")
+    preflight.only("causality")
     made = 0
-    engine = create_engine("torch", tiny(f"model.patch_size={patch}"))
+    engine = create_engine("torch", tiny_spec(f"model.patch_size={patch}"))
 
     def counted(method: Callable[[Any, np.ndarray], np.ndarray]) -> Callable[[Any, np.ndarray], np.ndarray]:
         def call(self: Any, x: np.ndarray) -> np.ndarray:
@@ -507,6 +437,6 @@ def test_passes_of_the_audit_are_counted(
 
     for name in ("score", "log_probs"):
         monkeypatch.setattr(type(engine), name, counted(getattr(type(engine), name)))
-    assert preflight(capsys, "--set", f"model.patch_size={patch}")[0] == 0
+    assert preflight("--set", f"model.patch_size={patch}")[0] == 0
     allowed = functions.AUDIT_ROWS * functions.audit_passes(64, patch)
     assert allowed / 2 < made <= allowed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_train.engine import TrainingEngine
-from data.folders import dataset_folder
-from data.writer import DatasetWriter
 from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
 from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.microbatch import micro_batches
@@ -26,6 +24,7 @@ from shared.model import parameter_counts
 from shared.model.stages import StepNumbers
 from shared.preflight import Question
 from shared.preflight import function_rows as functions
+from shared.preflight import speed_rows as speed
 from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
@@ -34,19 +33,11 @@ from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
-from shared.preflight.speed_rows import (
-    GPU_RESERVE_BYTES,
-    average_row,
-    cost_row,
-    memory_row,
-    mfu_row,
-    plan_run,
-    projected_score_row,
-    step_time_row,
-)
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
+from tests.datasets import write_dataset
+from tests.fake_training import tiny_spec
 
 GIB = 1 << 30
 H100 = DeviceFacts("gpu", ("NVIDIA H100 80GB HBM3",) * 8, 79 * GIB, 80 * GIB, "torch 2.13.0", "NVIDIA driver 570.1")
@@ -56,15 +47,11 @@ STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 
 every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
-def tiny(*overrides: str) -> Spec:
-    return load_spec("tiny", ["training.compile=false", *overrides])
-
-
 # One step
 
 
 @pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Put a shell script in place of the Python that measures."""
 
     def replace_by(script: str) -> None:
@@ -73,7 +60,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
 
-    yield replace_by
+    return replace_by
 
 
 @pytest.mark.parametrize(
@@ -89,19 +76,19 @@ def test_a_measurement_that_dies_is_a_failure(
     script: str, out_of_memory: bool, reason: str, python: Callable[[str], None]
 ) -> None:
     python(script)
-    failure = measure_step(tiny(), "torch", 8, 1.0)
+    failure = measure_step(tiny_spec(), "torch", 8, 1.0)
     assert isinstance(failure, StepFailure)
     assert failure.out_of_memory == out_of_memory and reason in failure.reason
-    context = make_context(tiny(), facts=CPU, step=failure)
-    assert (memory_row(context).verdict == "no-go") == out_of_memory
-    assert (step_time_row(context).verdict == "no-go") == (not out_of_memory)
-    assert mfu_row(context).verdict == "unknown"
+    context = make_context(tiny_spec(), facts=CPU, step=failure)
+    assert (speed.memory_row(context).verdict == "no-go") == out_of_memory
+    assert (speed.step_time_row(context).verdict == "no-go") == (not out_of_memory)
+    assert speed.mfu_row(context).verdict == "unknown"
 
 
 @every_engine
 def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
     for rows, passes in ((8, 1.0), (2, 4.0)):
-        step = measure_here(tiny(), engine, rows, passes)
+        step = measure_here(tiny_spec(), engine, rows, passes)
         assert step.full == (passes == 1 or engine_package(engine).device_facts().kind == "gpu")
         assert step.nats == pytest.approx(np.log(256), abs=0.1)
         assert 0 < step.start_bytes <= step.backward_bytes <= step.peak_bytes
@@ -143,33 +130,31 @@ def h100(*overrides: str) -> Spec:
 def test_a_run_against_the_clock() -> None:
     spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
     context = make_context(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
-    plan = plan_run(context)
+    plan = speed.plan_run(context)
     assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
     assert plan.train_s == pytest.approx(600)
-    assert cost_row(context).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
-    assert projected_score_row(context).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
-    assert step_time_row(context).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
-    assert plan_run(make_context(h100("training.steps=100"), ranks=8)).steps == 100
+    assert speed.cost_row(context).values["dollars"] == pytest.approx(8 * 600 / 3600 * 2.5)
+    assert speed.projected_score_row(context).values["bpb"] == pytest.approx(0.8 + 5.0 * plan.symbols**-0.2)
+    assert speed.step_time_row(context).values["symbols_per_s"] == pytest.approx(spec.training.batch_symbols / 0.05)
+    assert speed.plan_run(make_context(h100("training.steps=100"), ranks=8)).steps == 100
 
 
 LATER_LOOP = (
-    "model.num_layers=2",
-    "model.loop.extra_loops=2",
-    "model.loop.last_layer=1",
+    *("model.num_layers=2", "model.loop.extra_loops=2", "model.loop.last_layer=1"),
     "schedule.loop.start_frac=0.5",
 )
 
 
 def test_a_run_whose_loop_starts_later() -> None:
     """Half of its time or of its steps go to the short function, by its share of the operations."""
-    steps = tiny(*LATER_LOOP, "training.steps=1000")
-    plain = tiny(*LATER_LOOP[:1])
+    steps = tiny_spec(*LATER_LOOP, "training.steps=1000")
+    plain = tiny_spec(*LATER_LOOP[:1])
     share = training_flops(plain).per_symbol / training_flops(steps).per_symbol
     assert 0.3 < share < 0.6
-    plan = plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
+    plan = speed.plan_run(make_context(steps, step=replace(STEP, step_s=0.1)))
     assert plan.steps == 1000 and plan.train_s == pytest.approx(500 * 0.1 * (1 + share))
     clock = (*LATER_LOOP, "schedule.driver=time", "training.time_limit_s=100.0", "training.steps=1000000")
-    plan = plan_run(make_context(tiny(*clock), step=replace(STEP, step_s=0.1)))
+    plan = speed.plan_run(make_context(tiny_spec(*clock), step=replace(STEP, step_s=0.1)))
     assert plan.steps == pytest.approx(500 * (1 + 1 / share), rel=5e-3)
     assert plan.train_s is not None and 99 < plan.train_s <= 100
 
@@ -177,49 +162,47 @@ def test_a_run_whose_loop_starts_later() -> None:
 @every_engine
 def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: set[int] = set()
-    real = create_engine(engine, tiny()).__class__.train_step
+    real = create_engine(engine, tiny_spec()).__class__.train_step
 
     def seen(self: Engine, x: np.ndarray, numbers: StepNumbers) -> Any:
         stages.add(numbers.stage)
         return real(self, x, numbers)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(create_engine(engine, tiny()).__class__, "train_step", seen)
-    measure_here(tiny(*LATER_LOOP), engine, 8, 1.0)
+    monkeypatch.setattr(create_engine(engine, tiny_spec()).__class__, "train_step", seen)
+    measure_here(tiny_spec(*LATER_LOOP), engine, 8, 1.0)
     assert stages == {1}
 
 
 def test_share_of_peak_is_operations_over_peak() -> None:
     context = make_context(h100(), ranks=8)
     symbols_per_s = context.spec.training.batch_symbols / 8 / 0.05
-    row = mfu_row(context)
+    row = speed.mfu_row(context)
     assert row.verdict == "go"
     assert row.values["mfu"] == pytest.approx(training_flops(context.spec).per_symbol * symbols_per_s / 989.4e12)
     assert row.values["mfu_with_optimizer"] > row.values["mfu"]
     impossible = make_context(h100(), ranks=8, step=replace(STEP, step_s=1e-4))
-    assert mfu_row(impossible).verdict == "no-go"
+    assert speed.mfu_row(impossible).verdict == "no-go"
     float32 = make_context(h100("training.dtype=float32"), ranks=8)
-    assert mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
+    assert speed.mfu_row(float32).values["peak_flops_per_s"] == pytest.approx(66.9e12)
     unlisted = make_context(h100(), facts=replace(H100, names=("NVIDIA Z9",)))
-    assert mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
+    assert speed.mfu_row(unlisted).values["peak_flops_per_s"] == STEP.product_flops_per_s
 
 
 def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
     context = make_context(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
-    for ask in (memory_row, step_time_row, mfu_row, projected_score_row, driver_row):
+    for ask in (speed.memory_row, speed.step_time_row, speed.mfu_row, speed.projected_score_row, driver_row):
         row = ask(context)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
-    cost = cost_row(context)
+    cost = speed.cost_row(context)
     assert cost.verdict == "go" and "at most" in cost.figure and cost.values["dollars"] == pytest.approx(1 / 3)
-    assert cost_row(
+    assert speed.cost_row(
         make_context(h100("schedule.driver=steps", "training.time_limit_s=0.0"), CPU, price=2.0)
     ).verdict == ("unknown")
 
 
-def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path))
-    with DatasetWriter(dataset_folder("toy")) as writer:
-        writer.add("train", [bytes(40_000)])
-        writer.finish("made for a test")
+@pytest.mark.usefixtures("datasets")
+def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough() -> None:
+    write_dataset(train=[bytes(40_000)])
     short = h100("data.train=toy", "training.steps=1", "training.batch_symbols=32768", "model.seq_len=2048")
     assert enough_data_row(make_context(short, CPU)).verdict == "go"
     row = enough_data_row(make_context(h100("data.train=toy"), CPU))
@@ -228,16 +211,16 @@ def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough(tmp_path: Path, monkeypa
 
 def test_a_time_limit_for_no_steps() -> None:
     context = make_context(h100("training.time_limit_s=0.5"))
-    assert step_time_row(context).verdict == "no-go" and "fewer than" in step_time_row(context).how
+    assert speed.step_time_row(context).verdict == "no-go" and "fewer than" in speed.step_time_row(context).how
     none = make_context(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
-    assert projected_score_row(none).verdict == "unknown"
+    assert speed.projected_score_row(none).verdict == "unknown"
 
 
 def test_a_reserve_is_no_time_for_steps() -> None:
     reserved = h100("training.steps=1000000", "training.reserve_s=60.0")
-    plan = plan_run(make_context(reserved, ranks=8))
+    plan = speed.plan_run(make_context(reserved, ranks=8))
     assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
-    assert "60 s of which are reserved" in step_time_row(make_context(reserved, ranks=8)).figure
+    assert "60 s of which are reserved" in speed.step_time_row(make_context(reserved, ranks=8)).figure
 
 
 @pytest.mark.parametrize(
@@ -245,8 +228,8 @@ def test_a_reserve_is_no_time_for_steps() -> None:
     [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],
 )
 def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str) -> None:
-    spec = tiny(f"training.ema_decay={decay}", f"training.steps={steps}")
-    row = average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
+    spec = tiny_spec(f"training.ema_decay={decay}", f"training.steps={steps}")
+    row = speed.average_row(make_context(spec, CPU, step=replace(STEP, step_s=10.0)))
     assert row.verdict == verdict
     assert row.values["memory_steps"] == (pytest.approx(1 / (1 - decay)) if decay else 0.0)
     if verdict == "no-go":
@@ -255,35 +238,36 @@ def test_an_average_must_fit_into_the_run(decay: float, steps: int, verdict: str
 
 def test_an_average_in_a_run_by_the_clock() -> None:
     """h100 keeps 333 steps; the limit makes the number of steps, and without a GPU only too few are known."""
-    assert average_row(make_context(h100(), ranks=8)).verdict == "go"
-    assert average_row(make_context(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
-    assert average_row(make_context(h100(), CPU)).verdict == "unknown"
-    assert average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
+    assert speed.average_row(make_context(h100(), ranks=8)).verdict == "go"
+    assert speed.average_row(make_context(h100("training.time_limit_s=10"), ranks=8)).verdict == "no-go"
+    assert speed.average_row(make_context(h100(), CPU)).verdict == "unknown"
+    assert speed.average_row(make_context(h100("training.steps=300"), CPU)).verdict == "no-go"
 
 
-def test_memory_of_a_gpu_leaves_room_for_its_driver() -> None:
-    free = STEP.peak_bytes + GPU_RESERVE_BYTES
-    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8)).verdict == "go"
-    assert memory_row(make_context(h100(), facts=replace(H100, free_bytes=free - 1), ranks=8)).verdict == "no-go"
-
-
-def test_a_mac_keeps_no_memory_for_a_driver() -> None:
+def test_memory_of_a_gpu_leaves_room_for_its_driver_but_that_of_a_mac_does_not() -> None:
+    free, larger = STEP.peak_bytes + speed.GPU_RESERVE_BYTES, replace(STEP, scored_bytes=9 * 10**9)
     mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
-    assert memory_row(make_context(h100(), facts=mac)).verdict == "go"
+    for facts, step, verdict in (
+        (replace(H100, free_bytes=free), STEP, "go"),
+        (replace(H100, free_bytes=free - 1), STEP, "no-go"),
+        (mac, STEP, "go"),
+        # A validation counts too.
+        (replace(H100, free_bytes=11 * 10**9), larger, "go"),
+        (replace(H100, free_bytes=11 * 10**9 - 1), larger, "no-go"),
+    ):
+        row = speed.memory_row(make_context(h100(), facts, step))
+        assert row.verdict == verdict
+        is_of_validation = "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+        assert is_of_validation == (step is larger)
 
 
 @pytest.mark.parametrize("products", ["float32", "tf32"])
 def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> None:
     step = replace(STEP, float32_products=products)
-    assert f"data sheet, dense {products})" in mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
-    assert "data sheet, dense bfloat16)" in mfu_row(make_context(h100(), step=step)).how
-
-
-def test_memory_of_a_validation_counts() -> None:
-    large = replace(STEP, scored_bytes=9 * 10**9)
-    for free, verdict in ((11 * 10**9, "go"), (11 * 10**9 - 1, "no-go")):
-        row = memory_row(make_context(h100(), facts=replace(H100, free_bytes=free), ranks=8, step=large))
-        assert row.verdict == verdict and "peak of a validation on evaluation.batch_symbols = 131,072" in row.how
+    assert (
+        f"data sheet, dense {products})" in speed.mfu_row(make_context(h100("training.dtype=float32"), step=step)).how
+    )
+    assert "data sheet, dense bfloat16)" in speed.mfu_row(make_context(h100(), step=step)).how
 
 
 def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +276,7 @@ def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shared.preflight.measure.engine_package", lambda engine: package)
     scored: list[tuple[int, ...]] = []
     monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
-    step = measure_here(tiny("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
+    step = measure_here(tiny_spec("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
     assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
 
 
@@ -302,8 +286,8 @@ def test_memory_is_scaled_by_the_windows_left_out() -> None:
     assert work.left_out == 64 * 2048 / work.measured_symbols > 1
     assert work.passes == context.spec.training.batch_symbols / work.measured_symbols
     expected = STEP.start_bytes + (STEP.backward_bytes - STEP.start_bytes) * work.left_out
-    row = memory_row(context)
-    assert step_time_row(context).verdict == "go"
+    row = speed.memory_row(context)
+    assert speed.step_time_row(context).verdict == "go"
     assert row.values["peak_bytes"] == pytest.approx(max(STEP.peak_bytes, expected), rel=1e-9)
     assert row.verdict == "no-go" and "scaled" in row.how
 
@@ -323,35 +307,35 @@ def test_ranks_of_several_nodes() -> None:
     assert driver_row(two).verdict == "go" and "8 of 8 GPUs" in driver_row(two).how
     assert driver_row(one).verdict == "no-go" and "--nodes" in driver_row(one).how
     assert driver_row(make_context(h100(), ranks=32, nodes=2)).verdict == "no-go"
-    for ask in (memory_row, step_time_row, cost_row):
+    for ask in (speed.memory_row, speed.step_time_row, speed.cost_row):
         assert ask(two).verdict == "go" and ask(two).values == ask(one).values
-    assert cost_row(two).values["gpu_hours"] == pytest.approx(16 * plan_run(two).train_s / 3600)  # type: ignore[operator]
+    assert speed.cost_row(two).values["gpu_hours"] == pytest.approx(16 * speed.plan_run(two).train_s / 3600)  # type: ignore[operator]
     assert two.workload.rank_rows == h100().training.batch_symbols // 2048 // 16
 
 
 def test_ranks_on_a_cpu_share_it() -> None:
     """Two ranks with half of the batch each take as long as one with all of it; on GPUs each has its own."""
-    spec = tiny("training.steps=30")
+    spec = tiny_spec("training.steps=30")
     for facts, expected in ((CPU, 2), (H100, 1)):
-        row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (step_time_row, plan_run))
+        row, plan = (ask(make_context(spec, facts, ranks=2)) for ask in (speed.step_time_row, speed.plan_run))
         assert row.values["step_s"] == expected * STEP.step_s
         assert plan.train_s == pytest.approx(30 * expected * STEP.step_s)
         assert ("2 of them share this CPU" in row.how) == (facts is CPU)
-    assert step_time_row(make_context(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
+    assert speed.step_time_row(make_context(spec, CPU, ranks=2, nodes=2)).values["step_s"] == STEP.step_s
 
 
 def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     package = replace(engine_package("torch"), device_facts=lambda: CPU)
     monkeypatch.setattr("shared.preflight.ask_rows.engine_package", lambda engine: package)
     monkeypatch.setattr("shared.preflight.ask_rows.measure_step", lambda *words: replace(STEP, full=True))
-    contexts = {ranks: prepare(Question(tiny(), "torch", ranks)) for ranks in (1, 2, 8)}
+    contexts = {ranks: prepare(Question(tiny_spec(), "torch", ranks)) for ranks in (1, 2, 8)}
     assert {ranks: context.facts.free_bytes for ranks, context in contexts.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
-    assert [memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
-    assert "for each of 8 ranks" in memory_row(contexts[8]).how
+    assert [speed.memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
+    assert "for each of 8 ranks" in speed.memory_row(contexts[8]).how
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = make_context(tiny(), facts=CPU)
+    context = make_context(tiny_spec(), facts=CPU)
     assert clock_row(context).verdict == "go"
     monkeypatch.setattr("shared.preflight.machine_rows.time.time", lambda: 1.0e9)
     assert clock_row(context).verdict == "no-go"
@@ -390,7 +374,7 @@ def test_peaks_are_plausible() -> None:
 # What is run in place of the whole
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     layers=st.integers(1, 12),
     width=st.sampled_from([32, 96, 128, 512]),
@@ -399,7 +383,7 @@ def test_peaks_are_plausible() -> None:
     kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
 )
 def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most: int, kind: str) -> None:
-    spec = tiny(
+    spec = tiny_spec(
         f"model.num_layers={layers}",
         f"model.model_dim={width}",
         f"model.patch_size={patch}",
@@ -419,14 +403,14 @@ def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most:
 
 
 def test_a_small_model_stays_whole() -> None:
-    spec = tiny()
+    spec = tiny_spec()
     assert shrunken_spec(spec, 10**9, 10**6) == (spec, ())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seq=st.sampled_from([48, 64, 1024]), patch=st.sampled_from([1, 4, 16]), flops=st.floats(1e6, 1e13))
 def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> None:
-    spec = tiny(
+    spec = tiny_spec(
         f"model.seq_len={seq}",
         f"model.patch_size={patch}",
         f"training.batch_symbols={seq}",
@@ -443,7 +427,7 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ranks=st.sampled_from([1, 2, 4, 8]),
     workers=st.integers(1, 5),
@@ -452,7 +436,7 @@ def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> Non
     kind=st.sampled_from(["cpu", "gpu"]),
 )
 def test_workload_is_that_of_the_run(ranks: int, workers: int, micro_rows: int, free: int, kind: Any) -> None:
-    spec = tiny(f"training.micro_batch_symbols={64 * micro_rows}")
+    spec = tiny_spec(f"training.micro_batch_symbols={64 * micro_rows}")
     facts = DeviceFacts(kind, ("X",), free, free, "torch", workers=workers)
     rank_rows, group_rows = rows_of_rank(spec, ranks, workers)
     share = np.zeros((8 // ranks, 64), np.int32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,17 +15,15 @@ import pytest
 from shared.engine.protocol import StepResult, Weights
 from shared.errors import RunError
 from shared.model import parameter_counts, parameter_manifest
-from shared.optim import initial_state
-from shared.spec import load_spec
 from shared.model.stages import StepNumbers
+from shared.optim import initial_state
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
+from shared.spec import load_spec
 from shared.training.interruption import GRACE_S, Interruption
-from shared.runs.metrics import read_events
+from tests.fake_study import events_of
 from tests.fake_training import FakeEngine
 from tests.loop_harness import make
-from tests.processes import WAIT_S, wait_until
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.processes import WAIT_S, started, wait_until
 
 
 class SlowStore(CheckpointStore):
@@ -67,8 +64,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_the_state_of_its_own_step_though_it_is_written_later(tmp_path: Path) -> None:
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "peace").mkdir()
     store = SlowStore(tmp_path / "slow" / "checkpoints", 9)
     harness = make(tmp_path / "slow", "training.keep_checkpoints=9", store=store)
     harness.observer.on_event = lambda name, step: store.go.set() if step == 10 else None
@@ -161,17 +156,14 @@ def test_sigterm_saves_the_h100_preset_in_time(tmp_path: Path) -> None:
     )
     words = [sys.executable, "-c", program, str(tmp_path)]
     checkpoints = tmp_path / "checkpoints"
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_until(lambda: list(checkpoints.glob(".*tmp*")), "a checkpoint is begun", process)
-            process.send_signal(signal.SIGTERM)
-            output, errors = process.communicate(timeout=WAIT_S)
-        finally:
-            process.kill()
+    with started(words) as process:
+        wait_until(lambda: list(checkpoints.glob(".*tmp*")), "a checkpoint is begun", process)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143 and errors == "", errors
     assert 0.0 < float(output) < GRACE_S, f"{float(output):.1f} s from the signal to the end"
     checkpoint = CheckpointStore(checkpoints, 2).load_latest()
-    (interrupted,) = [r for r in read_events(tmp_path / "metrics.jsonl") if r["event"] == "interrupted"]
+    (interrupted,) = events_of(tmp_path, "interrupted")
     assert checkpoint is not None and checkpoint.warnings == [] and checkpoint.info.step == interrupted["step"]
     # Weights, momenta and average, 4 bytes each.
     least_bytes = 3 * 4 * parameter_counts(load_spec("h100"))["total"]

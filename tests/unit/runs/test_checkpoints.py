@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +21,7 @@ from shared import files
 from shared.errors import RunError
 from shared.runs import checkpoints
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests import ROOT
 
 
 def make_info(step: int, validated_at: int = 0, bpb: float = 2.0) -> CheckpointInfo:
@@ -51,6 +49,14 @@ def make_store(folder: Path, *steps: int, keep: int = 3) -> CheckpointStore:
     return store
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def names(folder: Path) -> list[str]:
+    return list(contents(folder))
+
+
 def test_what_is_loaded_is_bit_for_bit_what_was_saved(tmp_path: Path) -> None:
     checkpoint = make_store(tmp_path, 7).load_latest()
     assert checkpoint is not None and checkpoint.warnings == []
@@ -64,16 +70,7 @@ def test_what_is_loaded_is_bit_for_bit_what_was_saved(tmp_path: Path) -> None:
 def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1, 2, 10, 9, keep=2)
     assert store.steps() == [9, 10]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000009.json",
-        "step-00000009.safetensors",
-        "step-00000010.json",
-        "step-00000010.safetensors",
-    ]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    assert names(tmp_path) == [f"step-{step:08d}.{ending}" for step in (9, 10) for ending in ("json", "safetensors")]
 
 
 def test_the_best_one_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
@@ -84,9 +81,9 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
         validated_at = max((other for other in scores if other <= step), default=0)
         store.save(make_info(step, validated_at, scores[validated_at]), make_state(step))
     assert store.steps() == [2, 7, 8]
-    assert store.best_path() == tmp_path / "step-00000002.safetensors"
     best, latest = store.load_best(), store.load_latest()
     assert best is not None and best.info.step == 2 and best.warnings == []
+    assert best.path == tmp_path / "step-00000002.safetensors"
     assert latest is not None and latest.info.step == 8
     store.save(make_info(9, 9, 1.5), make_state(9))
     assert store.steps() == [8, 9], "of equal ones the newest"
@@ -94,7 +91,7 @@ def test_the_best_one_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
 
 def test_without_validations_there_is_no_best(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1, 2)
-    assert store.best_path() is None and store.load_best() is None
+    assert store.load_best() is None
 
 
 def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:
@@ -112,7 +109,7 @@ def test_a_damaged_best_one_gives_way_to_the_next_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     keep=st.integers(1, 3),
     scores=st.lists(st.none() | st.sampled_from([1.0, 1.1, 1.2, 1.3]), min_size=1, max_size=9),
@@ -155,19 +152,21 @@ def test_a_folder_without_checkpoints_gives_none(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "missing", 2).load_latest() is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
-    suffix=st.sampled_from([".json", ".safetensors"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7)
+    suffix=st.sampled_from([".json", ".safetensors"]),
+    position=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
 )
 def test_any_flipped_bit_is_found_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, suffix: str, place: float, bit: int
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, position: float, bit: int
 ) -> None:
     """A flip in the tensors always falls back. One in the JSON does too, or changes a recorded fact only."""
     folder = tmp_path_factory.mktemp("checkpoints")
     store = make_store(folder, 3, 4)
     path = folder / f"step-00000004{suffix}"
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
+    content[int(position * len(content))] ^= 1 << bit
     path.write_bytes(content)
     checkpoint = store.load_latest()
     assert checkpoint is not None
@@ -207,7 +206,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     checkpoint = store.load_latest()
     assert checkpoint is not None and checkpoint.info.step == 3 and checkpoint.warnings == []
     store.tidy()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003.json", "step-00000003.safetensors"]
+    assert names(tmp_path) == ["step-00000003.json", "step-00000003.safetensors"]
 
 
 def fill_disk_at(failing_call: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +229,14 @@ def fill_disk_at(failing_call: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int) -> None:
     """The disk fills up while the tensors (1) or the JSON (2) are flushed."""
     store = make_store(tmp_path, 3)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     fill_disk_at(failing_call, monkeypatch)
     with pytest.raises(RunError) as caught:
         store.save(make_info(4), make_state(4))
     message = str(caught.value)
     assert "step-00000004.safetensors: no space left on device" in message and "\n" not in message
     assert f"the last good checkpoint is {tmp_path / 'step-00000003.safetensors'}" in message
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(("failing_call", "same_state"), [(1, True), (2, True), (1, False)])
@@ -271,14 +270,14 @@ def test_a_disk_that_fills_up_while_the_tensors_are_written_harms_nothing(
     assert names(tmp_path) == before
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-
 def test_a_write_that_the_system_cuts_short_harms_nothing(tmp_path: Path) -> None:
     """A real partial write: the kernel refuses bytes beyond a limit."""
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
     make_store(tmp_path, 3)
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = names(tmp_path)
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
@@ -289,14 +288,8 @@ def test_a_write_that_the_system_cuts_short_harms_nothing(tmp_path: Path) -> Non
         "except RunError as error:\n"
         "    print(error)\n"
     )
-    done: Any = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit_file_size,
-        check=False,
-    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit_file_size)
     assert done.returncode == 0, done.stderr
     assert "cannot write checkpoint" in done.stdout and "file too large" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert names(tmp_path) == before

@@ -15,19 +15,20 @@ import pytest
 
 from data.importing import import_dataset
 from shared.artifact import read_artifact, write_artifact
-from shared.cli.main import main
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError
 from shared.model import model_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.scoring.documents import read_document_scores
-from shared.scoring.document import read_score
-from shared.spec import load_spec, with_overrides
 from shared.runs.checkpoints import CheckpointStore
 from shared.runs.metrics import last_ending, read_events
-from shared.training.run import train_run
 from shared.runs.target import CHOSEN_KEY, load_trained
+from shared.scoring.document import read_score
+from shared.scoring.documents import read_document_scores
+from shared.spec import load_spec, with_overrides
+from shared.training.run import train_run
+from tests.command_line import CommandLine
+from tests.fake_study import edited
 from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -68,72 +69,62 @@ def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(root / "first", tmp_path / "run"))
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    status = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return status, captured.out, " ".join(captured.err.split())
-
-
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["--set", "artifact.matrix.bits=8"],
-        ["--weights", "best"],
-        ["--weights", "trained"],
-    ],
+    [["--set", "artifact.matrix.bits=8"], ["--weights", "best"], ["--weights", "trained"]],
 )
 def test_another_artifact_needs_a_file_of_its_own(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+    run: Path, tmp_path: Path, cli: CommandLine, words: list[str]
 ) -> None:
     before = snapshot(run)
     for more in ([], ["--output", run / "artifact.btw"], ["--output", run / ".." / "run" / "artifact.btw"]):
-        status, _, errors = call(capsys, "pack", run, *words, *more)
-        assert status == 2 and errors.startswith("bytetwin: ") and "needs --output with another file" in errors
+        done = cli("pack", run, *words, *more)
+        assert (
+            done.status == 2 and done.told.startswith("bytetwin: ") and "needs --output with another file" in done.told
+        )
     assert snapshot(run) == before
-    assert call(capsys, "pack", run, *words, "--output", tmp_path / "new.btw")[0] == 0
+    assert cli("pack", run, *words, "--output", tmp_path / "new.btw").status == 0
     assert (tmp_path / "new.btw").read_bytes() != before["artifact.btw"] and snapshot(run) == before
 
 
-def test_the_artifact_of_another_run_is_not_replaced(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_artifact_of_another_run_is_not_replaced(run: Path, tmp_path: Path, cli: CommandLine) -> None:
     shutil.copytree(run, tmp_path / "other")
     before = snapshot(tmp_path / "other")
-    status, _, errors = call(capsys, "pack", run, "--output", tmp_path / "other" / "artifact.btw")
-    assert status == 2 and f"is the artifact of run {tmp_path / 'other'}" in errors
+    done = cli("pack", run, "--output", tmp_path / "other" / "artifact.btw")
+    assert done.status == 2 and f"is the artifact of run {tmp_path / 'other'}" in done.told
     assert snapshot(tmp_path / "other") == before
 
 
-def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, cli: CommandLine) -> None:
     before = snapshot(run)
-    status, _, errors = call(capsys, "soup", run, run, "--output", run / "artifact.btw")
-    assert status == 2 and "is the artifact of run" in errors and snapshot(run) == before
+    done = cli("soup", run, run, "--output", run / "artifact.btw")
+    assert done.status == 2 and "is the artifact of run" in done.told and snapshot(run) == before
 
 
-def test_packing_as_the_run_does_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packing_as_the_run_does_changes_nothing(run: Path, cli: CommandLine) -> None:
     before = snapshot(run)
-    status, out, errors = call(capsys, "pack", run, "--json")
-    assert status == 0 and "bytetwin score" not in errors and snapshot(run) == before
-    assert json.loads(out)["sha256"] == read_score(run / "score.json").artifact_sha256
+    done = cli("pack", run, "--json")
+    assert done.status == 0 and "bytetwin score" not in done.told and snapshot(run) == before
+    assert done.document["sha256"] == read_score(run / "score.json").artifact_sha256
     # Of codes alone: float32 values have none.
-    assert set(json.loads(out)["entropy_bits_per_weight"]) == {"matrix", "embedding"}
+    assert set(done.document["entropy_bits_per_weight"]) == {"matrix", "embedding"}
 
 
-def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_packs_with_the_settings_of_its_last_start(run: Path, cli: CommandLine) -> None:
     """A resumed run may have other settings of the artifact than its checkpoints."""
     text = (run / "spec.toml").read_text()
     assert "bits = 6" in text
     (run / "spec.toml").write_text(text.replace("bits = 6", "bits = 8"))
-    status, _, errors = call(capsys, "pack", run)
-    assert status == 0 and f"`bytetwin score {run}` scores this one" in errors
+    done = cli("pack", run)
+    assert done.status == 0 and f"`bytetwin score {run}` scores this one" in done.told
     assert read_artifact(run / "artifact.btw").spec.artifact.matrix.bits == 8
 
 
-def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, cli: CommandLine) -> None:
     before, spec = snapshot(run), load_spec(run / "spec.toml")
     # As `pack RUN --set` of older versions left it, then as a change of one weight that keeps the size.
     write_artifact(
@@ -142,34 +133,32 @@ def test_a_run_that_fell_apart_is_mended(run: Path, tmp_path: Path, capsys: pyte
         load_trained(str(run), "averaged").weights,
     )
     for command in (["record", run, "--output", tmp_path / "record"], ["compare", run]):
-        status, _, errors = call(capsys, *command)
-        assert status == 2 and f"`bytetwin pack {run}` and, if that says so, `bytetwin score {run}`" in errors
+        done = cli(*command)
+        assert done.status == 2 and f"`bytetwin pack {run}` and, if that says so, `bytetwin score {run}`" in done.told
     # A score of what lies there is not that of the run.
-    status, _, errors = call(capsys, "score", run)
-    assert status == 0 and "artifact.btw is not as the run packs it" in errors
+    done = cli("score", run)
+    assert done.status == 0 and "artifact.btw is not as the run packs it" in done.told
     assert (run / "score.json").read_bytes() == before["score.json"]
-    assert call(capsys, "pack", run)[0] == 0
+    assert cli("pack", run).status == 0
     assert snapshot(run) == before
-    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
+    assert cli("record", run, "--output", tmp_path / "record").status == 0
 
 
-def test_a_new_artifact_of_the_run_is_scored_into_it(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_artifact_of_the_run_is_scored_into_it(run: Path, tmp_path: Path, cli: CommandLine) -> None:
     """Packing may change with the program: the size is the same here, the hash is not."""
     spec, score = load_spec(run / "spec.toml"), read_score(run / "score.json")
     weights = load_trained(str(run), "averaged").weights
     (name, scalar) = next((name, value) for name, value in weights.items() if value.size < 64)
     weights[name] = scalar + np.float32(0.25)
     write_artifact(run / "artifact.btw", spec, weights)
-    values = json.loads((run / "score.json").read_text())
-    (run / "score.json").write_text(json.dumps({**values, "artifact_bytes": (run / "artifact.btw").stat().st_size}))
-    status, _, errors = call(capsys, "compare", run)
-    assert status == 2 and "packed again; mend it with" in errors
-    status, out, errors = call(capsys, "score", run, "--json")
-    assert status == 0 and f"score {run / 'score.json'}" in errors
+    with edited(run / "score.json") as values:
+        values["artifact_bytes"] = (run / "artifact.btw").stat().st_size
+    done = cli("compare", run)
+    assert done.status == 2 and "packed again; repair it with" in done.told
+    done = cli("score", run, "--json")
+    assert done.status == 0 and f"score {run / 'score.json'}" in done.told
     found = read_score(run / "score.json")
-    assert found.to_dict() == json.loads(out)
+    assert found.to_dict() == done.document
     assert found.artifact_sha256 == hashlib.sha256((run / "artifact.btw").read_bytes()).hexdigest()
     assert found.bpb != score.bpb and found.compressors == score.compressors
     # What belongs to the score moved with it.
@@ -180,8 +169,8 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
     ending = last_ending(read_events(run / "metrics.jsonl"))
     assert ending is not None and ending["bpb"] == found.bpb and ending["packing"]["limit_bpb"] == 0.01
     assert f"{found.bpb:.4f} bits per byte" in (run / "report.html").read_text()
-    assert call(capsys, "compare", run)[0] == 0
-    assert call(capsys, "record", run, "--output", tmp_path / "record")[0] == 0
+    assert cli("compare", run).status == 0
+    assert cli("record", run, "--output", tmp_path / "record").status == 0
 
 
 @pytest.mark.parametrize(
@@ -196,39 +185,37 @@ def test_a_new_artifact_of_the_run_is_scored_into_it(
     ],
 )
 def test_any_other_score_is_kept_only_where_it_is_told(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+    run: Path, tmp_path: Path, cli: CommandLine, words: list[str], reason: str
 ) -> None:
     before = snapshot(run)
-    status, _, errors = call(capsys, "score", run, *words)
-    assert status == 0 and f"not written to {run / 'score.json'}: " in errors and reason in errors
-    status, out, errors = call(capsys, "score", run, *words, "--output", tmp_path / "new.json", "--json")
-    assert status == 0 and "not written" not in errors
-    assert read_score(tmp_path / "new.json").to_dict() == json.loads(out)
+    done = cli("score", run, *words)
+    assert done.status == 0 and f"not written to {run / 'score.json'}: " in done.told and reason in done.told
+    done = cli("score", run, *words, "--output", tmp_path / "new.json", "--json")
+    assert done.status == 0 and "not written" not in done.told
+    assert read_score(tmp_path / "new.json").to_dict() == done.document
     assert snapshot(run) == before
 
 
-def test_an_unfinished_run_or_another_text_keeps_its_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_or_another_text_keeps_its_score(run: Path, cli: CommandLine) -> None:
     before = (run / "score.json").read_bytes()
-    environment = json.loads((run / "environment.json").read_text())
-    data = environment["data"]
-    environment["data"] = {**data, "heldout": {**data["heldout"], "sha256": "0" * 64}}
-    (run / "environment.json").write_text(json.dumps(environment))
-    assert "toy/heldout is not the text it was when the run began" in call(capsys, "score", run)[2]
-    environment["data"] = {**data, "train": {**data["train"], "sha256": "0" * 64}}
-    (run / "environment.json").write_text(json.dumps(environment))
-    assert "the text that it was trained on is not there to compare with" in call(capsys, "score", run)[2]
+    with edited(run / "environment.json") as environment:
+        heldout = environment["data"]["heldout"]["sha256"]
+        environment["data"]["heldout"]["sha256"] = "0" * 64
+    assert "toy/heldout is not the text it was when the run began" in cli("score", run).told
+    with edited(run / "environment.json") as environment:
+        environment["data"]["heldout"]["sha256"] = heldout
+        environment["data"]["train"]["sha256"] = "0" * 64
+    assert "the text that it was trained on is not there to compare with" in cli("score", run).told
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"finished"' not in line))
-    assert "the run is not finished" in call(capsys, "score", run)[2]
+    assert "the run is not finished" in cli("score", run).told
     assert (run / "score.json").read_bytes() == before
 
 
 def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
     """Say that the checkpoint of a step had the best validation; returns the average that was validated there."""
-    path = run / "checkpoints" / f"step-{step:08d}.json"
-    values = json.loads(path.read_text())
-    values["last_validation"]["bpb"] = 1.25
-    path.write_text(json.dumps(values))
+    with edited(run / "checkpoints" / f"step-{step:08d}.json") as values:
+        values["last_validation"]["bpb"] = 1.25
     checkpoint = CheckpointStore(run / "checkpoints", 3).load_best()
     assert checkpoint is not None and checkpoint.info.step == step
     spec = load_spec(run / "spec.toml")
@@ -237,35 +224,34 @@ def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("step", [2, 6])
-def test_the_best_weights_can_be_scored_and_packed(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
-) -> None:
+def test_the_best_weights_can_be_scored_and_packed(run: Path, tmp_path: Path, cli: CommandLine, step: int) -> None:
     expected = make_best(run, step)
     loaded = load_trained(str(run), "best").weights
     assert loaded.keys() == expected.keys()
     assert all(np.array_equal(loaded[name], value) for name, value in expected.items())
     chosen = {"step": step, "bpb": 1.25, "dataset": "toy"}
     warned = f"the weights of step {step}, chosen by held-out text of toy (1.2500 bits per byte on a sample), which"
-    status, out, errors = call(capsys, "score", run, "--weights", "best", "--json")
-    score = json.loads(out)
-    assert status == 0 and (score["weights"], score["chosen"], score["artifact_bytes"]) == ("best", chosen, None)
-    assert warned in errors
+    done = cli("score", run, "--weights", "best", "--json")
+    score = done.document
+    assert done.status == 0 and (score["weights"], score["chosen"], score["artifact_bytes"]) == ("best", chosen, None)
+    assert warned in done.told
     artifact = tmp_path / "best.btw"
-    status, out, errors = call(capsys, "pack", run, "--weights", "best", "--output", artifact, "--json")
-    assert status == 0 and warned in errors and json.loads(out)["chosen"] == chosen
+    done = cli("pack", run, "--weights", "best", "--output", artifact, "--json")
+    assert done.status == 0 and warned in done.told and done.document["chosen"] == chosen
     # The artifact remembers, so that no score of it looks like that of a run.
-    status, out, errors = call(capsys, "score", artifact, "--engine", "mlx", "--json")
-    packed = json.loads(out)
-    assert (packed["weights"], packed["chosen"]) == ("packed", chosen) and warned in errors
+    done = cli("score", artifact, "--engine", "mlx", "--json")
+    packed = done.document
+    assert (packed["weights"], packed["chosen"]) == ("packed", chosen) and warned in done.told
     assert packed["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
     assert abs(packed["bpb"] - score["bpb"]) < 0.05
 
 
-def test_a_run_without_validated_checkpoints_has_no_best(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_validated_checkpoints_has_no_best(run: Path, cli: CommandLine) -> None:
     for path in (run / "checkpoints").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "last_validation": None}))
-    status, _, errors = call(capsys, "score", run, "--weights", "best")
-    assert status == 2 and "none of its checkpoints was validated" in errors
+        with edited(path) as values:
+            values["last_validation"] = None
+    done = cli("score", run, "--weights", "best")
+    assert done.status == 2 and "none of its checkpoints was validated" in done.told
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="nor a checkpoint yet"):
         load_trained(str(run), "best")
@@ -284,8 +270,7 @@ def forget_figures(root: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.slow
-def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: CommandLine) -> None:
     """Of a dataset without figures they are measured after the score is written; a signal then costs only them."""
     runs, text = run.parent, "datasets/toy/compressors*.json"
     seen: dict[str, Any] = {}
@@ -307,10 +292,10 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, capsys: py
     assert read_score(runs / "new" / "score.json") == seen["score"] == result.finished.score
     assert not list(root.glob(text))
     # It counts as finished, and the next score completes it.
-    status, _, _ = call(capsys, "record", runs / "new", "--output", runs / "record", "--json")
-    assert status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
-    status, _, errors = call(capsys, "score", runs / "new")
-    assert status == 0 and "brotli -11: " in errors
+    done = cli("record", runs / "new", "--output", runs / "record", "--json")
+    assert done.status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
+    done = cli("score", runs / "new")
+    assert done.status == 0 and "brotli -11: " in done.told
     assert set(read_score(runs / "new" / "score.json").compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert len(list(root.glob(text))) == 1
     # From now on they are known.

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import RunError, SpecError
-from shared.spec import load_spec, spec_from_dict, spec_to_dict
 from shared.runs.metrics import MetricsLog, read_events
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
+from shared.spec import load_spec, spec_from_dict, spec_to_dict
 from tests.fake_training import tiny_spec
 
 
@@ -142,7 +142,9 @@ def test_events_of_older_versions_have_the_names_of_today(tmp_path: Path) -> Non
     path = tmp_path / "metrics.jsonl"
     validation = {"event": "validation", "step": 3, "nats": 4000.0, "bpb": 2.1}
     older = [{"event": "step", "step": 3, "nats": 1.5, "lr_factor": 1.0}, validation]
-    path.write_text("".join(json.dumps(event) + "\n" for event in [*older, {"event": "stages", "step": 3, "seconds": {}}]))
+    path.write_text(
+        "".join(json.dumps(event) + "\n" for event in [*older, {"event": "stages", "step": 3, "seconds": {}}])
+    )
     expected = [{"event": "step", "step": 3, "nats_per_symbol": 1.5, "lr_factor": 1.0}, validation]
     expected.append({"event": "phases", "step": 3, "seconds": {}})
     assert read_events(path) == expected

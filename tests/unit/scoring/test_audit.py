@@ -178,7 +178,7 @@ def test_generate_command(artifact: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_what_cannot_be_used(artifact: Path, run_folder: Path, tmp_path: Path) -> None:
     cases: list[tuple[type[Exception], str, object]] = [
-        (UserError, "no run named 'nowhere' in runs/, and no such artifact file", lambda: load_trained("nowhere")),
+        (UserError, "no run named 'nowhere' in runs/, and no artifact", lambda: load_trained("nowhere")),
         (UserError, "no run named 'nowhere' in runs/, no such artifact file or spec", lambda: load_audited("nowhere")),
         (UserError, "--set applies to a spec", lambda: load_audited(str(artifact), ["training.seed=1"])),
         (UserError, "packed weights only", lambda: load_trained(str(artifact), "trained")),

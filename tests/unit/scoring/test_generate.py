@@ -14,6 +14,7 @@ from shared.errors import UserError
 from shared.model import random_weights
 from shared.scoring.generate import decode_text, encode_prompt, sample
 from shared.spec import Spec, VocabularySpec, load_spec
+from tests.museum.accounting import WrappedScorer
 
 SPEC = load_spec("tiny", ["model.num_layers=1"])
 SPEC260 = load_spec("tiny", ["model.num_layers=1", "vocabulary.kind=byte260"])
@@ -21,7 +22,7 @@ BYTES = VocabularySpec()
 
 
 class FixedScorer:
-    """One distribution everywhere; keeps the windows it was asked about."""
+    """One distribution everywhere, and no score of its own; keeps the windows it was asked about."""
 
     def __init__(self, spec: Spec, probs: dict[int, float]) -> None:
         self.spec = spec
@@ -33,9 +34,6 @@ class FixedScorer:
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         self.seen.append(x.copy())
         return np.broadcast_to(self.row, (*x.shape, len(self.row)))
-
-    def score(self, x: np.ndarray) -> np.ndarray:
-        raise AssertionError("sampling needs distributions")
 
 
 def oracle(spec: Spec = SPEC) -> Oracle:
@@ -59,19 +57,16 @@ def test_padding_and_windows_do_not_change_the_distribution() -> None:
         context.append(symbol)
 
 
-class Asked:
-    """A scorer that keeps what it was asked and what it answered."""
+class Asked(WrappedScorer):
+    """Keeps its answers."""
 
-    def __init__(self, scorer: Oracle) -> None:
-        self.spec, self.scorer = scorer.spec, scorer
-        self.answers: list[tuple[np.ndarray, np.ndarray]] = []
+    def __init__(self, inner: Oracle) -> None:
+        super().__init__(inner)
+        self.answers: list[np.ndarray] = []
 
-    def log_probs(self, x: np.ndarray) -> np.ndarray:
-        self.answers.append((x.copy(), self.scorer.log_probs(x)))
-        return self.answers[-1][1]
-
-    def score(self, x: np.ndarray) -> np.ndarray:
-        raise AssertionError("sampling needs distributions")
+    def adjust(self, log_probs: np.ndarray, x: np.ndarray) -> np.ndarray:
+        self.answers.append(log_probs)
+        return log_probs
 
 
 @pytest.mark.parametrize(
@@ -91,7 +86,7 @@ def test_log_probabilities_are_those_that_are_scored(overrides: list[str]) -> No
     asked, prompt = Asked(scorer), list(b"th")
     text = prompt + list(sample(asked, prompt, spec.model.seq_len - len(prompt), seed=1))
     scored = scorer.log_probs(np.array([text], np.int32))[0]
-    for position, (_, answer) in enumerate(asked.answers, start=len(prompt)):
+    for position, answer in enumerate(asked.answers, start=len(prompt)):
         np.testing.assert_allclose(answer[0, position], scored[position], rtol=0, atol=1e-9)
 
 
@@ -109,21 +104,16 @@ def test_few_window_lengths_and_the_newest_context() -> None:
         assert (len(context) - used) % SPEC.model.patch_size == 0
 
 
-def test_frequencies_follow_the_probabilities() -> None:
-    probs = {65: 0.6, 66: 0.3, 67: 0.1}
-    drawn = list(sample(FixedScorer(SPEC, probs), [], 3000, seed=0))
-    for symbol, prob in probs.items():
-        # Four standard deviations of a binomial share.
-        assert abs(drawn.count(symbol) / 3000 - prob) < 4 * np.sqrt(prob * (1 - prob) / 3000)
-
-
-def test_temperature_sharpens_and_top_p_cuts() -> None:
+def test_frequencies_follow_the_probabilities_temperature_sharpens_and_top_p_cuts() -> None:
     probs = {65: 0.6, 66: 0.3, 67: 0.1}
 
     def shares(**how: float) -> list[float]:
-        drawn = list(sample(FixedScorer(SPEC, probs), [], 2000, seed=1, **how))
-        return [drawn.count(symbol) / 2000 for symbol in probs]
+        drawn = list(sample(FixedScorer(SPEC, probs), [], 3000, seed=1, **how))
+        return [drawn.count(symbol) / 3000 for symbol in probs]
 
+    for share, prob in zip(shares(), probs.values(), strict=True):
+        # Four standard deviations of a binomial share.
+        assert abs(share - prob) < 4 * np.sqrt(prob * (1 - prob) / 3000)
     assert shares(temperature=0.0) == [1.0, 0.0, 0.0]
     assert shares(temperature=0.5)[0] == pytest.approx(0.36 / 0.46, abs=0.04)
     assert shares(top_p=0.59) == [1.0, 0.0, 0.0]

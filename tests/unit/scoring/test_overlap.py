@@ -12,24 +12,19 @@ from data.datasets import open_split
 from data.folders import datasets_root
 from data.selection import selection_part, training_part
 from data.sketch import SketchBuilder, sketch_documents
-from data.writer import DatasetWriter
 from shared import tolerances
 from shared.artifact import write_artifact
 from shared.model import random_weights
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import Target, load_trained
 from shared.scoring.overlap import check_overlap, measure_overlap
-from shared.spec import Spec, VocabularySpec, load_spec
 from shared.training.run_data import check_target_data, overlap_with_training
 from shared.training.sources import open_sources
+from tests.datasets import BYTES, write_dataset
+from tests.fake_training import tiny_spec
 from tests.museum.fake_stream import FakeStream
 
-BYTES = VocabularySpec()
-
-
-@pytest.fixture(autouse=True)
-def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(tmp_path / "datasets"))
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def texts(seed: int, number: int, count: int = 150) -> list[bytes]:
@@ -85,24 +80,11 @@ def test_what_is_kept_to_choose_by_is_not_trained_on() -> None:
 # Runs whose data changed.
 
 
-def spec_of(tmp_path: Path) -> Spec:
-    data = ["data.train=toy", "data.heldout=toy", "evaluation.val_symbols=640"]
-    return load_spec("tiny", ["model.num_layers=1", "training.compile=false", *data])
-
-
-def write(train: list[bytes], heldout: list[bytes]) -> None:
-    with DatasetWriter(datasets_root() / "toy", replace=True) as writer:
-        for split, documents in (("train", train), ("heldout", heldout)):
-            for document in documents:
-                writer.add(split, [document])  # type: ignore[arg-type]
-        writer.finish("a test")
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """A run with an artifact, trained on one half of a text, with the other held out."""
-    write(texts(0, 20), texts(1, 20))
-    spec = spec_of(tmp_path)
+    write_dataset(train=texts(0, 20), heldout=texts(1, 20), replace=True)
+    spec = tiny_spec("model.num_layers=1", "data.train=toy", "data.heldout=toy", "evaluation.val_symbols=640")
     run = RunDirectory(tmp_path / "runs" / "mine")
     run.path.mkdir(parents=True)
     run.write_spec(spec)
@@ -123,17 +105,18 @@ def test_the_data_of_the_run_needs_no_word(target: Target) -> None:
 
 def test_another_text_under_the_same_names(target: Target) -> None:
     before = open_split("toy", "train", BYTES).sha256[:16]
-    write([*texts(0, 10), *texts(1, 10)], [*texts(0, 20)[10:], *texts(1, 20)[10:]])
+    halves = [*texts(0, 10), *texts(1, 10)], [*texts(0, 20)[10:], *texts(1, 20)[10:]]
+    write_dataset(train=halves[0], heldout=halves[1], replace=True)
     (passed, warning, measured, detail) = said(target)["run_data"]
     assert passed and warning and measured == 2.0
     now = open_split("toy", "train", BYTES).sha256[:16]
-    assert f"trained on toy/train {before}; toy/train is now another text, {now}" in detail and "\n" not in detail
+    assert f"trained on toy/train {before}; toy/train is now a different text, {now}" in detail and "\n" not in detail
     passed, warning, measured, detail = said(target)["overlap"]
     assert passed and warning and np.isnan(measured) and detail.startswith("not measured: ")
 
 
 def test_another_held_out_text_alone_is_said_and_compared(target: Target) -> None:
-    write(texts(0, 20), texts(0, 20)[:5])
+    write_dataset(train=texts(0, 20), heldout=texts(0, 20)[:5], replace=True)
     found = said(target)
     assert found["run_data"][:3] == (True, True, 1.0) and "its held-out text was toy/heldout" in found["run_data"][3]
     assert found["overlap"][:3] == (False, True, 1.0)

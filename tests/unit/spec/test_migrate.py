@@ -10,17 +10,7 @@ import pytest
 import tomli_w
 
 from shared.errors import SpecError
-from shared.spec import (
-    ModelSpec,
-    Spec,
-    load_spec,
-    read_stored_spec,
-    spec_from_dict,
-    spec_id,
-    spec_to_dict,
-    spec_to_toml,
-    stored_spec,
-)
+from shared.spec import ModelSpec, Spec, load_spec, read_stored_spec, spec_from_dict, spec_id, spec_to_dict, stored_spec
 from shared.spec import load as load_module
 from shared.spec import migrate as migrate_module
 from shared.spec.migrate import MIGRATIONS, NewDefault, Renamed, migrated, new_name
@@ -150,12 +140,6 @@ def test_files_may_have_old_names_and_the_command_line_is_told_the_new_one(tmp_p
     path.write_text(tomli_w.dumps({**values, "model": values["net"]}))
     with pytest.raises(SpecError, match=rf"^{path}: net is called model now, and both are given"):
         load_spec(path)
-
-
-def test_a_run_reads_its_own_spec_with_all_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.toml"
-    path.write_text(spec_to_toml(load_spec("tiny")))
-    assert read_stored_spec(path) == load_spec("tiny")
 
 
 def test_a_field_that_is_off_leaves_ids_as_they_are() -> None:

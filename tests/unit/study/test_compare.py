@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.cli.main import main
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun
 from shared.study.comparison import ComparedGroup, Comparison, compare_groups, notes
 from shared.study.groups import differences, group_runs
 from shared.study.table import markdown
-from shared.training.run import train_run
-from tests.fake_study import copy_run, documents, edit_json, finished_run, with_score
-from tests.fake_training import quiet_observer, tiny_spec
+from tests.command_line import CommandLine
+from tests.fake_study import copy_run, documents, edited, finished_run, read_json, with_score
 
 
 def runs_of(name: str, *scores: float, first_seed: int = 0, **changes: Any) -> list[FinishedRun]:
@@ -158,7 +155,7 @@ def test_means_are_over_the_seeds_that_were_compared() -> None:
 seeds_of = st.dictionaries(st.integers(0, 5), st.floats(1.0, 3.0), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(seeds_of, min_size=2, max_size=4))
 def test_a_mean_and_a_difference_never_contradict_each_other(scores: list[dict[int, float]]) -> None:
     groups = [
@@ -226,7 +223,7 @@ def test_markdown_has_every_figure_and_the_command() -> None:
     assert "- data.heldout: a, b" in text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.permutations(range(6)))
 def test_the_order_of_runs_within_groups_does_not_matter(order: list[int]) -> None:
     runs = [*runs_of("a", 2.0, 2.1, 2.2), *runs_of("b", 1.9, 1.99, 2.11)]
@@ -235,47 +232,30 @@ def test_the_order_of_runs_within_groups_does_not_matter(order: list[int]) -> No
     assert rows == compare_groups(group_runs(runs)).to_document()["groups"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One real run with seed 1337."""
-    runs = tmp_path_factory.mktemp("runs")
-    spec = tiny_spec("training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
-    assert train_run(spec, "torch", quiet_observer(), runs_dir=runs, run_name="first").exit_status == 0
-    return runs / "first"
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    status = main(["compare", *map(str, words)])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def test_a_folder_of_runs_on_the_command_line(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_runs_on_the_command_line(trained: Path, tmp_path: Path, cli: CommandLine) -> None:
     for seed in range(3):
         copy_run(trained, tmp_path / f"old-seed{seed}", f"training.seed={seed}", factor=1 + seed / 1000)
         lr = "optimizer.matrix_lr=0.5"
         copy_run(trained, tmp_path / f"new-seed{seed}", f"training.seed={seed}", lr, factor=0.9 + seed / 1000)
     (tmp_path / "notes.txt").write_text("not a run")
     record = tmp_path / "record.md"
-    words = (tmp_path, "--baseline", "old", "--json", "--output", record, "--confidence", "0.95")
-    status, out, err = call(capsys, *words)
-    document = json.loads(out)
-    assert status == 0 and document["baseline"] == "old" and document["confidence"] == 0.95
+    done = cli("compare", tmp_path, "--baseline", "old", "--json", "--output", record, "--confidence", "0.95")
+    document = done.document
+    assert done.status == 0 and document["baseline"] == "old" and document["confidence"] == 0.95
     old, new = document["groups"]
-    bpb = json.loads((trained / "score.json").read_text())["bpb"]
+    bpb = read_json(trained / "score.json")["bpb"]
     assert old["bpb"]["mean"] == pytest.approx(bpb * 1.001) and old["bpb"]["n"] == 3
     assert new["difference_bpb"]["mean"] == pytest.approx(-0.1 * bpb)
     assert new["verdict"] == "better" and new["over_documents"]["num_units"] == 99
     assert document["differing_fields"] == {"optimizer.matrix_lr": [0.02, 0.5]}
-    assert "better" in err and "optimizer.matrix_lr: 0.02, 0.5" in err
+    assert "better" in done.err and "optimizer.matrix_lr: 0.02, 0.5" in done.err
     assert record.read_text().count("| new |") == 4
 
 
-def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_are_one_line(trained: Path, tmp_path: Path, cli: CommandLine) -> None:
     strided = copy_run(trained, tmp_path / "strided", "evaluation.stride_symbols=32")
-    edit_json(strided / "score.json", stride_symbols=32)
+    with edited(strided / "score.json") as score:
+        score["stride_symbols"] = 32
     (tmp_path / "empty").mkdir()
     for words, message in (
         ((trained, strided), "stride_symbols = 64"),
@@ -284,16 +264,13 @@ def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
         ((trained, "--baseline", "x"), "no such group; groups: first"),
         ((trained, "--output", tmp_path / "no" / "r.md"), "does not exist"),
     ):
-        status, _, err = call(capsys, *words)
-        assert status == 2 and message in err and err.count("\n") == 1
+        assert message in cli.refusal("compare", *words)
 
 
-def test_documents_that_contradict_the_score_are_refused(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documents_that_contradict_the_score_are_refused(trained: Path, tmp_path: Path, cli: CommandLine) -> None:
     run = copy_run(trained, tmp_path / "run")
-    edit_json(run / "score.json", documents=98)
-    status, _, err = call(capsys, run)
-    assert status == 2 and "does not add up to the score" in err
+    with edited(run / "score.json") as score:
+        score["documents"] = 98
+    assert "does not add up to the score" in cli.refusal("compare", run)
     (run / "documents.safetensors").unlink()
-    assert call(capsys, run)[0] == 0
+    assert cli("compare", run).status == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,16 @@ from hypothesis import strategies as st
 
 from data.selection import selection_part, selection_windows, training_part
 from shared.artifact import read_artifact
-from shared.cli.main import main
 from shared.errors import DataError, UserError
+from shared.runs.run_directory import RunDirectory
+from shared.runs.target import Target
 from shared.scoring.document import read_score
 from shared.scoring.overlap import check_selection, run_hashes
 from shared.spec import VocabularySpec, load_spec
-from shared.study.soup import make_soup, mean_weights
+from shared.study.soup import check_members, make_soup, mean_weights
 from shared.training.run import train_run
 from shared.training.sources import open_sources
+from tests.command_line import CommandLine, Done
 from tests.fake_training import RecordingObserver, tiny_spec
 from tests.museum.fake_stream import FakeStream
 
@@ -43,8 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seed": "training.seed=1",
     }
     for name, change in changes.items():
-        spec = tiny_spec(*SHORT, change)
-        train_run(spec, "torch", RecordingObserver(), runs_dir=folder, run_name=name, finish=False)
+        train_run(tiny_spec(*SHORT, change), "torch", RecordingObserver(), runs_dir=folder, run_name=name, finish=False)
     return folder
 
 
@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["byte256", "byte260"])
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, database=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12), frac=st.floats(0.01, 0.9))
 def test_a_training_text_is_cut_at_a_document_start(kind: str, sizes: list[int], frac: float):
     vocabulary = VocabularySpec(kind=kind)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_without_a_selection_part_the_training_text_is_the_split_itself():
 def test_a_run_does_not_train_on_what_it_keeps_to_choose_by():
     whole, kept = open_sources(load_spec("tiny")), open_sources(load_spec("tiny", ["data.selection_frac=0.1"]))
     assert 0.85 < kept.train.num_symbols / whole.train.num_symbols < 0.95
-    assert kept.loader.windows_per_epoch < whole.loader.windows_per_epoch  # type: ignore[attr-defined]
+    assert kept.loader.windows_per_epoch < whole.loader.windows_per_epoch
     assert kept.train.sha256 != whole.train.sha256 and kept.heldout.sha256 == whole.heldout.sha256
 
 
@@ -101,7 +101,7 @@ def test_windows_to_choose_by_are_spread_over_the_text():
 # Overlap.
 
 
-@settings(max_examples=20, derandomize=True, deadline=None, database=None)
+@settings(max_examples=20, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**16), power=st.integers(0, 6))
 def test_run_hashes_are_equal_where_the_runs_are(seed: int, power: int):
     length = 1 << power
@@ -158,18 +158,16 @@ def test_a_greedy_soup_is_never_worse_than_its_best_member_where_it_was_chosen()
 # The command.
 
 
-def soup(capsys: pytest.CaptureFixture[str], runs: Path, names: list[str], *words: str) -> tuple[int, str, str]:
-    command = ["soup", *(str(runs / name) for name in names), "--engine", "torch", "--max-symbols", "4096", "--json"]
-    status = main([*command, "--output", str(runs / "soup.btw"), *words])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+def soup(cli: CommandLine, runs: Path, names: list[str], *words: str) -> Done:
+    options = ("--engine", "torch", "--max-symbols", "4096", "--json", "--output", runs / "soup.btw")
+    return cli("soup", *(runs / name for name in names), *options, *words)
 
 
-def test_a_greedy_soup_from_the_command_line(capsys: pytest.CaptureFixture[str], runs: Path):
-    status, out, err = soup(capsys, runs, ["weak", "good", "other"], "--recipe", "greedy")
-    document = json.loads(out)
+def test_a_greedy_soup_from_the_command_line(cli: CommandLine, runs: Path):
+    done = soup(cli, runs, ["weak", "good", "other"], "--recipe", "greedy")
+    document = done.document
     nats = [member["selection_nats"] for member in document["members"]]
-    assert status == 0 and document["selection_check"]["passed"], err
+    assert done.status == 0 and document["selection_check"]["passed"], done.err
     assert document["selection"]["name"] == "builtin/train (selection part)"
     assert document["selection_nats"] <= min(nats) and nats[0] == max(nats)
     assert sum(member["share"] for member in document["members"]) == pytest.approx(1.0)
@@ -179,10 +177,10 @@ def test_a_greedy_soup_from_the_command_line(capsys: pytest.CaptureFixture[str],
     assert document["score"]["weights"] == "packed"
 
 
-def test_a_uniform_soup_is_the_mean(capsys: pytest.CaptureFixture[str], runs: Path):
-    status, out, _ = soup(capsys, runs, ["good", "other"])
-    assert status == 0 and [member["share"] for member in json.loads(out)["members"]] == [0.5, 0.5]
-    assert "selection_check" not in json.loads(out)
+def test_a_uniform_soup_is_the_mean(cli: CommandLine, runs: Path):
+    done = soup(cli, runs, ["good", "other"])
+    assert done.status == 0 and [member["share"] for member in done.document["members"]] == [0.5, 0.5]
+    assert "selection_check" not in done.document
 
 
 @pytest.mark.parametrize(
@@ -194,22 +192,17 @@ def test_a_uniform_soup_is_the_mean(capsys: pytest.CaptureFixture[str], runs: Pa
     ],
 )
 def test_what_does_not_mix_is_refused_in_one_line(
-    capsys: pytest.CaptureFixture[str], runs: Path, names: list[str], words: list[str], message: str
+    cli: CommandLine, runs: Path, names: list[str], words: list[str], message: str
 ):
     (runs / "soup.btw").unlink(missing_ok=True)
     if "soup.btw" in names:
-        assert soup(capsys, runs, ["good", "other"])[0] == 0
-    status, _, err = soup(capsys, runs, names, *words)
-    assert status == 2 and message in err.replace("\n", " ")
+        assert soup(cli, runs, ["good", "other"]).status == 0
+    done = soup(cli, runs, names, *words)
+    assert done.status == 2 and message in done.told
 
 
 def test_choosing_needs_text_that_every_member_kept(tmp_path: Path):
-    from shared.runs.target import Target
-    from shared.study.soup import check_members
-
     def member(name: str, frac: float, text: str | None = None) -> Target:
-        from shared.runs.run_directory import RunDirectory
-
         spec = load_spec("tiny", [f"data.selection_frac={frac}"])
         run = RunDirectory(tmp_path / f"{name}-{frac}-{text}")
         run.path.mkdir(exist_ok=True)

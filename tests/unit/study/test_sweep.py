@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from shared.study.plan import parse_seeds, parse_vary, plan_runs
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
 from shared.training.run_data import finished_with
-from tests.fake_study import copy_run
-from tests.fake_training import quiet_observer, tiny_spec
+from tests.command_line import CommandLine, set_words
+from tests.fake_study import copy_run, edited, read_json
+from tests.fake_training import SHORT, quiet_observer, tiny_spec
 
-SHORT = ("training.compile=false", "training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
+QUICK = ("training.compile=false", *SHORT)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_every_combination_for_every_seed_with_the_seeds_outside() -> None:
         "tiny-patch_size-4-matrix_lr-0.04-seed5",
     ]
     assert [run.seed for run in plan] == [5] * 4 + [6] * 4
-    assert all(run.spec.training.seed == run.seed and run.spec.training.steps == 4 for run in plan)
+    assert all(run.spec.training.seed == run.seed and run.spec.training.steps == 6 for run in plan)
     # What follows from a varied field follows in each run: a head for single bytes, a decoder for patches.
     assert [run.spec.model.decoder.kind for run in plan[::2]] == ["linear", "autoregressive"] * 2
 
@@ -78,27 +77,18 @@ def test_fields_of_the_same_last_name_are_told_apart() -> None:
     assert run.label == "tiny-model.num_heads-4-model.decoder.num_heads-1"
 
 
-def test_tried_changes_come_one_at_a_time() -> None:
+def test_tried_changes_come_one_at_a_time_and_may_have_names() -> None:
     tried = ["model.unet_skips=false", "optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.1"]
+    tried += ["rates: optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.05"]
     plan = plan_runs(["tiny"], (), ["model.patch_size=2,4"], [0], tried)
-    assert [run.label for run in plan[:3]] == [
+    assert [run.label for run in plan[:4]] == [
         "tiny-patch_size-2",
         "tiny-patch_size-2-unet_skips-false",
         "tiny-patch_size-2-matrix_lr-0.5-scalar_lr-0.1",
-    ]
-    assert [run.spec.model.unet_skips for run in plan] == [True, False, True] * 2
-    assert [run.spec.optimizer.scalar_lr for run in plan] == [0.02, 0.02, 0.1] * 2
-
-
-def test_a_tried_change_may_have_a_name() -> None:
-    tried = ["model.unet_skips=false", "rates: optimizer.matrix_lr=0.5 optimizer.scalar_lr=0.1"]
-    plan = plan_runs(["tiny"], (), ["model.patch_size=2"], [0], tried)
-    assert [run.label for run in plan] == [
-        "tiny-patch_size-2",
-        "tiny-patch_size-2-unet_skips-false",
         "tiny-patch_size-2-rates",
     ]
-    assert plan[2].spec.optimizer.matrix_lr == 0.5 and plan[2].spec.model.unet_skips
+    assert [run.spec.model.unet_skips for run in plan] == [True, False, True, True] * 2
+    assert [run.spec.optimizer.scalar_lr for run in plan] == [0.02, 0.02, 0.1, 0.05] * 2
 
 
 def test_a_label_that_no_folder_can_have_is_refused() -> None:
@@ -145,7 +135,7 @@ class FakeTraining:
     """Stands in for `train_apart`; `endings` are the statuses of the calls, in order."""
 
     def __init__(self, *endings: str) -> None:
-        self.endings, self.names = list(endings), [""] * 0
+        self.endings, self.names = endings, list[str]()
 
     def __call__(self, order: Order, interruption: Interruption) -> Ending:
         self.names.append(order.name)
@@ -154,78 +144,71 @@ class FakeTraining:
         return Ending(status, message, {"finished": 0, "failed": 1, "interrupted": 130}[status])
 
 
-def swept(monkeypatch: pytest.MonkeyPatch, folder: Path, training: FakeTraining) -> tuple[int, Sequence[str]]:
+class Signalled(FakeTraining):
+    """A signal comes while a run is trained, and the run finishes nevertheless."""
+
+    def __call__(self, order: Order, interruption: Interruption) -> Ending:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(order, interruption)
+
+
+@pytest.mark.parametrize(
+    ("training", "status", "statuses"),
+    [
+        (FakeTraining("finished", "failed", "finished", "finished"), 1, ["finished", "failed", "finished", "finished"]),
+        (Signalled("finished"), 143, ["finished", *["not started"] * 3]),
+        (FakeTraining("finished", "interrupted"), 130, ["finished", "interrupted", *["not started"] * 2]),
+    ],
+    ids=["a broken run stops no other", "a signal between two runs", "a signal in a run"],
+)
+def test_what_ends_a_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, training: FakeTraining, status: int, statuses: list[str]
+) -> None:
     monkeypatch.setattr(shared.study.sweep, "train_apart", training)
     plan = plan_runs(["tiny"], SHORT, ["model.patch_size=2,4"], [0, 1])
-    result = sweep(plan, "mlx", folder, quiet_observer, lambda number, planned, before: None)
-    return result.exit_status, [run.status for run in result.runs]
-
-
-def test_one_broken_run_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    training = FakeTraining("finished", "failed", "finished", "finished")
-    assert swept(monkeypatch, tmp_path, training) == (1, ["finished", "failed", "finished", "finished"])
-    assert len(training.names) == 4
-
-
-def test_a_signal_between_two_runs_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Signalled(FakeTraining):
-        def __call__(self, order: Order, interruption: Interruption) -> Ending:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return super().__call__(order, interruption)
-
-    training = Signalled("finished")
-    assert swept(monkeypatch, tmp_path, training) == (143, ["finished", *["not started"] * 3])
-
-
-def test_a_signal_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    training = FakeTraining("finished", "interrupted")
-    assert swept(monkeypatch, tmp_path, training) == (130, ["finished", "interrupted", "not started", "not started"])
+    result = sweep(plan, "mlx", tmp_path, quiet_observer, lambda number, planned, before: None)
+    assert (result.exit_status, [run.status for run in result.runs]) == (status, statuses)
+    assert len(training.names) == len(training.endings)
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder after a real sweep of one spec and one seed."""
     runs = tmp_path_factory.mktemp("runs")
-    assert main(words(runs, "--seeds", "0,")) == 0
+    assert main([str(word) for word in words(runs, "--seeds", "0,")]) == 0
     return runs
 
 
-def words(runs: Path, *more: str) -> list[str]:
-    settings = [word for override in SHORT for word in ("--set", override)]
-    return ["sweep", "tiny", *settings, "--engine", "mlx", "--runs-dir", str(runs), *more]
+def words(runs: Path, *more: object) -> list[object]:
+    return ["sweep", "tiny", *set_words(*QUICK), "--engine", "mlx", "--runs-dir", runs, *more]
 
 
-def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def train_apart(order: Order, interruption: Interruption) -> Ending:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
 
 
-def test_a_finished_run_is_not_repeated(
-    once: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    forbid_training(monkeypatch)
-    capsys.readouterr()
-    assert main(words(once, "--seeds", "0,", "--json")) == 0
-    captured = capsys.readouterr()
-    document = json.loads(captured.out)
-    assert [run["status"] for run in document["runs"]] == ["finished before"]
-    assert json.loads((once / "tiny-sweep/sweep.json").read_text()) == document
-    score = json.loads((once / "tiny-sweep/tiny-seed0/score.json").read_text())
+def test_a_finished_run_is_not_repeated(once: Path, no_training: None, cli: CommandLine) -> None:
+    done = cli(*words(once, "--seeds", "0,", "--json"))
+    document = done.document
+    assert done.status == 0 and [run["status"] for run in document["runs"]] == ["finished before"]
+    assert read_json(once / "tiny-sweep/sweep.json") == document
+    score = read_json(once / "tiny-sweep/tiny-seed0/score.json")
     (group,) = document["comparison"]["groups"]
     assert group["bpb"] == {"n": 1, "mean": score["bpb"], "std": None, "interval": None}
-    assert "run 1 of 1: tiny-seed0: finished before" in captured.err
+    assert "run 1 of 1: tiny-seed0: finished before" in done.err
 
 
 def test_an_interrupted_run_goes_on_and_the_others_stay(
-    once: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    once: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
 ) -> None:
     """Seed 1 was trained but not scored when the sweep was stopped: its score is all that is made."""
     folder = once / "tiny-sweep"
     other = copy_run(folder / "tiny-seed0", folder / "tiny-seed1", "training.seed=1", factor=1.01)
-    spec = tiny_spec(*SHORT[1:], "training.seed=1")
-    assert finished_with(shared.study.sweep.RunDirectory(other), spec) is not None
+    assert finished_with(shared.study.sweep.RunDirectory(other), tiny_spec(*SHORT, "training.seed=1")) is not None
     (other / "score.json").unlink()
     resumed = []
 
@@ -236,10 +219,7 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
         return Ending("finished", "", 0)
 
     monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
-    capsys.readouterr()
-    assert main(words(once, "--seeds", "2", "--json", "--output", str(once / "r.md"))) == 0
-    captured = capsys.readouterr()
-    document = json.loads(captured.out)
+    document = cli.document(*words(once, "--seeds", "2", "--output", once / "r.md"))
     assert resumed == ["tiny-seed1"]
     assert [run["status"] for run in document["runs"]] == ["finished before", "finished"]
     assert document["comparison"]["groups"][0]["bpb"]["n"] == 2
@@ -247,44 +227,31 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
 
 
 def test_a_finished_run_of_a_text_that_has_changed_is_refused(
-    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    once: Path, tmp_path: Path, no_training: None, cli: CommandLine
 ) -> None:
     """The name of the dataset is the same, and its text is not."""
-    forbid_training(monkeypatch)
     old = copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0")
-    environment = json.loads((old / "environment.json").read_text())
-    now = environment["data"]["train"]["sha256"]
-    environment["data"]["train"]["sha256"] = "ab" * 32
-    (old / "environment.json").write_text(json.dumps(environment))
-    capsys.readouterr()
-    for command in (words(tmp_path, "--seeds", "0,"), train_words(old)):
-        assert main(command) == 2
-        err = capsys.readouterr().err
-        assert f"{old} was trained on builtin when its sha256 was {'ab' * 8}, now it is {now[:16]}" in err
-        assert err.count("\n") == 1
+    with edited(old / "environment.json") as environment:
+        now = environment["data"]["train"]["sha256"]
+        environment["data"]["train"]["sha256"] = "ab" * 32
+    # Also by the command that would finish the run by itself.
+    train = ["train", "tiny", *set_words(*QUICK, "training.seed=0"), "--runs-dir", old.parent, "--run", old.name]
+    for command in (words(tmp_path, "--seeds", "0,"), [*train, "--resume"]):
+        refusal = cli.refusal(*command)
+        assert f"{old} was trained on builtin when its sha256 was {'ab' * 8}, now it is {now[:16]}" in refusal
 
 
-def train_words(run: Path) -> list[str]:
-    """The command that would finish a run of the sweep by itself."""
-    settings = [word for override in (*SHORT, "training.seed=0") for word in ("--set", override)]
-    return ["train", "tiny", *settings, "--runs-dir", str(run.parent), "--run", run.name, "--resume"]
-
-
-def test_finished_runs_need_no_text(
-    once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_need_no_text(once: Path, tmp_path: Path, no_training: None, cli: CommandLine) -> None:
     """A sweep whose dataset is gone can still be looked at: nothing can be trained on another text then."""
-    forbid_training(monkeypatch)
     copied = ("data.train=gone", "data.heldout=gone")
     copy_run(once / "tiny-sweep/tiny-seed0", tmp_path / "tiny-sweep/tiny-seed0", *copied)
-    assert main(words(tmp_path, "--seeds", "0,", *(word for field in copied for word in ("--set", field)))) == 0
-    assert "finished before" in capsys.readouterr().err
+    done = cli(*words(tmp_path, "--seeds", "0,", *set_words(*copied)))
+    assert done.status == 0 and "finished before" in done.err
 
 
-def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(words(once, "--seeds", "0,", "--set", "optimizer.matrix_lr=0.5")) == 2
-    assert "was started with optimizer.matrix_lr = 0.02, now it is 0.5" in capsys.readouterr().err
+def test_a_folder_of_another_experiment_is_refused(once: Path, cli: CommandLine) -> None:
+    done = cli(*words(once, "--seeds", "0,", "--set", "optimizer.matrix_lr=0.5"))
+    assert done.status == 2 and "was started with optimizer.matrix_lr = 0.02, now it is 0.5" in done.err
 
 
 @pytest.mark.parametrize(
@@ -296,26 +263,20 @@ def test_a_folder_of_another_experiment_is_refused(once: Path, capsys: pytest.Ca
     ],
 )
 def test_bad_arguments_are_refused_before_training(
-    more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: list[str], message: str, tmp_path: Path, no_training: None, cli: CommandLine
 ) -> None:
-    forbid_training(monkeypatch)
-    assert main(words(tmp_path, *more)) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert message in cli.refusal(*words(tmp_path, *more)) and list(tmp_path.iterdir()) == []
 
 
-def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: CommandLine) -> None:
     monkeypatch.setenv("RANK", "0")
-    assert main(words(tmp_path)) == 2
+    assert cli(*words(tmp_path)).status == 2
 
 
 def test_nothing_is_compared_without_the_baseline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: CommandLine
 ) -> None:
     monkeypatch.setattr(shared.study.sweep, "train_apart", FakeTraining("interrupted"))
-    assert main(words(tmp_path, "--json")) == 130
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["comparison"] is None
-    assert (
-        "no run of the baseline tiny is finished" in captured.err and "resume with: bytetwin sweep tiny" in captured.err
-    )
+    done = cli(*words(tmp_path, "--json"))
+    assert done.status == 130 and done.document["comparison"] is None
+    assert "no run of the baseline tiny is finished" in done.err and "resume with: bytetwin sweep tiny" in done.err

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,19 +21,17 @@ import torch
 from shared.engine.package import create_engine
 from shared.errors import RunError
 from shared.study.sweep import sweep
+from tests import ROOT
+from tests.processes import WAIT_S, started, wait_until
 from tests.sweep_standin import compiled_graphs, observer, planned, variant
-
-ROOT = Path(__file__).resolve().parents[3]
-WAIT_S = 120.0
 
 
 @contextlib.contextmanager
-def started(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
+def swept(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
     """A sweep in a session of its own, as a terminal would start it. Its pipes are at their end when all of its
     processes are gone."""
     words = [sys.executable, "-m", "tests.sweep_standin", str(folder), *labels]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+    with started(words, start_new_session=True) as process:
         try:
             yield process
         finally:
@@ -42,18 +39,11 @@ def started(folder: Path, *labels: str) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(path: Path) -> None:
-    limit = time.monotonic() + WAIT_S
-    while not path.exists():
-        assert time.monotonic() < limit, f"no {path}"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_ten_variants_are_all_compiled(tmp_path: Path) -> None:
     """More than torch keeps graphs for in one process: there the ninth is refused, and was once run uncompiled."""
-    with started(tmp_path, *(f"compiles-{number}" for number in range(10))) as process:
-        output, errors = process.communicate(timeout=2 * WAIT_S)
+    with swept(tmp_path, *(f"compiles-{number}" for number in range(10))) as process:
+        output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, errors
     assert [tuple(run) for run in json.loads(output)] == [
         (f"compiles-{number}-seed0", "finished", "1 graphs") for number in range(10)
@@ -106,8 +96,8 @@ def test_runs_end_each_by_itself(
 def test_a_signal_counts_once_and_the_run_may_save(
     tmp_path: Path, number: signal.Signals, to_all: bool, status: int
 ) -> None:
-    with started(tmp_path, "waits", "trains") as process:
-        wait_for(tmp_path / "waits-seed0.pid")
+    with swept(tmp_path, "waits", "trains") as process:
+        wait_until((tmp_path / "waits-seed0.pid").exists, "the run has begun", process)
         (os.killpg if to_all else os.kill)(process.pid, number)
         output, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == status, errors
@@ -117,10 +107,10 @@ def test_a_signal_counts_once_and_the_run_may_save(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
-    with started(tmp_path, "hangs", "trains") as process:
-        wait_for(tmp_path / "hangs-seed0.pid")
+    with swept(tmp_path, "hangs", "trains") as process:
+        wait_until((tmp_path / "hangs-seed0.pid").exists, "the run has begun", process)
         process.send_signal(signal.SIGINT)
-        wait_for(tmp_path / "hangs-seed0.noticed")
+        wait_until((tmp_path / "hangs-seed0.noticed").exists, "the signal is noticed", process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
@@ -128,8 +118,8 @@ def test_a_second_signal_ends_both_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_sweep_is_killed_saves_and_ends(tmp_path: Path) -> None:
-    with started(tmp_path, "waits", "trains") as process:
-        wait_for(tmp_path / "waits-seed0.pid")
+    with swept(tmp_path, "waits", "trains") as process:
+        wait_until((tmp_path / "waits-seed0.pid").exists, "the run has begun", process)
         process.kill()
         process.communicate(timeout=WAIT_S)
     assert (tmp_path / "waits-seed0.saved").exists() and not (tmp_path / "trains-seed0.pid").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +12,18 @@ from hypothesis import strategies as st
 
 from shared.errors import SpecError
 from shared.optim import lr_factor
-from shared.runs.metrics import read_events
 from shared.training.deadline import Deadline
-from tests.bench.deadline import KINDS, IdleEngine, IdleLoader, simulate
+from tests.bench.deadline import BY_CLOCK, KINDS, QUIET, IdleEngine, simulate
+from tests.fake_study import events_of
 from tests.fake_training import FakeDevice, tiny_spec
 from tests.loop_harness import Harness, make
 
-BY_CLOCK = ("schedule.driver=time", "training.steps=1000000")
-QUIET = ("training.log_every_steps=1000000", "training.val_every_steps=0", "training.checkpoint_every_steps=0")
 # A step takes what is given on the host, or on a device that the host is ahead of.
 HOST, DEVICE = "queueing_s", "computing_s"
 
 
 def by_clock(folder: Path, *overrides: str, where: str = HOST, step_s: float = 1.0) -> Harness:
-    harness = make(folder, *BY_CLOCK, *QUIET, *overrides, loader=IdleLoader())
+    harness = make(folder, *BY_CLOCK, *QUIET, *overrides)
     harness.engine = IdleEngine(harness.spec)
     harness.engine.device = FakeDevice(**{where: step_s})
     return harness
@@ -55,7 +52,7 @@ def test_a_run_is_not_late_and_leaves_less_than_two_steps(kind: str, computes: b
         assert 0.4 <= ending.last_rate <= 2.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     limit_s=st.floats(1.0, 100.0),
     reserve_frac=st.sampled_from([0.0, 0.3]),
@@ -84,7 +81,6 @@ def test_a_step_begins_while_the_slowest_recent_one_would_still_fit(tmp_path: Pa
     """Steps of 1 s, each third of 1.5 s. With 1.6 s left one more begins, with 1.5 s none."""
     for limit_s, steps in ((10.6, 9), (10.5, 8)):
         harness = by_clock(tmp_path / str(limit_s), f"training.time_limit_s={limit_s}")
-        harness.folder.mkdir()
         harness.engine.device = VaryingDevice([1.0, 1.0, 1.5] * 10)
         assert harness.start().step == steps
 
@@ -126,7 +122,6 @@ def test_a_reserve_that_leaves_no_time_is_refused(overrides: tuple[str, ...], al
 
 def test_whichever_ends_first_steps_or_time(tmp_path: Path) -> None:
     for steps, done in ((7, 7), (30, 10)):
-        (tmp_path / str(steps)).mkdir()
         harness = by_clock(tmp_path / str(steps), "training.time_limit_s=10.5", f"training.steps={steps}")
         assert harness.start().step == done
         last = harness.observer.named("step")[-1]
@@ -150,34 +145,22 @@ def test_the_last_step_is_in_the_metrics_and_in_time(tmp_path: Path, where: str)
 
     harness.engine.synchronise = slow_stop  # type: ignore[method-assign]
     outcome = harness.start()
-    steps = [event for event in read_events(tmp_path / "metrics.jsonl") if event["event"] == "step"]
+    steps = events_of(tmp_path, "step")
     assert outcome.step == 10 and outcome.elapsed_s <= 11.0501
     assert [event["step"] for event in steps] == [1, 10]
     assert steps[-1]["progress_frac"] == 1.0 and steps[-1]["elapsed_s"] <= 11.0501
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 17])
+@pytest.mark.parametrize("stop_at", [1, 5, 17, 18])
 @pytest.mark.parametrize("where", [HOST, DEVICE])
 def test_a_resumed_run_ends_in_time_too(tmp_path: Path, where: str, stop_at: int) -> None:
-    """It knows from its checkpoint how long steps take, and a finished one that there is no time for another."""
+    """It knows from its checkpoint how long steps take, and after the last one that there is no time for another."""
     first = by_clock(tmp_path, "training.time_limit_s=20", where=where)
-    first.observer.on_event = lambda name, step: (
-        setattr(first.interruption, "signal_number", signal.SIGINT) if step == stop_at else None
-    )
+    first.stop_at(stop_at)
     assert first.start().status == "interrupted"
     for _ in range(2):
         outcome = by_clock(tmp_path, "training.time_limit_s=20", where=where).start()
         assert outcome.status == "finished" and outcome.step == 19 and outcome.elapsed_s <= 20.0
-
-
-def test_stopped_just_before_its_end_a_run_begins_no_step_that_does_not_fit(tmp_path: Path) -> None:
-    first = by_clock(tmp_path, "training.time_limit_s=10")
-    first.observer.on_event = lambda name, step: (
-        setattr(first.interruption, "signal_number", signal.SIGINT) if step == 8 else None
-    )
-    assert first.start().status == "interrupted"
-    again = by_clock(tmp_path, "training.time_limit_s=10")
-    assert again.start().status == "finished" and again.observer.named("step") == []
 
 
 @pytest.mark.parametrize("where", [HOST, DEVICE])
@@ -191,6 +174,5 @@ def test_by_the_clock_too_the_first_step_of_a_warm_up_counts(tmp_path: Path, whe
     assert outcome.elapsed_s == 19.0
     assert factors[:8] == pytest.approx([(step + 1) / 8 for step in range(8)], rel=0.1) and min(factors) > 0.1
     unknown = by_clock(tmp_path / "unknown", *overrides, where=where)
-    unknown.folder.mkdir()
     unknown.start()
     assert unknown.observer.named("step")[0].lr_factor > 0

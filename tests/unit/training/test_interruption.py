@@ -7,14 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from shared.training.interruption import GRACE_S, Interruption, StopRequested
-from tests.processes import WAIT_S
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.processes import WAIT_S, started
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -40,16 +37,13 @@ def test_the_second_signal_ends_the_process_even_in_the_middle_of_a_long_call() 
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            process.send_signal(signal.SIGINT)
-            assert process.stdout.readline() == "first\n"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=WAIT_S) == 143
-        finally:
-            process.kill()
+    with started([sys.executable, "-c", program]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "first\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=WAIT_S) == 143
 
 
 def run_with_deadline(number: signal.Signals, grace_s: float, quiet: bool = False) -> tuple[int | None, str, float]:
@@ -62,27 +56,24 @@ def run_with_deadline(number: signal.Signals, grace_s: float, quiet: bool = Fals
         "    print('ready', flush=True)\n"
         "    threading.Lock().acquire() and never.wait()\n"
     )
-    words = [sys.executable, "-c", program, str(grace_s), str(quiet)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started([sys.executable, "-c", program, str(grace_s), str(quiet)]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        begin = time.monotonic()
+        process.send_signal(number)
         try:
-            assert process.stdout is not None and process.stderr is not None
-            assert process.stdout.readline() == "ready\n"
-            begin = time.monotonic()
-            process.send_signal(number)
-            try:
-                status: int | None = process.wait(timeout=WAIT_S if number == signal.SIGTERM else 1.0)
-            except subprocess.TimeoutExpired:
-                status = None
-            seconds = time.monotonic() - begin
-        finally:
-            process.kill()
-        return status, process.stderr.read(), seconds
+            status: int | None = process.wait(timeout=WAIT_S if number == signal.SIGTERM else 1.0)
+        except subprocess.TimeoutExpired:
+            status = None
+        seconds = time.monotonic() - begin
+        process.kill()
+        return status, process.communicate()[1], seconds
 
 
 def test_a_process_that_hangs_after_sigterm_is_ended_at_the_deadline_with_one_line() -> None:
     status, errors, seconds = run_with_deadline(signal.SIGTERM, 0.4)
     assert status == 143 and seconds >= 0.4
-    assert errors == "bytetwin: still busy 0.4 s after SIGTERM, ended at once; what was saved before is whole\n"
+    assert errors == "bytetwin: still busy 0.4 s after SIGTERM, ended at once; files saved before are intact\n"
 
 
 def test_a_rank_that_leaves_the_talking_to_another_ends_without_a_word() -> None:

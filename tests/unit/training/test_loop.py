@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,7 @@ def test_a_second_start_of_a_finished_run_changes_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     stops=st.lists(st.tuples(st.sampled_from(["step", "validation"]), st.integers(1, 8)), min_size=1, max_size=6),
     val_every=st.integers(0, 6),
@@ -79,7 +80,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(
             nonlocal seen
             seen += 1
             if seen >= count and name == kind:
-                harness.interruption.signal_number = signal.SIGINT
+                harness.signal()
 
         harness.observer.on_event = stop
         statuses.append(harness.start().status)
@@ -113,7 +114,7 @@ def test_an_engine_that_fails_because_of_a_signal_is_no_error_and_is_not_saved(t
 
     def compiler_is_killed(step: int) -> None:
         if step == 7:
-            harness.interruption.signal_number = signal.SIGINT
+            harness.signal()
             harness.engine.state["weight/w"][:] = 1e9
             raise RuntimeError("could not load what was compiled")
 
@@ -130,7 +131,7 @@ def test_a_result_that_cannot_be_read_because_of_a_signal_is_no_error_and_is_not
 
     def broken(step: int) -> None:
         if step == 6:
-            harness.interruption.signal_number = signal.SIGTERM
+            harness.signal()
             raise RuntimeError("a rank is gone")
 
     harness.engine.fail_result = broken
@@ -152,7 +153,7 @@ def test_an_engine_that_fails_by_itself_is_an_error(tmp_path: Path) -> None:
 
 def test_a_stop_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
     harness = make(tmp_path)
-    harness.interruption.signal_number = signal.SIGINT
+    harness.signal()
     outcome = harness.start()
     assert outcome.status == "interrupted" and outcome.step == 0 and outcome.checkpoint is None
 
@@ -171,37 +172,32 @@ def test_a_gradient_that_is_no_number_names_step_parameter_and_checkpoint(tmp_pa
     assert event["last_checkpoint"] == str(checkpoint)
 
 
-def test_a_failure_before_any_checkpoint_says_there_is_none(tmp_path: Path) -> None:
-    outcome = make(tmp_path, engine={"broken_at": 0}).start()
-    assert outcome.message.endswith("training stopped; there is no checkpoint yet")
-
-
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
-    outcome = make(tmp_path, engine={"infinite_after": 12}).start()
-    assert outcome.status == "failed"
-    assert outcome.message.startswith("step 12: weight/w is not finite after the update; training stopped")
-    assert outcome.checkpoint == tmp_path / "checkpoints" / "step-00000006.safetensors"
-
-
-def test_a_validation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    outcome = make(tmp_path, validation_fails=True).start()
-    assert outcome.status == "failed" and outcome.step == 5
-    assert outcome.message.startswith(
-        "step 5: validation gave no finite number (the score of symbol 5 is nan); training stopped"
-    )
+@pytest.mark.parametrize(
+    ("options", "step", "message"),
+    [
+        ({"engine": {"broken_at": 0}}, 0, "step 1: the gradient of layers.1.attn.q_proj.weight is not a finite number"),
+        ({"validation_fails": True}, 5, "step 5: validation gave no finite number (the score of symbol 5 is nan)"),
+        ({"engine": {"infinite_after": 12}}, 12, "step 12: weight/w is not finite after the update"),
+    ],
+)
+def test_what_is_no_number_stops_the_run_and_is_never_saved(
+    tmp_path: Path, options: dict[str, Any], step: int, message: str
+) -> None:
+    outcome = make(tmp_path, **options).start()
+    assert outcome.status == "failed" and outcome.step == step
+    saved = tmp_path / "checkpoints" / "step-00000006.safetensors" if step == 12 else None
+    advice = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+    assert outcome.message == f"{message}; training stopped; {advice}" and outcome.checkpoint == saved
 
 
 def test_a_first_loss_below_ln_v_is_a_failure_and_above_it_a_warning(tmp_path: Path) -> None:
     low = make(tmp_path / "low", engine={"loss_scale": 0.5})
-    low.folder.mkdir()
     outcome = low.start()
     assert outcome.status == "failed" and outcome.message.startswith("step 1: the first loss is 2.773 nats per symbol")
     assert f"ln V = {math.log(256):.3f}" in outcome.message
     high = make(tmp_path / "high", engine={"loss_scale": 2.0})
-    high.folder.mkdir()
     assert high.start().status == "finished"
     assert len(high.observer.named("warning")) == 1
     usual = make(tmp_path / "usual")
-    usual.folder.mkdir()
     usual.start()
     assert usual.observer.named("warning") == []

@@ -9,22 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from shared.runs.metrics import read_events
-from shared.runs.observer import Observer, StepReport, ValidationReport
+from shared.runs.observer import Observer, StepReport
 from shared.training.phase_clock import PhaseClock
 from shared.training.run import train_run
 from shared.views.report.phases import phase_seconds, phases_text
-from tests.fake_training import RecordingObserver, tiny_spec
-
-
-class Time:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.fake_study import events_of
+from tests.fake_training import SHORT, FakeDevice, RecordingObserver, tiny_spec
+from tests.loop_harness import report
 
 
 def step(seconds: float) -> StepReport:
@@ -32,14 +23,9 @@ def step(seconds: float) -> StepReport:
     return StepReport(**{**values, "step_s": seconds})
 
 
-def validation() -> ValidationReport:
-    values: dict[str, Any] = {item.name: 0 for item in fields(ValidationReport)}
-    return ValidationReport(**values)
-
-
 def test_every_second_belongs_to_one_stage() -> None:
-    time, heard = Time(), RecordingObserver()
-    clock = PhaseClock(heard, time)
+    time, heard = FakeDevice(), RecordingObserver()
+    clock = PhaseClock(heard, time.clock)
     watched = cast(Observer, clock)
 
     def after(seconds: float, tell: Any, *what: Any) -> None:
@@ -51,7 +37,7 @@ def test_every_second_belongs_to_one_stage() -> None:
     after(2.0, watched.on_step, step(2.0))
     after(0.0, watched.on_phase, "validation")
     after(3.0, watched.on_progress, 10, 10)
-    after(0.0, watched.on_validation, validation())
+    after(0.0, watched.on_validation, report(5, 2.5))
     after(0.5 + 2.0, watched.on_step, step(2.0))  # half a second for a checkpoint
     after(0.25, watched.on_phase, "packing")
     after(4.0, watched.on_phase, "scoring")
@@ -67,7 +53,7 @@ def test_every_second_belongs_to_one_stage() -> None:
             "scoring": 6.0,
         }
     )
-    assert sum(clock.seconds().values()) == pytest.approx(time.now_s - 100.0)
+    assert sum(clock.seconds().values()) == pytest.approx(time.now_s)
     # The view behind it heard everything.
     assert [name for name, _ in heard.events].count("step") == 3
     assert heard.named("phase") == ["compiling", "validation", "packing", "scoring"]
@@ -88,19 +74,15 @@ def test_starts_of_one_run_are_added_up() -> None:
 
 @pytest.mark.slow
 def test_a_run_notes_its_stages(tmp_path: Path) -> None:
-    spec = tiny_spec("training.steps=4", "evaluation.val_symbols=1024", "evaluation.batch_symbols=16384")
+    spec = tiny_spec(*SHORT)
     first = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", finish=False)
-    (event,) = [event for event in read_events(tmp_path / "a" / "metrics.jsonl") if event["event"] == "phases"]
+    (event,) = events_of(tmp_path / "a", "phases")
     assert event["seconds"] == first.phase_s
     assert list(first.phase_s) == ["starting", "training", "checkpoints", "validation"]
     assert first.phase_s["training"] == pytest.approx(first.outcome.elapsed_s, rel=0.05, abs=0.02)
     whole = train_run(spec, "mlx", RecordingObserver(), runs_dir=tmp_path, run_name="a", resume=True)
-    events = read_events(tmp_path / "a" / "metrics.jsonl")
-    assert [event["event"] for event in events if event["event"] in ("phases", "finished")] == [
-        "phases",
-        "finished",
-        "phases",
-    ]
+    events = events_of(tmp_path / "a", "phases", "finished")
+    assert [event["event"] for event in events] == ["phases", "finished", "phases"]
     assert {"packing", "validation of the artifact", "scoring", "audit", "report"} <= whole.phase_s.keys()
     page = (tmp_path / "a" / "report.html").read_text()
     assert "<h2>Time</h2>" in page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 from shared.optim import lr_factor
 from shared.runs.checkpoints import CheckpointStore
 from shared.runs.metrics import read_events
+from tests.fake_study import read_json
 from tests.fake_training import FakeDevice
 from tests.loop_harness import Harness, make
 
@@ -103,12 +102,9 @@ def test_the_schedule_sees_the_moment_a_step_begins_on_the_device(tmp_path: Path
 def test_training_time_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     overrides = ("training.time_limit_s=20.0", "training.val_every_steps=0")
     first = timed(tmp_path, HOST, *overrides)
-    first.observer.on_event = lambda name, step: (
-        setattr(first.interruption, "signal_number", signal.SIGINT) if step == 4 else None
-    )
+    first.stop_at(4)
     assert first.start().step == 5
-    stored = json.loads((tmp_path / "checkpoints" / "step-00000005.json").read_text())
-    assert stored["elapsed_s"] == 5.0
+    assert read_json(tmp_path / "checkpoints" / "step-00000005.json")["elapsed_s"] == 5.0
     second = timed(tmp_path, HOST, *overrides)
     assert second.start().elapsed_s == 19.0
     assert second.observer.named("step")[0].elapsed_s == 6.0

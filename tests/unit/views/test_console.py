@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -170,27 +169,12 @@ def test_the_live_view_is_for_terminals_that_can_show_it(tmp_path: Path) -> None
 
 
 def test_units() -> None:
-    assert [format_bytes(n) for n in (0, 999, 1000, 45_120, 999_600, 8.12e8, 3e12, 3e15)] == [
-        "0 B",
-        "999 B",
-        "1.00 kB",
-        "45.1 kB",
-        "1.00 MB",
-        "812 MB",
-        "3.00 TB",
-        "3,000 TB",
-    ]
+    sizes = [format_bytes(n) for n in (0, 999, 1000, 45_120, 999_600, 8.12e8, 3e12, 3e15)]
+    assert sizes == ["0 B", "999 B", "1.00 kB", "45.1 kB", "1.00 MB", "812 MB", "3.00 TB", "3,000 TB"]
     assert [format_count(n) for n in (7, 1234, 3_600_000)] == ["7", "1.23 k", "3.60 M"]
     assert [format_clock(s) for s in (0, 42.4, 725, 3723, -1)] == ["0:00", "0:42", "12:05", "1:02:03", "0:00"]
-    assert [format_duration(s) for s in (0.0004, 0.3642, 0.9996, 2.6, 42.04, 59.95, 725)] == [
-        "0.40 ms",
-        "364 ms",
-        "1.00 s",
-        "2.60 s",
-        "42.0 s",
-        "1:00",
-        "12:05",
-    ]
+    durations = [format_duration(s) for s in (0.0004, 0.3642, 0.9996, 2.6, 42.04, 59.95, 725)]
+    assert durations == ["0.40 ms", "364 ms", "1.00 s", "2.60 s", "42.0 s", "1:00", "12:05"]
 
 
 def test_pace_leaves_out_the_step_that_compiles() -> None:
@@ -243,9 +227,3 @@ def test_a_long_history_is_merged_not_cut() -> None:
     assert len(points) <= History.MOST_POINTS
     assert points[0][0] < 0.001 and points[-1] == (0.9999, 5.0 - 0.9999)
     assert all(math.isclose(place + value, 5.0) for place, value in points)
-
-
-def test_the_view_for_this_process_is_plain_when_stderr_is_a_pipe(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    with os.fdopen(reader), os.fdopen(writer, "w", encoding="utf-8") as file:
-        assert isinstance(make_observer(Console(file=file)), PlainObserver)

@@ -21,20 +21,10 @@ from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import write_score
 from shared.spec import Spec
+from shared.views.report import svg_chart
 from shared.views.report.document import write_report
 from shared.views.report.markup import element, page
-from shared.views.report.svg_chart import (
-    MOST_POINTS,
-    Axis,
-    Bar,
-    Point,
-    Series,
-    bar_chart,
-    finite_points,
-    line_chart,
-    log_ticks,
-)
-from shared.views.report.svg_chart import ticks as linear_ticks
+from shared.views.report.svg_chart import Axis, Bar, Point, Series
 from tests.fake_study import score_of
 from tests.fake_training import tiny_spec
 
@@ -205,6 +195,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     events = [*EVENTS[:-1], {"event": "resume", "step": 9, "engine": HOSTILE}, {**FINISHED, "problems": [HOSTILE]}]
     check = {"name": HOSTILE, "passed": False, "measured": None, "limit": 0.0, "detail": HOSTILE, "warning": True}
     plain = HOSTILE[:-1]
+    hashes = {"sha256": "a" * 64, "scored_sha256": "b" * 64, "text_sha256": "c" * 64}
     found = report(
         tmp_path / "<b>&'run\"",
         events,
@@ -212,13 +203,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         tiny_spec('data.train="<i>text</i>"'),
         engine=plain,
         spec_name=plain,
-        dataset={
-            "name": plain,
-            "sha256": "a" * 64,
-            "scored_sha256": "b" * 64,
-            "text_sha256": "c" * 64,
-            "complete": False,
-        },
+        dataset={**hashes, "name": plain, "complete": False},
         compressors={plain: {"compressed_bytes": 1, "bpb": 1.0}},
         audit={"passed": False, "checks": [json.loads(json.dumps(check).replace("\\ud800", ""))]},
     )
@@ -314,19 +299,16 @@ def test_a_missing_file_is_an_error_and_no_report(tmp_path: Path, name: str) -> 
 
 
 def test_bars_are_proportional_from_zero() -> None:
-    chart = bar_chart([Bar("a", 2.0, "2", 1.5, 2.5, emphasised=True), Bar("b", 4.0, "4")], "sizes")
+    chart = svg_chart.bar_chart([Bar("a", 2.0, "2", 1.5, 2.5, emphasised=True), Bar("b", 4.0, "4")], "sizes")
     first, second = (float(bar.attrib["width"]) for bar in chart.findall("rect"))
     assert second == pytest.approx(2 * first, abs=0.1)
     assert len(chart.findall("path")) == 3
 
 
-@given(
-    st.lists(st.floats(width=32), max_size=30),
-    st.sampled_from(["near", "zero", "log"]),
-)
+@given(st.lists(st.floats(width=32), max_size=30), st.sampled_from(["near", "zero", "log"]))
 def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
     points = [Point(index, value, value, value) for index, value in enumerate(values)]
-    chart = line_chart([Series("s", points, marked=True)], x_name="step", y_name="y", axis=axis)
+    chart = svg_chart.line_chart([Series("s", points, marked=True)], x_name="step", y_name="y", axis=axis)
     marks = chart.findall("circle")
     assert len(marks) == sum(map(math.isfinite, values))
     for mark in marks:
@@ -336,19 +318,19 @@ def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
 @example(1.0, 400_001.0, 2)
 def test_ticks_are_few_and_in_range(low: float, span: float, most: int) -> None:
-    found = linear_ticks(low, low + span, most)
+    found = svg_chart.ticks(low, low + span, most)
     assert 1 <= len(found) <= most + 1 and found == sorted(set(found))
     assert low - span * 1e-6 <= found[0] and found[-1] <= low + span * (1 + 1e-6)
 
 
 def test_logarithmic_ticks_are_round() -> None:
-    assert log_ticks(1.9, 8.3, 6) == [2.0, 3.0, 4.0, 6.0, 8.0]
-    assert log_ticks(2.01, 2.19, 6) == pytest.approx([2.05, 2.1, 2.15])
-    assert log_ticks(0.9, 1e5, 6) == [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+    assert svg_chart.log_ticks(1.9, 8.3, 6) == [2.0, 3.0, 4.0, 6.0, 8.0]
+    assert svg_chart.log_ticks(2.01, 2.19, 6) == pytest.approx([2.05, 2.1, 2.15])
+    assert svg_chart.log_ticks(0.9, 1e5, 6) == [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
 
 
 def test_very_long_curves_are_thinned_to_their_means() -> None:
-    points = [Point(step, float(step % 2)) for step in range(1, 10 * MOST_POINTS + 1)]
-    thin = finite_points(points)
-    assert len(thin) == MOST_POINTS and thin[-1].x == points[-1].x
+    points = [Point(step, float(step % 2)) for step in range(1, 10 * svg_chart.MOST_POINTS + 1)]
+    thin = svg_chart.finite_points(points)
+    assert len(thin) == svg_chart.MOST_POINTS and thin[-1].x == points[-1].x
     assert all(point.y == 0.5 for point in thin)
