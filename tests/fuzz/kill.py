@@ -251,7 +251,7 @@ class Bench:
                 elif path.name == "checkpoints":
                     store = CheckpointStore(path, 9)
                     for step in store.steps():
-                        store._load(step)
+                        store.load_step(step)
         except Exception as error:
             if isinstance(error, Lost):
                 raise
