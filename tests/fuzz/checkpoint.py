@@ -33,7 +33,9 @@ def sign(rng: Rng, values: Any) -> Any:
     if not isinstance(values, dict) or rng.random() < 0.3:
         return values
     try:
-        return checkpoints.signed({**values, "format_version": values.get("format_version", 1) and checkpoints.FORMAT_VERSION})
+        return checkpoints.signed(
+            {**values, "format_version": values.get("format_version", 1) and checkpoints.FORMAT_VERSION}
+        )
     except ValueError:  # No JSON.
         return values
 
@@ -62,7 +64,12 @@ def make(rng: Rng, folder: Path) -> Reader:
         change_file(rng, rng.choice((beside, beside, tensors)), lambda content: damage(rng, content))
     elif how < 0.3:
         signed = False
-        misplace(rng, rng.choice((beside, tensors, tensors.parent)) if rng.random() < 0.7 else tensors.parent / "step-99999999.json")
+        misplace(
+            rng,
+            rng.choice((beside, tensors, tensors.parent))
+            if rng.random() < 0.7
+            else tensors.parent / "step-99999999.json",
+        )
     else:
         if how > 0.7:
             change_file(rng, tensors, lambda content: change_tensors(rng, content))
@@ -77,7 +84,20 @@ def make(rng: Rng, folder: Path) -> Reader:
     def read() -> None:
         directory = RunDirectory(run)
         if name == "train":
-            command(["train", str(run / "spec.toml"), "--engine", "mlx", "--runs-dir", str(folder), "--run", "run", "--resume", "--no-finish"])
+            command(
+                [
+                    "train",
+                    str(run / "spec.toml"),
+                    "--engine",
+                    "mlx",
+                    "--runs-dir",
+                    str(folder),
+                    "--run",
+                    "run",
+                    "--resume",
+                    "--no-finish",
+                ]
+            )
             return
         if name == "pack":
             command(["pack", str(run)])

@@ -55,13 +55,16 @@ prepare bytes.toml --shards 1
 """
 # Options whose large values ask for what takes long, rightly.
 WORK = ("--bytes", "--profile", "--steps", "--ranks", "--nodes", "--shards", "--seq-len", "--port")
-MORE = ("--json", "--help", "--version", "--nope", "--resume", "--replace", "--quick", "--list", "-", "--", "-h", "--runs-dir", "--output", "--set", "--data", "--weights", "--engine", "--seed", "--max-symbols")
-VALUES = (
-    *TEXTS, *RAW.values(), "0", "-1", "1", "1.5", "1e400", "nan", "inf", "-inf", "99999999999", "9" * 40, "1_000", "0x10", "\u0663",
-    "a.jsonl", "runs", "runs/bytes", "bytes.toml", "datasets", "datasets/golden", "gone/gone", "runs/bytes/artifact.btw", "loop", "pipe",
-    "/dev/null", "/dev/full", "/dev/zero", "/", "~", "*", "golden", "golden-tokens", "byte", "tokenizers", "a.toml", "x.toml/y", "pipe.toml", "loop.btw",
-    "bytes/", "./bytes", "runs/../runs/bytes", "\udcff", "ascii=caf\u00e9",
-)  # fmt: skip
+MORE = """
+--json --help --version --nope --resume --replace --quick --list - -- -h --runs-dir --output --set --data --weights
+--engine --seed --max-symbols
+"""
+WORDS = """
+0 -1 1 1.5 1e400 nan inf -inf 99999999999 1_000 0x10 a.jsonl runs runs/bytes bytes.toml datasets datasets/golden
+gone/gone runs/bytes/artifact.btw loop pipe /dev/null /dev/full /dev/zero / ~ * golden golden-tokens byte tokenizers
+a.toml x.toml/y pipe.toml loop.btw bytes/ ./bytes runs/../runs/bytes
+"""
+VALUES = (*TEXTS, *RAW.values(), *WORDS.split(), "9" * 40, "\u0663", "\udcff", "ascii=caf\u00e9")
 SMALL = ("0", "-1", "1", "2", "x", "", "1.5", "nan", "inf", "-0", "0x1", "1e0", "\x1b[31m", "a" * 600)
 
 
@@ -103,15 +106,21 @@ def wrong(rng: Rng, words: list[str]) -> list[str]:
         case 1 if before not in WORK:
             return [*words[:at], words[at], *words[at:]]
         case 2 if "train" not in words:
-            return [*words[: at + 1], rng.choice(MORE), *words[at + 1 :]]
+            return [*words[: at + 1], rng.choice(MORE.split()), *words[at + 1 :]]
         case 3 if words[0] in ("spec", "train", "preflight", "prepare", "parity", "sweep"):
             word = override(rng, seeds()[0])
             # More layers, steps or symbols are more work, and no fault.
             if words[0] != "spec" and any(digit in word for digit in "123456789"):
-                word = word.partition("=")[0] + "=" + rng.choice(("-1", "x", "inf", "nan", "[]", "1e400", "9" * 5000, "''"))
+                word = (
+                    word.partition("=")[0]
+                    + "="
+                    + rng.choice(("-1", "x", "inf", "nan", "[]", "1e400", "9" * 5000, "''"))
+                )
             return [*words, "--set", word]
         case 4:
-            return [word + rng.choice(("s", "x", " ", "\n")) if index == at else word for index, word in enumerate(words)]
+            return [
+                word + rng.choice(("s", "x", " ", "\n")) if index == at else word for index, word in enumerate(words)
+            ]
         case _ if at:
             value = rng.choice(SMALL if before in WORK else VALUES)
             return [*words[:at], value, *words[at + 1 :]]

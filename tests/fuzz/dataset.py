@@ -18,8 +18,8 @@ import zstandard
 
 from data import compressed
 from data.datasets import open_split, verify_dataset
-from data.manifest import read_manifest
 from data.loader import Loader
+from data.manifest import read_manifest
 from data.opening import vocabulary_of
 from tests.fuzz.mutate import TEXTS, Rng, change, change_file, change_tensors, damage, misplace, to_json
 from tests.fuzz.worker import GOLDEN, Broken, Reader, command
@@ -35,7 +35,9 @@ def _hash(value: Any) -> str:
 def sign(folder: Path, manifest: Any) -> Any:
     """A manifest with the sizes and hashes of the files that are there."""
     try:
-        entries = [entry for split in manifest["splits"].values() for entry in (*split["shards"], split["document_starts"])]
+        entries = [
+            entry for split in manifest["splits"].values() for entry in (*split["shards"], split["document_starts"])
+        ]
         for entry in [*entries, *([manifest["tokenizer"]] if manifest.get("tokenizer") else [])]:
             content = (folder / entry["file"]).read_bytes()
             entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
@@ -89,17 +91,21 @@ def make_dataset(rng: Rng, folder: Path) -> Reader:
     elif how < 7:
         change_file(rng, data / f"{split}_000000.bin", lambda content: numbers(rng, content, kind, 1024))
         if rng.random() < 0.5:
-            content = bytearray((data / f"{split}_000000.bin").read_bytes())
-            content[8:12] = ((len(content) - 1024) // np.dtype(kind).itemsize).to_bytes(4, "little")
-            (data / f"{split}_000000.bin").write_bytes(content)
+            shard = bytearray((data / f"{split}_000000.bin").read_bytes())
+            shard[8:12] = ((len(shard) - 1024) // np.dtype(kind).itemsize).to_bytes(4, "little")
+            (data / f"{split}_000000.bin").write_bytes(shard)
             if kind == "u1":
-                manifest["splits"][split]["total_bytes"] = len(content) - 1024
+                manifest["splits"][split]["total_bytes"] = len(shard) - 1024
     elif how < 8:
         change_file(rng, data / f"{split}_000000.bin", lambda content: change_header(rng, content))
     elif how < 10 and name == "golden-tokens":
         change_file(rng, data / "tokenizer.model", lambda content: damage(rng, content))
     elif how < 12:
-        change_file(rng, data / f"{split}_sketch.safetensors", lambda content: change_tensors(rng, content) if rng.random() < 0.5 else damage(rng, content))
+        change_file(
+            rng,
+            data / f"{split}_sketch.safetensors",
+            lambda content: change_tensors(rng, content) if rng.random() < 0.5 else damage(rng, content),
+        )
     elif how < 13:
         change_file(rng, next(data.glob("compressors*")), lambda content: to_json(change(rng, json.loads(content))))
     elif how < 15:
@@ -131,7 +137,11 @@ def make_dataset(rng: Rng, folder: Path) -> Reader:
             counted = int(stream.byte_counts(0, stream.num_symbols).sum())
             stream.sample_documents(40, 0).text_bytes()
             stream.sketch()
-            if way == "verify" and not problems and not (len(text) == counted == stream.num_bytes == sum(map(len, documents))):
+            if (
+                way == "verify"
+                and not problems
+                and not (len(text) == counted == stream.num_bytes == sum(map(len, documents)))
+            ):
                 raise Broken(f"verified, but {len(text)} bytes of text, {counted} counted, {stream.num_bytes} said")
         compressed.find_results(hashlib.sha256(text).hexdigest())
 
@@ -146,7 +156,9 @@ def lines(rng: Rng) -> bytes:
         if not isinstance(kept, list):
             kept = [kept]
     end = rng.choice((b"\n", b"\n", b"\r\n", b"\n\n", b"\xe2\x80\xa8"))
-    content = end.join(to_json(line, ensure_ascii=rng.random() < 0.5) for line in kept) + (end if rng.random() < 0.7 else b"")
+    content = end.join(to_json(line, ensure_ascii=rng.random() < 0.5) for line in kept) + (
+        end if rng.random() < 0.7 else b""
+    )
     content = b"\xef\xbb\xbf" + content if rng.random() < 0.1 else content
     return damage(rng, content) if rng.random() < 0.3 else content
 
@@ -159,13 +171,18 @@ def bomb(rng: Rng) -> bytes:
 
 def packed(rng: Rng, content: bytes, how: str) -> bytes:
     """Compressed in one or several streams, with or without padding, and perhaps damaged then."""
-    window = zstandard.ZstdCompressionParameters.from_level(1, window_log=rng.choice((10, 20, 27, 30)), enable_ldm=False)
+    window = zstandard.ZstdCompressionParameters.from_level(
+        1, window_log=rng.choice((10, 20, 27, 30)), enable_ldm=False
+    )
+    zstd = zstandard.ZstdCompressor(level=1)
+    if rng.random() < 0.3:
+        zstd = zstandard.ZstdCompressor(compression_params=window)
     compress: dict[str, Callable[[bytes], bytes]] = {
         "": lambda part: part,
         ".gz": lambda part: gzip.compress(part, 1),
         ".xz": lambda part: lzma.compress(part, preset=0),
-        ".zst": zstandard.ZstdCompressor(level=1).compress if rng.random() < 0.7 else zstandard.ZstdCompressor(compression_params=window).compress,
-    }  # fmt: skip
+        ".zst": zstd.compress,
+    }
     parts, at = [], rng.randrange(len(content) + 1)
     for part in (content[:at], content[at:]) if rng.random() < 0.4 else (content,):
         parts.append(compress[how](part))
@@ -224,7 +241,9 @@ def make_import(rng: Rng, folder: Path) -> Reader:
     old = rng.random() < 0.3
     if old:
         shutil.copytree(GOLDEN / "datasets" / "golden", folder / "datasets" / "golden")
-    side = rng.choice((["--split", "train"], ["--heldout-frac", "0.5"], ["--heldout-frac", rng.choice(("0", "1", "nan", "-1"))]))
+    side = rng.choice(
+        (["--split", "train"], ["--heldout-frac", "0.5"], ["--heldout-frac", rng.choice(("0", "1", "nan", "-1"))])
+    )
     name = "golden" if old else rng.choice(("new", "new", "new", "new", *TEXTS)).replace("\0", "") or "x"
     words = ["data", "import", name, *map(str, given), *side, *(["--replace"] if old else [])]
 
@@ -232,7 +251,9 @@ def make_import(rng: Rng, folder: Path) -> Reader:
         try:
             command(words)
         except Exception:
-            left = sorted(path.name for path in (folder / "datasets").glob("*")) if (folder / "datasets").is_dir() else []
+            left = (
+                sorted(path.name for path in (folder / "datasets").glob("*")) if (folder / "datasets").is_dir() else []
+            )
             if left != ["golden"] * old:
                 raise Broken(f"a failed import leaves {left}") from None
             if old and verify_dataset("golden"):
@@ -242,5 +263,3 @@ def make_import(rng: Rng, folder: Path) -> Reader:
             raise Broken(f"imported, then damaged: {problems}")
 
     return read
-
-

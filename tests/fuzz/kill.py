@@ -2,8 +2,8 @@
 
 A command runs in a child process in a folder of its own. The first run is left alone: it counts the places where files
 are opened to be written, flushed, renamed or removed, and its folder is what every other run must come to. Each kill
-starts from the same folder: the process dies at one of these places (at a flush perhaps with half of the file written) or
-after some time; whatever is there then must be readable; the same command again must succeed, resume from the newest
+starts from the same folder: the process dies at one of these places (at a flush perhaps with half of the file written)
+or after some time; whatever is there then must be readable; the same command again must succeed, resume from the newest
 checkpoint that was on disk, and leave the same files and no others.
 """
 
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,40 +30,45 @@ from typing import Any
 from tests.fuzz.worker import GOLDEN, ROOT
 
 WAIT_S = 300.0
-# Of a run that is trained in the place: five validations at a constant learning rate, four checkpoints.
+# A run with validations enough for a fit and with several checkpoints.
 SETTINGS = "training.steps=8 training.val_every_steps=1 training.checkpoint_every_steps=2 schedule.warmdown_frac=0.1"
-TRAIN = ["train", "bytes.toml", "--engine", "mlx", *(word for item in SETTINGS.split() for word in ("--set", item))]
+TRAIN = "train bytes.toml --engine mlx " + " ".join(f"--set {item}" for item in SETTINGS.split())
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command that writes. `exact` are its outputs that must be the same to the bit; the set of files must always be."""
+    """A command that writes. The files that match `exact` must be the same to the bit; the set of all always must."""
 
-    name: str
-    words: list[str]
+    command: str
     exact: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        return self.command.split()
 
 
 CASES = [
-    Case("train", [*TRAIN, "--run", "new", "--resume"], ("runs/new/artifact.btw", "runs/new/checkpoints/*.safetensors")),
-    Case("resume", [*TRAIN, "--run", "half", "--resume"], ("runs/half/artifact.btw", "runs/half/checkpoints/*.safetensors")),
-    Case("pack", ["pack", "done"], ("runs/done/artifact.btw",)),
-    Case("pack --output", ["pack", "done", "--weights", "best", "--output", "x.btw"], ("x.btw",)),
-    Case("score", ["score", "done", "--engine", "mlx"], ("runs/done/artifact.btw",)),
-    Case("score --output", ["score", "done", "--engine", "numpy", "--max-symbols", "48", "--output", "x.json"]),
-    Case("record", ["record", "done", "--output", "records/r"], ("records/r/submission.json",)),
-    Case("record --replace", ["record", "done", "--output", "records/old", "--replace"], ("records/old/submission.json",)),
-    Case("soup", ["soup", "done", "done", "--engine", "numpy", "--max-symbols", "48", "--output", "x.btw"], ("x.btw",)),
-    Case("fit", ["fit", "done"], ("runs/done/fit.json",)),
-    Case("compare", ["compare", "done", "done", "--output", "x.md"], ("x.md",)),
-    Case("preflight", ["preflight", "bytes.toml", "--engine", "mlx", "--quick", "--force", "parity", "--output", "x.json"]),
-    Case("data build", ["data", "build", "--replace"], ("datasets/builtin/manifest.json",)),
-    Case("data import", ["data", "import", "new", "a.jsonl", "--heldout-frac", "0.5", "--replace"], ("datasets/new/*",)),
-    Case("data import --replace", ["data", "import", "old", "a.jsonl", "--split", "train", "--replace"], ("datasets/old/*",)),
-    Case("tokenizer train", ["tokenizer", "train", "t", "golden", "--vocab-size", "320", "--replace"], ("datasets/tokenizers/*",)),
-    Case("tokenizer encode", ["tokenizer", "encode", "old", "golden", "--tokenizer", "datasets/golden-tokens/tokenizer.model", "--replace"], ("datasets/old/*",)),
-    Case("sweep", ["sweep", "bytes.toml", "--engine", "mlx", "--seeds", "2", "--name", "s"], ("runs/s/*/artifact.btw",)),
-]  # fmt: skip
+    Case(f"{TRAIN} --run new --resume", ("runs/new/artifact.btw", "runs/new/checkpoints/*.safetensors")),
+    Case(f"{TRAIN} --run half --resume", ("runs/half/artifact.btw", "runs/half/checkpoints/*.safetensors")),
+    Case("pack done", ("runs/done/artifact.btw",)),
+    Case("pack done --weights best --output x.btw", ("x.btw",)),
+    Case("score done --engine mlx", ("runs/done/artifact.btw",)),
+    Case("score done --engine numpy --max-symbols 48 --output x.json"),
+    Case("record done --output records/r", ("records/r/submission.json",)),
+    Case("record done --output records/old --replace", ("records/old/submission.json",)),
+    Case("soup done done --engine numpy --max-symbols 48 --output x.btw", ("x.btw",)),
+    Case("fit done", ("runs/done/fit.json",)),
+    Case("compare done done --output x.md", ("x.md",)),
+    Case("preflight bytes.toml --engine mlx --quick --force parity --output x.json"),
+    Case("data build --replace", ("datasets/builtin/manifest.json",)),
+    Case("data import new a.jsonl --heldout-frac 0.5 --replace", ("datasets/new/*",)),
+    Case("data import old a.jsonl --split train --replace", ("datasets/old/*",)),
+    Case("tokenizer train t golden --vocab-size 320 --replace", ("datasets/tokenizers/*",)),
+    Case(
+        "tokenizer encode old golden --tokenizer datasets/golden-tokens/tokenizer.model --replace", ("datasets/old/*",)
+    ),
+    Case("sweep bytes.toml --engine mlx --seeds 2 --name s", ("runs/s/*/artifact.btw",)),
+]
 
 
 class Lost(Exception):
@@ -90,9 +95,16 @@ def run_kills(count: int, seed: int, only: int | None = None, cases: list[Case] 
                 counts[bench.kill(case, plan)] += 1
             except Lost as problem:
                 counts["lost"] += 1
-                print(f"python -m tests.fuzz kill --seed {seed} --only {number}\n    {case.name}, {plan}: {problem}\n", flush=True)
-            counts[f"by {case.name}"] += 1
-    print(", ".join(f"{name.removeprefix('by ')} {number}" for name, number in sorted(counts.items()) if name.startswith("by ")))
+                print(
+                    f"python -m tests.fuzz kill --seed {seed} --only {number}\n    {case.command}, {plan}: {problem}\n",
+                    flush=True,
+                )
+            counts["by " + " ".join(word for word in case.words[:2] if word.isalpha())] += 1
+    print(
+        ", ".join(
+            f"{name.removeprefix('by ')} {number}" for name, number in sorted(counts.items()) if name.startswith("by ")
+        )
+    )
     print(
         f"kill: total {counts['killed'] + counts['ended'] + counts['lost']}, killed {counts['killed']}, ended before "
         f"{counts['ended']}, lost {counts['lost']} ({time.monotonic() - begin_s:.0f} s)"
@@ -127,19 +139,19 @@ class Bench:
         self.scratch, self.folder = scratch, scratch / "in"
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.fuzz.preload"])
-        self._references: dict[str, Reference] = {}
+        self._references: dict[Case, Reference] = {}
         self._prepare()
 
     def reference(self, case: Case) -> Reference:
-        if case.name not in self._references:
+        if case not in self._references:
             self._fresh()
             begin_s = time.monotonic()
             status, told = self._run(case, Plan())
-            assert status == 0, f"{case.name}: {told}"
+            assert status == 0, f"{case.command}: {told}"
             places = int((self.scratch / "places").read_text())
             files = self._files()
-            self._references[case.name] = Reference(range(places), time.monotonic() - begin_s, files, self._exact(case))
-        return self._references[case.name]
+            self._references[case] = Reference(range(places), time.monotonic() - begin_s, files, self._exact(case))
+        return self._references[case]
 
     def kill(self, case: Case, plan: Plan) -> str:
         """`killed`, or `ended` where the command was done before. Raises Lost."""
@@ -170,18 +182,16 @@ class Bench:
         self.folder.mkdir()
         shutil.copytree(GOLDEN / "datasets", self.folder / "datasets")
         shutil.copyfile(GOLDEN / "bytes" / "spec.toml", self.folder / "bytes.toml")
-        lines = [json.dumps({"text": f"number {number}: {hashlib.sha256(bytes([number])).hexdigest()}"}) for number in range(40)]
+        lines = [
+            json.dumps({"text": f"number {number}: {hashlib.sha256(bytes([number])).hexdigest()}"})
+            for number in range(40)
+        ]
         (self.folder / "a.jsonl").write_text("\n".join(lines))
         (self.folder / "records").mkdir()
-        first = [
-            [*TRAIN, "--run", "done"],
-            ["record", "done", "--output", "records/old"],
-            ["data", "import", "old", "a.jsonl", "--split", "train"],
-            ["data", "build"],
-        ]
-        for words in first:
-            status, told = self._run(Case("prepare", words), Plan())
-            assert status == 0, f"{words}: {told}"
+        first = ("record done --output records/old", "data import old a.jsonl --split train", "data build")
+        for command in (f"{TRAIN} --run done", *first):
+            status, told = self._run(Case(command), Plan())
+            assert status == 0, f"{command}: {told}"
         self._halve()
         shutil.move(self.folder, self.scratch / "start")
 
@@ -223,7 +233,9 @@ class Bench:
 
     def _exact(self, case: Case) -> dict[str, str]:
         paths = [path for pattern in case.exact for path in self.folder.glob(pattern)]
-        return {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return {
+            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+        }
 
     def _newest_steps(self) -> dict[Path, int]:
         runs = [path.parent for path in self.folder.glob("runs/**/spec.toml")]
@@ -234,7 +246,6 @@ class Bench:
         """Whatever has its own name, and is not a temporary file, can be read; every checkpoint is whole."""
         from data.datasets import verify_dataset
         from shared.artifact import read_artifact
-        from shared.errors import UserError
         from shared.runs.checkpoints import CheckpointStore
 
         os.environ["BYTETWIN_DATASETS"] = str(self.folder / "datasets")
@@ -244,11 +255,11 @@ class Bench:
                     continue
                 if path.suffix == ".btw":
                     read_artifact(path)
-                elif path.suffix == ".json":
+                if path.suffix == ".json":
                     json.loads(path.read_bytes())
-                elif path.name == "manifest.json" and (problems := verify_dataset(path.parent.name)):
+                if path.name == "manifest.json" and (problems := verify_dataset(path.parent.name)):
                     raise Lost("; ".join(problems))
-                elif path.name == "checkpoints":
+                if path.name == "checkpoints":
                     store = CheckpointStore(path, 9)
                     for step in store.steps():
                         store.load_step(step)
@@ -256,7 +267,7 @@ class Bench:
             if isinstance(error, Lost):
                 raise
             raise Lost(f"{type(error).__name__}: {error}") from None
-        for kept in ("records/old/submission.json", "datasets/old/manifest.json", "datasets/golden/manifest.json", "runs/done/spec.toml"):
+        for kept in ("records/old/submission.json", "datasets/old/manifest.json", "runs/done/spec.toml"):
             hidden = (self.folder / kept).parents[1].glob(f".{Path(kept).parent.name}.*/{Path(kept).name}")
             if not (self.folder / kept).exists() and not any(hidden):
                 raise Lost(f"{kept} is gone")
@@ -274,64 +285,63 @@ def _command(words: list[str], folder: Path, plan: Plan, scratch: Path) -> None:
     if words[:2] == ["data", "build"]:
         _small_library()
     main: Callable[[list[str]], int] = importlib.import_module("shared.cli.main").main
-    places = die_at(folder, plan)
+    places = Places(folder, plan)
+    sys.addaudithook(places.hook)
+    os.fsync = places.flush  # type: ignore[assignment]
     if plan.after_s is not None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Nothing can handle it then.
         signal.setitimer(signal.ITIMER_REAL, max(plan.after_s, 1e-3))
     status = main(words)
     if plan == Plan():
-        (scratch / "places").write_text(str(next(places)))
+        (scratch / "places").write_text(str(places.seen))
     sys.stdout.flush()
     os._exit(status)
 
 
-def die_at(folder: Path, plan: Plan) -> Iterator[int]:
-    """From now on count the changes of files in a folder, and die before one of them."""
-    inside, write_flags = str(folder), os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    names = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
-    seen, opened, dying, fsync = [0], [""], [False], os.fsync
+class Places:
+    """Counts the changes of files in a folder, and ends the process before one of them."""
 
-    def change(flushed: int | None = None) -> None:
-        if dying[0]:
+    WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan, self.seen = str(folder), plan, 0
+        self.opened, self.dying, self.fsync = Path(), False, os.fsync
+
+    def hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.dying or (event != "open" and event not in self.EVENTS) or isinstance(args[0], int):
             return
-        if seen[0] == plan.place:
-            dying[0] = True
+        path = Path.cwd() / os.fsdecode(args[0])
+        if str(path).startswith(self.folder):
+            if event == "open":
+                self.opened = path
+            if event != "open" or args[2] & self.WRITING:
+                self.change()
+
+    def flush(self, descriptor: int) -> None:
+        self.change(descriptor)
+        self.fsync(descriptor)
+
+    def change(self, flushed: int | None = None) -> None:
+        if self.seen == self.plan.place:
+            self.dying = True
             with contextlib.suppress(OSError):
                 # What has its own name is whole by then: only a temporary file may have been cut short.
-                if plan.cut is not None and flushed is not None and "/." in opened[0].removeprefix(inside):
-                    if os.path.samestat(os.fstat(flushed), os.stat(opened[0])):
-                        os.truncate(opened[0], int(plan.cut * os.path.getsize(opened[0])))
+                hidden = "/." in str(self.opened).removeprefix(self.folder)
+                if self.plan.cut is not None and flushed is not None and hidden:
+                    size = self.opened.stat()
+                    if os.path.samestat(os.fstat(flushed), size):
+                        os.truncate(self.opened, int(self.plan.cut * size.st_size))
             os.kill(os.getpid(), signal.SIGKILL)
-        seen[0] += 1
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event != "open" and event not in names or isinstance(args[0], int):
-            return
-        path = os.path.abspath(os.fsdecode(args[0]))
-        if path.startswith(inside):
-            if event == "open":
-                opened[0] = path
-            if event != "open" or args[2] & write_flags:
-                change()
-
-    def flush(descriptor: int) -> None:
-        change(descriptor)
-        fsync(descriptor)
-
-    sys.addaudithook(hook)
-    os.fsync = flush
-
-    def count() -> Iterator[int]:
-        while True:
-            yield seen[0]
-
-    return count()
+        self.seen += 1
 
 
 def _small_library() -> None:
     """The library of Python is two documents: reading all of it takes ten seconds and writes the same way."""
-    builtin = importlib.import_module("data.builtin")
-    builtin.build_corpus = lambda progress: builtin.BuiltinCorpus(["a first text " * 50], ["another text " * 50], "two texts")
+    builtin: Any = importlib.import_module("data.builtin")
+    builtin.build_corpus = lambda progress: builtin.BuiltinCorpus(
+        ["a first text " * 50], ["another text " * 50], "two texts"
+    )
 
 
 def _resumed(run: Path) -> list[int]:

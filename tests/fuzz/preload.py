@@ -1,7 +1,5 @@
 """What the server of the children imports before it forks them."""
 
-import shared.cli.main
-import shared.training.run
 import tests.fuzz.worker  # noqa: F401
 from shared.cli.main import COMMANDS
 from shared.imports import import_by_name

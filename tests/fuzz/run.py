@@ -15,7 +15,16 @@ from tests.fuzz.mutate import Rng, change, change_file, change_tensors, damage, 
 from tests.fuzz.worker import GOLDEN, Reader, command
 
 RUNS = sorted(path.parent for path in GOLDEN.glob("*/spec.toml"))
-FILES = ("metrics.jsonl", "metrics.jsonl", "score.json", "score.json", "environment.json", "spec.toml", "documents.safetensors", "artifact.btw")
+FILES = (
+    "metrics.jsonl",
+    "metrics.jsonl",
+    "score.json",
+    "score.json",
+    "environment.json",
+    "spec.toml",
+    "documents.safetensors",
+    "artifact.btw",
+)
 WAYS = ("read", "read", "report", "compare", "compare", "record", "fit", "train", "score", "audit", "pack", "soup")
 
 
@@ -34,7 +43,9 @@ def change_events(rng: Rng, content: bytes) -> bytes:
         elif how < 0.9:
             rng.shuffle(events)
         else:
-            events.append({"event": rng.choice(("step", "validation", "finished", "x", 3, None)), "step": hostile(rng, 3)})
+            events.append(
+                {"event": rng.choice(("step", "validation", "finished", "x", 3, None)), "step": hostile(rng, 3)}
+            )
     lines = [to_json(event) for event in events]
     return b"\n".join(lines) + (b"\n" if rng.random() < 0.9 else b"")
 
@@ -79,7 +90,16 @@ def make(rng: Rng, folder: Path) -> Reader:
             case "fit":
                 command(["fit", str(run), "--output", "fit.json"])
             case "train":
-                words = ["train", str(golden / "spec.toml"), "--engine", "mlx", "--runs-dir", str(folder), "--run", "run"]
+                words = [
+                    "train",
+                    str(golden / "spec.toml"),
+                    "--engine",
+                    "mlx",
+                    "--runs-dir",
+                    str(folder),
+                    "--run",
+                    "run",
+                ]
                 command([*words, "--resume"])
             case "score":
                 command(["score", str(run), "--engine", "numpy", "--max-symbols", "48", "--output", "out.json"])

@@ -27,7 +27,21 @@ def override(rng: Rng, values: dict[str, Any]) -> str:
     value = hostile(rng)
     text = RAW.get(value, value) if isinstance(value, str) else str(value)
     if rng.random() < 0.3:
-        text = rng.choice((str(rng.choice(NUMBERS)), "inf", "-inf", "nan", "true", "[]", "{}", "'x'", "1e400", "1 # x", "1\n[model]\nx=1"))
+        text = rng.choice(
+            (
+                str(rng.choice(NUMBERS)),
+                "inf",
+                "-inf",
+                "nan",
+                "true",
+                "[]",
+                "{}",
+                "'x'",
+                "1e400",
+                "1 # x",
+                "1\n[model]\nx=1",
+            )
+        )
     word = f"{key}{rng.choice(('=', '=', '=', ' = ', '', '=='))}{text}"
     # What no command line can carry: a NUL, and more than the system passes on.
     return word.replace("\x00", "")[:100_000]
@@ -41,12 +55,23 @@ def make(rng: Rng, folder: Path) -> Reader:
     if 0.6 <= how < 0.7:
         content = damage(rng, content)
     elif 0.7 <= how < 0.72:
-        content = to_text(rng.choice(('x = "@deep@"', 'x = "@deepest@"', 'x = "@huge@"', "\ufeffname = 'x'", "[a" + ".a" * 5000 + "]", "a" + ".a" * 5000 + " = 1")))
+        content = to_text(
+            rng.choice(
+                (
+                    'x = "@deep@"',
+                    'x = "@deepest@"',
+                    'x = "@huge@"',
+                    "\ufeffname = 'x'",
+                    "[a" + ".a" * 5000 + "]",
+                    "a" + ".a" * 5000 + " = 1",
+                )
+            )
+        )
     path.write_bytes(content)
     words = [str(path)]
     if how >= 0.98:
         misplace(rng, path)
-    if 0.72 <= how:
+    if how >= 0.72:
         words = [rng.choice((str(path), "tiny", "smoke", *preset_names()))]
         for _ in range(rng.choice((1, 1, 2))):
             words += ["--set", override(rng, values)]

@@ -51,8 +51,8 @@ class Broken(Exception):
 
 
 def confine(folder: Path) -> None:
-    """From now on this process has the permission to write in a folder only: a hostile output may be a device, or a file
-    of the machine that runs this, perhaps as root. (A library of another language is not seen.)"""
+    """From now on this process may write in a folder only: a hostile output may be a device or a file of the machine
+    that runs this, perhaps as root. What a library in another language does is not seen."""
     inside = f"{folder.resolve()}/"
     write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     # Event of the interpreter: which of its arguments are paths that are changed.
@@ -69,13 +69,18 @@ def confine(folder: Path) -> None:
         for path in paths:
             if isinstance(path, int):
                 continue
-            # The last part is what is changed: if it is a link, the link; an open file is what the link leads to.
-            full = os.path.abspath(os.fsdecode(path))
-            real = os.path.realpath(full) if event == "open" else os.path.join(os.path.realpath(os.path.dirname(full)), os.path.basename(full))
-            if not f"{real}/".startswith(inside) and not (event == "open" and real == os.devnull):
-                if event == "os.mkdir" and os.path.isdir(full):
-                    continue
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), full)
+            # Of a link the name is changed, but what it leads to is opened.
+            where = Path(os.fsdecode(path))
+            real = os.path.realpath(where if event == "open" else where.parent) + (
+                "/" if event == "open" else f"/{where.name}/"
+            )
+            if (
+                real.startswith(inside)
+                or (event, real) == ("open", f"{os.devnull}/")
+                or (event == "os.mkdir" and where.is_dir())
+            ):
+                continue
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(where))
 
     sys.addaudithook(hook)
 
@@ -96,7 +101,9 @@ class Tally:
         return f"total {self.counts.total()}, " + ", ".join(f"{name} {self.counts[name]}" for name in VERDICTS)
 
 
-def run_inputs(kind: str, seed: int, indices: range, keep: Path | None = None, tell: Callable[[Tally], None] = lambda _: None) -> Tally:
+def run_inputs(
+    kind: str, seed: int, indices: range, keep: Path | None = None, tell: Callable[[Tally], None] = lambda _: None
+) -> Tally:
     """What became of these inputs; bad ones are kept in `keep`."""
     # A server that has imported everything and has a single thread forks the children.
     context = multiprocessing.get_context("forkserver")
@@ -125,7 +132,9 @@ def run_inputs(kind: str, seed: int, indices: range, keep: Path | None = None, t
             child.join()
             if at < batch.stop and child.exitcode != 0:
                 slow = hung or child.exitcode == -signal.SIGPROF
-                tally.add(at, "slow" if slow else "crashed", "hangs" if hung else f"the process ended with {child.exitcode}")
+                tally.add(
+                    at, "slow" if slow else "crashed", "hangs" if hung else f"the process ended with {child.exitcode}"
+                )
                 _keep(keep, kind, seed, at, Path(scratch))
                 at += 1
     return tally
@@ -227,7 +236,11 @@ def attempt(read: Reader) -> tuple[str, str]:
 
 def _shortly(error: BaseException) -> str:
     """The last frames of this project and the error, in a few lines."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(str(ROOT)) and "/.venv/" not in f.filename]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename.startswith(str(ROOT)) and "/.venv/" not in f.filename
+    ]
     where = [f"{Path(f.filename).relative_to(ROOT)}:{f.lineno} {f.name}: {f.line}" for f in frames[-3:]]
     return "\n    ".join([*where, f"{type(error).__name__}: {str(error)[:300]}"])
 
