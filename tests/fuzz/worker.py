@@ -34,7 +34,7 @@ KINDS = ("artifact", "checkpoint", "dataset", "spec", "run", "cli")
 VERDICTS = ("refused", "accepted", "crashed", "slow", "large")
 # Seconds of processor time, and bytes of memory beyond what the process had before.
 MAX_CPU_S, MAX_BYTES = 2.0, 500 << 20
-# Seconds without any report, on a machine that may be busy, after which an input is one that hangs.
+# Seconds, on a machine that may be busy, after which an input is one that hangs.
 HANG_S = 20.0
 # Inputs that one child reads: what it keeps of them must not add up to a bomb.
 MAX_INPUTS = 2000
@@ -118,23 +118,16 @@ def run_inputs(
             theirs.close()
             with contextlib.suppress(EOFError):
                 while at < batch.stop:
-                    if not ours.poll(HANG_S):
-                        raise EOFError
                     tally.add(*ours.recv())
                     if tally.failures and tally.failures[-1][0] == at:
                         _keep(keep, kind, seed, at, Path(scratch))
                         ours.send(None)
                     at += 1
                     tell(tally)
-            hung = at < batch.stop and child.is_alive() and not ours.poll(0)
-            if hung:
-                child.kill()
             child.join()
             if at < batch.stop and child.exitcode != 0:
-                slow = hung or child.exitcode == -signal.SIGPROF
-                tally.add(
-                    at, "slow" if slow else "crashed", "hangs" if hung else f"the process ended with {child.exitcode}"
-                )
+                slow = child.exitcode in (-signal.SIGPROF, -signal.SIGALRM)
+                tally.add(at, "slow" if slow else "crashed", f"the process ended with {child.exitcode}")
                 _keep(keep, kind, seed, at, Path(scratch))
                 at += 1
     return tally
@@ -190,8 +183,9 @@ def _work(kind: str, seed: int, indices: range, scratch: Path, reports: Connecti
     warnings.simplefilter("error")
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, resource.RLIM_INFINITY))
-    # Made to die by it: a handler in Python would wait for C code to return.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    # The alarms of an input end the process: a handler in Python would wait for C code to return.
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     make = importlib.import_module(f"tests.fuzz.{kind}").make
     os.environ["COLUMNS"] = "200"
     sys.dont_write_bytecode = True
@@ -218,7 +212,7 @@ def _work(kind: str, seed: int, indices: range, scratch: Path, reports: Connecti
 
 def attempt(read: Reader) -> tuple[str, str]:
     """(verdict, what was seen) of one input."""
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
+    _alarms(MAX_CPU_S, HANG_S)
     try:
         try:
             read()
@@ -231,7 +225,12 @@ def attempt(read: Reader) -> tuple[str, str]:
     except BaseException as error:
         return "crashed", _shortly(error)
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _alarms(0, 0)
+
+
+def _alarms(cpu_s: float, wall_s: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, wall_s)
 
 
 def _shortly(error: BaseException) -> str:
