@@ -3,6 +3,12 @@
 import os
 import sys
 
+from shared.engine.ranks import is_launched, stop_with_parent
+
+if is_launched():
+    # Before torch is imported, which takes seconds in which the launcher may be killed.
+    stop_with_parent()
+
 from cuda_train import distributed
 from shared.cli.main import main
 

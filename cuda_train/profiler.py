@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from cuda_train import device
 from shared.engine.protocol import Engine
 from shared.engine.step_profiler import Cost, costs_by_name
-from shared.files import TEMPORARY_SUFFIX
+from shared.files import replacing
 
 # Longer kernel names are template arguments.
 NAME_LENGTH = 90
@@ -40,12 +39,8 @@ class TorchProfiler:
         watched, self._profile = self._profile, None
         watched.__exit__(None, None, None)
         trace_path = self._trace_path
-        temporary = trace_path.with_name(f".{trace_path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-        try:
+        with replacing(trace_path) as temporary:
             watched.export_chrome_trace(str(temporary))
-            temporary.replace(trace_path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return costs_by_name(self._spent(watched))
 
     def _spent(self, watched: profile) -> dict[str, tuple[int, float]]:

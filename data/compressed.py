@@ -71,6 +71,8 @@ def find_results(text_sha256: str) -> Results:
 
 def _read(path: Path, text_sha256: str) -> Results:
     """The figures in a file; empty if it is missing, damaged or of another text."""
+    if not path.is_file():
+        return {}
     try:
         kept = _Kept.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

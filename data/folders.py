@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from data.manifest import FILE_NAME
+from data.manifest import FILE_NAME, MAX_NAME
 from shared.errors import DataError
 
 ROOT_VARIABLE = "BYTETWIN_DATASETS"
@@ -29,7 +29,9 @@ def datasets_root() -> Path:
 def dataset_folder(name: str) -> Path:
     """The folder of a dataset, existing or not. Raises DataError for a name that is not a plain file name."""
     if not _NAME.fullmatch(name):
-        raise DataError(f"dataset name {name!r}: use letters, digits, '.', '_', '-', first a letter or digit")
+        raise DataError(f"dataset name {name[:100]!r}: use letters, digits, '.', '_', '-', first a letter or digit")
+    if len(name) > MAX_NAME:
+        raise DataError(f"dataset name {name[:40]}...: {len(name)} characters; allowed are {MAX_NAME}")
     if name == TOKENIZERS:
         raise DataError(f"dataset name {name!r}: taken by the folder of tokenizers; choose another")
     return datasets_root() / name

@@ -1,7 +1,9 @@
 """Documents from files: .txt and .md, .jsonl, .parquet, plain or compressed, and folders of them.
 
-Text is taken byte for byte and must be UTF-8. Memory stays bounded by the longest line of a .jsonl
-file or row group of a .parquet file; a .txt or .md file of any size is one document, read twice in pieces.
+Text is taken byte for byte and must be UTF-8; a byte order mark at the start of a file is not text. Memory stays
+bounded whatever a file says: a .txt or .md file of any size is one document, read twice in pieces, one that is a line
+of a .jsonl file or a row of a .parquet file has at most MAX_DOCUMENT_BYTES, and no file may unpack without end.
+What is left out on purpose is counted by its reason.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import codecs
 import gzip
 import importlib
+import itertools
 import json
 import lzma
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,69 +31,101 @@ TEXT_SUFFIXES = (".txt", ".md")
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIX = ".parquet"
 PIECE_BYTES = 1 << 20
-ZSTD_INPUT_BYTES = 1 << 13
-MAX_LINE_BYTES = 1 << 28
+# 4 bytes of zstd can stand for 128 KiB, and what one call unpacks cannot be limited otherwise.
+ZSTD_INPUT_BYTES = 1 << 9
+# The longest header of a frame.
+ZSTD_HEAD_BYTES = 18
+# Parsed JSON takes up to 30 times its size.
+MAX_DOCUMENT_BYTES = 8_000_000
+# zstd and xz keep this much of the text while they unpack; the tools' own defaults need no more.
+MAX_WINDOW_BYTES = 1 << 27
+# What a file may unpack to: this many times its size, and as much besides.
+MAX_RATIO, FREE_BYTES = 1000, 1 << 24
+
+EMPTY, NULL, MARK = "empty documents", "documents whose text is null", "byte order marks at the start of a file"
+OTHER, HIDDEN = "files of other types", "hidden files and folders"
+LINKED, SPECIAL = "links to folders", "links to nothing, pipes, sockets or devices"
 
 Advance = Callable[[int], None]
+# Gives the UTF-8 text of one document in pieces, as often as it is called.
+Document = Callable[[], Iterator[bytes]]
+# How many of what was left out, by the words for it above.
+LeftOut = Counter[str]
+
+_UNPACK = {".xz": "xz -dc", ".zst": "zstd -dc --long=31"}
+_PADDING = "zero bytes behind a stream that are not a multiple of 4"
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document. `chunks()` reads its UTF-8 text in pieces; `is_empty`: it has nothing but white space."""
-
-    is_empty: bool
-    chunks: Callable[[], Iterator[bytes]]
+class _WindowError(Exception):
+    """A compressed file that can only be unpacked with too much memory."""
 
 
-def find_files(paths: list[Path]) -> tuple[list[Path], int]:
-    """(files to import: the paths given, folders walked in sorted order; number of other files left out).
+def find_files(paths: list[Path], left_out: LeftOut) -> list[Path]:
+    """The files to import: the paths given, folders walked in sorted order without following links to folders.
 
-    Raises DataError for a path that is missing or of an unknown type, and for a folder with no file to import.
+    Raises DataError for a path that is missing, of an unknown type or not a regular file, and for a folder with no
+    file to import.
     """
     found: list[Path] = []
-    left_out = 0
     for path in paths:
         if path.is_dir():
-            inside = _files_within(path)
-            usable = sorted(file for file in inside if _kind(file) is not None)
-            if not usable:
-                raise DataError(f"{path}: no file to import in this folder; allowed are {_allowed()}")
-            left_out += len(inside) - len(usable)
-            found += usable
+            inside, passed = _files_within(path)
+            left_out.update(passed)
+            if not inside:
+                others = "".join(f"; {count} {what} in it" for what, count in passed.items())
+                raise DataError(f"{path}: no file to import in this folder{others}; allowed are {_allowed()}")
+            found += sorted(inside)
         elif not path.exists():
             raise DataError(f"{path}: no such file or folder")
+        elif not path.is_file():
+            raise DataError(f"{path}: a pipe, socket or device; it must be a regular file or a folder")
         elif _kind(path) is None:
             raise DataError(f"{path}: unknown file type; allowed are {_allowed()}")
         else:
             found.append(path)
-    return found, left_out
+    return found
 
 
-def read_documents(path: Path, text_field: str = "text", advance: Advance = lambda _: None) -> Iterator[Document]:
-    """Every document of one file, empty ones included; `advance` gets the number of bytes as they are read.
+def read_documents(
+    path: Path, text_field: str = "text", advance: Advance = lambda _: None, left_out: LeftOut | None = None
+) -> Iterator[Document]:
+    """Every document of one file that has text, the others counted in `left_out`; `advance` gets the number of bytes
+    as they are read.
 
     Raises DataError naming the file, and the line where there is one.
     """
+    left_out = LeftOut() if left_out is None else left_out
     kind = _kind(path)
     if kind == PARQUET_SUFFIX:
-        yield from _parquet_documents(path, text_field, advance)
+        yield from _parquet_documents(path, text_field, advance, left_out)
     elif kind in LINE_SUFFIXES:
-        yield from _line_documents(path, text_field, advance)
+        yield from _line_documents(path, text_field, advance, left_out)
     else:
-        yield _file_document(path, advance)
+        yield from _file_document(path, advance, left_out)
 
 
-def _files_within(folder: Path) -> list[Path]:
-    """Every file below a folder, without hidden ones. Raises DataError for a folder that cannot be read."""
+def _files_within(folder: Path) -> tuple[list[Path], LeftOut]:
+    """(every file to import below a folder, what else is there). Raises DataError for an unreadable folder."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot read the folder ({error.strerror or error})")
 
-    found = []
+    found, left_out = [], LeftOut()
     for parent, subfolders, names in os.walk(folder, onerror=refuse):
+        for name in [*names, *subfolders]:
+            path = Path(parent, name)
+            if name.startswith("."):
+                left_out[HIDDEN] += 1
+            elif path.is_dir():
+                left_out[LINKED] += path.is_symlink()
+            elif not path.is_file():
+                left_out[SPECIAL] += 1
+            elif _kind(path) is None:
+                left_out[OTHER] += 1
+            else:
+                found.append(path)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return found
+    return found, +left_out
 
 
 def _kind(path: Path) -> str | None:
@@ -109,22 +144,29 @@ def _allowed() -> str:
     return f"{plain}, each also with {', '.join(COMPRESSIONS)}, and {PARQUET_SUFFIX}"
 
 
-def _parquet_documents(path: Path, text_field: str, advance: Advance) -> Iterator[Document]:
+def _parquet_documents(path: Path, text_field: str, advance: Advance, left_out: LeftOut) -> Iterator[Document]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise DataError(f"{path}: reading .parquet needs pyarrow; install it with the extra: bytetwin[data]") from None
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=PIECE_BYTES, pre_buffer=False) as file:
             columns = file.schema_arrow.names
             if text_field not in columns:
-                raise DataError(f"{path}: no column {text_field!r}; columns: {', '.join(columns)} (see --text-field)")
-            num_rows, row, file_bytes = file.metadata.num_rows, 0, path.stat().st_size
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+                names = ", ".join(columns[:10])
+                raise DataError(f"{path}: no column {text_field!r}; columns: {names} (see --text-field)")
+            num_rows, row, text_bytes, file_bytes = file.metadata.num_rows, 0, 0, path.stat().st_size
+            for batch in file.iter_batches(
+                _batch_rows(path, file, text_field), columns=[text_field], use_threads=False
+            ):
+                text_bytes += batch.nbytes
+                _check_ratio(path, text_bytes, file_bytes)
+                if batch.nbytes > MAX_DOCUMENT_BYTES * len(batch) + PIECE_BYTES:
+                    raise _too_long(f"{path} row {row + 1}" + (f" to {row + len(batch)}" if len(batch) > 1 else ""))
                 advance(file_bytes * (row + len(batch)) // num_rows - file_bytes * row // num_rows)
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    yield _text_document("" if value is None else value, f"{path} row {row}")
+                    yield from _text_document(value, f"{path} row {row}", left_out)
     except UnicodeDecodeError:
         raise DataError(f"{path}: row {row + 1} or one of the next has text that is not UTF-8") from None
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors derive from these.
@@ -134,13 +176,34 @@ def _parquet_documents(path: Path, text_field: str, advance: Advance) -> Iterato
         raise DataError(f"{path}: damaged or unreadable parquet file ({reason})") from None
 
 
-def _line_documents(path: Path, text_field: str, advance: Advance) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path, advance), start=1):
-        if not line.strip():
+def _batch_rows(path: Path, file: Any, text_field: str) -> int:
+    """Rows to read at once so that they stay small, even if a dictionary repeats its longest text in each.
+
+    Raises DataError if the pages of the text unpack without end.
+    """
+    metadata, most = file.metadata, 1
+    for group in range(metadata.num_row_groups):
+        chunks = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+        sizes = [
+            (chunk.total_uncompressed_size, chunk.total_compressed_size)
+            for chunk in chunks
+            if f"{chunk.path_in_schema}.".startswith(f"{text_field}.")
+        ]
+        for unpacked_bytes, packed_bytes in sizes:
+            _check_ratio(path, unpacked_bytes, packed_bytes)
+            most = max(most, unpacked_bytes)
+    return min(1024, max(1, FREE_BYTES // most))
+
+
+def _line_documents(path: Path, text_field: str, advance: Advance, left_out: LeftOut) -> Iterator[Document]:
+    # An integer may have any number of digits; none is used.
+    decode = json.JSONDecoder(parse_int=len).decode
+    for number, line in _lines(path, advance, left_out):
+        if line.isspace():
             continue
         where = f"{path} line {number}"
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 at byte {error.start + 1} of the line") from None
         except (ValueError, RecursionError) as error:
@@ -148,77 +211,134 @@ def _line_documents(path: Path, text_field: str, advance: Advance) -> Iterator[D
         if not isinstance(record, dict):
             raise DataError(f"{where}: a JSON {type(record).__name__}; each line must be an object with a text field")
         if text_field not in record:
-            fields = ", ".join(list(record)[:10])
+            fields = ", ".join(field[:40] for field in list(record)[:10])
             raise DataError(f"{where}: no field {text_field!r}; fields: {fields} (see --text-field)")
-        yield _text_document(record[text_field], where)
+        yield from _text_document(record[text_field], where, left_out)
 
 
-def _text_document(text: object, where: str) -> Document:
-    """A document held in memory. Raises DataError if it is not text that UTF-8 can express."""
+def _text_document(text: object, where: str, left_out: LeftOut) -> Iterator[Document]:
+    """A document held in memory, if it has text. Raises DataError if it is not text that UTF-8 can express."""
+    if text is None:
+        left_out[NULL] += 1
+        return
     if not isinstance(text, str):
-        raise DataError(f"{where}: the text is of type {type(text).__name__}; it must be a string")
+        raise DataError(f"{where}: the text is of type {type(text).__name__}; it must be a string or null")
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: character {error.start + 1} is a lone surrogate, which is not UTF-8") from None
-    return Document(not text.strip(), partial(iter, (data,)))
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise _too_long(where)
+    if not text or text.isspace():
+        left_out[EMPTY] += 1
+    else:
+        yield partial(iter, (data,))
 
 
-def _file_document(path: Path, advance: Advance) -> Document:
-    """A whole file as one document, checked now, read again when it is written."""
+def _file_document(path: Path, advance: Advance, left_out: LeftOut) -> Iterator[Document]:
+    """A whole file as one document, if it has text; checked now, read again when it is written."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     is_empty, line = True, 1
-    for piece in _pieces(path, advance, final=True):
+    for piece in itertools.chain(_pieces(path, advance, left_out), [b""]):
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].count(b"\n")
             raise DataError(f"{path} line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
         line += piece.count(b"\n")
-        is_empty = is_empty and not text.strip()
-    return Document(is_empty, partial(_pieces, path))
+        is_empty = is_empty and (not text or text.isspace())
+    if is_empty:
+        left_out[EMPTY] += 1
+    else:
+        yield partial(_pieces, path)
 
 
-def _lines(path: Path, advance: Advance) -> Iterator[bytes]:
-    """Lines without their end. Raises DataError for one that is too long to be a document."""
+def _lines(path: Path, advance: Advance, left_out: LeftOut) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of every line that has any, without its end. Raises DataError for one that is too long."""
     begun: list[bytes] = []
-    begun_bytes = 0
-    for piece in _pieces(path, advance):
+    begun_bytes, number = 0, 1
+    for piece in _pieces(path, advance, left_out):
         *ended, rest = piece.split(b"\n")
         for line in ended:
-            yield b"".join([*begun, line])
-            begun, begun_bytes = [], 0
-        begun.append(rest)
+            if line or begun:
+                yield number, b"".join([*begun, line])
+                begun, begun_bytes = [], 0
+            number += 1
+        if rest:
+            begun.append(rest)
         begun_bytes += len(rest)
-        if begun_bytes > MAX_LINE_BYTES:
-            raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES} bytes; each line must be one document")
-    yield b"".join(begun)
+        if begun_bytes > MAX_DOCUMENT_BYTES:
+            raise _too_long(f"{path} line {number}")
+    if begun:
+        yield number, b"".join(begun)
 
 
-def _pieces(path: Path, advance: Advance = lambda _: None, *, final: bool = False) -> Iterator[bytes]:
-    """The decompressed contents in pieces, none empty, but with `final` an empty one at the end.
+def _too_long(where: str) -> DataError:
+    return DataError(
+        f"{where}: a document of more than {MAX_DOCUMENT_BYTES:,} bytes in one line or row; cut it, or put it into a "
+        ".txt file of its own"
+    )
+
+
+def _pieces(path: Path, advance: Advance = lambda _: None, left_out: LeftOut | None = None) -> Iterator[bytes]:
+    """The decompressed contents in pieces, none empty, without a byte order mark, which is counted.
 
     Raises DataError for a file that is damaged, truncated or cannot be read.
     """
+    pieces = _unpacked(path, advance)
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= len(codecs.BOM_UTF8):
+            break
+    if head.startswith(codecs.BOM_UTF8):
+        head = head.removeprefix(codecs.BOM_UTF8)
+        if left_out is not None:
+            left_out[MARK] += 1
+    if head:
+        yield head
+    yield from pieces
+
+
+def _unpacked(path: Path, advance: Advance) -> Iterator[bytes]:
+    """The decompressed contents in pieces of at most PIECE_BYTES, none empty. Raises DataError, as `_pieces`."""
+    unpacked_bytes, packing = 0, path.suffix.lower()
     try:
         with path.open("rb") as raw:
-            match path.suffix.lower():
+            match packing:
                 case ".gz":
-                    with gzip.open(raw) as unpacked:
-                        yield from _read_all(unpacked, raw, advance)
+                    pieces = _unpacked_gzip(raw, advance)
                 case ".xz":
-                    with lzma.open(raw) as unpacked:
-                        yield from _read_all(unpacked, raw, advance)
+                    pieces = _unpacked_xz(raw, advance)
                 case ".zst":
-                    yield from _unpacked_zstd(raw, advance)
+                    pieces = _unpacked_zstd(raw, advance)
                 case _:
-                    yield from _read_all(raw, raw, advance)
+                    pieces = _read_all(raw, raw, advance)
+            if packing in COMPRESSIONS and not os.fstat(raw.fileno()).st_size:
+                raise EOFError("it has no bytes")
+            for unpacked in pieces:
+                unpacked_bytes += len(unpacked)
+                _check_ratio(path, unpacked_bytes, raw.tell())
+                for start in range(0, len(unpacked), PIECE_BYTES):
+                    yield unpacked[start : start + PIECE_BYTES]
+    except _WindowError as error:
+        raise DataError(
+            f"{path}: {error} to unpack; allowed are {MAX_WINDOW_BYTES:,}: compress it again, "
+            f"`{_UNPACK[packing]} FILE | {_UNPACK[packing].split()[0]} > NEW`"
+        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: damaged {path.suffix[1:]} file ({error})") from None
+        raise DataError(f"{path}: damaged {packing[1:]} file ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from None
-    if final:
-        yield b""
+
+
+def _check_ratio(path: Path, unpacked_bytes: int, packed_bytes: int) -> None:
+    """Raise DataError for a file that unpacks to far more than a text does."""
+    if unpacked_bytes > MAX_RATIO * packed_bytes + FREE_BYTES:
+        raise DataError(
+            f"{path}: {packed_bytes:,} bytes of it unpack to {unpacked_bytes:,} or more; allowed are {MAX_RATIO:,} "
+            f"times as many and {FREE_BYTES:,}"
+        )
 
 
 def _read_all(file: Any, raw: BinaryIO, advance: Advance) -> Iterator[bytes]:
@@ -230,15 +350,66 @@ def _read_all(file: Any, raw: BinaryIO, advance: Advance) -> Iterator[bytes]:
         yield piece
 
 
+def _unpacked_gzip(raw: BinaryIO, advance: Advance) -> Iterator[bytes]:
+    """Pieces of a gzip file of any number of members."""
+    with gzip.open(raw) as unpacked:
+        yield from _read_all(unpacked, raw, advance)
+
+
+def _unpacked_xz(raw: BinaryIO, advance: Advance) -> Iterator[bytes]:
+    """Pieces of an xz file of any number of streams, with padding of 4 n zero bytes behind any of them.
+
+    `lzma.open` takes a damaged stream behind a good one for padding.
+    """
+    stream, num_streams, padding = None, 0, 0
+    while data := raw.read(PIECE_BYTES):
+        advance(len(data))
+        while data:
+            if stream is None:
+                begin = data.lstrip(b"\0") if num_streams else data
+                padding += len(data) - len(begin)
+                if not begin:
+                    break
+                if padding % 4:
+                    raise EOFError(_PADDING)
+                stream = lzma.LZMADecompressor(memlimit=MAX_WINDOW_BYTES)
+                data, num_streams, padding = begin, num_streams + 1, 0
+            while data or not (stream.eof or stream.needs_input):
+                try:
+                    piece = stream.decompress(data, PIECE_BYTES)
+                except lzma.LZMAError as error:
+                    if "limit" in str(error):
+                        raise _WindowError("it needs too much memory") from None
+                    raise
+                if piece:
+                    yield piece
+                data = b""
+            if stream.eof:
+                data, stream = stream.unused_data, None
+    if stream is not None:
+        raise EOFError("it ends within a stream")
+    if padding % 4:
+        raise EOFError(_PADDING)
+
+
 def _unpacked_zstd(raw: BinaryIO, advance: Advance) -> Iterator[bytes]:
     """Pieces of a zstd file of any number of frames. Small inputs bound what one call can unpack."""
-    decompressor = zstandard.ZstdDecompressor()
-    frame = None
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+    frame, head = None, b""
     while data := raw.read(ZSTD_INPUT_BYTES):
         advance(len(data))
         while data:
-            frame = frame or decompressor.decompressobj()
-            if piece := frame.decompress(data):
+            if frame is None:
+                frame, head = decompressor.decompressobj(), b""
+            head = (head + data)[:ZSTD_HEAD_BYTES] if len(head) < ZSTD_HEAD_BYTES else head
+            try:
+                piece = frame.decompress(data)
+            except zstandard.ZstdError as error:
+                if "too much memory" in str(error):
+                    window_bytes = zstandard.get_frame_parameters(head).window_size
+                    raise _WindowError(f"it needs a window of {window_bytes:,} bytes") from None
+                raise
+            if piece:
                 yield piece
             data = frame.unused_data if frame.eof else b""
             if frame.eof:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import builtin
 from data.folders import dataset_folder
-from data.importers import Document, find_files, read_documents
+from data.importers import Document, LeftOut, find_files, read_documents
 from data.manifest import SPLITS, Manifest, SplitName, read_manifest
 from data.near_copies import heldout_documents, split_builder
 from data.shards import MAX_SHARD_SYMBOLS
@@ -23,15 +24,14 @@ _CHANGED = "the files changed while they were read, so nothing was kept; import 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """The new manifest, and what was left out: empty documents, and files of other types in folders.
+    """The new manifest, and how many of what was left out, by the words of `data.importers` for it.
 
     `near_copies`: documents that nearly repeat another one and were put on its side.
     """
 
     manifest: Manifest
     num_files: int
-    empty_documents: int
-    other_files: int
+    left_out: LeftOut
     near_copies: int
 
 
@@ -60,7 +60,8 @@ def import_dataset(
         raise DataError(f"dataset name {name!r} is taken by the built-in corpus; choose another")
     folder = dataset_folder(name)
     paths = list(paths)
-    files, other_files = find_files(paths)
+    left_out = LeftOut()
+    files = find_files(paths, left_out)
     shared_out = split is None and 0.0 < heldout_frac < 1.0
     total_bytes = sum(file.stat().st_size for file in files) * (2 if shared_out else 1)
     done_bytes = 0
@@ -70,41 +71,40 @@ def import_dataset(
         done_bytes += num_bytes
         progress(done_bytes, total_bytes)
 
-    def documents() -> Iterator[Document]:
-        return itertools.chain.from_iterable(read_documents(file, text_field, advance) for file in files)
+    def documents(left_out: LeftOut) -> Iterator[Document]:
+        return itertools.chain.from_iterable(read_documents(file, text_field, advance, left_out) for file in files)
 
     with DatasetWriter(folder, replace=replace, max_shard_symbols=max_shard_symbols) as writer:
-        held, near_copies = _sides(documents(), heldout_frac) if shared_out else (None, 0)
+        held, near_copies = _sides(documents(LeftOut()), heldout_frac) if shared_out else (None, 0)
         all_on = split or ("heldout" if heldout_frac == 1.0 else "train")
-        empty_documents = _write(writer, documents(), held, all_on)
-        writer.finish("imported from " + ", ".join(path.name for path in paths))
-    return ImportResult(read_manifest(folder), len(files), empty_documents, other_files, near_copies)
+        _write(writer, documents(left_out), held, all_on)
+        writer.finish("imported from " + ", ".join(_shown(path) for path in paths))
+    return ImportResult(read_manifest(folder), len(files), left_out, near_copies)
+
+
+def _shown(path: Path) -> str:
+    """The name of a file as text, also if it is not UTF-8."""
+    return os.fsencode(path.name).decode("utf-8", errors="backslashreplace")
 
 
 def _sides(documents: Iterable[Document], heldout_frac: float) -> tuple[list[bool], int]:
-    """(whether each document with text is held out, the number of near-copies)."""
+    """(whether each document is held out, the number of near-copies)."""
     builder = split_builder()
     for document in documents:
-        if not document.is_empty:
-            for chunk in document.chunks():
-                builder.write(chunk)
-            builder.end_document()
+        for chunk in document():
+            builder.write(chunk)
+        builder.end_document()
     held, near_copies = heldout_documents(builder.finish(), heldout_frac)
     return held.tolist(), near_copies
 
 
-def _write(writer: DatasetWriter, documents: Iterable[Document], held: list[bool] | None, all_on: SplitName) -> int:
-    """Write the documents that have text, each to its side or all to one; returns how many have none."""
-    written = empty_documents = 0
-    for document in documents:
-        if document.is_empty:
-            empty_documents += 1
-            continue
-        if held is not None and written == len(held):
+def _write(writer: DatasetWriter, documents: Iterable[Document], held: list[bool] | None, all_on: SplitName) -> None:
+    """Write the documents, each to its side or all to one."""
+    written = 0
+    for written, document in enumerate(documents, start=1):
+        if held is not None and written > len(held):
             raise DataError(_CHANGED)
-        side: SplitName = all_on if held is None else "heldout" if held[written] else "train"
-        writer.add(side, document.chunks())
-        written += 1
+        side: SplitName = all_on if held is None else "heldout" if held[written - 1] else "train"
+        writer.add(side, document())
     if held is not None and written < len(held):
         raise DataError(_CHANGED)
-    return empty_documents

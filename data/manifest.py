@@ -13,16 +13,20 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import DataError
+from shared.spec.vocabulary import MAX_TOKENS, NUM_SPECIALS
 
 FORMAT: Final = 1
 FILE_NAME = "manifest.json"
 SPLITS = ("train", "heldout")
 BYTES_VOCABULARY = "bytes"
 
-Positive = Annotated[int, Field(gt=0)]
+# Larger than any file; Python neither prints nor compares an integer of thousands of digits in good time.
+Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
+MAX_NAME = 200
+MAX_MANIFEST_BYTES = 1 << 24
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # A plain name: a manifest must not reach outside its folder.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
 SplitName = Literal["train", "heldout"]
 
 
@@ -41,7 +45,7 @@ class FileEntry(_Entry):
 class TokenizerEntry(FileEntry):
     """The tokenizer of a dataset of tokens: its model file, and how many tokens it knows."""
 
-    vocab_size: Positive
+    vocab_size: Annotated[int, Field(gt=NUM_SPECIALS, le=MAX_TOKENS)]
 
 
 class SplitEntry(_Entry):
@@ -98,27 +102,38 @@ def dataset_hash(vocabulary: str, splits: dict[SplitName, SplitEntry]) -> str:
     return _hash({"vocabulary": vocabulary, "splits": {split: entry.sha256 for split, entry in splits.items()}})
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a dataset folder. Raises DataError naming file, field and problem."""
+def read_manifest(folder: Path, name: str = "") -> Manifest:
+    """The checked manifest of a dataset folder, which must be of dataset `name`, by default the folder's name.
+
+    Raises DataError naming file, field and problem.
+    """
     path = folder / FILE_NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: the manifest must be a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise DataError(f"{path}: more than {MAX_MANIFEST_BYTES} bytes; no manifest is that long")
+        manifest = Manifest.model_validate_json(content)
     except FileNotFoundError:
         raise DataError(f"{path}: the dataset has no manifest") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read the manifest ({error.strerror or error})") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the whole file"
-        raise DataError(f"{path}: damaged manifest, {where}: {problem['msg']}") from None
-    if manifest.name != folder.name:
-        raise DataError(f"{path}: the manifest is of dataset {manifest.name!r}, not {folder.name!r}")
+        problem = error.errors(include_input=False)[0]
+        where = ascii(".".join(str(part) for part in problem["loc"]) or "the whole file")[1:-1]
+        raise DataError(f"{path}: damaged manifest, {where[:100]}: {problem['msg'][:200]}") from None
+    if manifest.name != (name or folder.name):
+        raise DataError(f"{path}: the manifest is of dataset {manifest.name!r}, not {name or folder.name!r}")
     expected = dataset_hash(manifest.vocabulary, manifest.splits)
     if manifest.sha256 != expected:
         raise DataError(f"{path}: the dataset hash is {manifest.sha256}, its entries make {expected}: damaged")
     vocabulary = manifest.tokenizer.sha256 if manifest.tokenizer else BYTES_VOCABULARY
     if manifest.vocabulary != vocabulary:
-        raise DataError(f"{path}: the vocabulary is {manifest.vocabulary}, by its tokenizer {vocabulary}: damaged")
+        raise DataError(
+            f"{path}: the vocabulary is {manifest.vocabulary[:64]!r}, by its tokenizer {vocabulary}: damaged"
+        )
     return manifest
 
 

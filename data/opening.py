@@ -17,11 +17,12 @@ from data.builtin import NAME as BUILTIN
 from data.byte_stream import ByteStream, ByteText
 from data.folders import dataset_folder, dataset_names, datasets_root
 from data.manifest import FILE_NAME, SPLITS, FileEntry, Manifest, SplitEntry, read_manifest
-from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard
+from data.shards import BYTES_VERSION, HEADER_BYTES, TOKENS_VERSION, read_header, read_shard, require_regular
 from data.sketch_file import sketch_path, stored_sketch
 from data.stream import JoinedShards, SymbolStream
 from data.token_bytes import load_token_bytes
 from data.token_stream import TokenStream
+from data.writer import remove_leftovers
 from shared.errors import DataError
 from shared.spec import VocabularySpec
 
@@ -29,6 +30,9 @@ from shared.spec import VocabularySpec
 def existing_manifest(name: str) -> Manifest:
     """The manifest of a dataset. Raises DataError."""
     folder = dataset_folder(name)
+    if not folder.is_dir():
+        # One whose replacement was cut short gets its name back.
+        remove_leftovers(datasets_root())
     if not folder.is_dir():
         known = ", ".join(sorted({BUILTIN, *dataset_names()}))
         raise DataError(
@@ -76,6 +80,8 @@ def vocabulary_of(manifest: Manifest) -> VocabularySpec:
 def wrong_file(path: Path, entry: FileEntry) -> str | None:
     """The problem with a file's size or hash, in one line; None if there is none."""
     try:
+        if not path.is_file() and path.exists():
+            return f"{path}: not a regular file"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
@@ -123,14 +129,18 @@ def _token_stream(
 ) -> TokenStream:
     """The stream of a split of tokens, with the byte table of the tokenizer that the dataset carries."""
     assert manifest.tokenizer is not None
-    problem = wrong_file(folder / manifest.tokenizer.file, manifest.tokenizer)
+    path = folder / manifest.tokenizer.file
+    problem = wrong_file(path, manifest.tokenizer)
     if problem:
         raise DataError(problem)
-    tokens = JoinedShards(shards)
+    table = load_token_bytes(path)
+    if table.vocab_size != manifest.tokenizer.vocab_size:
+        raise DataError(f"{path}: {table.vocab_size} tokens; the manifest says {manifest.tokenizer.vocab_size}")
+    tokens = JoinedShards(shards, table.vocab_size)
     return TokenStream(
         tokens,
         _open_document_starts(folder, entry, tokens.length),
-        load_token_bytes(folder / manifest.tokenizer.file),
+        table,
         vocabulary,
         name=f"{manifest.name}/{split}",
         sha256=entry.sha256,
@@ -156,7 +166,7 @@ def _open_document_starts(folder: Path, entry: SplitEntry, num_symbols: int) -> 
     """The symbol at which each document begins, int64 `[num_documents]`, memory-mapped."""
     path = folder / entry.document_starts.file
     try:
-        starts = np.memmap(path, dtype="<i8", mode="r")
+        starts = np.memmap(require_regular(path), dtype="<i8", mode="r")
     except FileNotFoundError:
         raise DataError(f"{path}: the file of document starts is missing") from None
     except (OSError, ValueError) as error:

@@ -49,7 +49,7 @@ class ShardHeader:
 def read_header(path: Path) -> ShardHeader:
     """The checked header of a shard file. Raises DataError naming the file, what is wrong and what is allowed."""
     try:
-        with path.open("rb") as file:
+        with require_regular(path).open("rb") as file:
             head = file.read(HEADER_BYTES)
             file_bytes = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
@@ -73,6 +73,13 @@ def read_header(path: Path) -> ShardHeader:
             f"which makes {expected_bytes}: truncated or damaged"
         )
     return header
+
+
+def require_regular(path: Path) -> Path:
+    """The path. Raises DataError if it is a pipe, a socket or a device: to open one may take forever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: a pipe, socket or device; it must be a regular file")
+    return path
 
 
 def read_shard(path: Path) -> npt.NDArray[Any]:

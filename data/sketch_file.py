@@ -39,6 +39,8 @@ def write_sketch(path: Path, sketch: Sketch, sha256: str) -> None:
 
 def read_sketch(path: Path, sha256: str) -> Sketch | None:
     """The sketch of the split with this hash; None if there is none, or what is there is not one of this text."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="np") as file:
             found = file.metadata() or {}

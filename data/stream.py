@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.sketch import Sketch
+from shared.errors import DataError
 from shared.spec import VocabularySpec
 
 Int32 = npt.NDArray[np.int32]
@@ -74,15 +75,20 @@ class SymbolStream(TrainingText, Protocol):
 
 
 class JoinedShards:
-    """Several arrays of one type (memory-mapped shards) read as one."""
+    """Several arrays of one type (memory-mapped shards) read as one.
 
-    def __init__(self, shards: Sequence[npt.NDArray[Any]]) -> None:
+    With `size` no item may reach it: a model's table of symbols ends there, and not every framework looks.
+    """
+
+    def __init__(self, shards: Sequence[npt.NDArray[Any]], size: int | None = None) -> None:
         self._shards = list(shards)
+        self._size = size
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         self.length = int(self._starts[-1])
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
-        """Items [start, start + count) as `[count]`, gathered across shards."""
+        """Items [start, start + count) as `[count]`, gathered across shards. Raises DataError for one that is too
+        large, naming its shard and position."""
         stop = start + count
         if not 0 <= start <= stop <= self.length:
             raise IndexError(f"items [{start}, {stop}) of {self.length}")
@@ -91,6 +97,13 @@ class JoinedShards:
         while start < stop:
             offset = start - int(self._starts[index])
             piece = self._shards[index][offset : offset + stop - start]
+            if self._size is not None and piece.max() >= self._size:
+                shard = getattr(self._shards[index], "filename", None) or f"part {index} of a sample"
+                found = int(np.argmax(piece >= self._size))
+                raise DataError(
+                    f"{shard}: symbol {piece[found]} at position {offset + found} is outside the vocabulary of "
+                    f"{self._size}; `bytetwin data verify` checks a dataset"
+                )
             pieces.append(piece)
             start += len(piece)
             index += 1

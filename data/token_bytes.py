@@ -109,6 +109,11 @@ def load_processor(path: Path, content: bytes | None = None) -> Any:
         raise DataError(f"{path}: not a SentencePiece model") from None
 
 
+def has_space_piece(processor: Any) -> bool:
+    """Whether a SentencePieceProcessor has a piece for a lone space."""
+    return not processor.is_unknown(processor.piece_to_id(SPACE_MARK))
+
+
 def load_token_bytes(path: Path) -> TokenBytes:
     """The byte table of a SentencePiece `.model` file. Raises DataError if it is not one or cannot be used."""
     table = TokenBytes(load_processor(path))

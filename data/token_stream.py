@@ -74,17 +74,18 @@ class TokenStream:
             last = max(first + 1, int(np.searchsorted(self._starts, begin + _DECODE_TOKENS)))
             stop = int(self._starts[last]) if last < self.num_documents else self.num_symbols
             tokens = self._tokens.read(begin, stop - begin)
-            yield from self._table.decode(np.split(tokens, self._starts[first + 1 : last] - begin))
+            starts = self._starts[first:last]
+            wrong = np.flatnonzero(tokens[starts - begin] != self._table.document_start)
+            if len(wrong):
+                raise DataError(f"{self.name}: document {first + wrong[0]} does not begin with the document start")
+            yield from self._table.decode(np.split(tokens, starts[1:] - begin))
             first = last
 
     def check_accounting(self) -> None:
         """Raise DataError for a token outside the vocabulary, and where table, decoder and manifest disagree."""
         counted = 0
         for start in range(0, self.num_symbols, _DECODE_TOKENS):
-            tokens = self.read(start, min(_DECODE_TOKENS, self.num_symbols - start))
-            if int(tokens.max()) >= self.vocabulary.size:
-                raise DataError(f"{self.name}: token {tokens.max()} of a vocabulary of {self.vocabulary.size}")
-            counted += int(self.byte_counts(start, len(tokens)).sum())
+            counted += int(self.byte_counts(start, min(_DECODE_TOKENS, self.num_symbols - start)).sum())
         decoded = sum(map(len, self.documents()))
         if not counted == decoded == self.num_bytes:
             raise DataError(

@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from data import folders
-from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, load_processor
+from data.shards import require_regular
+from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, has_space_piece, load_processor
 from data.writer import TOKENIZER_FILE
 from shared.errors import DataError
 from shared.spec.vocabulary import DOCUMENT_START, MAX_TOKENS, NUM_SPECIALS
 
 SUFFIX = ".model"
+
+# White space at the ends and in runs, line ends, a character that NFKC replaces, one that nmt drops.
+_CHANGED_BY_OTHERS = ("  a  b ", "a\r\n\tb", "\u2102\ufb01", "a\x07\u200b")
 
 
 class Tokenizer:
@@ -37,14 +41,35 @@ class Tokenizer:
         self.vocab_size = self.table.vocab_size
         self._check(origin)
         self._pieces = [self._piece_text(token) for token in range(self.vocab_size)]
+        self._byte_pieces = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        # It changes no text: `identity` with a piece for every byte.
+        self._is_exact = all(map(self._processor.is_byte, self._byte_pieces)) and all(
+            self._processor.normalize(text) == text.replace(" ", SPACE_MARK) for text in _CHANGED_BY_OTHERS
+        )
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """One document of tokens for each text, uint16 `[T]`, the document start in front."""
-        encoded = self._processor.encode(texts, num_threads=1)
+        if self._is_exact:
+            encoded = [self._encode_exactly(text) for text in texts]
+        else:
+            encoded = self._processor.encode(texts, num_threads=1)
         return [np.array([DOCUMENT_START, *ids], dtype=np.uint16) for ids in encoded]
+
+    def _encode_exactly(self, text: str) -> list[int]:
+        """Tokens of a text, bytes where pieces would lose it: a space at the start, which the byte table does not
+        count, and the character that stands for a space in pieces."""
+        rest = text.removeprefix(" ")
+        first, *others = self._processor.encode(rest.split(SPACE_MARK), num_threads=1)
+        mark = [self._byte_pieces[byte] for byte in SPACE_MARK.encode()]
+        tokens = [*([self._byte_pieces[ord(" ")]] if rest != text else []), *first]
+        for part in others:
+            tokens += [*mark, *part]
+        return tokens
 
     def normalised(self, text: str) -> str:
         """The text as the tokenizer normalises it before cutting it into pieces: the text that its tokens stand for."""
+        if self._is_exact:
+            return text
         normalised: str = self._processor.normalize(text).replace(SPACE_MARK, " ")
         # As in the byte table: the one space that a document may begin with is not counted.
         return normalised.removeprefix(" ")
@@ -82,7 +107,7 @@ class Tokenizer:
             if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
                 raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
         # Without it every space becomes three byte pieces, and the score is a fifth too low (docs/techniques.md 1.2).
-        if processor.is_unknown(processor.piece_to_id(SPACE_MARK)):
+        if not has_space_piece(processor):
             raise DataError(f"{origin}: it has no piece for a lone space; its bytes cannot be counted")
 
 
@@ -105,7 +130,7 @@ def tokenizer_names() -> list[str]:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model file. Raises DataError."""
     try:
-        content = path.read_bytes()
+        content = require_regular(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer ({error.strerror or error})") from None
     return Tokenizer(content, path)
@@ -128,6 +153,8 @@ def tokenizer_by_hash(sha256: str) -> Tokenizer:
     """The tokenizer a model was trained with, from any copy on disk. Raises DataError if there is none."""
     root = folders.datasets_root()
     for path in [*tokenizers_folder().glob(f"*{SUFFIX}"), *root.glob(f"*/{TOKENIZER_FILE}")]:
+        if not path.is_file():
+            continue
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() == sha256:
             return Tokenizer(content, path)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data.byte_stream import ByteStream
 from data.opening import existing_manifest, open_existing
 from data.stream import random_permutation
+from data.token_bytes import SPACE_MARK, has_space_piece, load_processor
 from data.tokenizer import Tokenizer, tokenizer_path, tokenizers_folder
 from shared.errors import DataError
 from shared.files import write_atomically
@@ -72,8 +73,9 @@ def train_tokenizer(
         sentencepiece = importlib.import_module("sentencepiece")
     except ImportError:
         raise DataError("training a tokenizer needs sentencepiece; install the extra: bytetwin[data]") from None
-    model = io.BytesIO()
-    try:
+
+    def trained(**more: Any) -> bytes:
+        model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_passages(dataset, max_bytes, progress),
             model_writer=model,
@@ -81,13 +83,22 @@ def train_tokenizer(
             normalization_rule_name=normalisation,
             remove_extra_whitespaces=normalisation != "identity",
             **SETTINGS,
+            **more,
         )
+        return model.getvalue()
+
+    try:
+        content = trained()
+        # Text without spaces, Chinese or Japanese, gives no piece for one. What is required is stored in the model, so
+        # it is not required of other text, whose tokenizers would have other hashes.
+        if not has_space_piece(load_processor(path, content)):
+            content = trained(required_chars=SPACE_MARK)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].rpartition("] ")[2] or "no reason given"
         raise DataError(
             f"tokenizer {name!r} of {vocab_size} tokens cannot be trained on {dataset!r}: {reason}"
         ) from None
-    tokenizer = Tokenizer(model.getvalue(), path)
+    tokenizer = Tokenizer(content, path)
     tokenizers_folder().mkdir(parents=True, exist_ok=True)
     write_atomically(path, tokenizer.content)
     return tokenizer

@@ -1,6 +1,7 @@
-"""Writing a dataset: in a temporary folder next to its final one, then renamed.
+"""Writing a dataset: in a temporary folder next to its final one, read back, then renamed.
 
-A process that is killed, or a disk that fills up, never leaves a half-written dataset under its name.
+Nothing of an old dataset is touched before the new one is whole: a process that is killed, or a disk that fills up,
+leaves the old one or the new one under its name, and never a half-written one.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from data.manifest import (
     SplitName,
     TokenizerEntry,
     dataset_hash,
+    read_manifest,
 )
 from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardHeader, ShardWriter, sync_and_close
 from data.sketch import SketchBuilder
 from data.sketch_file import sketch_path, write_sketch
 from shared.errors import DataError
-from shared.files import sync_folder
+from shared.files import exchange, sync_folder
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -116,6 +118,7 @@ class DatasetWriter:
                 sha256=dataset_hash(vocabulary, entries),
             )
             _write_synced(self._temporary / FILE_NAME, manifest.to_json().encode())
+            read_manifest(self._temporary, manifest.name)
             sync_folder(self._temporary)
             self._put_in_place()
             sync_folder(self._folder.parent)
@@ -143,11 +146,13 @@ class DatasetWriter:
 
     def _put_in_place(self) -> None:
         if self._replace and self._folder.exists():
+            if exchange(self._temporary, self._folder):
+                return  # What is temporary now is the old one.
             old = self._make_temporary("old")
             self._folder.replace(old)
             try:
                 self._temporary.rename(self._folder)
-            except OSError:
+            except BaseException:
                 old.rename(self._folder)
                 raise
             shutil.rmtree(old, ignore_errors=True)

@@ -1,13 +1,24 @@
-"""Files that are either whole or absent, whatever kills the process that writes them."""
+"""Files that are either whole or absent, whatever kills the process that writes them.
+
+A temporary file lies next to the file that it becomes, under a name nobody can predict. Its writer holds a lock on it,
+so that one without a lock is what a killed process left behind.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import secrets
+import stat
 from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+# Of the name of the file; with what comes around it a name may have 255 bytes.
+_NAME_BYTES = 200
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -18,14 +29,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+        if (written := temporary.stat().st_size) != len(content):
+            raise OSError(errno.EIO, f"only {written} of {len(content)} bytes were written")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Like `write_atomically`, for content that the caller writes: yields a temporary path next to `path`, which is
-    flushed and renamed over `path` at the end of the block."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    flushed and renamed over `path` at the end of the block. What killed writers of `path` left is removed first."""
+    temporary, lock = None, -1
     try:
+        check_regular(path)
+        remove_temporaries(path.parent, path.name)
+        temporary, lock = _make_temporary(path)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -34,8 +50,20 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if there is something at `path` other than a file: a device would be lost, a pipe never ends."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def sync_folder(folder: Path) -> None:
@@ -47,7 +75,50 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left half-written in a folder: of the file `name`, by default of all."""
+    start = f".{_shortened(name)}." if name else "."
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        leftovers = [entry.path for entry in entries if _is_temporary(entry, start)]
+        for leftover in leftovers:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    Path(leftover).unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _is_temporary(entry: os.DirEntry[str], start: str) -> bool:
+    named = entry.name.startswith(start) and entry.name.endswith(TEMPORARY_SUFFIX)
+    return named and entry.is_file(follow_symlinks=False)
+
+
+def _make_temporary(path: Path) -> tuple[Path, int]:
+    """A new, empty, locked file next to `path`, with the descriptor that holds the lock."""
+    while True:
+        temporary = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+        # O_EXCL: never a file that is there already, nor what a link points to.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        # Some network file systems have no locks. There leftovers stay, because nothing tells them from files in use.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between these two calls it looked like a leftover.
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _shortened(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two files or folders of one file system each other's names at once; False where that is not possible."""
+    library, names = CDLL(None), (os.fsencode(one), os.fsencode(other))
+    if hasattr(library, "renamex_np"):  # macOS, with RENAME_SWAP
+        return bool(library.renamex_np(*names, 2) == 0)
+    if hasattr(library, "renameat2"):  # Linux, with AT_FDCWD and RENAME_EXCHANGE
+        return bool(library.renameat2(-100, names[0], -100, names[1], 2) == 0)
+    return False

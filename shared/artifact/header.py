@@ -22,9 +22,6 @@ MAX_RAW_RATIO = 64
 MIN_RAW_LIMIT_BYTES = 64 << 20
 """Payloads may unpack to this much whatever their size, for models that are mostly zeros as at the start."""
 
-MAX_LAYERS = 4096
-"""Most layers of a stack: the manifest of a file that claims more is never made."""
-
 MAX_INTEGER_DIGITS = 18
 """Longest integer in a header, so that sizes made of them stay small numbers."""
 
@@ -145,11 +142,8 @@ def _parse_spec(values: dict[str, Any], num_tensors: int) -> Spec:
         raise ArtifactError(str(error)) from None
     _check_written(migrated(values, complete=True), spec_to_dict(spec))
     for key, layers in (("model", spec.model.num_layers), ("model.decoder", spec.model.decoder.num_layers)):
-        if layers > min(num_tensors, MAX_LAYERS):
-            raise ArtifactError(
-                f"spec {key}.num_layers = {layers}: the header lists {num_tensors} tensors, "
-                f"and at most {MAX_LAYERS} layers are allowed"
-            )
+        if layers > num_tensors:
+            raise ArtifactError(f"spec {key}.num_layers = {layers}: the header lists {num_tensors} tensors")
     return spec
 
 

@@ -9,7 +9,15 @@ from rich.markup import escape
 
 from data.datasets import open_split
 from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console, positive
-from shared.cli.scoring import add_text_arguments, default_engine, make_table, progress_bar, verdict
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+    verdict,
+)
 from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
@@ -31,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_set_argument(parser)
     add_text_arguments(parser)
+    add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(
         "--full", action="store_true", help="also train on uniform random bytes: a score below 8 bits means a leak"
@@ -42,7 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run the checks; status 1 if one fails."""
-    target = load_audited(args.target, args.overrides)
+    target = load_audited(args.target, args.overrides, step=args.step)
+    say_warnings(console(), target)
     engine = args.engine or default_engine()
     if args.full and engine == "numpy":
         raise UserError("--full trains a model, which the numpy oracle cannot: choose --engine mlx or torch")

@@ -109,20 +109,16 @@ def _import(args: argparse.Namespace) -> CommandResult:
         )
     compressors = measure_heldout(args.name)
     described = show_dataset(out, result.manifest)
-    for count, what in (
-        (result.empty_documents, "empty documents left out"),
-        (result.other_files, "files of other types left out"),
-        (result.near_copies, "documents that nearly repeat others are on the same side as these"),
-    ):
-        if count:
-            out.print(f"{count} {what}")
+    for what, count in result.left_out.items():
+        out.print(f"left out: {what}: {count:,}")
+    if result.near_copies:
+        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
     return CommandResult(
         {
             **described,
             "compressors": compressors,
             "files": result.num_files,
-            "empty_documents": result.empty_documents,
-            "other_files": result.other_files,
+            "left_out": dict(result.left_out),
             "near_copies": result.near_copies,
         }
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.cli.command import CommandResult, add_engine_argument
-from shared.cli.scoring import default_engine
+from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.scoring import add_step_argument, default_engine, say_warnings
 from shared.engine.package import create_scorer
 from shared.runs.target import load_trained
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
@@ -24,12 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte; default 0.8")
     parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest bytes up to this probability")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text on the same engine")
+    add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Sample; the text goes to stdout as it comes, or into the document with --json."""
-    target = load_trained(args.target)
+    target = load_trained(args.target, step=args.step)
+    say_warnings(console(), target)
     engine = args.engine or default_engine()
     vocabulary = target.spec.vocabulary
     prompt = args.prompt.encode("utf-8", errors="surrogateescape")

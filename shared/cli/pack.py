@@ -11,10 +11,11 @@ from rich.console import Console
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
 from shared.cli.command import CommandResult, add_output_argument, console, say
-from shared.cli.scoring import make_table
+from shared.cli.scoring import add_step_argument, make_table, say_warnings
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average
+from shared.runs.checkpoints import CheckpointStore
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 from shared.scoring.document import read_score
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="averaged or trained weights of the last checkpoint, or of the one that was best on held-out text, which "
         "makes its score optimistic; default %(default)s",
     )
+    add_step_argument(parser)
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     for override in args.overrides:
         if not override.strip().startswith("artifact."):
             raise UserError(f"--set {override!r}: packing can change keys of the artifact section only")
-    target = load_trained(args.target, args.weights)
+    target = load_trained(args.target, args.weights, args.step)
     if target.run is None:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
@@ -63,6 +65,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
     entropy = _entropy_by_class(path)
     out = console()
+    say_warnings(out, target)
     _print_sizes(out, path, info, entropy)
     verdict = "fits" if budget.fits else "OVER the budget"
     out.print(
@@ -77,6 +80,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     document = {
         "artifact": str(path),
         "weights": target.weights_name,
+        "step": target.step,
         "chosen": target.chosen.model_dump() if target.chosen is not None else None,
         "artifact_bytes": budget.artifact_bytes,
         "code_bytes": budget.code_bytes,
@@ -97,7 +101,9 @@ def _not_the_runs(args: argparse.Namespace, target: Target, spec: Spec) -> str:
         return "packing with other settings than the run's (" + ", ".join(args.overrides) + ")"
     if args.weights == "best" or (args.weights == "trained" and keeps_average(spec.training)):
         return f"packing --weights {args.weights}"
-    return ""
+    assert target.run is not None
+    last = CheckpointStore(target.run.checkpoints_path, spec.training.keep_checkpoints).steps()[-1]
+    return f"packing --step {args.step} where the last is {last}" if args.step not in (None, last) else ""
 
 
 def _say_if_unscored(out: Console, run: RunDirectory, info: ArtifactInfo) -> None:

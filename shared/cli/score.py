@@ -13,7 +13,15 @@ from rich.console import Console
 
 from data.datasets import open_split
 from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console, say
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    check_lines,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+)
 from shared.engine.package import available_engines, create_scorer
 from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
@@ -35,12 +43,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a run: its artifact (default), the averaged or trained weights of its last checkpoint, or the weights "
         "of the one that was best on held-out text, which makes the score optimistic",
     )
+    add_step_argument(parser)
     add_output_argument(parser, "write the score document here, not into the run")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
-    target = load_trained(args.target, args.weights)
+    target = load_trained(args.target, args.weights, args.step)
+    say_warnings(console(), target)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
     scorer = create_scorer(engine, target.spec, target.weights)

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from shared.cli.command import positive
+from shared.cli.command import positive, say
 from shared.engine.package import available_engines
+from shared.runs.target import Target
 from shared.scoring.checks import Check
 from shared.scoring.document import CheckPart
 
@@ -23,6 +24,19 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-symbols", type=positive, metavar="N", help="score a fixed sample of documents of at most N symbols"
     )
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    """--step."""
+    parser.add_argument(
+        "--step", type=positive, metavar="N", help="weights of the checkpoint of step N; default: the last whole one"
+    )
+
+
+def say_warnings(out: Console, target: Target) -> None:
+    """Print which damaged checkpoints of a run were passed over."""
+    for warning in target.warnings:
+        say(out, f"warning: {warning}; --step N chooses", "yellow")
 
 
 def default_engine() -> str:

@@ -13,7 +13,15 @@ from data.stream import SymbolStream
 from shared.artifact import read_artifact, write_artifact
 from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console
 from shared.cli.score import print_score
-from shared.cli.scoring import add_text_arguments, check_lines, default_engine, make_table, progress_bar
+from shared.cli.scoring import (
+    add_step_argument,
+    add_text_arguments,
+    check_lines,
+    default_engine,
+    make_table,
+    progress_bar,
+    say_warnings,
+)
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.checks import Check
@@ -35,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run, add each next-best run if it helps. The last two use text kept out of training (data.selection_frac)",
     )
     parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    add_step_argument(parser)
     add_output_argument(parser, "default %(default)s", Path("soup.btw"))
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
@@ -43,7 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check fails."""
     refuse_run_artifact(args.output, "a soup")
-    members = [load_trained(source, args.weights) for source in args.runs]
+    members = [load_trained(source, args.weights, args.step) for source in args.runs]
+    for member in members:
+        say_warnings(console(), member)
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), console()
     selection = open_selection(spec)

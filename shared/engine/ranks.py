@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +60,21 @@ def own_rank() -> int:
 def is_launched() -> bool:
     """Whether torchrun, mlx.launch or the like started this process."""
     return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def stop_with_parent(poll_s: float = 0.5) -> None:
+    """Send this process SIGTERM, on which it saves and ends, once the process that started it is gone.
+
+    A launcher that is killed cannot end its ranks. Nothing tells a process of that on all systems, so a thread looks.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def killer_in_words(number: int) -> str:

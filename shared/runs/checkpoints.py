@@ -1,8 +1,10 @@
 """Checkpoints: a safetensors file and a JSON file, engine-neutral, complete or absent.
 
 `step-00000040.safetensors` is the result of `Engine.save_state`. `step-00000040.json` says what it
-belongs to and carries its SHA-256. The JSON is renamed into place last, so a checkpoint without one
-does not exist, and one whose checksum differs is damaged.
+belongs to and carries the SHA-256 of the tensors and of itself. The JSON is renamed into place last, so a
+checkpoint without one does not exist, and one whose checksum differs is damaged.
+
+Format 1 had no checksum of the JSON. It is still read, with every value checked as far as that can be done.
 
 Kept are the last few and the best: of those written right after a validation, the one with the fewest bits per byte.
 """
@@ -14,22 +16,31 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load as tensors_from_bytes
 from safetensors.numpy import save_file as write_tensors
 
-from shared.errors import RunError
-from shared.files import remove_temporaries, replacing, write_atomically
+from shared.errors import RunError, SpecError
+from shared.files import check_regular, remove_temporaries, replacing, write_atomically
 from shared.optim import state_shapes
-from shared.spec import Spec
+from shared.parsing import parse_tensors, read_json_object
+from shared.runs.observer import ValidationReport
+from shared.spec import Spec, stored_spec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNSIGNED_VERSION = 1
+# The key of the checksum in the JSON: over all the others.
+SIGNATURE = "json_sha256"
+# In place of the score of a checkpoint whose JSON is damaged: below all others.
+DAMAGED = -math.inf
+_STEP = re.compile(r"step-([0-9]{8,18})")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,10 @@ class CheckpointInfo:
     """The JSON half: where the run stood after `step` steps. `elapsed_s` is training time alone; from `step_s` and
     `slowest_step_s`, the mean and maximum of recent steps, a run by the clock knows whether another one fits.
 
-    The two validations are the events of the last one and of the best one so far.
+    The two validations are the last one and the best one so far.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     step: int
     elapsed_s: float
@@ -46,13 +59,16 @@ class CheckpointInfo:
     spec_id: str
     spec: dict[str, Any]
     loader: dict[str, Any]
-    last_validation: dict[str, Any] | None = None
-    best_validation: dict[str, Any] | None = None
+    last_validation: ValidationReport | None = None
+    best_validation: ValidationReport | None = None
     step_s: float = 0.0
     slowest_step_s: float = 0.0
     format_version: int = FORMAT_VERSION
     state_bytes: int = 0
     state_sha256: str = ""
+
+
+_INFO = TypeAdapter(CheckpointInfo)
 
 
 @dataclass(frozen=True)
@@ -85,14 +101,17 @@ class CheckpointStore:
 
     def tidy(self) -> None:
         """Make the folder; remove what a killed process left in it: temporary files, tensors without their JSON."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RunError(f"{self.folder} exists and is not a directory") from None
         remove_temporaries(self.folder)
         # safetensors writes to a temporary file of its own.
         for path in self.folder.glob(".tmp*"):
-            path.unlink()
+            _unlink(path)
         for path in self.folder.glob("step-*.safetensors"):
-            if not path.with_suffix(".json").exists():
-                path.unlink()
+            if not os.path.lexists(path.with_suffix(".json")):
+                _unlink(path)
 
     def save(self, info: CheckpointInfo, state: Mapping[str, np.ndarray]) -> Path:
         """Write a checkpoint, drop what is neither among the last `keep` nor the best; returns the path of its tensors.
@@ -100,12 +119,12 @@ class CheckpointStore:
         Raises RunError (disk full, no permission); the earlier checkpoints are then untouched.
         """
         path = self._tensors(info.step)
-        recorded = self._read_json(info.step).get("state_sha256")
-        digest = ""
+        recorded, digest = self._recorded_sha256(info.step), ""
         try:
             size, digest = _write_state(path, state)
             complete = {**asdict(info), "state_bytes": size, "state_sha256": digest}
-            write_atomically(path.with_suffix(".json"), json.dumps(complete, indent=1, allow_nan=False).encode())
+            content = json.dumps(signed(complete), indent=1, allow_nan=False).encode()
+            write_atomically(path.with_suffix(".json"), content)
         except OSError as error:
             # An earlier checkpoint of the same step is still whole if its tensors are the ones recorded for it.
             if digest and digest != recorded:
@@ -115,17 +134,17 @@ class CheckpointStore:
             kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
             reason = (error.strerror or str(error)).lower()
             raise RunError(f"cannot write checkpoint {path}: {reason}; {kept}") from None
-        best = self._by_score()[:1]
+        best = [step for step in self._by_score() if self._score(step) != DAMAGED][:1]
         for step in self.steps()[: -self.keep]:
             if step not in best:
-                self._tensors(step).with_suffix(".json").unlink()
-                self._tensors(step).unlink(missing_ok=True)
+                _unlink(self._tensors(step).with_suffix(".json"))
+                _unlink(self._tensors(step))
         return path
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        names = (path.stem.removeprefix("step-") for path in self.folder.glob("step-*.json"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        named = (_STEP.fullmatch(path.stem) for path in self.folder.glob("step-*.json"))
+        return sorted(int(match[1]) for match in named if match)
 
     def latest_path(self) -> Path | None:
         """The newest checkpoint's tensors, None where there is none."""
@@ -139,6 +158,16 @@ class CheckpointStore:
         """
         return self._load_first(reversed(self.steps()))
 
+    def load_step(self, step: int) -> Checkpoint:
+        """The checkpoint of one step. Raises RunError if there is none, or it is damaged."""
+        steps = self.steps()
+        if step not in steps:
+            raise RunError(f"{self.folder}: no checkpoint of step {step}; steps: {_listed(steps)}")
+        try:
+            return Checkpoint(*self._load(step), self._tensors(step))
+        except _Damaged as damage:
+            raise RunError(f"checkpoint {self._tensors(step)} is damaged ({damage})") from None
+
     def load_best(self) -> Checkpoint | None:
         """The checkpoint with the lowest validation score, of equal ones the newest; None where none was validated.
 
@@ -151,8 +180,9 @@ class CheckpointStore:
         """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again."""
         for later in (other for other in self.steps() if other > step):
             for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
-                if path.exists():
-                    path.replace(path.with_name(path.name + ".damaged"))
+                if os.path.lexists(path):
+                    names = (path.with_name(f"{path.name}.damaged{suffix}") for suffix in ("", *range(1, 1_000_000)))
+                    path.replace(next(name for name in names if not os.path.lexists(name)))
 
     def _load_first(self, steps: Iterable[int]) -> Checkpoint | None:
         """The first of these that is whole."""
@@ -165,44 +195,69 @@ class CheckpointStore:
                 continue
             return Checkpoint(info, state, self._tensors(step), warnings)
         if warnings:
-            raise RunError(f"no usable checkpoint: {'; '.join(warnings)}; start again under another --run name")
+            more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
+            raise RunError(f"no usable checkpoint: {warnings[0]}{more}; start again under another --run name")
         return None
 
     def _by_score(self) -> list[int]:
-        """Steps whose checkpoint has a validation score, the best first."""
-        scores = {step: _validation_bpb(step, self._read_json(step)) for step in self.steps()}
+        """Steps whose checkpoint has a validation score, the best first; before them those whose JSON is damaged: one
+        of them may be the best."""
+        scores = {step: self._score(step) for step in self.steps()}
         scored = [step for step, bpb in scores.items() if bpb is not None]
         return sorted(scored, key=lambda step: (scores[step], -step))
 
-    def _read_json(self, step: int) -> dict[str, Any]:
-        """The JSON half as it is; empty where it cannot be read."""
+    def _score(self, step: int) -> float | None:
+        """The score of a checkpoint's own weights, None if the last validation was of earlier ones."""
         try:
-            values = json.loads(self._tensors(step).with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return values if isinstance(values, dict) else {}
+            validation = self._read_info(step).last_validation
+        except _Damaged:
+            return DAMAGED
+        return validation.bpb if validation is not None and validation.step == step else None
 
-    def _load(self, step: int) -> tuple[CheckpointInfo, dict[str, np.ndarray]]:
-        path = self._tensors(step)
+    def _recorded_sha256(self, step: int) -> str:
+        """The SHA-256 of the tensors that the JSON of a step records; empty where there is none."""
         try:
-            values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            content = path.read_bytes()
-        except FileNotFoundError as error:
-            raise _Damaged(f"{Path(error.filename).name} is missing") from None
-        except ValueError:
-            raise _Damaged("its JSON file cannot be read") from None
-        if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-            raise _Damaged(f"its JSON file is not of format {FORMAT_VERSION}")
-        if len(content) != values.get("state_bytes"):
-            raise _Damaged(f"{len(content)} bytes instead of {values.get('state_bytes')}")
-        if hashlib.sha256(content).hexdigest() != values.get("state_sha256"):
-            raise _Damaged("its SHA-256 differs from the recorded one")
+            return self._read_info(step).state_sha256
+        except _Damaged:
+            return ""
+
+    def _read_info(self, step: int) -> CheckpointInfo:
+        """The JSON half. Raises _Damaged."""
+        path = self._tensors(step).with_suffix(".json")
+        values = _read(path, read_json_object)
+        signature, version = values.pop(SIGNATURE, None), values.get("format_version")
+        if version not in (UNSIGNED_VERSION, FORMAT_VERSION):
+            raise _Damaged(f"its JSON file is not of format {UNSIGNED_VERSION} or {FORMAT_VERSION}")
+        if (signature is not None or version == FORMAT_VERSION) and signature != _signature(values):
+            raise _Damaged("the SHA-256 of its JSON file differs from the recorded one")
         try:
-            info, state = CheckpointInfo(**values), tensors_from_bytes(content)
-        except (TypeError, SafetensorError) as error:
+            # Not from the values: there pydantic takes nothing but a CheckpointInfo where it is strict.
+            info = _INFO.validate_json(json.dumps(values))
+            if signature is None:
+                stored_spec(info.spec, origin="its spec")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "content"
+            raise _Damaged(f"its JSON file: {where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None
+        except SpecError as error:
             raise _Damaged(str(error)) from None
         if info.step != step:
             raise _Damaged(f"it says step {info.step}")
+        return info
+
+    def _load(self, step: int) -> tuple[CheckpointInfo, dict[str, np.ndarray]]:
+        info, content = self._read_info(step), _read(self._tensors(step), Path.read_bytes)
+        if len(content) != info.state_bytes:
+            raise _Damaged(f"{len(content)} bytes instead of {info.state_bytes}")
+        if hashlib.sha256(content).hexdigest() != info.state_sha256:
+            raise _Damaged("its SHA-256 differs from the recorded one")
+        try:
+            state = parse_tensors(content)
+        except ValueError as error:
+            raise _Damaged(str(error)) from None
+        for name, value in state.items():
+            if value.dtype != np.float32 or not np.isfinite(value).all():
+                raise _Damaged(f"its tensor {name[:80]!r} must be of finite float32 numbers")
         return info, state
 
     def _tensors(self, step: int) -> Path:
@@ -229,13 +284,39 @@ def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> tuple[int, str]
         return temporary.stat().st_size, digest
 
 
-def _validation_bpb(step: int, values: Mapping[str, Any]) -> float | None:
-    """The score of a checkpoint's own weights, None if the last validation was of earlier ones."""
-    validation = values.get("last_validation")
-    if not isinstance(validation, dict) or validation.get("step") != step:
-        return None
-    bpb = validation.get("bpb")
-    return bpb if isinstance(bpb, float) and math.isfinite(bpb) else None
+def _read(path: Path, read: Callable[[Path], T]) -> T:
+    """What a file of a checkpoint holds. Raises _Damaged if it cannot be read: one file must not end a run."""
+    try:
+        check_regular(path)
+        return read(path)
+    except FileNotFoundError:
+        raise _Damaged(f"{path.name} is missing") from None
+    except OSError as error:
+        raise _Damaged(f"{path.name}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:
+        raise _Damaged(f"its JSON file cannot be read: {error}") from None
+
+
+def signed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a checkpoint's JSON with their checksum."""
+    unsigned = {name: value for name, value in values.items() if name != SIGNATURE}
+    return {**unsigned, SIGNATURE: _signature(unsigned)}
+
+
+def _signature(values: Mapping[str, Any]) -> str:
+    """SHA-256 of values, however they are written down."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file or link; a folder is none of ours."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+
+
+def _listed(steps: list[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, steps[-most:])) or "none"
+    return f"..., {shown}" if len(steps) > most else shown
 
 
 class _Damaged(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from shared.artifact import read_artifact
 from shared.errors import RunError
-from shared.runs.metrics import Event, last_ending, read_events
+from shared.runs.metrics import Event, last_ending, number, read_events
 from shared.runs.run_directory import RunDirectory, train_text
 from shared.scoring.document import ScoreDocument, read_score
 from shared.scoring.documents import DocumentScores, read_document_scores
@@ -126,7 +125,9 @@ def read_finished(run: RunDirectory) -> FinishedRun:
     if not run.score_path.exists():
         raise unfinished
     found = read_run(run)
-    if not found.events("step") or last_ending(found.metrics) is None:
+    steps = found.events("step")
+    whole = steps and all(number(steps[-1], name) is not None for name in ("nats_per_symbol", "elapsed_s"))
+    if not whole or last_ending(found.metrics) is None:
         raise unfinished
     info = read_artifact(run.artifact_path).info
     if info.spec_id != spec_id(found.spec) or not found.score.is_of(info):
@@ -139,11 +140,3 @@ def read_finished(run: RunDirectory) -> FinishedRun:
         run.documents_path, documents=score.documents, num_bytes=score.bytes, nats=score.nats
     )
     return replace(found, documents=documents)
-
-
-def number(values: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of an event, or None."""
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

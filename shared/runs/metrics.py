@@ -6,31 +6,75 @@ Every event has `event`, its name, and `step`, the number of optimizer steps don
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from shared.errors import RunError
-from shared.files import write_atomically
+from shared.files import check_regular, write_atomically
+from shared.parsing import parse_json
+from shared.runs.observer import ValidationReport
 
 Event = dict[str, Any]
 
+_REPORT = TypeAdapter(ValidationReport)
+# What is a finite number wherever an event has it.
+NUMBERS = ("nats_per_symbol", "elapsed_s", "progress_frac", "lr_factor", "bpb")
+
 
 def read_events(path: Path) -> list[Event]:
-    """Read all complete events of a metrics file, in order, without a line that a killed process cut short."""
-    if not path.exists():
+    """Read all complete events of a metrics file, in order, without a line that a killed process cut short or that is
+    no event. Raises RunError if the file cannot be read."""
+    try:
+        check_regular(path)
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     events = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in lines:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(_current(event))
+        if isinstance(event, dict) and _is_whole(event := _current(event)):
+            events.append(event)
     return events
+
+
+def number(values: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of an event, or None."""
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def as_report(event: Event) -> ValidationReport | None:
+    """The report in a `validation` event; None where it lacks something."""
+    try:
+        return _REPORT.validate_json(json.dumps({name: value for name, value in event.items() if name != "event"}))
+    except ValidationError:
+        return None
+
+
+def _is_whole(event: Event) -> bool:
+    """Whether an event is one, and its values have the types that its readers take for granted."""
+    name, step = event.get("event"), event.get("step")
+    if not isinstance(name, str) or type(step) is not int or step < 0:
+        return False
+    if name == "finished":
+        packing, problems = event.get("packing", {}), event.get("problems", [])
+        numbers = isinstance(packing, dict) and all(number(packing, key) is not None for key in packing)
+        return numbers and isinstance(problems, list) and all(isinstance(problem, str) for problem in problems)
+    return all(number(event, key) is not None for key in NUMBERS if key in event)
 
 
 def _current(event: Event) -> Event:
@@ -64,7 +108,9 @@ class MetricsLog:
     def append(self, name: str, step: int, **values: Any) -> None:
         """Write one event in one system call. Raises RunError if the file cannot be written."""
         try:
-            os.write(self._descriptor, _line({"event": name, "step": step, **values}))
+            line = _line({"event": name, "step": step, **values})
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError(errno.EIO, "a line was written in part")
         except OSError as error:
             raise self._cannot_write(error) from None
 

@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError
-from shared.files import write_atomically
+from shared.files import check_regular, remove_temporaries, write_atomically
+from shared.parsing import read_json_object
 from shared.spec import Spec, read_stored_spec, spec_to_toml
 from shared.spec.difference import first_difference, free_in_run
 
+# Types of the values of environment.json that readers take for granted.
+ENVIRONMENT = {"data": dict, "packages": dict, "ranks": int, "earlier_starts": list}
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -63,24 +66,32 @@ class RunDirectory:
     def read_environment(self) -> dict[str, Any]:
         """Read environment.json back. Raises RunError if it is missing or damaged."""
         try:
-            values = json.loads(self.environment_path.read_text(encoding="utf-8"))
+            check_regular(self.environment_path)
+            values = read_json_object(self.environment_path)
         except (OSError, ValueError):
-            values = None
-        if not isinstance(values, dict):
-            raise RunError(f"{self.environment_path}: missing or not a JSON object")
+            raise RunError(f"{self.environment_path}: missing or not a JSON object") from None
+        data = values.get("data", {})
+        parts = {f"data.{role}": part for role, part in data.items()} if isinstance(data, dict) else {}
+        for key, value in {**{key: values[key] for key in ENVIRONMENT if key in values}, **parts}.items():
+            if not isinstance(value, kind := ENVIRONMENT.get(key, dict)):
+                raise RunError(f"{self.environment_path}: {key} must be of type {kind.__name__}")
         return values
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Store what this start of the run was made with; earlier starts are kept under `earlier_starts`."""
         earlier: list[Any] = []
-        if self.environment_path.exists():
+        if os.path.lexists(self.environment_path):
             try:
-                previous = json.loads(self.environment_path.read_text(encoding="utf-8"))
-                earlier = [*previous.pop("earlier_starts", []), previous]
-            except (ValueError, AttributeError):
-                raise RunError(f"{self.environment_path}: not valid JSON; delete it to continue") from None
+                previous = self.read_environment()
+            except RunError as error:
+                raise RunError(f"{error}; delete it to continue") from None
+            earlier = [*previous.pop("earlier_starts", []), previous]
         content = json.dumps({**environment, "earlier_starts": earlier}, indent=1)
         write_atomically(self.environment_path, content.encode() + b"\n")
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written."""
+        remove_temporaries(self.path)
 
     def lock(self) -> None:
         """Claim the directory until `unlock` or the end of the process. Raises RunError if another one has it."""
@@ -122,6 +133,7 @@ def open_run(runs_dir: Path, name: str | None, spec: Spec, engine_name: str, *, 
     else:
         run = _claim_named(runs_dir / name, resume)
     run.lock()
+    run.tidy()
     if run.spec_path.exists():
         check_same_training(run.read_spec(), spec, str(run.path))
     run.write_spec(spec)

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ScalingCurve:
 def read_curve(path: Path) -> ScalingCurve:
     """The curve in a JSON file with the numbers c, a and alpha. Raises UserError naming file and field."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"--fit {path}: cannot be read ({reason})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"--fit {path}: not JSON ({error})") from None
+    except ValueError as error:
+        raise UserError(f"--fit {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--fit {path}: must be an object with the numbers c, a and alpha")
     numbers = {name: _number(path, values, name) for name in ("c", "a", "alpha")}

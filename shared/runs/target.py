@@ -30,7 +30,8 @@ CHOSEN_KEY = "chosen"
 class Target:
     """Float32 weights with their spec. `weights_name` says where they come from: an artifact, a checkpoint (averaged
     or as trained), or a random start. `artifact_bytes` and `artifact_sha256` are None except for an artifact, `run`
-    except for a run, and `chosen` unless held-out text chose the weights."""
+    except for a run, and `chosen` unless held-out text chose the weights. `step` is that of a checkpoint;
+    `warnings` say which damaged ones were passed over for it."""
 
     source: str
     spec: Spec
@@ -40,28 +41,38 @@ class Target:
     run: RunDirectory | None = None
     artifact_sha256: str | None = None
     chosen: ChosenPart | None = None
+    step: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def load_trained(source: str, weights_name: WeightsName | None = None) -> Target:
+def load_trained(source: str, weights_name: WeightsName | None = None, step: int | None = None) -> Target:
     """A run (by name in `runs/` or by path) or an artifact file.
 
     `weights_name` None means the artifact, or for a run without one the average in its last checkpoint; `best` means
-    the average in the checkpoint that was best on held-out text. Raises UserError if there is no such run or file, and
-    RunError or ArtifactError if it is damaged.
+    the average in the checkpoint that was best on held-out text. `step` takes another checkpoint than the last one that
+    is whole. Raises UserError if there is no such run or file, and RunError or ArtifactError if it is damaged.
     """
+    if step is not None and weights_name in ("packed", "best"):
+        raise UserError(
+            f"--step {step} chooses a checkpoint, of averaged or trained weights, not of {weights_name} ones"
+        )
     run = find_run(source)
     if run is not None:
-        return _load_run(source, run, weights_name)
+        return _load_run(source, run, weights_name, step)
     if not Path(source).is_file():
         raise UserError(f"no run named {source!r} in {RUNS}/, and no artifact file at that path")
+    if step is not None:
+        raise UserError(f"{source}: --step {step} chooses a checkpoint of a run, this is an artifact")
     if weights_name not in (None, "packed"):
         raise UserError(f"{source}: an artifact holds packed weights only, not {weights_name} ones")
     return _load_artifact(source, Path(source))
 
 
-def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> Target:
+def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0, step: int | None = None) -> Target:
     """A run, an artifact file, or a spec (preset or .toml) with random weights, because fresh ones hide leaks."""
     if source.endswith(".toml") or source in preset_names():
+        if step is not None:
+            raise UserError(f"{source}: --step {step} chooses a checkpoint of a run, this is a spec")
         spec = bind_tokenizer(load_spec(source, overrides))
         return Target(source, spec, random_weights(spec, seed), "random", None)
     if overrides:
@@ -69,7 +80,7 @@ def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0) -> T
     if find_run(source) is None and not Path(source).exists():
         presets = ", ".join(preset_names())
         raise UserError(f"no run named {source!r} in {RUNS}/, no such artifact file or spec; presets: {presets}")
-    return load_trained(source)
+    return load_trained(source, step=step)
 
 
 def find_run(source: str) -> RunDirectory | None:
@@ -95,34 +106,44 @@ def refuse_run_artifact(path: Path, what: str) -> None:
         raise UserError(f"{path} is the artifact of run {path.parent}: {what} needs --output with another file")
 
 
-def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None) -> Target:
+def _load_run(source: str, run: RunDirectory, weights_name: WeightsName | None, step: int | None) -> Target:
     spec = run.read_spec()
-    if weights_name == "packed" or (weights_name is None and run.artifact_path.exists()):
+    if weights_name == "packed" or (weights_name is None and step is None and run.artifact_path.exists()):
         target = _load_artifact(source, run.artifact_path)
         if spec_id(target.spec) != spec_id(spec):
             raise RunError(f"{run.artifact_path}: made for spec {spec_id(target.spec)}, the run is {spec_id(spec)}")
         return replace(target, run=run)
-    checkpoint = _checkpoint(run, spec, best=weights_name == "best")
+    checkpoint = _checkpoint(run, spec, step, best=weights_name == "best")
     stored = stored_spec(checkpoint.info.spec, origin=str(checkpoint.path))
     if spec_id(stored) != spec_id(spec):
         raise RunError(f"{checkpoint.path}: made for spec {spec_id(stored)}, the run is {spec_id(spec)}")
     trained, state = split_state(stored, checkpoint.state)
+    taken = checkpoint.info.step
+    warnings = tuple(f"{warning}; the weights are those of step {taken}" for warning in checkpoint.warnings)
     if weights_name == "trained":
-        return Target(source, spec, model_weights(stored, trained), "trained", None, run)
-    average = model_weights(stored, averaged_weights(NumpyOps(), stored.training, trained, state))
+        return Target(source, spec, model_weights(stored, trained), "trained", None, run, step=taken, warnings=warnings)
+    # Large numbers of which only the mean is too large.
+    with np.errstate(over="ignore", invalid="ignore"):
+        average = model_weights(stored, averaged_weights(NumpyOps(), stored.training, trained, state))
+    odd = next((name for name, value in average.items() if not np.isfinite(value).all()), None)
+    if odd is not None:
+        raise RunError(f"{checkpoint.path}: the average of {odd} is not finite")
     if weights_name != "best":
-        return Target(source, spec, average, "averaged", None, run)
+        return Target(source, spec, average, "averaged", None, run, step=taken, warnings=warnings)
     validation = checkpoint.info.last_validation
     assert validation is not None
-    chosen = ChosenPart(step=checkpoint.info.step, bpb=validation["bpb"], dataset=spec.data.heldout)
-    return Target(source, spec, average, "best", None, run, chosen=chosen)
+    chosen = ChosenPart(step=taken, bpb=validation.bpb, dataset=spec.data.heldout)
+    return Target(source, spec, average, "best", None, run, chosen=chosen, step=taken, warnings=warnings)
 
 
-def _checkpoint(run: RunDirectory, spec: Spec, *, best: bool) -> Checkpoint:
-    """The last checkpoint, or the one that was best on held-out text. Raises RunError where there is none."""
+def _checkpoint(run: RunDirectory, spec: Spec, step: int | None, *, best: bool) -> Checkpoint:
+    """The last checkpoint, that of a step, or the one that was best on held-out text. Raises RunError where there is
+    none."""
     checkpoint = None
     if run.checkpoints_path.is_dir():
         store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
+        if step is not None:
+            return store.load_step(step)
         checkpoint = store.load_best() if best else store.load_latest()
         if checkpoint is None and store.steps():
             raise RunError(f"{run.path}: none of its checkpoints was validated, so none is known to be the best")

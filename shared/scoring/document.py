@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data.compressors import CompressorResult
 from shared.artifact import ArtifactInfo
 from shared.errors import RunError
-from shared.files import write_atomically
+from shared.files import check_regular, write_atomically
+from shared.parsing import parse_json
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -211,11 +212,12 @@ def write_score(path: Path, document: ScoreDocument) -> None:
 def read_score(path: Path) -> ScoreDocument:
     """Read score.json back. Raises RunError if it cannot be read, or a part is missing or wrong."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        check_regular(path)
+        values = parse_json(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path}: cannot read the score ({(error.strerror or str(error)).lower()})") from None
-    except ValueError:
-        raise RunError(f"{path}: not valid JSON") from None
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from None
     return validated_score(values, str(path))
 
 

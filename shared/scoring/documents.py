@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as tensors_from_bytes
 from safetensors.numpy import save as tensors_to_bytes
 
 from shared.errors import RunError
-from shared.files import write_atomically
+from shared.files import check_regular, write_atomically
+from shared.parsing import parse_tensors
 
 # Both files sum the same float64 numbers in another order.
 SUM_REL = 1e-9
@@ -45,14 +44,16 @@ def read_document_scores(path: Path, *, documents: int, num_bytes: int, nats: fl
 
     Raises RunError if the file is damaged or does not add up to the score.
     """
-    if not path.exists():
-        return None
     try:
-        tensors = tensors_from_bytes(path.read_bytes())
-    except SafetensorError:
+        check_regular(path)
+        tensors = parse_tensors(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
         raise RunError(f"{path}: not a safetensors file") from None
-    if set(tensors) != {"nats", "bytes"} or any(value.ndim != 1 for value in tensors.values()):
-        raise RunError(f"{path}: must hold the vectors nats and bytes")
+    kinds = {name: (value.ndim, value.dtype) for name, value in tensors.items()}
+    if kinds != {"nats": (1, np.float64), "bytes": (1, np.int64)}:
+        raise RunError(f"{path}: must hold the vectors nats, float64, and bytes, int64")
     found, sizes = tensors["nats"], tensors["bytes"]
     same = len(found) == len(sizes) == documents and int(sizes.sum()) == num_bytes
     if not same or not math.isclose(float(found.sum()), nats, rel_tol=SUM_REL):

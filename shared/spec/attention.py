@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.spec.base import AboveZero, Count, Positive, Section, require_all
+from shared.spec.base import AboveZero, Count, Section, Size, SizeOrZero, require_all
 
 OutputGate = Literal["none", "full", "attn_out", "sparse"]
 SmearGate = Literal["none", "v1", "v2"]
@@ -19,7 +19,7 @@ class AttentionSpec(Section):
     v [N, G, C] are the values that a layer's attention reads, y [N, H, C] what it returns per head.
     """
 
-    rope_dims: Count = Field(
+    rope_dims: SizeOrZero = Field(
         description="features of each head that RoPE turns, the first ones; 0 is no positional encoding; "
         "default model.head_dim"
     )
@@ -40,7 +40,7 @@ class AttentionSpec(Section):
         description="last layers with exclusive self attention: y loses its part along the position's own value, "
         "y - (y . u) u with u = v / |v|",
     )
-    value_embed_dim: Count = Field(
+    value_embed_dim: SizeOrZero = Field(
         0,
         description="width E of value embeddings, a table [V, E] of its own; 0 is none. v + s * W e, with e the rows "
         "of the input patch's symbols, one W for all layers and a learned s per layer, 0.1 at first",
@@ -60,7 +60,7 @@ class AttentionSpec(Section):
     gate_scale: AboveZero = Field(
         1.0, description="factor inside the sigmoid of the sparse output gate; below 1 it opens and closes more slowly"
     )
-    gate_dims: Positive = Field(12, description="leading features that a sparse, attn_out or smear gate reads")
+    gate_dims: Size = Field(12, description="leading features that a sparse, attn_out or smear gate reads")
 
 
 def check_attention(attention: AttentionSpec, num_layers: int, model_dim: int, head_dim: int, smear: SmearGate) -> None:

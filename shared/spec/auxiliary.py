@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from shared.spec.base import AboveZero, BelowOne, Fraction, Positive, Rate, Section, require
+from shared.spec.base import AboveZero, BelowOne, Fraction, Positive, Rate, Section, Size, require
 
 
 class MultiSymbolSpec(Section):
@@ -21,7 +21,7 @@ class MultiSymbolSpec(Section):
     patch_size 1 a patch is a symbol: the model's head gives x[t], the first of these heads x[t + 1].
     """
 
-    weights: Annotated[tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], Field(strict=False)] = Field(
+    weights: Annotated[tuple[AboveZero, ...], Field(strict=False)] = Field(
         (), description="weight of the nats at each distance k = 1, 2, ..; empty is off"
     )
     decay_end_frac: Fraction = Field(
@@ -62,10 +62,10 @@ class ChunkPredictionSpec(Section):
 
     weight: Rate = Field(0.0, description="weight of the whole loss, published 0.001 and less; 0 is off")
     chunk_patches: Positive = Field(8, description="patches in a chunk, C")
-    hidden_dim: Positive = Field(256, description="hidden units of the maps to latent and prediction, rows of A1, B1")
-    latent_dim: Positive = Field(256, description="width of a latent, rows of A2 and B2")
+    hidden_dim: Size = Field(256, description="hidden units of the maps to latent and prediction, rows of A1, B1")
+    latent_dim: Size = Field(256, description="width of a latent, rows of A2 and B2")
     regulariser_weight: Rate = Field(0.05, description="weight of SIGReg relative to the squared error")
-    directions: Positive = Field(
+    directions: Size = Field(
         16, description="random unit vectors that SIGReg projects on, drawn again in each step; more cost more"
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import require
+from shared.spec.base import MAX_SIZE, require
 
 MatrixInit = Annotated[
     Literal["uniform", "orthogonal"],
@@ -37,6 +37,7 @@ EmbedRank = Annotated[
     int,
     Field(
         ge=0,
+        le=MAX_SIZE,
         description="rank r of the trunk's table of symbols, E = A B' with A [V, r] and B [D, r], also where it is the "
         "tied head; embed_init is about A, and B starts like a matrix. 0: E is a table of its own",
     ),

@@ -10,6 +10,8 @@ import copy
 import difflib
 import hashlib
 import json
+import re
+import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -20,6 +22,9 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from shared.errors import SpecError
+from shared.files import check_regular
+from shared.parsing import parse_toml
+from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width
 from shared.spec.spec import Spec
@@ -34,6 +39,10 @@ DERIVED_FIELDS = {
     "QatSpec": frozenset({"bits"}),
     "EvaluationSpec": frozenset({"stride_symbols", "batch_symbols"}),
 }
+
+# Characters of a list in a message, which must stay readable.
+MAX_LISTED = 240
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 PRESETS = resources.files("shared.spec") / "presets"
 
@@ -130,7 +139,9 @@ def _read(source: str | Path) -> dict[str, Any]:
     if text.endswith(".toml"):
         path = Path(source)
         try:
-            content, name = path.read_text(encoding="utf-8"), path.stem
+            check_regular(path)
+            # Some editors begin a file with a byte order mark.
+            content, name = path.read_text(encoding="utf-8-sig"), path.stem
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise SpecError(f"{path}: cannot read the spec ({reason})") from None
@@ -138,11 +149,11 @@ def _read(source: str | Path) -> dict[str, Any]:
         if text not in preset_names():
             names = preset_names()
             allowed = f"presets: {', '.join(names)}, or a path to a .toml file"
-            raise SpecError(f"no preset {text!r}{_nearest(text, names)}; {allowed}")
+            raise SpecError(f"no preset {shown(text)}{_nearest(text, names)}; {allowed}")
         content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
     try:
-        values = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+        values = parse_toml(content)
+    except ValueError as error:
         raise SpecError(f"{source}: not valid TOML ({error})") from None
     values.setdefault("name", name)
     return values
@@ -153,18 +164,22 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, raw = override.partition("=")
     path = key.strip().split(".")
     if not separator or not all(path):
-        raise SpecError(f"--set {override!r}: write it as section.key=value")
+        raise SpecError(f"--set {shown(override)}: write it as section.key=value")
     if renamed := new_name(".".join(path)):
-        raise SpecError(f"--set {override!r}: {'.'.join(path)} is called {renamed} now")
+        raise SpecError(f"--set {shown(override)}: {'.'.join(path)} is called {renamed} now")
     try:
-        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+        table = parse_toml(f"value = {raw.strip()}")
+        # A line feed in the text may begin another key.
+        value = table["value"] if len(table) == 1 else raw.strip()
     except tomllib.TOMLDecodeError:
         value = raw.strip()
+    except ValueError as error:
+        raise SpecError(f"--set {shown(override)}: {error}") from None
     target: Any = values
     for part in path[:-1]:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
-            raise SpecError(f"--set {override!r}: {part!r} is a value, not a section")
+            raise SpecError(f"--set {shown(override)}: {shown(part)} is a value, not a section")
     target[path[-1]] = copy.deepcopy(value)
 
 
@@ -173,17 +188,20 @@ def _first_problem(error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     key = ".".join(str(part) for part in problem["loc"])
+    # Of an unknown key a file may have made a name of any length, with anything in it.
+    key = key if PLAIN_KEY.fullmatch(key) else shown(key)
     match problem["type"]:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
             hint = _nearest(str(problem["loc"][-1]), siblings)
-            return f"unknown key {key}{hint or '; allowed here: ' + ', '.join(siblings)}"
+            allowed = textwrap.shorten(", ".join(siblings), MAX_LISTED, placeholder=" ...")
+            return f"unknown key {key}{hint or f'; allowed here: {allowed}'}"
         case "missing":
             return f"{key} is missing: it has no default"
         case "value_error":
             return str(problem["ctx"]["error"])
         case _:
-            return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

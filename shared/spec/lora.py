@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import AboveZero, Count, Section, require
+from shared.spec.base import AboveZero, Section, SizeOrZero, require
 from shared.spec.mixers import MixerKind
 
 LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
@@ -20,7 +20,7 @@ class LoraSpec(Section):
     first step and A from the second. An artifact stores the factors next to W.
     """
 
-    rank: Count = Field(0, description="rank of the adapters; 0 is off")
+    rank: SizeOrZero = Field(0, description="rank of the adapters; 0 is off")
     alpha: AboveZero = Field(16.0, description="the product of the factors is multiplied by alpha / rank")
     targets: Annotated[tuple[LoraTarget, ...], Field(strict=False)] = Field(
         ("q", "v"),

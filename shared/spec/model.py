@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from shared.spec.attention import AttentionSpec, SmearGate, check_attention
-from shared.spec.base import AboveZero, Fraction, Positive, Section, require_all
+from shared.spec.base import AboveZero, Fraction, Layers, Section, Size, Window, require_all
 from shared.spec.depth import LoopSpec, ParallelSpec, check_depth
 from shared.spec.initial import EmbedInit, EmbedRank, MatrixInit, ResidMixInit, check_initial
 from shared.spec.lora import LoraSpec, check_lora
@@ -31,30 +31,30 @@ class DecoderSpec(Section):
         description="how the symbols of a patch are predicted (see the section); default linear with patch_size "
         "1, else autoregressive"
     )
-    dim: Positive = Field(128, description="width of the local transformer, or hidden units of a head")
-    num_layers: Positive = Field(1, description="layers of the local transformer")
-    num_heads: Positive = Field(4, description="attention heads of the local transformer")
-    mlp_dim: Positive = Field(256, description="MLP width of the local transformer")
+    dim: Size = Field(128, description="width of the local transformer, or hidden units of a head")
+    num_layers: Layers = Field(1, description="layers of the local transformer")
+    num_heads: Size = Field(4, description="attention heads of the local transformer")
+    mlp_dim: Size = Field(256, description="MLP width of the local transformer")
     num_experts: Annotated[int, Field(ge=2, le=16)] = Field(3, description="linear maps in the experts decoder, 2-16")
-    context: Positive = Field(1, description="earlier symbols that each local position reads directly")
+    context: Size = Field(1, description="earlier symbols that each local position reads directly")
 
 
 class ModelSpec(Section):
     """Architecture: patch embedding, trunk, decoder (docs/techniques.md 3 to 7)."""
 
-    num_layers: Positive = Field(description="layers of the trunk; time, memory and bytes of the artifact grow with it")
-    model_dim: Positive = Field(description="width D of the trunk; the weights of its matrices grow with the square")
-    num_heads: Positive = Field(description="query heads of an attention layer; a divisor of model_dim")
-    num_kv_heads: Positive = Field(
+    num_layers: Layers = Field(description="layers of the trunk; time, memory and bytes of the artifact grow with it")
+    model_dim: Size = Field(description="width D of the trunk; the weights of its matrices grow with the square")
+    num_heads: Size = Field(description="query heads of an attention layer; a divisor of model_dim")
+    num_kv_heads: Size = Field(
         description="key/value heads, each read by num_heads / num_kv_heads query heads; a divisor of num_heads. "
         "Fewer save weights"
     )
-    head_dim: Positive = Field(description="width C of an attention head, an even number; default model_dim/num_heads")
-    mlp_dim: Positive = Field(description="hidden units of the MLP of a layer; default 3 * model_dim")
-    mlp_dims: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+    head_dim: Size = Field(description="width C of an attention head, an even number; default model_dim/num_heads")
+    mlp_dim: Size = Field(description="hidden units of the MLP of a layer; default 3 * model_dim")
+    mlp_dims: Annotated[tuple[Size, ...], Field(strict=False)] = Field(
         (), description="hidden units of the MLP of each layer, where they differ; empty is mlp_dim everywhere"
     )
-    seq_len: Positive = Field(description="symbols in one training or scoring window")
+    seq_len: Window = Field(description="symbols in one training or scoring window")
     patch_size: Annotated[int, Field(ge=1, le=16)] = Field(
         1,
         description="symbols that the trunk reads at once, so that it runs over seq_len / patch_size positions and "
@@ -90,7 +90,7 @@ class ModelSpec(Section):
     loop: LoopSpec = LoopSpec()
     parallel: ParallelSpec = ParallelSpec()
     mixers: Annotated[tuple[MixerKind, ...], Field(strict=False)] = Field((), description=MIXERS_DESCRIPTION)
-    state_dim: Positive = Field(32, description="width of B and C, and of a mamba2 layer's state per head and feature")
+    state_dim: Size = Field(32, description="width of B and C, and of a mamba2 layer's state per head and feature")
     attention: AttentionSpec
     smear_gate: SmearGate = Field(
         "none",

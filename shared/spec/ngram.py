@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shared.spec.base import Positive, Section, require
+from shared.spec.base import Section, Size, require
 
 MAX_NGRAM = 6
 # Below 2^15, so that a multiplier times a row number fits in 31 bits.
@@ -23,7 +23,7 @@ class NgramSpec(Section):
     rows: Annotated[int, Field(ge=0, le=MAX_ROWS)] = Field(
         0, description="rows of the table of each n; more rows collide less and take bytes; 0 is off"
     )
-    dim: Positive = Field(64, description="columns of the tables, projected to the width of the trunk")
+    dim: Size = Field(64, description="columns of the tables, projected to the width of the trunk")
     longest: Annotated[int, Field(ge=2, le=MAX_NGRAM)] = Field(2, description="symbols of the longest n-grams, 2 to 6")
     multiplier: Annotated[int, Field(ge=1, le=MAX_MULTIPLIER)] = Field(
         1021, description="multiplier of the hash; 256 with 4096 rows is the published one for bytes"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import AboveZero, BelowOne, Count, DType, Fraction, Positive, Rate, Section, require_all
+from shared.spec.base import AboveZero, BelowOne, Count, DType, Fraction, Rate, Section, require_all
 
 NSCoefficients = Literal["quintic", "polar_express"]
 
@@ -35,7 +35,9 @@ class OptimizerSpec(Section):
         "(column, where those are more) and rescaled to its former Frobenius norm",
     )
     normuon_beta2: BelowOne = Field(0.9, description="decay of the running mean of NorMuon")
-    ns_steps: Positive = Field(5, description="Newton-Schulz iterations per update; fewer are faster, less orthogonal")
+    ns_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        5, description="Newton-Schulz iterations per update; fewer are faster, less orthogonal"
+    )
     ns_coefficients: NSCoefficients = Field(
         "quintic",
         description="coefficients of the Newton-Schulz polynomial. quintic: the same three in every iteration; "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import BelowOne, Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
+from shared.spec.base import Batch, BelowOne, Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
 
@@ -28,8 +28,8 @@ class TrainingSpec(Section):
         description="seconds of time_limit_s kept for what must follow the steps within it, such as calibration on "
         "training text",
     )
-    batch_symbols: Positive = Field(description="symbols in one global batch; a multiple of model.seq_len")
-    micro_batch_symbols: Positive = Field(description="most symbols in one forward pass; default batch_symbols")
+    batch_symbols: Batch = Field(description="symbols in one global batch; a multiple of model.seq_len")
+    micro_batch_symbols: Batch = Field(description="most symbols in one forward pass; default batch_symbols")
     memory_limit_bytes: Count = Field(
         0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
     )

@@ -127,13 +127,12 @@ def write_record(
 
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """
+    _recover(folder)
     if folder.exists() and not replace:
         raise RunError(f"{folder} exists; --replace overwrites it, --output names another folder")
     if folder.exists() and not (folder / SUBMISSION_FILE).is_file():
         raise RunError(f"{folder} exists and is not a record (it has no {SUBMISSION_FILE}): it is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(leftover)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -146,6 +145,21 @@ def write_record(
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Put right what a killed process left: a record without its name, between the two renames, gets it back."""
+    start = f".{folder.name}."
+    # Not by a pattern: a name may have brackets.
+    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    leftovers = [path for path in beside if path.name.startswith(start) and path.is_dir() and not path.is_symlink()]
+    for old in (path for path in leftovers if path.suffix == ".old"):
+        if os.path.lexists(folder):
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    for temporary in (path for path in leftovers if path.suffix == ".tmp"):
+        shutil.rmtree(temporary)
 
 
 def _fill(folder: Path, results: Sequence[FinishedRun], readme: str, document: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
@@ -12,6 +11,7 @@ from typing import Any
 
 from shared.errors import RunError
 from shared.model import parameter_counts
+from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
 from shared.spec import Spec
@@ -159,11 +159,11 @@ def _preflight(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError):
         values = None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: not a JSON object")
+    if not isinstance(values, dict) or not all(isinstance(values.get(key, []), list) for key in ("forced", "risks")):
+        raise RunError(f"{path}: not the document of a preflight")
     return values
 
 

@@ -135,7 +135,9 @@ def run_points(run: RunDirectory) -> list[Point]:
     batch_symbols = run.read_spec().training.batch_symbols
     events = read_events(run.metrics_path)
     steps = sorted((event for event in events if event["event"] == "step"), key=lambda event: event["step"])
-    scores = {event["step"]: float(event["bpb"]) for event in events if event["event"] == "validation"}
+    scores = {
+        event["step"]: float(event["bpb"]) for event in events if event["event"] == "validation" and "bpb" in event
+    }
     return [
         Point(str(run.path), step, step * batch_symbols, bpb)
         for step, bpb in sorted(scores.items())
@@ -165,4 +167,4 @@ def _at_full_rate(steps: Sequence[Event], step: int) -> bool:
     fall once, so everything between had it too."""
     before = [event for event in steps if event["step"] <= step]
     after = [event for event in steps if event["step"] >= step]
-    return bool(before) and bool(after) and before[-1]["lr_factor"] == 1.0 and after[0]["lr_factor"] == 1.0
+    return bool(before) and bool(after) and before[-1].get("lr_factor") == after[0].get("lr_factor") == 1.0

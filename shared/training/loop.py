@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from shared.model.stages import training_stages
 from shared.runs.checkpoint_writer import CheckpointWriter
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.runs.metrics import MetricsLog
-from shared.runs.observer import Observer, ValidationReport
+from shared.runs.observer import Observer
 from shared.spec import Spec, spec_id, spec_to_dict
 from shared.tolerances import FIRST_LOSS_REL
 from shared.training.deadline import Deadline
@@ -252,8 +252,8 @@ class TrainingLoop:
             spec_id=spec_id(self.spec),
             spec=spec_to_dict(self.spec),
             loader=self.loader.state(position.step),
-            last_validation=_plain(position.last_validation),
-            best_validation=_plain(position.best_validation),
+            last_validation=position.last_validation,
+            best_validation=position.best_validation,
             step_s=position.step_s,
             slowest_step_s=position.slowest_step_s,
         )
@@ -296,7 +296,3 @@ class TrainingLoop:
             checkpoint=self.store.latest_path(),
             message=message,
         )
-
-
-def _plain(report: ValidationReport | None) -> dict[str, Any] | None:
-    return asdict(report) if report else None

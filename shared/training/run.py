@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from data.tokenizer import tokenizer_by_hash
 from shared.engine.leader import check_divisible, follow, leading
@@ -19,8 +19,8 @@ from shared.optim import progress_frac
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.environment import describe_environment
 from shared.runs.finished_run import FinishedRun
-from shared.runs.metrics import MetricsLog
-from shared.runs.observer import Observer, RunStart, ValidationReport
+from shared.runs.metrics import MetricsLog, as_report
+from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
@@ -81,10 +81,7 @@ def train_run(
 
 def earlier_result(run: FinishedRun) -> RunResult:
     """The result that `train_run` returned when this run was finished."""
-    validations = [
-        ValidationReport(**{name: value for name, value in event.items() if name != "event"})
-        for event in run.by_step("validation")
-    ]
+    validations = [report for event in run.by_step("validation") if (report := as_report(event))]
     outcome = Outcome(
         status="finished",
         step=run.steps,
@@ -197,8 +194,8 @@ def start_or_resume(
     position = Position(
         step=info.step,
         elapsed_s=info.elapsed_s,
-        last_validation=_validation(info.last_validation),
-        best_validation=_validation(info.best_validation),
+        last_validation=info.last_validation,
+        best_validation=info.best_validation,
         step_s=info.step_s,
         slowest_step_s=info.slowest_step_s,
     )
@@ -206,16 +203,12 @@ def start_or_resume(
     return position
 
 
-def _validation(values: dict[str, Any] | None) -> ValidationReport | None:
-    return ValidationReport(**values) if values is not None else None
-
-
 def _run_start(opened: OpenRun, position: Position) -> RunStart:
     spec, sources = opened.spec, opened.sources
     history = [
         (event["progress_frac"], bits_per_byte(event["nats_per_symbol"], sources.bytes_per_symbol))
         for event in opened.metrics.kept
-        if event["event"] == "step"
+        if event["event"] == "step" and {"progress_frac", "nats_per_symbol"} <= event.keys()
     ]
     return RunStart(
         run_path=opened.run.path,

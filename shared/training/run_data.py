@@ -14,6 +14,7 @@ from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
 from shared.spec import Spec
 from shared.training.sources import open_training_text
+from shared.views.report import write_report
 
 NAME = "run_data"
 
@@ -48,7 +49,8 @@ def overlap_with_training(spec: Spec, heldout: SymbolStream) -> Check:
 
 
 def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
-    """Read a run that has been trained, packed and scored with exactly this spec; None for any other.
+    """Read a run that has been trained, packed and scored with exactly this spec; None for any other. What a kill after
+    that left out or left behind is put right.
 
     Raises RunError if the text that the spec names has changed since.
     """
@@ -58,16 +60,35 @@ def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
         found = read_finished(run)
     except (RunError, ArtifactError):
         return None
+    if "packing" not in found.ending:
+        return None
     try:
         now = open_training_text(spec).sha256
     except DataError:
         # Without the text no run can be trained on anything else under this name.
-        return found
+        return _put_right(found)
     if now != found.train_text:
         raise RunError(
             f"{run.path} was trained on {spec.data.train} when its sha256 was {found.train_text[:16]}, now it is "
             f"{now[:16]}: train under another name, or remove {run.path} to train it again"
         )
+    return _put_right(found)
+
+
+def _put_right(found: FinishedRun) -> FinishedRun:
+    """Write the report of a finished run again unless it is newer than all it shows; remove temporary files."""
+    run = found.directory
+    try:
+        run.lock()
+    except RunError:
+        return found  # A process is at work in it.
+    try:
+        run.tidy()
+        shows = max(path.stat().st_mtime_ns for path in (run.score_path, run.metrics_path))
+        if not run.report_path.is_file() or run.report_path.stat().st_mtime_ns < shows:
+            write_report(run)
+    finally:
+        run.unlock()
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.runs.finished_run import FinishedRun, number
-from shared.runs.metrics import Event
+from shared.runs.finished_run import FinishedRun
+from shared.runs.metrics import Event, number
 from shared.units import bits_per_byte, format_bytes, format_count, format_duration
 from shared.views.report.markup import Child, Element, element, facts, section
 from shared.views.report.svg_chart import Format, Point, Series, line_chart

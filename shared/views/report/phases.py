@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shared.runs.finished_run import FinishedRun, number
-from shared.runs.metrics import Event
+from shared.runs.finished_run import FinishedRun
+from shared.runs.metrics import Event, number
 from shared.units import format_duration
 from shared.views.report.markup import Child, Element, section, table
 

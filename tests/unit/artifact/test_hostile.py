@@ -182,7 +182,12 @@ LIES: list[tuple[dict[str, Any], str]] = [
     (_lie(["spec", "model", "lora", "alpha"], 16), "spec in the header: model.lora.alpha is 16, must be 16.0"),
     (_other_spec(mlp_dim=64), "mlp.up_proj.weight.: shape"),
     (_other_spec(num_layers=4), r"row \d+ \(layers.3"),
-    (_other_spec(num_layers=10**9), "num_layers = 1000000000: the header lists 47 tensors"),
+    (_other_spec(num_layers=1000), "num_layers = 1000: the header lists 47 tensors"),
+    (
+        _lie(["spec", "model", "num_layers"], 10**9),
+        "num_layers = 1000000000: input should be less than or equal to 4096",
+    ),
+    (_lie(["spec", "model", "seq_len"], 2**34), "seq_len = 17179869184: input should be less than or equal to 1048576"),
     (_lie(["spec", "artifact", "matrix", "bits"], 8), "bits is 6, the spec implies 8"),
     (_lie(["tensors", 0], 3), "must be an object"),
     (_lie(["tensors", 0], {"name": "x"}), "keys are"),
@@ -237,7 +242,9 @@ def test_a_consistent_file_that_claims_terabytes_is_refused_before_anything_is_a
 
 @pytest.mark.parametrize("dim", [10**9, 10**15])
 def test_widths_beyond_reason_are_refused(dim: int):
-    assert_refused(forge(_other_spec(model_dim=dim, head_dim=2)), "the spec implies")
+    at_most = "input should be less than or equal to 1048576"
+    assert_refused(forge(_other_spec(model_dim=2**18, head_dim=2)), "the spec implies")
+    assert_refused(forge(_lie(["spec", "model", "model_dim"], dim)), f"model_dim = {dim}: {at_most}")
 
 
 BOMB = brotli.compress(bytes(256 << 20), quality=1)

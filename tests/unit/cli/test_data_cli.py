@@ -44,8 +44,8 @@ def test_import_list_verify(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
     splits = document["splits"]
     assert splits["train"]["documents"] + splits["heldout"]["documents"] == 50
     assert splits["heldout"]["documents"] > 0
-    assert document["empty_documents"] == 1
-    assert "1 empty documents left out" in capsys.readouterr().err
+    assert document["left_out"] == {"empty documents": 1}
+    assert "left out: empty documents: 1" in capsys.readouterr().err
     listed: dict[str, Any] = {entry["name"]: entry for entry in run("list").document["datasets"]}
     assert listed["toy"]["sha256"] == document["sha256"]
     assert "not built yet" in listed["builtin"]["source"]

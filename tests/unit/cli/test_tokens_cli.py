@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data.datasets import load_manifest, verify_dataset
+from data.datasets import load_manifest, open_split, verify_dataset, vocabulary_of
 from data.folders import datasets_root
 from data.importing import import_dataset
+from data.manifest import SplitEntry, dataset_hash
 from data.shards import HEADER_BYTES
 from data.tokenizer import find_tokenizer
 from shared.engine.package import available_engines
 from shared.spec import load_spec, spec_to_toml, with_overrides
 from tests.command_line import CommandLine
+from tests.datasets import documents_of
 from tests.token_text import documents, token_spec
 
 SPEC = spec_to_toml(
@@ -62,7 +68,12 @@ def test_a_dataset_of_tokens_says_what_it_holds(cli: CommandLine) -> None:
 
 def test_identity_keeps_every_byte(cli: CommandLine) -> None:
     cli.document("tokenizer", "train", "same", "toy", "--vocab-size", "330", "--normalisation", "identity")
-    result = cli.document("tokenizer", "encode", "same-tokens", "toy", "--tokenizer", "same")
+    texts = [" a space", "\u2581 its mark \u2581", "  ", "\u2581", "\u2102\ufb01\r\n\t \0 <s>"]
+    Path("more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    import_dataset("more", [Path("more.jsonl"), Path("text.jsonl")], split="train")
+    result = cli.document("tokenizer", "encode", "same-tokens", "more", "--tokenizer", "same")
+    stored = list(open_split("same-tokens", "train", vocabulary_of(load_manifest("same-tokens"))).documents())
+    assert stored == documents_of("more", "train")
     assert result["changed_documents"] == 0 and result["text_bytes"] == result["source_bytes"]
 
 
@@ -82,6 +93,61 @@ def test_train_pack_score_and_generate(engine: str, cli: CommandLine) -> None:
     assert 0 < len(told["text"].encode()) <= 40
     again = cli.document("train", "spec.toml", "--engine", engine, "--run", "run", "--resume")
     assert again["status"] == "finished"
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_symbol_outside_the_vocabulary_names_its_shard_and_position(engine: str, cli: CommandLine) -> None:
+    cli.document("train", "spec.toml", "--engine", engine, "--run", "good", "--no-finish")
+    bad = dataset_with(datasets_root() / "toy-tokens", "bad", 330)
+    for split, words in (
+        ("train", ("train", "spec.toml", "--engine", engine, "--run", "new", "--set", "data.train=bad")),
+        ("heldout", ("score", "good", "--engine", engine, "--data", "bad")),
+        ("heldout", ("audit", "good", "--engine", engine, "--data", "bad")),
+    ):
+        done = cli(*words)
+        *_, message = done.err.splitlines()
+        assert done.status == 2 and message.startswith("bytetwin: "), done
+        expected = rf"{bad / split}_000000.bin: symbol 330 at position \d*[27]5 is outside the vocabulary of 330"
+        assert re.search(expected, message), message
+    assert "symbol 330 at position 25" in verify_dataset("bad")[0]
+
+
+def dataset_with(source: Path, name: str, token: int) -> Path:
+    """A copy of a dataset in which every 50th token is this one, with hashes that are right."""
+    folder = source.with_name(name)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*sketch*", "compressors*"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            path = folder / shard["file"]
+            content = np.fromfile(path, "<u2")
+            content[HEADER_BYTES // 2 + 25 :: 50] = token
+            content.tofile(path)
+            shard["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    splits = {split: SplitEntry.model_validate(entry) for split, entry in manifest["splits"].items()}
+    manifest |= {"name": name, "sha256": dataset_hash(manifest["vocabulary"], splits)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_text_without_a_space_gives_a_tokenizer_with_one(cli: CommandLine) -> None:
+    """Chinese and Japanese; the one document with a space is too rare to give it a piece."""
+    text = Path("nospace.jsonl")
+    texts = [
+        "\u4eca\u65e5\u306f\u826f\u3044\u5929\u6c17\u3067\u3059\u3002" * 60,
+        "\u660e\u65e5\u3082\u6674\u308c\u308b\u3002" * 60,
+        "\u4eca \u65e5",
+    ]
+    for name, chosen in (("none", texts[:2]), ("few", texts)):
+        text.write_text("".join(json.dumps({"text": document}) + "\n" for document in chosen))
+        import_dataset(name, [text], split="train")
+        for normalisation in ("nmt_nfkc", "identity"):
+            words = ("--vocab-size", "400", "--normalisation", normalisation, "--replace")
+            cli.document("tokenizer", "train", "ja", name, *words)
+            result = cli.document("tokenizer", "encode", "ja-tokens", name, "--tokenizer", "ja", "--replace")
+            assert result["changed_documents"] == 0
+            assert find_tokenizer("ja").encode(["\u4eca \u65e5"])[0].size < 10
+            assert verify_dataset("ja-tokens") == []
 
 
 def test_audit_and_numpy_need_no_training(cli: CommandLine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import writer
 from data.datasets import load_manifest, open_split, verify_dataset
 from data.folders import dataset_names, datasets_root
 from data.shards import ShardWriter
@@ -173,6 +175,9 @@ def test_unknown_names() -> None:
     assert "there are: builtin, toy" in refusal("ghost")
     assert "dataset name '../toy'" in refusal("../toy")
     assert "dataset name ''" in refusal("")
+    assert "300 characters; allowed are 200" in refusal("x" * 300)
+    write("x" * 200)
+    write("x" * 200, replace=True)
     assert "split 'test': must be one of train, heldout" in refusal(split="test")
 
 
@@ -229,13 +234,34 @@ def test_a_damaged_or_missing_file(file: str, content: bytes | None, message: st
         (lambda values: values["splits"]["train"].update(total_bytes="39"), "splits.train.total_bytes"),
         (lambda values: values["splits"]["train"].update(total_bytes=38), "its entries make"),
         (lambda values: values.update(vocabulary="ab" * 32), "its entries make"),
+        (lambda values: values["splits"]["train"].update(num_documents=float("nan")), "splits.train.num_documents"),
+        (lambda values: values["splits"]["train"].update(num_documents=10**4000), "splits.train.num_documents"),
+        (lambda values: values["splits"]["train"].update(num_documents=10**20), "splits.train.num_documents"),
+        (lambda values: values.update({"x\n\x1b[31m" * 1000: 1}), "damaged manifest, x\\n\\x1b[31m"),
+        (lambda values: values.update(name="x" * 201), "damaged manifest, name"),
     ],
 )
 def test_a_lying_manifest(change: Callable[[dict[str, Any]], Any], message: str) -> None:
     folder = write()
     edit_manifest(folder, change)
-    assert message in refusal()
+    assert message in refusal() and len(refusal()) < 500
     assert message in verify_dataset("toy")[0]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", bytes(1 << 25)])
+def test_a_manifest_that_is_too_much(content: bytes) -> None:
+    (write() / "manifest.json").write_bytes(content)
+    assert "manifest.json: " in refusal() and len(refusal()) < 500
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "train_000000.bin", "train_documents.bin"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)])
+def test_something_else_in_place_of_a_file(file: str, make: Callable[[Path], None]) -> None:
+    path = write() / file
+    path.unlink()
+    make(path)
+    assert file in refusal()
+    assert any(file in problem for problem in verify_dataset("toy"))
 
 
 @pytest.mark.parametrize(
@@ -263,3 +289,48 @@ def test_half_written_and_foreign_folders_are_no_datasets() -> None:
         (datasets_root() / name).mkdir()
     (datasets_root() / ".toy.partial-abc" / "manifest.json").write_text("{}")
     assert dataset_names() == ["toy"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("stop", [OSError(5, "input/output error"), KeyboardInterrupt(), ValueError("anything")])
+def test_an_old_dataset_stays_until_the_new_one_is_whole(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool, stop: BaseException
+) -> None:
+    """Whatever is called last, down to the names: it raises, and the old dataset is there."""
+    write()
+
+    def fail(*_: object, **__: object) -> None:
+        raise stop
+
+    if not at_once:  # A file system that cannot exchange two names.
+        monkeypatch.setattr(writer, "exchange", lambda *_: False)
+    places = [(writer, "read_manifest"), (writer, "sync_folder"), (writer, "_file_entry"), (ShardWriter, "close")]
+    places += [(writer, "exchange")] if at_once else [(Path, "replace"), (Path, "rename")]
+    for owner, name in places:
+        with monkeypatch.context() as patch, pytest.raises((DataError, type(stop))):
+            patch.setattr(owner, name, renaming_once(fail) if name == "rename" else fail)
+            write(train=[b"other"], replace=True)
+        assert documents_of("toy", "train") == TRAIN, name
+        assert verify_dataset("toy") == []
+        assert [path.name for path in datasets_root().iterdir()] == ["toy"]
+    write(train=[b"other"], replace=True)
+    assert documents_of("toy", "train") == [b"other"]
+    assert [path.name for path in datasets_root().iterdir()] == ["toy"]
+
+
+def renaming_once(fail: Callable[..., None]) -> Callable[..., Any]:
+    """A method of Path that fails when it is called first."""
+    rename, calls = Path.rename, iter([fail])
+    return lambda path, target: next(calls, rename)(path, target)
+
+
+def test_a_manifest_that_cannot_be_read_back_is_never_put_in_place() -> None:
+    write()
+    with (
+        pytest.raises(DataError, match="damaged manifest, the whole file: Invalid JSON: lone leading surrogate"),
+        DatasetWriter(datasets_root() / "toy", replace=True) as w,
+    ):
+        w.add("train", [b"other"])
+        w.finish("a name that is not UTF-8: \udce9")
+    assert documents_of("toy", "train") == TRAIN
+    assert [path.name for path in datasets_root().iterdir()] == ["toy"]

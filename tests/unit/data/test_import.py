@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import importlib
+import io
 import json
 import lzma
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from data.importers import read_documents
 from data.importing import ImportResult, import_dataset
 from shared.errors import DataError
 from tests.datasets import BYTES, documents_of, written
+from tests.processes import run_python
 
 pytestmark = pytest.mark.usefixtures("datasets")
 TEXTS = ["First document.\n", "Zweites Dokument: \u00e4\u00f6\u00fc \u20ac \U0001f600", "third\r\nline"]
@@ -76,7 +81,29 @@ def test_parquet_with_empty_and_missing_values(tmp_path: Path) -> None:
     path = parquet(tmp_path / "text.parquet", body=[TEXTS[0], None, "  ", *TEXTS[1:]], id=[1, 2, 3, 4, 5])
     result = import_train(path, text_field="body")
     assert texts_of("toy", "train") == TEXTS
-    assert result.empty_documents == 2
+    assert result.left_out == {"documents whose text is null": 1, "empty documents": 1}
+
+
+def test_lines_of_json_follow_the_same_rules(tmp_path: Path) -> None:
+    lines = [{"text": None}, {"text": "  "}, *({"text": text, "n": 10**4} for text in TEXTS)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).replace("10000", "9" * 5000)
+    result = import_train(written(tmp_path / "text.jsonl", content.encode()))
+    assert texts_of("toy", "train") == TEXTS
+    assert result.left_out == {"documents whose text is null": 1, "empty documents": 1}
+
+
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst", ""])
+@pytest.mark.parametrize("piece", [1, 2, 1 << 20])
+def test_a_byte_order_mark_is_no_text(
+    tmp_path: Path, packing: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importers, "PIECE_BYTES", piece)
+    (tmp_path / f"a.jsonl{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8 + jsonl(["one", "\ufefftwo"])))
+    (tmp_path / f"b.txt{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8 + b"three"))
+    (tmp_path / f"c.txt{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8))
+    result = import_train(tmp_path)
+    assert texts_of("toy", "train") == ["one", "\ufefftwo", "three"]
+    assert result.left_out == {"byte order marks at the start of a file": 3, "empty documents": 1}
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,15 +125,25 @@ def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jsonl([name]) if name.endswith("jsonl") else name.encode())
+    (folder / "loop").symlink_to(folder)
+    (folder / "linked.md").symlink_to("b.txt")
+    (folder / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.txt")
     result = import_train(folder)
-    assert texts_of("toy", "train") == ["a/b/c.txt", "a/z.md", "b.txt", "c.jsonl"]
-    assert (result.num_files, result.other_files) == (4, 1)
+    assert texts_of("toy", "train") == ["a/b/c.txt", "a/z.md", "b.txt", "c.jsonl", "b.txt"]
+    assert result.num_files == 5
+    assert result.left_out == {
+        "files of other types": 1,
+        "hidden files and folders": 2,
+        "links to folders": 1,
+        "links to nothing, pipes, sockets or devices": 2,
+    }
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     result = import_train(written(tmp_path / "text.jsonl", b"\n" + jsonl(["", "one", " \n\t", "two"]) + b"\n\n"))
     assert texts_of("toy", "train") == ["one", "two"]
-    assert result.empty_documents == 2
+    assert result.left_out == {"empty documents": 2}
 
 
 def test_equal_texts_fall_on_the_same_side(tmp_path: Path) -> None:
@@ -151,18 +188,97 @@ def test_any_text_survives_any_piece_size(
     lines.write_bytes(PACKERS[packing](jsonl(texts)))
     content = "".join(texts).encode()
     whole.write_bytes(PACKERS[packing](content))
+    texts = [text for text in texts if text.strip()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importers, "PIECE_BYTES", piece)
         patch.setattr(importers, "ZSTD_INPUT_BYTES", piece)
-        assert [b"".join(document.chunks()).decode() for document in read_documents(lines)] == texts
-        (document,) = read_documents(whole)
-        assert b"".join(document.chunks()) == content
-        assert document.is_empty == (not content.decode().strip())
+        assert [b"".join(document()).decode() for document in read_documents(lines)] == texts
+        content = content.removeprefix(codecs.BOM_UTF8)
+        assert [b"".join(document()) for document in read_documents(whole)] == [content] * bool(
+            content.decode().strip()
+        )
 
 
-def test_zstd_files_of_several_frames(tmp_path: Path) -> None:
-    import_train(written(tmp_path / "text.jsonl.zst", b"".join(PACKERS[".zst"](jsonl([text])) for text in TEXTS)))
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_files_of_several_streams(tmp_path: Path, packing: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importers, "PIECE_BYTES", piece)
+    padding = b"" if packing == ".zst" else bytes(4)
+    parts = [PACKERS[packing](jsonl([text])) for text in TEXTS]
+    path = written(tmp_path / f"text.jsonl{packing}", padding.join(parts) + 2 * padding)
+    import_train(path)
     assert texts_of("toy", "train") == TEXTS
+    for damaged in (parts[0] + parts[1][2:], parts[0] + padding + b"more", parts[0] + parts[1][:-3], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=f"damaged {packing[1:]} file"):
+            import_train(path, replace=True)
+    assert texts_of("toy", "train") == TEXTS
+
+
+def test_padding_of_xz_streams_is_a_multiple_of_four(tmp_path: Path) -> None:
+    stream = lzma.compress(jsonl(TEXTS))
+    for content in (stream + bytes(3), stream + bytes(6) + stream, bytes(4) + stream):
+        assert "damaged xz file" in error_of(written(tmp_path / "a.jsonl.xz", content))
+
+
+def test_what_needs_much_memory_to_unpack_says_how_to_compress_again(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = written(tmp_path / "a.txt.zst", packer.compress(b"text" * 1000) + packer.flush())
+    message = error_of(path)
+    assert "it needs a window of 268,435,456 bytes to unpack; allowed are 134,217,728" in message
+    assert "`zstd -dc --long=31 FILE | zstd > NEW`" in message
+    path = written(
+        tmp_path / "a.txt.xz", lzma.compress(b"text", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}])
+    )
+    assert "it needs too much memory to unpack" in error_of(path)
+
+
+BOMBS = {
+    "a.txt.zst": lambda: rle_frames(b"a"),
+    "a.jsonl.zst": lambda: rle_frames(b"a"),
+    "blank.jsonl.zst": lambda: rle_frames(b"\n"),
+    "a.jsonl.xz": lambda: lzma.compress(bytes(30_000_000)),
+    "a.txt.gz": lambda: gzip.compress(b"a" * 30_000_000),
+    "deep.jsonl": lambda: b'{"text": "a", "x": [' + b",".join([b'{"":0}'] * 1_100_000) + b"]}\n" + jsonl(["b"]),
+    "one.parquet": lambda: dictionary_parquet(1 << 20, 1000),
+    "long.parquet": lambda: dictionary_parquet(100_000_000, 2),
+}
+
+
+def rle_frames(byte: bytes) -> bytes:
+    """A frame of 1 GB in 32 KB: blocks of one repeated byte, 4 bytes for 128 KiB each."""
+    block, last = (((1 << 17) << 3 | 1 << 1 | is_last).to_bytes(3, "little") + byte for is_last in (0, 1))
+    return bytes.fromhex("28b52ffd0038") + block * 8000 + last
+
+
+def dictionary_parquet(text_bytes: int, num_rows: int) -> bytes:
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), pa.array(["a" * text_bytes]))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": column}), file, compression="zstd")
+    return file.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_takes_little_memory(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, BOMBS[name]())
+    program = (
+        # In a process of its own: the peak of one that was started counts what its parent had at that time.
+        "import os, resource, sys; from pathlib import Path\n"
+        "if pid := os.fork(): sys.exit(os.waitpid(pid, 0)[1])\n"
+        "from data.importing import import_dataset\n"
+        "try: print(import_dataset('toy', [Path(sys.argv[1])], split='train').manifest.splits['train'].num_documents)\n"
+        "except ValueError as error: print(type(error).__name__, error)\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(peak // (1 << 20 if sys.platform == 'darwin' else 1 << 10))\n"
+    )
+    told, peak_mb = run_python(program, path).splitlines()
+    allowed = {"deep.jsonl": "2", "a.txt.gz": "1"}.get(
+        name, "DataError .*(of it unpack to|more than 8,000,000 bytes).*"
+    )
+    assert re.fullmatch(allowed, told), told
+    assert int(peak_mb) < 500, told
 
 
 def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
@@ -196,6 +312,10 @@ def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
         ("a.parquet", b"not parquet", "a.parquet: damaged or unreadable parquet file"),
         ("a.pdf", b"%PDF", "a.pdf: unknown file type; allowed are .txt, .md, .jsonl, .ndjson, each also with .gz"),
         ("a.parquet.gz", b"", "a.parquet.gz: unknown file type"),
+        *(
+            (f"a.txt{packing}", b"", f"damaged {packing[1:]} file (it has no bytes)")
+            for packing in (".gz", ".xz", ".zst")
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -219,7 +339,7 @@ def test_a_truncated_parquet_file(tmp_path: Path) -> None:
 def test_a_parquet_column_that_is_missing_or_no_text(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", id=[7], body=["x"])
     assert "no column 'text'; columns: id, body (see --text-field)" in error_of(path)
-    assert "row 1: the text is of type int; it must be a string" in error_of(path, text_field="id")
+    assert "row 1: the text is of type int; it must be a string or null" in error_of(path, text_field="id")
 
 
 def test_bad_utf8_across_pieces_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +350,22 @@ def test_bad_utf8_across_pieces_names_its_line(tmp_path: Path, monkeypatch: pyte
 
 def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importers, "PIECE_BYTES", 64)
-    monkeypatch.setattr(importers, "MAX_LINE_BYTES", 1000)
-    assert "a line of more than 1000 bytes" in error_of(written(tmp_path / "a.jsonl", jsonl(["x" * 2000])))
+    monkeypatch.setattr(importers, "MAX_DOCUMENT_BYTES", 1000)
+    message = "a document of more than 1,000 bytes in one line or row"
+    assert f"line 2: {message}" in error_of(written(tmp_path / "a.jsonl", jsonl(["x", "x" * 2000])))
+    assert f"row 1 to 2: {message}" in error_of(parquet(tmp_path / "a.parquet", text=["x", "x" * 3000]))
+    assert f"row 2: {message}" in error_of(parquet(tmp_path / "a.parquet", text=["x", "x" * 1500]))
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     assert "gone.txt: no such file or folder" in error_of(tmp_path / "gone.txt")
-    (tmp_path / "empty").mkdir()
-    assert "no file to import in this folder" in error_of(tmp_path / "empty")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert "no file to import in this folder; allowed" in error_of(folder)
+    (folder / "link").symlink_to(tmp_path)
+    assert "no file to import in this folder; 1 links to folders in it; allowed" in error_of(folder)
+    os.mkfifo(folder / "a.txt")
+    assert "a.txt: a pipe, socket or device; it must be a regular file or a folder" in error_of(folder / "a.txt")
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])

@@ -77,6 +77,34 @@ def test_a_dataset_whose_replacement_was_cut_short_comes_back() -> None:
     assert documents_of("toy", "train") == [b"the old text"]
 
 
+def test_it_comes_back_when_it_is_next_read() -> None:
+    write_dataset(train=[b"the old text"])
+    kill(start_writing("toy", "replacing"))
+    assert documents_of("toy", "train") == [b"the old text"]
+    assert hidden() == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [("exchange", b"the old text"), ("sync_folder", b"the old text"), ("shutil.rmtree", b"a new text")],
+)
+def test_a_kill_leaves_the_old_dataset_or_the_new_one(moment: str, text: bytes) -> None:
+    write_dataset(train=[b"the old text"])
+    program = (
+        "import os, signal, sys; from data import writer; from tests.datasets import write_dataset\n"
+        "*path, last = sys.argv[1].split('.'); owner = getattr(writer, path[0]) if path else writer\n"
+        "setattr(owner, last, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "write_dataset(train=[b'a new text'], replace=True)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, moment], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert documents_of("toy", "train") == [text]
+    assert len(hidden()) == 1
+    write_dataset("other", train=[b"whole"])
+    assert hidden() == []
+    assert documents_of("toy", "train") == [text]
+
+
 def test_the_old_one_goes_where_a_new_one_is_in_place() -> None:
     write_dataset(train=[b"the old text"])
     kill(start_writing("toy", "replacing"))

@@ -20,7 +20,7 @@ from shared.errors import ArtifactError, RunError
 from shared.model import model_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
-from shared.runs.checkpoints import CheckpointStore
+from shared.runs.checkpoints import CheckpointStore, signed
 from shared.runs.metrics import last_ending, read_events
 from shared.runs.target import CHOSEN_KEY, load_trained
 from shared.scoring.document import read_score
@@ -216,6 +216,7 @@ def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
     """Say that the checkpoint of a step had the best validation; returns the average that was validated there."""
     with edited(run / "checkpoints" / f"step-{step:08d}.json") as values:
         values["last_validation"]["bpb"] = 1.25
+        values.update(signed(values))
     checkpoint = CheckpointStore(run / "checkpoints", 3).load_best()
     assert checkpoint is not None and checkpoint.info.step == step
     spec = load_spec(run / "spec.toml")
@@ -250,6 +251,7 @@ def test_a_run_without_validated_checkpoints_has_no_best(run: Path, cli: Command
     for path in (run / "checkpoints").glob("*.json"):
         with edited(path) as values:
             values["last_validation"] = None
+            values.update(signed(values))
     done = cli("score", run, "--weights", "best")
     assert done.status == 2 and "none of its checkpoints was validated" in done.told
     shutil.rmtree(run / "checkpoints")

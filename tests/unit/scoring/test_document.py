@@ -100,7 +100,7 @@ def test_a_missing_part_is_an_error(document: ScoreDocument, tmp_path: Path, fie
         ({"bpb": 0.5}, "is not nats / ln 2 / bytes"),
         ({"artifact_bytes": None}, "artifact_bytes must be given exactly where the weights are packed"),
         ({"bytes": 0}, "bytes: input should be greater than 0"),
-        ({"nats": math.nan}, "nats: input should be a finite number"),
+        ({"nats": math.nan}, "it has the number NaN, which is not finite"),
         ({"adaptation": "trained on it"}, "adaptation: input should be 'none'"),
         ({"remark": "trust me"}, "remark: extra inputs are not permitted"),
         ({"audit": {"passed": True, "checks": []}}, "audit.checks: list should have at least 1 item"),
@@ -134,7 +134,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot read the score"):
         read_score(tmp_path / "score.json")
     (tmp_path / "score.json").write_text("{")
-    with pytest.raises(RunError, match="not valid JSON"):
+    with pytest.raises(RunError, match="it is not JSON"):
         read_score(tmp_path / "score.json")
 
 
