@@ -15,6 +15,7 @@ import itertools
 import json
 import lzma
 import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,16 +69,20 @@ def find_files(paths: list[Path], left_out: LeftOut) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file or folder") from None
+        except OSError as error:
+            raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        if stat.S_ISDIR(mode):
             inside, passed = _files_within(path)
             left_out.update(passed)
             if not inside:
                 others = "".join(f"; {count} {what} in it" for what, count in passed.items())
                 raise DataError(f"{path}: no file to import in this folder{others}; allowed are {_allowed()}")
             found += sorted(inside)
-        elif not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-        elif not path.is_file():
+        elif not stat.S_ISREG(mode):
             raise DataError(f"{path}: a pipe, socket or device; it must be a regular file or a folder")
         elif _kind(path) is None:
             raise DataError(f"{path}: unknown file type; allowed are {_allowed()}")
@@ -159,13 +164,14 @@ def _parquet_documents(path: Path, text_field: str, advance: Advance, left_out: 
             for batch in file.iter_batches(
                 _batch_rows(path, file, text_field), columns=[text_field], use_threads=False
             ):
-                text_bytes += batch.nbytes
-                _check_ratio(path, text_bytes, file_bytes)
                 if batch.nbytes > MAX_DOCUMENT_BYTES * len(batch) + PIECE_BYTES:
                     raise _too_long(f"{path} row {row + 1}" + (f" to {row + len(batch)}" if len(batch) > 1 else ""))
                 advance(file_bytes * (row + len(batch)) // num_rows - file_bytes * row // num_rows)
                 for value in batch.column(0).to_pylist():
                     row += 1
+                    # Not the bytes of the batch: a dictionary has a text once, however many rows repeat it.
+                    text_bytes += len(value) if isinstance(value, str) else 0
+                    _check_ratio(path, text_bytes, file_bytes)
                     yield from _text_document(value, f"{path} row {row}", left_out)
     except UnicodeDecodeError:
         raise DataError(f"{path}: row {row + 1} or one of the next has text that is not UTF-8") from None

@@ -83,8 +83,9 @@ def import_dataset(
 
 
 def _shown(path: Path) -> str:
-    """The name of a file as text, also if it is not UTF-8."""
-    return os.fsencode(path.name).decode("utf-8", errors="backslashreplace")
+    """The name of a file as text that can be printed, also if it is not UTF-8."""
+    name = os.fsencode(path.name).decode("utf-8", errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def _sides(documents: Iterable[Document], heldout_frac: float) -> tuple[list[bool], int]:

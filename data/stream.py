@@ -98,7 +98,7 @@ class JoinedShards:
             offset = start - int(self._starts[index])
             piece = self._shards[index][offset : offset + stop - start]
             if self._size is not None and piece.max() >= self._size:
-                shard = getattr(self._shards[index], "filename", None) or f"part {index} of a sample"
+                shard = getattr(self._shards[index], "filename", f"shard {index}")
                 found = int(np.argmax(piece >= self._size))
                 raise DataError(
                     f"{shard}: symbol {piece[found]} at position {offset + found} is outside the vocabulary of "

@@ -39,7 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
     flushed and renamed over `path` at the end of the block. What killed writers of `path` left is removed first."""
     temporary, lock = None, -1
     try:
-        check_regular(path)
+        # A link is replaced itself, wherever it leads.
+        if not path.is_symlink():
+            check_regular(path)
         remove_temporaries(path.parent, path.name)
         temporary, lock = _make_temporary(path)
         yield temporary

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 
 from rich.console import Console
-from rich.markup import escape
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, add_set_argument, console, positive
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_runs_dir_argument,
+    add_set_argument,
+    console,
+    positive,
+    result_console,
+)
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
@@ -27,6 +34,7 @@ from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
+from shared.scoring.windows import check_window
 from shared.spec import spec_id
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
@@ -37,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
     )
+    add_runs_dir_argument(parser)
     add_set_argument(parser)
     add_text_arguments(parser)
     add_step_argument(parser)
@@ -51,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Run the checks; status 1 if one fails."""
-    target = load_audited(args.target, args.overrides, step=args.step)
+    target = load_audited(args.target, args.overrides, step=args.step, runs_dir=args.runs_dir)
     say_warnings(console(), target)
     engine = args.engine or default_engine()
     if args.full and engine == "numpy":
@@ -64,7 +73,7 @@ def run(args: argparse.Namespace) -> CommandResult:
                 lambda spec: create_engine(engine, spec), target.spec, steps=args.steps, progress=progress
             )
         report = report.with_checks(check)
-    print_report(out, f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
+    print_report(result_console(args), f"audit of {target.source} on {engine}, {target.weights_name} weights", report)
     document = {
         "target": target.source,
         "spec_id": spec_id(target.spec),
@@ -79,7 +88,7 @@ def print_report(out: Console, title: str, report: AuditReport) -> None:
     """Print the checks as a table."""
     table = make_table(title, ("check", "verdict", "detail"), ("measured", "limit"))
     for check in report.checks:
-        row = (check.name, verdict(check), escape(check.detail), f"{check.measured:.4g}", f"{check.limit:.4g}")
+        row = (check.name, verdict(check), check.detail, f"{check.measured:.4g}", f"{check.limit:.4g}")
         table.add_row(*row)
     out.print(table)
     failed = ", ".join(check.name for check in report.failures)
@@ -91,6 +100,7 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     spec = target.spec
     text = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     stream = sampled(text, args.max_symbols or spec.evaluation.val_symbols)
+    check_window(spec.model.seq_len, stream.num_symbols)
     scorer = create_scorer(engine, spec, target.weights)
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
         score = score_by_spec(scorer, stream, progress=progress)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from shared.engine.registry import ENGINES
-from shared.errors import UserError
-from shared.files import write_atomically
+from shared.errors import one_line
+from shared.files import check_regular, write_atomically
 from shared.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from shared.cli.screen import Screen
 
 RUNS_DIR = Path("runs")
 
@@ -40,22 +43,35 @@ class Command(Protocol):
         """Run the command. Raises UserError for bad input; prose and progress go to `console()`."""
 
 
-def console() -> Console:
+def console() -> Screen:
     """The console for people: stderr, so that stdout can carry one JSON document."""
     # `spec` prints on stdout alone and need not wait for rich.
-    from rich.console import Console
+    from shared.cli.screen import Screen
 
-    return Console(stderr=True, highlight=False)
+    return Screen()
+
+
+def result_console(args: argparse.Namespace) -> Screen:
+    """The console for a table that is the result of a command: stdout, unless --json puts a document there."""
+    from shared.cli.screen import Screen
+
+    return Screen(stderr=args.json)
+
+
+def silence(file: IO[str]) -> None:
+    """Let what is still to come in a stream that nobody reads any more go nowhere, without an error."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def say(out: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: nothing in it is markup, and only the terminal wraps it."""
-    out.print(line, style=style, markup=False, soft_wrap=True)
+    """Print a line that only the terminal wraps."""
+    out.print(line, style=style, soft_wrap=True)
 
 
 def say_error(out: Console, message: str) -> None:
     """Print why something failed, in red."""
-    say(out, f"bytetwin: {message}", "red")
+    say(out, one_line(f"bytetwin: {message}"), "red")
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,18 +106,37 @@ def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False
 
 def add_runs_dir_argument(parser: argparse.ArgumentParser) -> None:
     """--runs-dir."""
-    parser.add_argument("--runs-dir", type=Path, default=RUNS_DIR, metavar="DIR", help="default %(default)s")
+    parser.add_argument("--runs-dir", type=_folder, default=RUNS_DIR, metavar="DIR", help="default %(default)s")
+
+
+def runs_dir_words(args: argparse.Namespace) -> list[str]:
+    """--runs-dir as it stands on a command line, if it is not the default."""
+    return option_words({"--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir})
 
 
 def add_output_argument(parser: argparse.ArgumentParser, purpose: str, default: Path | None = None) -> None:
-    """--output FILE."""
-    parser.add_argument("--output", type=Path, default=default, metavar="FILE", help=purpose)
+    """--output FILE, which could be written: that is known before hours are spent."""
+    parser.add_argument("--output", type=_output_file, default=default, metavar="FILE", help=purpose)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Raise UserError if --output could not be written, before hours are spent."""
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: the folder {args.output.parent} does not exist")
+def _output_file(word: str) -> Path:
+    path = Path(word)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{word}: the folder {path.parent} does not exist")
+    try:
+        check_regular(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise argparse.ArgumentTypeError(f"{word}: {reason}; name a file") from None
+    # A file is replaced by another of its name. For a link that would be the link, for /dev/stdout the device.
+    return path.resolve() if path.is_symlink() else path
+
+
+def _folder(word: str) -> Path:
+    path = Path(word)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{word}: not a folder")
+    return path
 
 
 def number_type(kind: type[int] | type[float], holds: Callable[[float], bool], allowed: str) -> Callable[[str], Any]:

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from shared.cli.command import CommandResult, add_output_argument, check_output, console, number_type, option_words, say
+from shared.cli.command import (
+    CommandResult,
+    add_output_argument,
+    add_runs_dir_argument,
+    number_type,
+    option_words,
+    result_console,
+    runs_dir_words,
+    say,
+)
 from shared.files import write_atomically
 from shared.runs.finished_run import FinishedRun
 from shared.study.comparison import LEVEL, Comparison, compare_groups
@@ -19,15 +28,15 @@ from shared.study.table import markdown, print_comparison
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder, or a folder of runs (a sweep)")
+    add_runs_dir_argument(parser)
     add_comparison_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Print the comparison; status 1 if a score does not count."""
-    check_output(args)
-    runs = find_finished_runs(args.runs)
-    words = ["compare", *args.runs, *comparison_words(args)]
-    comparison = compare_runs(args, runs, console(), title="Comparison", words=words)
+    runs = find_finished_runs(args.runs, args.runs_dir)
+    words = ["compare", *args.runs, *runs_dir_words(args), *comparison_words(args)]
+    comparison = compare_runs(args, runs, result_console(args), title="Comparison", words=words)
     return CommandResult(comparison.to_document(), 1 if comparison.problems else 0)
 
 

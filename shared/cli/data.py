@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from data import compressed
 from data.datasets import BUILTIN, build_builtin, load_manifest, verify_dataset
@@ -18,7 +18,7 @@ from data.folders import dataset_names, datasets_root
 from data.hub import import_from_hub
 from data.importing import import_dataset
 from data.manifest import Manifest
-from shared.cli.command import CommandResult, console, say
+from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar
 from shared.errors import DataError
 
@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace) -> CommandResult:
             entries.append({"name": name, "error": str(error)})
     if BUILTIN not in names:
         entries.insert(0, {"name": BUILTIN, "source": "not built yet: `bytetwin data build`, or its first use"})
-    out = console()
+    out = result_console(args)
     say(out, f"datasets in {datasets_root()}")
     out.print(datasets_table(entries))
     return CommandResult({"root": str(datasets_root()), "datasets": entries})
@@ -164,10 +164,10 @@ def _verify(args: argparse.Namespace) -> CommandResult:
     names = args.names or dataset_names()
     if not names:
         raise DataError(f"no dataset in {datasets_root()} to verify; `bytetwin data build` makes the built-in one")
-    out = console()
+    out = result_console(args)
     problems: dict[str, list[str]] = {}
     for name in names:
-        with out.status(f"verifying {escape(name)}"):
+        with out.status(f"verifying {name}"):
             problems[name] = verify_dataset(name)
         for problem in problems[name]:
             say(out, f"{name}: {problem}", "red")
@@ -223,12 +223,12 @@ def datasets_table(entries: list[dict[str, Any]]) -> Table:
     for column in (2, 3):
         table.columns[column].justify = "right"
     for entry in entries:
-        note = f"[red]{escape(entry['error'])}[/red]" if "error" in entry else escape(entry["source"])
+        note = Text(entry["error"], "red") if "error" in entry else Text(entry["source"])
         name = entry["name"]
         for split, numbers in entry.get("splits", {"": None}).items():
             counts = ["", "", ""]
             if numbers is not None:
                 counts = [f"{numbers['documents']:,}", f"{numbers['bytes']:,}", numbers["sha256"][:16]]
             table.add_row(name, split, *counts, note)
-            name = note = ""
+            name, note = "", Text()
     return table

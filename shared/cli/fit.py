@@ -6,7 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from shared.cli.command import CommandResult, add_output_argument, console, say, write_document
+from shared.cli.command import (
+    CommandResult,
+    add_output_argument,
+    add_runs_dir_argument,
+    result_console,
+    say,
+    write_document,
+)
 from shared.cli.scoring import make_table
 from shared.errors import UserError
 from shared.runs.target import run_named
@@ -16,6 +23,7 @@ from shared.study.scaling import ScalingResult, check_one_curve, fit_points, run
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; runs differ in seed or length")
+    add_runs_dir_argument(parser)
     add_output_argument(parser, "default: fit.json in the first run's folder")
     parser.add_argument(
         "--symbols", type=float, metavar="T", help="also print what the curve predicts after T training symbols"
@@ -24,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Fit, print and write. Raises UserError where there is too little to fit."""
-    runs = [run_named(word) for word in args.runs]
+    runs = [run_named(word, args.runs_dir) for word in args.runs]
     found = [(run, run.read_spec()) for run in runs]
     check_one_curve(found)
     if args.symbols is not None and not 0 < args.symbols < float("inf"):
@@ -33,7 +41,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     path = args.output or found[0][0].path / "fit.json"
     document = result.to_document()
     write_document(path, document)
-    out = console()
+    out = result_console(args)
     _print(out, result)
     if args.symbols is not None:
         projected = result.curve.bpb(args.symbols)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.cli.command import CommandResult, add_engine_argument, console
+from shared.cli.command import CommandResult, add_engine_argument, add_runs_dir_argument, console
 from shared.cli.scoring import add_step_argument, default_engine, say_warnings
 from shared.engine.package import create_scorer
 from shared.runs.target import load_trained
@@ -26,11 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text on the same engine")
     add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
+    add_runs_dir_argument(parser)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Sample; the text goes to stdout as it comes, or into the document with --json."""
-    target = load_trained(args.target, step=args.step)
+    target = load_trained(args.target, step=args.step, runs_dir=args.runs_dir)
     say_warnings(console(), target)
     engine = args.engine or default_engine()
     vocabulary = target.spec.vocabulary

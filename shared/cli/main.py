@@ -6,16 +6,16 @@ Exit status 0: done. 1: a check failed. 2: bad input, reported in one line on st
 from __future__ import annotations
 
 import argparse
-import errno
+import io
 import json
-import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
-from shared.errors import RanksError, UserError
+from shared.errors import RanksError, UserError, nearest
 from shared.imports import import_by_name
 
 if TYPE_CHECKING:
@@ -46,31 +46,54 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's own, with the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            name, choices = action.metavar or action.option_strings[0], list(action.choices)
+            self.error(f"{name} {value!r}: no such choice{nearest(str(value), choices)}; choices: {', '.join(choices)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal cannot encode it shows as an escape, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    status = 0
     try:
         parser, command = _parser(words)
         args = parser.parse_args(words)
         assert command is not None, "the parser ends the process where no command is named"
         result = command.run(args)
+        status = result.status
         if args.json and result.document is not None:
             print(json.dumps(result.document, indent=2, sort_keys=True), flush=True)
-        return result.status
+        return status
     except BrokenPipeError:
-        # Whoever read our output has left, as `head` does. What is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # Whoever read our output has left, as `head` does.
+        from shared.cli.command import silence
+
+        silence(sys.stdout)
+        return status
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted", status=130)
+        # One is enough: another would end the words about it in a trace.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return _fail("interrupted", status=130)
+        finally:
+            signal.signal(signal.SIGINT, before)
     except RanksError as error:
         return _fail(str(error), status=1)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
-            raise
-        return _fail(f"{error.filename or 'file system'}: {(error.strerror or str(error)).lower()}")
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        return _fail(_in_words(error))
     except Exception as error:
         if own_rank() == 0:
             raise
@@ -79,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
     """The parser of a command line, with the arguments of the command named in it, and that command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bytetwin",
         description="Train small language models to a byte budget: the same experiment on MLX and on CUDA.",
     )
@@ -95,6 +118,15 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | No
             subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
             command.configure(subparser)
     return parser, command
+
+
+def _in_words(error: Exception) -> str:
+    """What an error of the system means."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file system'}: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply"
+    return f"{'not enough memory' if isinstance(error, MemoryError) else 'not UTF-8 text'}: {error}".removesuffix(": ")
 
 
 def _fail(message: str, status: int = 2) -> int:

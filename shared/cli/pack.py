@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_output_argument, console, say
+from shared.cli.command import CommandResult, add_output_argument, add_runs_dir_argument, console, result_console, say
 from shared.cli.scoring import add_step_argument, make_table, say_warnings
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
@@ -25,6 +25,7 @@ from shared.spec import Spec, with_overrides
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("target", metavar="RUN", help="a run's name or folder")
+    add_runs_dir_argument(parser)
     add_output_argument(
         parser,
         "default: artifact.btw of the run, for its own settings and averaged weights only: a score belongs to it",
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     for override in args.overrides:
         if not override.strip().startswith("artifact."):
             raise UserError(f"--set {override!r}: packing can change keys of the artifact section only")
-    target = load_trained(args.target, args.weights, args.step)
+    target = load_trained(args.target, args.weights, args.step, args.runs_dir)
     if target.run is None:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     info = write_artifact(path, spec, target.weights, extra)
     budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
     entropy = _entropy_by_class(path)
-    out = console()
-    say_warnings(out, target)
+    say_warnings(console(), target)
+    out = result_console(args)
     _print_sizes(out, path, info, entropy)
     verdict = "fits" if budget.fits else "OVER the budget"
     out.print(
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         f"of {budget.limit_bytes:,}: {verdict}",
         style=None if budget.fits else "red",
     )
+    out = console()
     if target.chosen is not None:
         say(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():

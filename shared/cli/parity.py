@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shared.cli.command import CommandResult, add_spec_arguments, console, spec_from_arguments
+from shared.cli.command import CommandResult, add_spec_arguments, console, result_console, spec_from_arguments
 from shared.parity import DEFAULT_STEPS, print_report, run_parity
 
 
@@ -25,5 +25,5 @@ def run(args: argparse.Namespace) -> CommandResult:
     out = console()
     with out.status("parity") as status:
         report = run_parity(spec, args.steps, args.seq_len, announce=lambda check: status.update(f"parity: {check}"))
-    print_report(out, report)
+    print_report(result_console(args), report)
     return CommandResult(report.to_document(), status=0 if report.passed else 1)

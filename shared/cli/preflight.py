@@ -12,9 +12,9 @@ from shared.cli.command import (
     add_output_argument,
     add_runs_dir_argument,
     add_spec_arguments,
-    check_output,
     console,
     number_type,
+    result_console,
     spec_from_arguments,
     write_document,
 )
@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> CommandResult:
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_curve(args.fit) if args.fit else None
-    check_output(args)
     engine = args.engine or preferred_engine()
     facts = engine_package(engine).device_facts()
     gpus = len(facts.names) if facts.kind == "gpu" else 1
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     out = console()
     with out.status("preflight") as status:
         report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
-    print_report(out, report)
+    print_report(result_console(args), report)
     document = report.to_document()
     if args.output:
         write_document(args.output, document)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.cli.command import CommandResult, console, say, say_error
+from shared.cli.command import CommandResult, add_runs_dir_argument, console, say, say_error
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.target import run_named
 from shared.study.record import Author, check_one_experiment, submission, write_record
@@ -19,6 +19,7 @@ RECORDS = Path("records")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder; one run per seed")
+    add_runs_dir_argument(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {RECORDS}/NAME of the first run")
     parser.add_argument("--replace", action="store_true", help="overwrite an existing record")
     parser.add_argument("--author", metavar="NAME", help="who made it")
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Write the folder; status 1, and nothing written, if an artifact is over the budget or an audit failed."""
-    results = [read_finished(run_named(word)) for word in args.runs]
+    results = [read_finished(run_named(word, args.runs_dir)) for word in args.runs]
     first = results[0]
     check_one_experiment(results)
     results.sort(key=lambda result: result.seed)

@@ -12,7 +12,15 @@ from pathlib import Path
 from rich.console import Console
 
 from data.datasets import open_split
-from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console, say
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_output_argument,
+    add_runs_dir_argument,
+    console,
+    result_console,
+    say,
+)
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
@@ -27,6 +35,7 @@ from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.windows import check_window
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
 
@@ -34,6 +43,7 @@ from shared.training.run_data import check_target_data
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run's name or folder, or a .btw file")
+    add_runs_dir_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
@@ -49,10 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
-    target = load_trained(args.target, args.weights, args.step)
+    target = load_trained(args.target, args.weights, args.step, args.runs_dir)
     say_warnings(console(), target)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
+    check_window(target.spec.model.seq_len, min(stream.num_symbols, args.max_symbols or stream.num_symbols))
     scorer = create_scorer(engine, target.spec, target.weights)
     out = console()
     scores: list[Score] = []
@@ -71,13 +82,14 @@ def run(args: argparse.Namespace) -> CommandResult:
             on_score=scores.append,
             data_checks=check_target_data(target, stream),
         )
-    print_score(out, document)
+    shown = result_console(args)
+    print_score(shown, document)
     path = _save(args, target, document, scores[0], out)
     if not document.compressors:
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
             document = with_compressors(document, stream, args.max_symbols, progress)
         for name, result in document.compressors.items():
-            out.print(f"{name}: {result.bpb:.4f} bits per byte, {result.compressed_bytes:,} bytes")
+            shown.print(f"{name}: {result.bpb:.4f} bits per byte, {result.compressed_bytes:,} bytes")
         if path is not None:
             write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
@@ -116,8 +128,8 @@ def print_score(out: Console, document: ScoreDocument) -> None:
     out.print(table)
     for line in score_lines(document):
         say(out, line)
-    for line in check_lines(document.audit.checks):
-        out.print(line, soft_wrap=True)
+    for check in check_lines(document.audit.checks):
+        out.print(check, soft_wrap=True)
 
 
 def score_lines(document: ScoreDocument) -> list[str]:

@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from shared.cli.command import positive, say
 from shared.engine.package import available_engines
@@ -51,27 +51,28 @@ def progress_bar(out: Console, title: str, unit: str) -> Iterator[Callable[..., 
     Yields the function to call with (done, total) in `unit`, and with another title if it changes.
     """
     counts = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True))
+    what = TextColumn("{task.description}", markup=False)
+    columns = (what, BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
-        task = bars.add_task(escape(title), total=None)
-        yield lambda done, total, title=title: bars.update(task, description=escape(title), completed=done, total=total)
+        task = bars.add_task(title, total=None)
+        yield lambda done, total, title=title: bars.update(task, description=title, completed=done, total=total)
 
 
 def make_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """A table with columns of words, then columns of numbers."""
-    table = Table(*words, title=escape(title), title_justify="left")
+    table = Table(*words, title=title, title_justify="left")
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table
 
 
-def check_lines(checks: Iterable[Check | CheckPart]) -> list[str]:
-    """One line of rich markup per check: verdict, name, what was measured."""
-    return [f"{verdict(check)} {check.name}: {escape(check.detail)}" for check in checks]
+def check_lines(checks: Iterable[Check | CheckPart]) -> list[Text]:
+    """One line per check: verdict, name, what was measured."""
+    return [Text.assemble(verdict(check), f" {check.name}: {check.detail}") for check in checks]
 
 
-def verdict(check: Check | CheckPart) -> str:
+def verdict(check: Check | CheckPart) -> Text:
     """`passed`, `warning` or `FAILED`, coloured."""
     if not check.passed:
-        return "[red]FAILED [/]"
-    return "[yellow]warning[/]" if check.warning else "[green]passed [/]"
+        return Text("FAILED ", "red")
+    return Text("warning", "yellow") if check.warning else Text("passed ", "green")

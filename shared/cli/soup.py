@@ -11,7 +11,14 @@ from rich.console import Console
 from data.datasets import open_split
 from data.stream import SymbolStream
 from shared.artifact import read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_engine_argument, add_output_argument, console
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_output_argument,
+    add_runs_dir_argument,
+    console,
+    result_console,
+)
 from shared.cli.score import print_score
 from shared.cli.scoring import (
     add_step_argument,
@@ -43,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run, add each next-best run if it helps. The last two use text kept out of training (data.selection_frac)",
     )
     parser.add_argument("--weights", choices=["averaged", "trained"], default="averaged", help="default %(default)s")
+    add_runs_dir_argument(parser)
     add_step_argument(parser)
     add_output_argument(parser, "default %(default)s", Path("soup.btw"))
     add_text_arguments(parser)
@@ -52,11 +60,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Mix, pack, score; status 1 if a check fails."""
     refuse_run_artifact(args.output, "a soup")
-    members = [load_trained(source, args.weights, args.step) for source in args.runs]
+    members = [load_trained(source, args.weights, args.step, args.runs_dir) for source in args.runs]
     for member in members:
         say_warnings(console(), member)
     check_members(members, args.recipe)
-    spec, engine, out = members[0].spec, args.engine or default_engine(), console()
+    spec, engine, out = members[0].spec, args.engine or default_engine(), result_console(args)
     selection = open_selection(spec)
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
-    with progress_bar(out, f"scoring {args.output} on {stream.name}", "symbols") as progress:
+    with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(
             scorer,
             stream,

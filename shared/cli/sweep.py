@@ -10,14 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from shared.cli.command import (
-    RUNS_DIR,
     CommandResult,
     add_engine_argument,
     add_runs_dir_argument,
     add_set_argument,
-    check_output,
     console,
     option_words,
+    runs_dir_words,
     say,
     say_error,
     write_document,
@@ -74,7 +73,6 @@ def run(args: argparse.Namespace) -> CommandResult:
     number if it was stopped."""
     if is_launched():
         raise UserError("sweep starts its own processes, one run at a time: start it without torchrun or mlx.launch")
-    check_output(args)
     plan = plan_runs(args.specs, args.overrides, args.vary, parse_seeds(args.seeds), args.tried)
     if args.name is not None and not NAME_PATTERN.fullmatch(args.name):
         raise UserError(f"--name {args.name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
@@ -151,6 +149,5 @@ def _words(args: argparse.Namespace) -> list[str]:
         "--try": args.tried,
         "--engine": args.engine,
         "--name": args.name,
-        "--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir,
     }
-    return ["sweep", *args.specs, *option_words(options), *comparison_words(args)]
+    return ["sweep", *args.specs, *option_words(options), *runs_dir_words(args), *comparison_words(args)]

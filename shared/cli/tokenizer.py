@@ -11,7 +11,7 @@ from data.datasets import make_missing
 from data.encoding import encode_dataset
 from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
 from data.tokenizer_training import train_tokenizer
-from shared.cli.command import CommandResult, console, positive, say
+from shared.cli.command import CommandResult, console, positive, result_console, say
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     """Run one action; raises DataError for bad input."""
     if args.action == "encode":
         return encode(args.name, args.dataset, args.tokenizer, args.replace)
-    return _train(args) if args.action == "train" else _list()
+    return _train(args) if args.action == "train" else _list(args)
 
 
 def _train(args: argparse.Namespace) -> CommandResult:
@@ -106,10 +106,10 @@ def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) 
     )
 
 
-def _list() -> CommandResult:
+def _list(args: argparse.Namespace) -> CommandResult:
     entries = [_describe(name, find_tokenizer(name)) for name in tokenizer_names()]
     folder = str(tokenizers_folder())
-    out = console()
+    out = result_console(args)
     say(out, f"tokenizers in {folder}")
     out.print(_table(entries))
     return CommandResult({"folder": folder, "tokenizers": entries})

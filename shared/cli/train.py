@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             finish=not args.no_finish,
             profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
             ranks=ranks,
+            resume_command=lambda name: _resume_command(args, name),
         )
     for profile in profiles:
         print_profile(out, profile)
@@ -135,8 +136,7 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
     if outcome.message:
         say(out, f"bytetwin: {outcome.message}", "red" if outcome.status == "failed" else "yellow")
     if outcome.status == "interrupted":
-        words = _words(args, result.run.name, resume=True)
-        say(out, f"resume with: {shlex.join(['bytetwin', 'train', *words])}")
+        say(out, f"resume with: {_resume_command(args, result.run.name)}")
     if result.finished is not None:
         _print_finished(out, result.run, result.finished)
     if result.phase_s:
@@ -155,6 +155,10 @@ def _print_finished(out: Console, run: RunDirectory, finished: Finished) -> None
     say(out, f"artifact {run.artifact_path}, score {run.score_path}, report {run.report_path}")
     for problem in finished.problems:
         say_error(out, problem)
+
+
+def _resume_command(args: argparse.Namespace, run_name: str) -> str:
+    return shlex.join(["bytetwin", "train", *_words(args, run_name, resume=True)])
 
 
 def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list[str]:

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from shared.preflight.ask_rows import PreflightReport
 from shared.preflight.row import Row
 
-# A file or pipe gets this width.
-WIDE_COLUMNS = 140
 STYLES = {"go": "green", "risk": "bold yellow", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
 
 
 def print_report(console: Console, report: PreflightReport) -> None:
     """Header, table and verdict."""
-    if not console.is_terminal:
-        console = Console(file=console.file, width=WIDE_COLUMNS, highlight=False)
     question, facts = report.context.question, report.context.facts
     where = f"{question.engine}, {question.trainers}: {facts.names[0]}, {facts.framework}"
-    console.print(f"preflight of {question.spec.name} on {where}", markup=False)
+    console.print(f"preflight of {question.spec.name} on {where}")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("row", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("figure", overflow="fold", ratio=2)
     table.add_column("how it was obtained", overflow="fold", ratio=3)
     for row in report.rows:
-        table.add_row(row.name, verdict(row), escape(row.figure), escape(row.how))
+        table.add_row(row.name, verdict(row), row.figure, row.how)
     console.print(table)
     conclusion, style = _conclusion(report)
-    console.print(conclusion, style=style, markup=False)
+    console.print(conclusion, style=style)
 
 
 def _conclusion(report: PreflightReport) -> tuple[str, str]:
@@ -47,7 +43,7 @@ def _conclusion(report: PreflightReport) -> tuple[str, str]:
     return f"{'; '.join(parts)}; {report.elapsed_s:.0f} s", style
 
 
-def verdict(row: Row) -> str:
+def verdict(row: Row) -> Text:
     """The coloured verdict of a row."""
     word = "forced" if row.forced else row.verdict
-    return f"[{STYLES[word]}]{word}[/]"
+    return Text(word, STYLES[word])

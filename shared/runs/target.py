@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from data.datasets import bind_tokenizer
 from shared.artifact import Artifact, read_artifact
 from shared.engine.state import split_state
-from shared.errors import ArtifactError, RunError, UserError
+from shared.errors import ArtifactError, RunError, UserError, nearest
 from shared.model import model_weights, random_weights
 from shared.ops import NumpyOps
 from shared.optim import averaged_weights
@@ -45,7 +45,9 @@ class Target:
     warnings: tuple[str, ...] = ()
 
 
-def load_trained(source: str, weights_name: WeightsName | None = None, step: int | None = None) -> Target:
+def load_trained(
+    source: str, weights_name: WeightsName | None = None, step: int | None = None, runs_dir: Path = RUNS
+) -> Target:
     """A run (by name in `runs/` or by path) or an artifact file.
 
     `weights_name` None means the artifact, or for a run without one the average in its last checkpoint; `best` means
@@ -56,11 +58,11 @@ def load_trained(source: str, weights_name: WeightsName | None = None, step: int
         raise UserError(
             f"--step {step} chooses a checkpoint, of averaged or trained weights, not of {weights_name} ones"
         )
-    run = find_run(source)
+    run = find_run(source, runs_dir)
     if run is not None:
         return _load_run(source, run, weights_name, step)
     if not Path(source).is_file():
-        raise UserError(f"no run named {source!r} in {RUNS}/, and no artifact file at that path")
+        raise UserError(f"{_no_run(source, runs_dir)}, and no artifact file at that path")
     if step is not None:
         raise UserError(f"{source}: --step {step} chooses a checkpoint of a run, this is an artifact")
     if weights_name not in (None, "packed"):
@@ -68,7 +70,13 @@ def load_trained(source: str, weights_name: WeightsName | None = None, step: int
     return _load_artifact(source, Path(source))
 
 
-def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0, step: int | None = None) -> Target:
+def load_audited(
+    source: str,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    step: int | None = None,
+    runs_dir: Path = RUNS,
+) -> Target:
     """A run, an artifact file, or a spec (preset or .toml) with random weights, because fresh ones hide leaks."""
     if source.endswith(".toml") or source in preset_names():
         if step is not None:
@@ -77,26 +85,33 @@ def load_audited(source: str, overrides: Sequence[str] = (), seed: int = 0, step
         return Target(source, spec, random_weights(spec, seed), "random", None)
     if overrides:
         raise UserError(f"--set applies to a spec; {source} has its own")
-    if find_run(source) is None and not Path(source).exists():
+    if find_run(source, runs_dir) is None and not Path(source).exists():
         presets = ", ".join(preset_names())
-        raise UserError(f"no run named {source!r} in {RUNS}/, no such artifact file or spec; presets: {presets}")
-    return load_trained(source, step=step)
+        hint = nearest(source, preset_names())
+        raise UserError(f"{_no_run(source, runs_dir)}, no such artifact file or spec{hint}; presets: {presets}")
+    return load_trained(source, step=step, runs_dir=runs_dir)
 
 
-def find_run(source: str) -> RunDirectory | None:
-    """The run of that name in `runs/` or at that path, None if there is none."""
-    for path in (Path(source), RUNS / source):
-        if path.is_dir():
-            return RunDirectory(path)
-    return None
+def find_run(source: str, runs_dir: Path = RUNS) -> RunDirectory | None:
+    """The run, or folder of runs, at that path or of that name in `runs_dir`, None if there is none. A folder that is
+    neither is taken only if there is nothing better: in a checkout `data` is one."""
+    folders = [path for path in (Path(source), runs_dir / source) if path.is_dir()]
+    better = (path for path in folders if any(path.glob("spec.toml")) or any(path.glob("*/spec.toml")))
+    path = next(better, folders[0] if folders else None)
+    return RunDirectory(path) if path else None
 
 
-def run_named(source: str) -> RunDirectory:
+def run_named(source: str, runs_dir: Path = RUNS) -> RunDirectory:
     """Like `find_run`, but raises UserError if there is none."""
-    run = find_run(source)
+    run = find_run(source, runs_dir)
     if run is None:
-        raise UserError(f"no run named {source!r} in {RUNS}/, and no such folder")
+        raise UserError(f"{_no_run(source, runs_dir)}, and no such folder")
     return run
+
+
+def _no_run(source: str, runs_dir: Path) -> str:
+    names = [path.parent.name for path in runs_dir.glob("*/spec.toml")]
+    return f"no run named {source!r} in {runs_dir}/{nearest(source, names)}"
 
 
 def refuse_run_artifact(path: Path, what: str) -> None:

@@ -50,6 +50,8 @@ def sample(
         raise UserError(f"temperature {temperature}: must be 0 or more")
     if not 0.0 < top_p <= 1.0:
         raise UserError(f"top-p {top_p}: must be above 0 and at most 1")
+    if seed < 0:
+        raise UserError(f"seed {seed}: must be 0 or more")
     return _continue(scorer, list(prompt_symbols), count, temperature, top_p, np.random.default_rng(seed))
 
 

@@ -16,6 +16,8 @@ from shared.errors import UserError
 
 # The least number of windows kept for the audit, if there are that many.
 MIN_KEPT = 4
+# A window may be longer than the text up to this: what lies behind the text is only padding that costs memory.
+MOST_PADDED_SYMBOLS = 65_536
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, .
         windows.append(Window(start, counted, stop))
         counted = stop
     return tuple(windows)
+
+
+def check_window(seq_len: int, num_symbols: int) -> None:
+    """Raise UserError for a window far longer than the text of `num_symbols`: an artifact of unknown origin may say any
+    length, and memory is taken for all of it."""
+    if seq_len > max(num_symbols, MOST_PADDED_SYMBOLS):
+        raise UserError(
+            f"a window of {seq_len:,} symbols for a text of {num_symbols:,}: "
+            f"longer than the text, at most {MOST_PADDED_SYMBOLS:,}"
+        )
 
 
 def times_counted(windows: Sequence[Window], num_symbols: int) -> np.ndarray:

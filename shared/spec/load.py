@@ -7,13 +7,12 @@ the key, the value, what is allowed and, for an unknown key, the nearest valid o
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import SpecError
+from shared.errors import SpecError, nearest
 from shared.files import check_regular
 from shared.parsing import parse_toml
 from shared.spec.base import shown
@@ -149,7 +148,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         if text not in preset_names():
             names = preset_names()
             allowed = f"presets: {', '.join(names)}, or a path to a .toml file"
-            raise SpecError(f"no preset {shown(text)}{_nearest(text, names)}; {allowed}")
+            raise SpecError(f"no preset {shown(text)}{nearest(text, names)}; {allowed}")
         content, name = (PRESETS / f"{text}.toml").read_text(encoding="utf-8"), text
     try:
         values = parse_toml(content)
@@ -193,7 +192,9 @@ def _first_problem(error: ValidationError) -> str:
     match problem["type"]:
         case "extra_forbidden":
             siblings = _fields_at(problem["loc"][:-1])
-            hint = _nearest(str(problem["loc"][-1]), siblings)
+            word = str(problem["loc"][-1])
+            elsewhere = [path for path in _paths(Spec) if path.rpartition(".")[2] == word]
+            hint = f", did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(word, siblings)
             allowed = textwrap.shorten(", ".join(siblings), MAX_LISTED, placeholder=" ...")
             return f"unknown key {key}{hint or f'; allowed here: {allowed}'}"
         case "missing":
@@ -214,6 +215,9 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """`section.key` of every field below a section."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{prefix}{name}.")

@@ -12,7 +12,7 @@ from typing import Any
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
-from shared.runs.target import run_named
+from shared.runs.target import RUNS, run_named
 from shared.scoring.documents import DocumentScores
 from shared.spec.difference import FREE_IN_EXPERIMENT, fields
 
@@ -94,18 +94,18 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if any(value != values[0] for value in values[1:])}
 
 
-def find_finished_runs(words: Sequence[str]) -> list[FinishedRun]:
+def find_finished_runs(words: Sequence[str], runs_dir: Path = RUNS) -> list[FinishedRun]:
     """Read the finished runs that the words of a command line name, each once: runs by name or path, and folders of
     runs (a sweep's), which stand for the finished runs in them. Raises UserError for a word that names none."""
     runs: dict[Path, RunDirectory] = {}
-    for run in itertools.chain.from_iterable(map(_runs_of, words)):
+    for run in itertools.chain.from_iterable(_runs_of(word, runs_dir) for word in words):
         runs.setdefault(run.path.resolve(), run)
     return [read_finished(run) for run in runs.values()]
 
 
-def _runs_of(word: str) -> list[RunDirectory]:
+def _runs_of(word: str, runs_dir: Path) -> list[RunDirectory]:
     """The run of that name, or the finished runs of that folder in order of name."""
-    run = run_named(word)
+    run = run_named(word, runs_dir)
     if run.spec_path.is_file():
         return [run]
     inside = [RunDirectory(path) for path in sorted(run.path.iterdir()) if (path / "spec.toml").is_file()]

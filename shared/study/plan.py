@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ BRACKETS = {"[": "]", "{": "}"}
 # A name of a tried change; the label of a run is the name of its folder, with the seed behind it.
 TRIED_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*):\s+")
 LONGEST_LABEL = 200
+# Runs of a sweep, and seeds of a list given by its length.
+MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ def plan_runs(
     keys = [key for key, _ in choices]
     if len(set(keys)) < len(keys):
         raise UserError(f"--vary: a field is varied twice: {', '.join(keys)}")
+    number = math.prod((len(sources), *(len(values) for _, values in choices), 1 + len(changes), len(seeds)))
+    if number > MOST_RUNS:
+        raise UserError(f"a sweep of {number:,} runs: at most {MOST_RUNS:,}")
     experiments: dict[str, Spec] = {}
     for source in sources:
         for values in itertools.product(*(values for _, values in choices)):
@@ -103,9 +109,11 @@ def parse_seeds(text: str) -> list[int]:
     listed = len(parts) > 1
     if listed and not parts[-1]:
         parts.pop()
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,40}", part) for part in parts):
         raise UserError(f"--seeds {text!r}: a number of seeds, or seeds separated by commas")
     numbers = [int(part) for part in parts]
+    if not listed and numbers[0] > MOST_RUNS:
+        raise UserError(f"--seeds {text}: at most {MOST_RUNS:,}; a comma makes it one seed")
     seeds = numbers if listed else list(range(numbers[0]))
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text!r}: at least one seed, each once")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError
-from shared.files import sync_folder
+from shared.files import exchange, sync_folder
 from shared.runs.finished_run import FinishedRun
 from shared.spec import spec_id, spec_to_toml
 from shared.spec.difference import FREE_IN_RECORD, SEED_KEY, first_difference
@@ -137,9 +137,10 @@ def write_record(
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         _fill(temporary, results, readme, document)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        if not folder.exists() or not exchange(temporary, folder):
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

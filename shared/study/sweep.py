@@ -12,7 +12,7 @@ from shared.runs.observer import Observer
 from shared.runs.run_directory import RunDirectory
 from shared.study.own_process import Order, train_apart
 from shared.study.plan import PlannedRun
-from shared.training.interruption import GRACE_S, Interruption
+from shared.training.interruption import ENDED, GRACE_S, Interruption
 from shared.training.run_data import finished_with
 
 Status = Literal["finished", "finished before", "failed", "interrupted", "not started"]
@@ -59,6 +59,7 @@ def sweep(
     ended: list[SweptRun] = []
     # The run's process has GRACE_S to save and ends first; this one then reports the results.
     with Interruption(grace_s=GRACE_S + 5.0) as interruption:
+        interruption.last_words = f"bytetwin: {ENDED}; the same command resumes\n"
         specs = [bind_tokenizer(planned.spec) for planned in plan]
         # All of them first, so that a changed text is reported before anything is trained.
         finished = [

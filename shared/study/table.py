@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from shared.scoring.statistics import Interval
@@ -17,7 +16,6 @@ from shared.study.groups import TRAIN_TEXT_KEY, differences
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
 # The columns of `_headings` in two tables, so that each fits a terminal of 80 columns.
 RESULT_COLUMNS, OTHER_COLUMNS = (0, 1, 2, 3, 4, 5, 9), (0, 6, 7, 8)
-PIPE_COLUMNS = 120
 # Spec fields that many groups differ in are listed this far, then counted.
 MOST_FIELDS = 12
 
@@ -26,20 +24,18 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
     """The tables, what the specs differ in, and the notes."""
     headings, cells = _headings(comparison), [_cells(row) for row in comparison.rows]
     styles = [STYLES.get(row.verdict, "") for row in comparison.rows]
-    # A file or a pipe has no width to keep to.
-    wide = out if out.is_terminal else Console(file=out.file, width=max(out.width, PIPE_COLUMNS), highlight=False)
     for title, columns in (("bits per byte, lower is better", RESULT_COLUMNS), ("", OTHER_COLUMNS)):
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for column in columns:
             side: Literal["left", "right"] = "right" if column else "left"
             table.add_column(headings[column], overflow="fold", no_wrap=column > 0, justify=side)
         for row, style in zip(cells, styles, strict=True):
-            table.add_row(*(escape(row[column]) for column in columns), style=style)
-        wide.print(table)
+            table.add_row(*(row[column] for column in columns), style=style)
+        out.print(table)
     for line in [*difference_lines(comparison), protocol_line(comparison), *notes(comparison)]:
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     for problem in comparison.problems:
-        out.print(f"bytetwin: {problem}", style="red", markup=False, soft_wrap=True)
+        out.print(f"bytetwin: {problem}", style="red", soft_wrap=True)
 
 
 def markdown(comparison: Comparison, title: str, command: str) -> str:

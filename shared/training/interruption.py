@@ -1,9 +1,12 @@
-"""SIGINT and SIGTERM: the first asks the run to stop after the current step, the second ends the process at once.
+"""SIGINT, SIGTERM and SIGHUP: the first asks the run to stop after the current step, the second ends the process at
+once.
 
 Python runs signal handlers between two of its own instructions only, so not before a long step is over. A
 thread therefore reads the signals from the wake-up descriptor, which the interpreter writes to immediately.
 SIGTERM announces that the machine will be taken away, so it comes with a deadline: a process that is still busy then
 (a collective waits for a rank that is gone) ends at once. All files are written atomically, so that damages nothing.
+SIGHUP says that the terminal is gone and is taken for SIGTERM, except that it is never the second signal, because some
+send both at once; where it is ignored, as under nohup, it stays so.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from typing import Any
 from shared.engine.protocol import NonFiniteError
 from shared.errors import UserError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Spot machines give 30 s or more between the notice and the end.
 GRACE_S = 20.0
+ENDED = "ended at once; files saved before are intact"
 
 
 class StopRequested(Exception):
@@ -29,16 +33,17 @@ class StopRequested(Exception):
 
 
 class Interruption:
-    """While entered, remembers the first SIGINT or SIGTERM instead of dying of it; the second exits with
-    128 + its number. `notify` is called once, at the first signal, in a thread of its own. If `grace_s` seconds after a
-    SIGTERM it is still entered, the process exits as after a second one, with a line on stderr unless `quiet` (one rank
-    of several is enough to say it); after Ctrl-C it may take its time."""
+    """While entered, remembers the first signal instead of dying of it; the second writes `last_words` to stderr and
+    exits with 128 + its number. `notify` is called once, at the first signal, in a thread of its own. If `grace_s`
+    seconds after a SIGTERM or SIGHUP it is still entered, the process exits as after a second one, with a line on
+    stderr unless `quiet` (one rank of several is enough to say it); after Ctrl-C it may take its time."""
 
     def __init__(
         self, notify: Callable[[], None] = lambda: None, grace_s: float = GRACE_S, *, quiet: bool = False
     ) -> None:
         self.notify, self.grace_s, self.quiet = notify, grace_s, quiet
         self.signal_number: int | None = None
+        self.last_words = ""
         self._previous: dict[int, Any] = {}
         self._previous_wakeup = self._writer = -1
         self._watcher: threading.Thread | None = None
@@ -48,7 +53,7 @@ class Interruption:
 
     @property
     def exit_status(self) -> int:
-        """128 + signal number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        """128 + signal number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         assert self.signal_number is not None
         return 128 + self.signal_number
 
@@ -63,7 +68,7 @@ class Interruption:
         if not self._first.acquire(blocking=False):
             return
         self._remember(number, None)
-        if number == signal.SIGTERM:
+        if number in (signal.SIGTERM, signal.SIGHUP):
             self._deadline = threading.Timer(self.grace_s, self._give_up)
             self._deadline.daemon = True
             self._deadline.start()
@@ -93,7 +98,8 @@ class Interruption:
             self._watcher = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
             self._watcher.start()
             self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
+            heard = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._remember) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,17 +123,21 @@ class Interruption:
         while received := os.read(reader, 1):
             if received[0] not in SIGNALS:
                 continue
-            seen += 1
+            seen += received[0] != signal.SIGHUP
             if seen > 1:
+                self._write(self.last_words)
                 os._exit(128 + received[0])
             self.request(received[0])
         os.close(reader)
 
     def _give_up(self) -> None:
         """The deadline has passed."""
-        line = f"bytetwin: still busy {self.grace_s:g} s after SIGTERM, ended at once; files saved before are intact\n"
-        # Not through sys.stderr: another thread may hold its lock for ever.
+        name = signal.Signals(self.exit_status - 128).name
+        self._write(f"bytetwin: still busy {self.grace_s:g} s after {name}, {ENDED}\n")
+        os._exit(self.exit_status)
+
+    def _write(self, line: str) -> None:
+        """Not through sys.stderr: another thread may hold its lock for ever."""
         if not self.quiet:
             with contextlib.suppress(OSError):
-                os.write(2, line.encode())
-        os._exit(128 + signal.SIGTERM)
+                os.write(2, line.encode(errors="backslashreplace"))

@@ -147,5 +147,5 @@ def print_profile(console: Console, profile: Profile) -> None:
     for cost in profile.costs:
         milliseconds, calls = 1e3 * cost.seconds / profile.steps, cost.calls / profile.steps
         table.add_row(cost.name, f"{100 * cost.share_frac:.1f} %", f"{milliseconds:.3f}", f"{calls:.4g}")
-    console.print(table, markup=False)
-    console.print(f"trace {profile.trace_path}", markup=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"trace {profile.trace_path}", soft_wrap=True)

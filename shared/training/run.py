@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -24,7 +24,7 @@ from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
-from shared.training.interruption import Interruption, StopRequested
+from shared.training.interruption import ENDED, Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
 from shared.training.phase_clock import PhaseClock
 from shared.training.profiling import ProfileRequest, profiled
@@ -58,18 +58,22 @@ def train_run(
     profile: ProfileRequest | None = None,
     ranks: Ranks | None = None,
     entered: Interruption | None = None,
+    resume_command: Callable[[str], str] | None = None,
 ) -> RunResult:
     """Train a spec (`bind_tokenizer`) in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
-    already; by default signals count from here to the end.
+    already; by default signals count from here to the end. `resume_command` gives the command line that resumes the run
+    of a name, for who ends it by a second signal.
     """
     clock = PhaseClock(observer)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
+        if resume_command is not None:
+            interruption.last_words = f"bytetwin: {ENDED}; resume with: {resume_command(run.name)}\n"
         try:
             with profiled(engine, profile, run.trace_path) as watched:
                 result = _train_in(run, spec, watched, sources, clock, interruption, finish)

@@ -51,8 +51,7 @@ def test_import_list_verify(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "not built yet" in listed["builtin"]["source"]
     assert run("verify") == CommandResult({"passed": True, "problems": {"toy": []}}, status=0)
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert splits["train"]["sha256"][:16] in captured.err
+    assert captured.err == "" and splits["train"]["sha256"][:16] in captured.out
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -84,7 +83,7 @@ def test_damage_is_listed_and_fails_verify(corpus: Path, capsys: pytest.CaptureF
         "bad": 1,
         "worse": 1,
     }
-    assert "train_000000.bin" in capsys.readouterr().err
+    assert "train_000000.bin" in capsys.readouterr().out
     assert run("verify", "good").status == 0
     listed = {entry["name"]: entry for entry in run("list").document["datasets"]}
     assert "damaged manifest" in listed["worse"]["error"]

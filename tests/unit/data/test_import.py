@@ -241,8 +241,8 @@ BOMBS = {
     "a.jsonl.xz": lambda: lzma.compress(bytes(30_000_000)),
     "a.txt.gz": lambda: gzip.compress(b"a" * 30_000_000),
     "deep.jsonl": lambda: b'{"text": "a", "x": [' + b",".join([b'{"":0}'] * 1_100_000) + b"]}\n" + jsonl(["b"]),
-    "one.parquet": lambda: dictionary_parquet(1 << 20, 1000),
-    "long.parquet": lambda: dictionary_parquet(100_000_000, 2),
+    "one.parquet": lambda: dictionary_parquet(1 << 20, 100),
+    "long.parquet": lambda: dictionary_parquet(40_000_000, 2),
 }
 
 
@@ -359,6 +359,9 @@ def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     assert "gone.txt: no such file or folder" in error_of(tmp_path / "gone.txt")
+    assert "file name too long" in error_of(tmp_path / ("x" * 300 + ".txt"))
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    assert "loop.txt: too many levels of symbolic links" in error_of(tmp_path / "loop.txt")
     folder = tmp_path / "empty"
     folder.mkdir()
     assert "no file to import in this folder; allowed" in error_of(folder)

@@ -20,7 +20,7 @@ from shared.engine.ranks import OneRank
 from shared.errors import RunError, UserError
 from shared.tolerances import RANKS_LOSS_ABS
 from tests import ROOT
-from tests.processes import WAIT_S, children, wait_until
+from tests.processes import WAIT_S, alive, children, started, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
@@ -193,3 +193,34 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+ORPHAN = """
+import signal, sys, time
+from pathlib import Path
+from shared.engine.ranks import stop_with_parent
+
+def save(number, frame):
+    Path(sys.argv[1]).touch()
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGTERM, save)
+stop_with_parent(0.02)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+PARENT = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_whose_launcher_was_killed_saves_and_ends(tmp_path: Path) -> None:
+    with started([sys.executable, "-c", PARENT, ORPHAN, str(tmp_path / "saved")]) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+        ((rank, _),) = children(parent.pid)
+        parent.kill()
+        wait_until(lambda: not alive(rank), "the rank ends")
+    assert (tmp_path / "saved").exists()

@@ -297,7 +297,7 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: Comma
     done = cli("record", runs / "new", "--output", runs / "record", "--json")
     assert done.status == 0 and "general compressors" not in (runs / "record" / "README.md").read_text()
     done = cli("score", runs / "new")
-    assert done.status == 0 and "brotli -11: " in done.told
+    assert done.status == 0 and "brotli -11: " in done.out
     assert set(read_score(runs / "new" / "score.json").compressors) == {"xz -9", "zstd -19", "brotli -11"}
     assert len(list(root.glob(text))) == 1
     # From now on they are known.
@@ -316,3 +316,76 @@ def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
     assert read_score(run.parent / "new" / "score.json") == result.finished.score
     assert "brotli -11" in (run.parent / "new" / "report.html").read_text()
     assert "compressors" in result.phase_s
+
+
+def damage(run: Path, step: int) -> None:
+    """Change a number in a checkpoint's JSON."""
+    path = run / "checkpoints" / f"step-{step:08d}.json"
+    path.write_text(path.read_text().replace('"elapsed_s": ', '"elapsed_s": 1'))
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_step_chooses(run: Path, tmp_path: Path, cli: CommandLine) -> None:
+    """By every command that reads checkpoints, and neither in the artifact's silence nor in that of --json."""
+    out = ("--output", tmp_path / "out.btw")
+    assert cli.document("pack", run, *out)["step"] == 6
+    (run / "artifact.btw").unlink()
+    damage(run, 6)
+    short = ("--engine", "numpy", "--max-symbols", "128")
+    for command, *words in (
+        ("pack", *out),
+        ("score", *short),
+        ("audit", *short),
+        ("generate", "--engine", "numpy", "--bytes", "2"),
+        ("soup", run, *out, *short),
+    ):
+        done = cli(command, run, *words)
+        assert done.status in (0, 1), done.err
+        where = "step-00000006.safetensors is damaged (the SHA-256 of its JSON file differs from the recorded one)"
+        assert f"{where}; the weights are those of step 4; --step N chooses" in done.told, command
+        chosen = cli(command, run, *words, "--step", "4")
+        assert chosen.status == done.status and "is damaged" not in chosen.told
+        assert "step-00000006.safetensors is damaged" in cli.refusal(command, run, *words, "--step", "6")
+        assert "no checkpoint of step 5; steps: 2, 4, 6" in cli.refusal(command, run, *words, "--step", "5")
+    assert cli.document("pack", run, *out, "--step", "2")["step"] == 2
+    assert "needs --output with another file" in cli.refusal("pack", run, "--step", "4")
+    assert "chooses a checkpoint" in cli.refusal("score", run, "--weights", "best", "--step", "4")
+    assert "this is an artifact" in cli.refusal("score", tmp_path / "out.btw", "--step", "4")
+    assert "this is a spec" in cli.refusal("audit", "tiny", "--step", "4")
+
+
+def test_what_a_kill_left_out_of_a_finished_run_is_made_up_for_by_the_next_start(run: Path, cli: CommandLine) -> None:
+    words = ["train", run / "spec.toml", "--runs-dir", run.parent, "--run", run.name, "--resume"]
+    report = run / "report.html"
+    report.unlink()
+    (run / ".artifact.btw.4242.tmp").touch()
+    assert cli.document(*words)["status"] == "finished"
+    assert report.is_file() and not list(run.glob(".*"))
+    written = report.stat().st_mtime_ns
+    assert cli(*words).status == 0 and report.stat().st_mtime_ns == written
+    # A kill between the score and its report.
+    os.utime(run / "score.json", ns=(written + 10, written + 10))
+    assert cli(*words).status == 0 and report.stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", b"[" * 200_000),
+        ("environment.json", b'{"data": {"train": [], "heldout": []}}'),
+        ("environment.json", b'{"packages": [], "ranks": {}, "earlier_starts": 3}'),
+        ("score.json", b"[" * 200_000),
+        ("score.json", b'{"bpb": 1e999}'),
+        ("documents.safetensors", b"\x02" + bytes(7) + b"{}"),
+        ("documents.safetensors", b"\xff" * 8),
+        ("metrics.jsonl", b'{"event": "finished", "step": 6, "packing": 3}\n'),
+        ("spec.toml", b"x = " + b"[" * 3000),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_files_of_a_run_are_one_line(run: Path, cli: CommandLine, name: str, content: bytes) -> None:
+    """In every command that reads runs; a resumed run mends what can be made again."""
+    (run / name).write_bytes(content)
+    for words in (["compare", run], ["record", run, "--output", run.parent / "record"], ["fit", run]):
+        done = cli(*words)
+        assert done.status in (0, 1, 2) and (done.status == 0 or done.err.count("\n") <= 2), done.err
+        assert len(done.err) < 1000

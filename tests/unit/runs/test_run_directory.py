@@ -156,3 +156,59 @@ def test_metrics_refuse_what_json_cannot_say(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "metrics.jsonl", 0) as metrics, pytest.raises(ValueError, match="JSON compliant"):
         metrics.append("step", 1, nats_per_symbol=float("nan"))
     assert read_events(tmp_path / "metrics.jsonl") == []
+
+
+def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = [
+        {"event": "step", "step": 1, "nats_per_symbol": 1.5, "progress_frac": 0.5},
+        {"event": "finished", "step": 1, "packing": {"unpacked_bpb": 1.0}, "problems": []},
+        {"event": "of tomorrow", "step": 1, "packing": "anything"},
+    ]
+    odd = [
+        '{"step": 1}',
+        '{"event": 3, "step": 1}',
+        '{"event": "step"}',
+        '{"event": "step", "step": -1}',
+        '{"event": "step", "step": true}',
+        '{"event": "step", "step": 1, "nats_per_symbol": NaN}',
+        '{"event": "step", "step": 1, "progress_frac": 1e999}',
+        '{"event": "validation", "step": 1, "bpb": "low"}',
+        '{"event": "finished", "step": 1, "problems": [3]}',
+        '{"event": "finished", "step": 1, "packing": {"unpacked_bpb": null}}',
+        '{"event": "step", "step": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        "\x00",
+        "3",
+    ]
+    path.write_text("".join(f"{line}\n" for line in [*odd, *map(json.dumps, whole)]))
+    assert read_events(path) == whole
+
+
+def test_a_line_that_is_written_in_part_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MetricsLog(tmp_path / "metrics.jsonl", 0) as metrics:
+        monkeypatch.setattr(os, "write", lambda descriptor, content: len(content) - 1)
+        with pytest.raises(RunError, match="a line was written in part"):
+            metrics.append("step", 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", "[" * 100_000, '{"data": []}', '{"data": {"train": 3}}', '{"ranks": "two"}', '{"packages": null}'],
+    ids=lambda content: content[:20],
+)
+def test_an_environment_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.environment_path.write_text(content)
+    with pytest.raises(RunError, match=r"environment\.json: "):
+        run.read_environment()
+    with pytest.raises(RunError, match="delete it to continue"):
+        run.write_environment({})
+
+
+def test_a_start_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "a", tiny_spec(), "mlx", resume=False)
+    run.unlock()
+    (run.path / ".artifact.btw.4242.tmp").touch()
+    open_run(tmp_path, "a", tiny_spec(), "mlx", resume=True).unlock()
+    assert [path.name for path in run.path.iterdir()] == ["spec.toml"]

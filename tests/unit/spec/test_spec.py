@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from shared.errors import SpecError
 from shared.spec import json_schema, load_spec, preset_names, spec_from_dict, spec_id, spec_to_dict, spec_to_toml
 from shared.spec.difference import fields
 from shared.spec.load import PRESETS
+from shared.spec.spec import Spec
 from tests import ROOT
 
 TINY = (PRESETS / "tiny.toml").read_bytes()
@@ -369,3 +371,68 @@ def test_the_schema_refuses_what_the_spec_refuses(section: str, key: str, value:
     assert schema_problems(schema, schema, values) != []
     with pytest.raises(SpecError):
         spec_from_dict(values)
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """The fields of the schema that are no sections, by their keys."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.annotation
+    return found
+
+
+def holds(annotation: Any, kind: type) -> bool:
+    """Whether a value of an annotation has numbers of a kind."""
+    return annotation is kind or any(holds(part, kind) for part in get_args(annotation))
+
+
+@pytest.mark.parametrize("kind", [float, int])
+def test_no_number_of_the_whole_schema_is_infinite_or_without_a_limit(kind: type) -> None:
+    """Infinity cannot be written as JSON, and a size without a limit hangs whatever is built from it."""
+    words = {float: ("inf", "-inf", "nan", "1e999"), int: (str(10**25), str(-(10**25)))}[kind]
+    keys = [key for key, annotation in leaves(Spec).items() if holds(annotation, kind)]
+    assert len(keys) > 40
+    for key in keys:
+        for word in words:
+            value = f"[{word}]" if leaves(Spec)[key] is not kind else word
+            assert key in error_of("tiny", f"{key}={value}"), (key, word)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "seq_len", "decoder.num_layers"],
+)
+def test_a_size_that_something_is_built_from_has_a_limit_that_the_error_names(key: str) -> None:
+    assert re.search(r"less than or equal to (4096|1048576)$", error_of("tiny", f"model.{key}=1000000000"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps=" + "[" * 2000, "nested too deeply"),
+        ("training.steps=" + "9" * 5000, "integer that is too long"),
+        ("training.steps=" + "b" * 70_000, "valid integer"),
+        ("a." * 3000 + "b=1", "unknown key a"),
+        ("model.\x1b[31m\u202e=1", r"unknown key 'model\.\\x1b\[31m\\u202e'"),
+        ("model.wings=1", "unknown key model.wings; allowed here: num_layers"),
+        ("training.steps=1\nname='x'", "valid integer"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_hostile_overrides_are_one_short_line(override: str, message: str) -> None:
+    found = error_of("tiny", override)
+    assert re.search(message, found) and len(found) < 500 and found.isprintable()
+
+
+def test_a_byte_order_mark_before_a_spec_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + TINY)
+    assert load_spec(path) == load_spec("tiny", ["name=mine"])
+
+
+def test_a_spec_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    assert "not a regular file" in error_of(str(tmp_path / "pipe.toml"))

@@ -191,6 +191,23 @@ def test_a_failure_in_the_middle_leaves_the_old_record(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_record_whose_replacement_was_killed_between_the_renames_gets_its_name_back(
+    trained: Path, tmp_path: Path, cli: CommandLine
+) -> None:
+    out = tmp_path / "out"
+    assert cli("record", trained, "--output", out, "--title", "old").status == 0
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    out.rename(tmp_path / ".out.4242.old")
+    shutil.copytree(tmp_path / ".out.4242.old", tmp_path / ".out.4242.tmp")
+    assert "exists; --replace overwrites it" in cli.refusal("record", trained, "--output", out)
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # Killed after the second rename: the new record stays.
+    shutil.copytree(out, tmp_path / ".out.4242.old")
+    assert cli("record", trained, "--output", out, "--title", "new", "--replace").status == 0
+    assert read_json(out / "submission.json")["name"] == "new" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_finished_run_is_not_trained_again(trained: Path, cli: CommandLine) -> None:
     words = ["train", "tiny", "--runs-dir", trained.parent, "--run", trained.name, "--resume"]
     words += set_words("training.compile=false", *SHORT)

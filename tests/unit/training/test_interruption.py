@@ -14,9 +14,9 @@ from shared.training.interruption import GRACE_S, Interruption, StopRequested
 from tests.processes import WAIT_S, started
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_first_signal_is_remembered(number: signal.Signals, status: int) -> None:
-    before = {other: signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)}
+    before = {other: signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     told: list[int] = []
     with Interruption(lambda: told.append(1)) as interruption:
         interruption.check()
@@ -33,7 +33,8 @@ def test_the_second_signal_ends_the_process_even_in_the_middle_of_a_long_call() 
     program = (
         "import hashlib\n"
         "from shared.training.interruption import Interruption\n"
-        "with Interruption(lambda: print('first', flush=True)):\n"
+        "with Interruption(lambda: print('first', flush=True)) as interruption:\n"
+        "    interruption.last_words = 'resume with this\\n'\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
     )
@@ -44,6 +45,22 @@ def test_the_second_signal_ends_the_process_even_in_the_middle_of_a_long_call() 
         assert process.stdout.readline() == "first\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=WAIT_S) == 143
+        assert process.stderr is not None and process.stderr.read() == "resume with this\n"
+
+
+def test_sighup_is_never_the_second_signal_and_stays_ignored_where_it_is() -> None:
+    with Interruption() as interruption:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        time.sleep(0.1)
+        assert interruption.exit_status == 143
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def run_with_deadline(number: signal.Signals, grace_s: float, quiet: bool = False) -> tuple[int | None, str, float]:

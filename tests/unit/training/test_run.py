@@ -17,7 +17,7 @@ from data.compressed import measure_heldout
 from data.datasets import make_missing
 from shared.artifact import read_artifact
 from shared.errors import RunError
-from shared.runs.checkpoints import CheckpointStore
+from shared.runs.checkpoints import CheckpointStore, signed
 from shared.scoring.checks import Check
 from shared.scoring.document import read_score
 from shared.spec import load_spec, spec_id
@@ -215,5 +215,6 @@ def test_a_checkpoint_whose_loader_stands_elsewhere_is_refused(tmp_path: Path) -
     train(tmp_path, finish=False)
     with edited(tmp_path / "a" / "checkpoints" / "step-00000006.json") as values:
         values["loader"]["step"] = 2
+        values.update(signed(values))
     with pytest.raises(RunError, match="its loader is at step 2, not 6"):
         train(tmp_path, resume=True)

@@ -1,0 +1,51 @@
+"""The console of every command: all that people read passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.status import Status
+from rich.text import Text
+
+from shared.cli.command import silence
+from shared.errors import visible
+
+# A file or a pipe has no width to keep to; a terminal that claims to be narrower than this has none that it knows of.
+PIPE_COLUMNS, FEWEST_COLUMNS, TERMINAL_COLUMNS = 1000, 10, 80
+
+
+class Screen(Console):
+    """A console that takes no text for markup, shows control characters as escapes, and cuts nothing in a file or pipe.
+
+    Once nobody reads it any more it is silent: a closed terminal or a log reader that has left ends no training. What
+    else keeps stdout from being written, such as a full disk, is an OSError.
+    """
+
+    def __init__(self, *, stderr: bool = True) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+        if not self.is_terminal:
+            self.width = PIPE_COLUMNS
+        elif self.width < FEWEST_COLUMNS:
+            self.width = TERMINAL_COLUMNS
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return super().status(Text(status) if isinstance(status, str) else status, **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        silence(self.file)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            if not self.stderr:
+                raise
+            self.on_broken_pipe()
