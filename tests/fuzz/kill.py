@@ -54,7 +54,7 @@ CASES = [
     Case("pack done --weights best --output x.btw", ("x.btw",)),
     Case("score done --engine mlx", ("runs/done/artifact.btw",)),
     Case("score done --engine numpy --max-symbols 48 --output x.json"),
-    Case("record done --output records/r", ("records/r/submission.json",)),
+    Case("record done --output records/r --replace", ("records/r/submission.json",)),
     Case("record done --output records/old --replace", ("records/old/submission.json",)),
     Case("soup done done --engine numpy --max-symbols 48 --output x.btw", ("x.btw",)),
     Case("fit done", ("runs/done/fit.json",)),
