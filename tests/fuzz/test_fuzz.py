@@ -1,0 +1,27 @@
+"""A few hostile inputs of each kind, and a few kills; `python -m tests.fuzz` tries thousands."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz.kill import CASES, run_kills
+from tests.fuzz.worker import KINDS, run_inputs
+
+# Half a minute of one core in all, most of it for those that train, pack and score.
+COUNTS = {kind: 50 if kind in ("checkpoint", "run") else 150 for kind in KINDS}
+KILLS = 6
+# Those that train nothing.
+QUICK = ("pack", "record", "fit", "data import", "tokenizer encode")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_input_is_refused_in_one_line_or_means_what_it_says(kind: str) -> None:
+    tally = run_inputs(kind, 1, range(COUNTS[kind]))
+    assert not tally.failures and tally.counts.total() == COUNTS[kind]
+    assert min(tally.counts["refused"], tally.counts["accepted"]) >= 5, f"these inputs prove nothing: {tally}"
+
+
+@pytest.mark.slow
+def test_a_killed_command_loses_nothing_and_works_when_it_is_given_again(capfd: pytest.CaptureFixture[str]) -> None:
+    status = run_kills(KILLS, 1, cases=[case for case in CASES if case.command.startswith(QUICK)])
+    assert status == 0, capfd.readouterr().out
