@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -74,8 +75,14 @@ def torch_peak_bytes(spec: Spec) -> int:
     engine._backward(x, numbers)
     for value in engine.params.values():
         value.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        engine._backward(x, numbers)
+    # What earlier passes left is freed before, so that the profile holds this pass alone.
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            engine._backward(x, numbers)
+    finally:
+        gc.enable()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     in_use = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(in_use.max()) - gradient_bytes(spec)

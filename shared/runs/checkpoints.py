@@ -134,11 +134,7 @@ class CheckpointStore:
             kept = f"the last good checkpoint is {latest}" if latest else "there is no earlier checkpoint"
             reason = (error.strerror or str(error)).lower()
             raise RunError(f"cannot write checkpoint {path}: {reason}; {kept}") from None
-        best = [step for step in self._by_score() if self._score(step) != DAMAGED][:1]
-        for step in self.steps()[: -self.keep]:
-            if step not in best:
-                _unlink(self._tensors(step).with_suffix(".json"))
-                _unlink(self._tensors(step))
+        self._drop_old()
         return path
 
     def steps(self) -> list[int]:
@@ -177,12 +173,22 @@ class CheckpointStore:
         return self._load_first(self._by_score())
 
     def set_aside_after(self, step: int) -> None:
-        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again."""
+        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again. Then drop what
+        a process that was killed after a save could not."""
         for later in (other for other in self.steps() if other > step):
             for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
                 if os.path.lexists(path):
                     names = (path.with_name(f"{path.name}.damaged{suffix}") for suffix in ("", *range(1, 1_000_000)))
                     path.replace(next(name for name in names if not os.path.lexists(name)))
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        """Remove the checkpoints that are neither among the last `keep` nor the best."""
+        best = [step for step in self._by_score() if self._score(step) != DAMAGED][:1]
+        for step in self.steps()[: -self.keep]:
+            if step not in best:
+                _unlink(self._tensors(step).with_suffix(".json"))
+                _unlink(self._tensors(step))
 
     def _load_first(self, steps: Iterable[int]) -> Checkpoint | None:
         """The first of these that is whole."""
