@@ -173,8 +173,10 @@ class CheckpointStore:
         return self._load_first(self._by_score())
 
     def set_aside_after(self, step: int) -> None:
-        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again. Then drop what
-        a process that was killed after a save could not."""
+        """Rename later, damaged checkpoints to `*.damaged`, so that training can write those steps again.
+
+        Then drop what a process that was killed after a save could not.
+        """
         for later in (other for other in self.steps() if other > step):
             for path in (self._tensors(later).with_suffix(".json"), self._tensors(later)):
                 if os.path.lexists(path):
