@@ -233,3 +233,21 @@ def test_a_lost_terminal_saves(
         errors = process.communicate(timeout=WAIT_S)[1]
     assert process.returncode == status or (status is None and process.returncode in (129, 143))
     assert "resume with: bytetwin train" in errors and list((tmp_path / "a" / "checkpoints").glob("*.safetensors"))
+
+
+def test_ctrl_c_is_one_line_while_the_command_line_is_imported() -> None:
+    program = """
+import os, signal, sys
+
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "shared.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Pressed())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from shared.cli.start import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr) == (130, "bytetwin: interrupted\n")

@@ -1,0 +1,23 @@
+"""The `bytetwin` script: Ctrl-C is one line from the first moment on, also while the command line is imported."""
+
+import os
+import signal
+from types import FrameType
+
+
+def main() -> int:
+    """Run the command line of this process; returns the exit status."""
+    # Where Ctrl-C is ignored, as in a job that a shell runs in the background, it stays so.
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, _end)
+    from shared.cli.main import main as run
+
+    if heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return run()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"bytetwin: interrupted\n")
+    os._exit(128 + number)
