@@ -19,7 +19,14 @@ from shared.errors import UserError
 from shared.ops import NumpyOps, Ops
 from shared.parity.exact_checks import artifact_rows, batch_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
-from shared.parity.gradient_checks import Tensors, directional_rows, gradient_rows, loss_rows, oracle_loss
+from shared.parity.gradient_checks import (
+    Tensors,
+    directional_rows,
+    gradient_rows,
+    loss_rows,
+    oracle_loss,
+    rounding_of_gradients,
+)
 from shared.parity.held_kinks import HeldKinks
 from shared.parity.result import ParityReport, ParityRow
 from shared.parity.trace import TracedOutput, trace_forward
@@ -140,9 +147,10 @@ def _gradients(setup: Setup) -> list[ParityRow]:
     for name, engine in kinks.engines(setup.engines).items():
         engine.initialise(setup.weights)
         losses[name], gradients[name] = engine.gradients(x)
+    rounding = partial(rounding_of_gradients, next(iter(setup.engines.values())), setup.weights, x)
     return [
         *loss_rows(losses),
-        *gradient_rows(setup.spec, gradients, kinks=kinks),
+        *gradient_rows(setup.spec, gradients, kinks=kinks, rounding=rounding),
         *directional_rows(setup.spec, setup.weights, x, gradients, seed=DIRECTION_SEED),
     ]
 
@@ -161,7 +169,8 @@ def _full_length(setup: Setup, spec: Spec) -> list[ParityRow]:
     for name, engine in kinks.engines(engines).items():
         engine.initialise(one.weights)
         gradients[name] = engine.gradients(x)[1]
-    return rows + gradient_rows(long, gradients, f"gradients, {seq_len} symbols", kinks)
+    rounding = partial(rounding_of_gradients, next(iter(engines.values())), one.weights, x)
+    return rows + gradient_rows(long, gradients, f"gradients, {seq_len} symbols", kinks, rounding)
 
 
 def _training(setup: Setup) -> list[ParityRow]:

@@ -101,10 +101,15 @@ def relative_l2(a: np.ndarray, b: np.ndarray, floor: float = 0.0) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
-def worst_relative_l2(
+def worst_relative_l2(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    """(largest relative L2 difference of one parameter, its name)."""
+    return max((difference, name) for name, difference in relative_differences(a, b).items())
+
+
+def relative_differences(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], small_frac: float = 0.0
-) -> tuple[float, str]:
-    """(largest relative L2 difference of one parameter, its name).
+) -> dict[str, float]:
+    """The relative L2 difference of every parameter, by name.
 
     `small_frac` sets the floor of a parameter at this share of the root mean square over all of them, that of a
     parameter of few numbers at the share of FEW_NUMBERS.
@@ -114,4 +119,4 @@ def worst_relative_l2(
     square = sum(float(np.vdot(value, value)) for value in a.values())
     rms = math.sqrt(square / count) if math.isfinite(square) else 0.0
     floors = {name: small_frac * rms * math.sqrt(max(value.size, FEW_NUMBERS)) for name, value in a.items()}
-    return max((relative_l2(a[name], b[name], floors[name]), name) for name in a)
+    return {name: relative_l2(a[name], b[name], floors[name]) for name in a}

@@ -16,7 +16,7 @@ from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
 from shared.parity.compare_engines import make_ops
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
-from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss
+from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss, rounding_of_gradients
 from shared.parity.held_kinks import HeldKinks
 from shared.parity.trace import trace_forward
 from shared.scoring.isolation import check_isolation
@@ -142,7 +142,12 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) ->
         *logit_rows(outputs, lambda name: trace_forward(make_ops(name), spec, weights, x), rounding),
         *nats_rows({name: scorer.score(x) for name, scorer in scorers.items()}, rounding),
         *loss_rows(losses),
-        *gradient_rows(spec, gradients, kinks=kinks),
+        *gradient_rows(
+            spec,
+            gradients,
+            kinks=kinks,
+            rounding=partial(rounding_of_gradients, engines["torch"], weights, x),
+        ),
     ]
     assert [row for row in rows if not row.passed] == []
 
