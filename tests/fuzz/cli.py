@@ -11,29 +11,30 @@ from tests.fuzz.mutate import RAW, TEXTS, Rng
 from tests.fuzz.spec import override, seeds
 from tests.fuzz.worker import GOLDEN, Broken, Reader, command
 
-# What lies in the folder: runs/bytes, runs/tokens, bytes.toml, a.jsonl, f.fit and the datasets of the golden files.
+# In the folder lie runs/one (of one.toml, on bytes), runs/two (on tokens), a.jsonl, f.fit and the golden datasets.
+# A word that is a preset's name would ask for the built-in corpus, which takes ten seconds to make.
 SOUND = """
-spec bytes.toml
+spec one.toml
 spec tiny --json
 spec --list
 spec --schema
-pack bytes
-pack bytes --weights trained --output x.btw
-pack bytes --output x.btw --set artifact.matrix.bits=8
-pack bytes --weights best --output x.btw
-score bytes --engine numpy --max-symbols 48 --output x.json
-score tokens --engine numpy --max-symbols 48 --stride 8 --output x.json --data golden-tokens
-score runs/bytes/artifact.btw --engine numpy --max-symbols 48 --json
-audit runs/bytes --engine numpy --max-symbols 48
-generate bytes --engine numpy --bytes 3 --prompt hello --temperature 0.5 --top-p 0.9 --seed 3
-generate tokens --engine numpy --bytes 3 --json
-compare bytes tokens --confidence 0.9 --margin-nats 0.01 --output x.md
-compare bytes bytes --baseline bytes
-record bytes --output r --author a --github b --title t --blurb u
-record bytes --output r --replace
-soup bytes bytes --output x.btw --engine numpy --recipe inverse --max-symbols 48
-soup bytes bytes --output x.btw --engine numpy --weights trained --data golden
-fit bytes --output x.fit --symbols 1000
+pack one
+pack one --weights trained --output x.btw
+pack one --output x.btw --set artifact.matrix.bits=8
+pack one --weights best --output x.btw
+score one --engine numpy --max-symbols 48 --output x.json
+score two --engine numpy --max-symbols 48 --stride 8 --output x.json --data golden-tokens
+score runs/one/artifact.btw --engine numpy --max-symbols 48 --json
+audit runs/one --engine numpy --max-symbols 48
+generate one --engine numpy --bytes 3 --prompt hello --temperature 0.5 --top-p 0.9 --seed 3
+generate two --engine numpy --bytes 3 --json
+compare one two --confidence 0.9 --margin-nats 0.01 --output x.md
+compare one one --baseline one
+record one --output r --author a --github b --title t --blurb u
+record one --output r --replace
+soup one one --output x.btw --engine numpy --recipe inverse --max-symbols 48
+soup one one --output x.btw --engine numpy --weights trained --data golden
+fit one --output x.fit --symbols 1000
 data list
 data verify golden
 data verify golden golden-tokens
@@ -44,14 +45,14 @@ tokenizer list
 tokenizer train t golden --vocab-size 300 --normalisation identity --max-bytes 1000
 tokenizer encode new golden --tokenizer datasets/golden-tokens/tokenizer.model
 tokenizer encode golden-tokens golden --replace --tokenizer datasets/golden-tokens/tokenizer.model
-train bytes.toml --engine mlx --no-finish --run new
-train bytes.toml --engine mlx --no-finish --run bytes --resume
-train bytes.toml --engine mlx --no-finish --run new --runs-dir other --profile 1
-train bytes.toml --engine mlx --run bytes --resume
-preflight bytes.toml --force nope --price 2 --fit f.fit --nodes 2 --ranks 1
-sweep bytes.toml --seeds 2 --vary training.seed=1,2 --name s --try nope.key=1
-parity bytes.toml --steps 2 --seq-len 16 --set nope.key=1
-prepare bytes.toml --shards 1
+train one.toml --engine mlx --no-finish --run new
+train one.toml --engine mlx --no-finish --run one --resume
+train one.toml --engine mlx --no-finish --run new --runs-dir other --profile 1
+train one.toml --engine mlx --run one --resume
+preflight one.toml --force nope --price 2 --fit f.fit --nodes 2 --ranks 1
+sweep one.toml --seeds 2 --vary training.seed=1,2 --name s --try nope.key=1
+parity one.toml --steps 2 --seq-len 16 --set nope.key=1
+prepare one.toml --shards 1
 """
 # Options whose large values ask for what takes long, rightly.
 WORK = ("--bytes", "--profile", "--steps", "--ranks", "--nodes", "--shards", "--seq-len", "--port")
@@ -60,20 +61,20 @@ MORE = """
 --engine --seed --max-symbols
 """
 WORDS = """
-0 -1 1 1.5 1e400 nan inf -inf 99999999999 1_000 0x10 a.jsonl runs runs/bytes bytes.toml datasets datasets/golden
-gone/gone runs/bytes/artifact.btw loop pipe /dev/null /dev/full /dev/zero / ~ * golden golden-tokens byte tokenizers
-a.toml x.toml/y pipe.toml loop.btw bytes/ ./bytes runs/../runs/bytes
+0 -1 1 1.5 1e400 nan inf -inf 99999999999 1_000 0x10 a.jsonl runs runs/one one.toml datasets datasets/golden
+gone/gone runs/one/artifact.btw loop pipe /dev/null /dev/full /dev/zero / ~ * golden golden-tokens on tokenizers
+a.toml x.toml/y pipe.toml loop.btw one/ ./one runs/../runs/one
 """
 VALUES = (*TEXTS, *RAW.values(), *WORDS.split(), "9" * 40, "\u0663", "\udcff", "ascii=caf\u00e9")
 SMALL = ("0", "-1", "1", "2", "x", "", "1.5", "nan", "inf", "-0", "0x1", "1e0", "\x1b[31m", "a" * 600)
 
 
 def make(rng: Rng, folder: Path) -> Reader:
-    for name in ("bytes", "tokens"):
-        shutil.copytree(GOLDEN / name, folder / "runs" / name)
+    for name, run in (("one", "bytes"), ("two", "tokens")):
+        shutil.copytree(GOLDEN / run, folder / "runs" / name)
     shutil.copytree(GOLDEN / "datasets", folder / "datasets")
     os.environ["BYTETWIN_DATASETS"] = str(folder / "datasets")
-    shutil.copyfile(GOLDEN / "bytes" / "spec.toml", folder / "bytes.toml")
+    shutil.copyfile(GOLDEN / "bytes" / "spec.toml", folder / "one.toml")
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(20)))
     (folder / "f.fit").write_text('{"c": 1.0, "a": 3.0, "alpha": 0.3}')
     (folder / "loop").symlink_to("loop")
