@@ -21,7 +21,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import importers
+from data import importers, unpacking
 from data.datasets import open_split, verify_dataset
 from data.folders import datasets_root
 from data.importers import read_documents
@@ -97,7 +97,7 @@ def test_lines_of_json_follow_the_same_rules(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_text(
     tmp_path: Path, packing: str, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importers, "PIECE_BYTES", piece)
+    monkeypatch.setattr(unpacking, "PIECE_BYTES", piece)
     (tmp_path / f"a.jsonl{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8 + jsonl(["one", "\ufefftwo"])))
     (tmp_path / f"b.txt{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8 + b"three"))
     (tmp_path / f"c.txt{packing}").write_bytes(PACKERS[packing](codecs.BOM_UTF8))
@@ -190,8 +190,8 @@ def test_any_text_survives_any_piece_size(
     whole.write_bytes(PACKERS[packing](content))
     texts = [text for text in texts if text.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importers, "PIECE_BYTES", piece)
-        patch.setattr(importers, "ZSTD_INPUT_BYTES", piece)
+        patch.setattr(unpacking, "PIECE_BYTES", piece)
+        patch.setattr(unpacking, "ZSTD_INPUT_BYTES", piece)
         assert [b"".join(document()).decode() for document in read_documents(lines)] == texts
         content = content.removeprefix(codecs.BOM_UTF8)
         assert [b"".join(document()) for document in read_documents(whole)] == [content] * bool(
@@ -202,7 +202,7 @@ def test_any_text_survives_any_piece_size(
 @pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("piece", [1, 7, 1 << 20])
 def test_files_of_several_streams(tmp_path: Path, packing: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "PIECE_BYTES", piece)
+    monkeypatch.setattr(unpacking, "PIECE_BYTES", piece)
     padding = b"" if packing == ".zst" else bytes(4)
     parts = [PACKERS[packing](jsonl([text])) for text in TEXTS]
     path = written(tmp_path / f"text.jsonl{packing}", padding.join(parts) + 2 * padding)
@@ -343,13 +343,14 @@ def test_a_parquet_column_that_is_missing_or_no_text(tmp_path: Path) -> None:
 
 
 def test_bad_utf8_across_pieces_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "PIECE_BYTES", 3)
+    monkeypatch.setattr(unpacking, "PIECE_BYTES", 3)
     path = written(tmp_path / "a.txt", "\u20ac\n\u20ac\n".encode() * 5 + b"\xe2\x82" + b"x\n")
     assert "a.txt line 11: not UTF-8 (byte 0xe2)" in error_of(path)
 
 
 def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importers, "PIECE_BYTES", 64)
+    for module in (unpacking, importers):
+        monkeypatch.setattr(module, "PIECE_BYTES", 64)
     monkeypatch.setattr(importers, "MAX_DOCUMENT_BYTES", 1000)
     message = "a document of more than 1,000 bytes in one line or row"
     assert f"line 2: {message}" in error_of(written(tmp_path / "a.jsonl", jsonl(["x", "x" * 2000])))
