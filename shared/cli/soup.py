@@ -23,6 +23,7 @@ from shared.cli.score import print_score
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
+    calibrated,
     check_lines,
     default_engine,
     make_table,
@@ -69,7 +70,11 @@ def run(args: argparse.Namespace) -> CommandResult:
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
     document = _soup_document(args, members, selection, soup)
-    info = write_artifact(args.output, spec, soup.weights, extra={"soup": document})
+    calibration, statistics = calibrated(engine, spec, soup.weights), None
+    extra: dict[str, Any] = {"soup": document}
+    if calibration is not None:
+        extra, statistics = extra | calibration.extra(), calibration.statistics
+    info = write_artifact(args.output, spec, soup.weights, extra, statistics)
     _print_members(out, members, soup)
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)

@@ -15,7 +15,7 @@ from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
 from shared.imports import import_by_name
 from shared.model import Forward, forward
-from shared.ops import Ops
+from shared.ops import NumpyOps, Ops
 from shared.spec import Spec
 
 
@@ -76,6 +76,13 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     engine = create_engine(name, spec)
     engine.initialise(weights)
     return engine
+
+
+def make_ops(name: str) -> Ops:
+    """The operations of an implementation: `numpy`, or an engine."""
+    if name == "numpy":
+        return NumpyOps()
+    return engine_package(name).make_ops()
 
 
 def _is_installed(module: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from shared.spec.base import Section
+from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[6, 8]
 Method = Literal["row_max"]
@@ -31,6 +32,7 @@ class ArtifactSpec(Section):
     matrix: MatrixQuantiserSpec = Field(MatrixQuantiserSpec(), description="matrices, where most of the bytes are")
     embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
     head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
+    calibration: CalibrationSpec = CalibrationSpec()
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
         11, description="effort of brotli; 11 gives the smallest file and takes longest"
     )
