@@ -32,6 +32,7 @@ from shared.cli.scoring import (
 )
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
 from shared.scoring.evaluate import evaluate
@@ -78,6 +79,9 @@ def run(args: argparse.Namespace) -> CommandResult:
     _print_members(out, members, soup)
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
+    data_checks = _data_checks(members, stream)
+    if calibration is not None:
+        data_checks.append(check_calibration(calibration.record, stream, calibration.windows))
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
     with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
-            data_checks=_data_checks(members, stream),
+            data_checks=data_checks,
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)
