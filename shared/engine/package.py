@@ -15,7 +15,7 @@ from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
 from shared.imports import import_by_name
 from shared.model import Forward, forward
-from shared.ops import Ops
+from shared.ops import NumpyOps, Ops
 from shared.spec import Spec
 
 
@@ -90,6 +90,13 @@ def make_scorer_of(name: str, spec: Spec) -> Callable[[Weights], Scorer]:
         return engine
 
     return scorer_of
+
+
+def make_ops(name: str) -> Ops:
+    """The operations of an implementation: `numpy`, or an engine."""
+    if name == "numpy":
+        return NumpyOps()
+    return engine_package(name).make_ops()
 
 
 def _is_installed(module: str) -> bool:
