@@ -78,6 +78,20 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     return engine
 
 
+def make_scorer_of(name: str, spec: Spec) -> Callable[[Weights], Scorer]:
+    """A function from weights to a Scorer of them. An engine is made and compiled once: it holds the weights that were
+    given last."""
+    if name == "numpy":
+        return lambda weights: Oracle(spec, weights)
+    engine = create_engine(name, spec)
+
+    def scorer_of(weights: Weights) -> Scorer:
+        engine.initialise(weights)
+        return engine
+
+    return scorer_of
+
+
 def make_ops(name: str) -> Ops:
     """The operations of an implementation: `numpy`, or an engine."""
     if name == "numpy":
