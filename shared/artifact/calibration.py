@@ -130,8 +130,8 @@ def calibrate(
 
     def batches() -> Iterator[Symbols]:
         for start in range(0, len(measured), rows):
-            progress(written + start * length, written + measured.size)
             yield measured[start : start + rows]
+            progress(written + min(start + rows, len(measured)) * length, written + measured.size)
 
     statistics = input_statistics(ops, spec, weights, batches())
     if ranks.world_size == 1:
