@@ -73,7 +73,7 @@ def needs_statistics(spec: Spec) -> bool:
 
 def window_length(spec: Spec) -> int:
     """Symbols of a window of calibration text."""
-    return spec.artifact.calibration.window_symbols or spec.model.seq_len
+    return min(spec.artifact.calibration.window_symbols or spec.model.seq_len, spec.model.seq_len)
 
 
 def symbols_hash(windows: Symbols) -> str:
