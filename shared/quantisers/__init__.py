@@ -7,21 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shared.quantisers.clip_search import ClipSearch
 from shared.quantisers.float32 import Float32
+from shared.quantisers.low_rank import LowRank
 from shared.quantisers.protocol import InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
 from shared.quantisers.row_max import RowMax
+from shared.quantisers.sd_clip import SdClip
+from shared.quantisers.ternary import Ternary
 from shared.spec import QuantiserSpec
 
 __all__ = [
     "QUANTISERS",
+    "ClipSearch",
     "Float32",
     "InputStatistics",
+    "LowRank",
     "Part",
     "Parts",
     "QuantisedTensor",
     "Quantiser",
     "RowMax",
+    "SdClip",
     "Storage",
+    "Ternary",
     "quantiser",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ class Float32:
     method = "float32"
     bits = 32
     needs_statistics = False
+
+    def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:
+        return self
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         return (Part("values", "<f4", shape),)
