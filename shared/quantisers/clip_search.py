@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import SpecError
 from shared.ops import Array, NumpyOps, Ops
 from shared.quantisers.row_grid import RowGrid, divisors, nearest_codes, scales_of_largest
 
@@ -30,7 +31,7 @@ class ClipSearch(RowGrid):
     has_surrogate = False
 
     def row_scales(self, ops: Ops, rows: Array) -> Array:
-        raise NotImplementedError("training is refused this method by the spec")
+        raise SpecError("artifact: training cannot read method clip_search, its quantiles need sorted rows")
 
     def packed_scales(self, rows_RC: NDArray[np.float64], gram_CC: NDArray[np.float64] | None) -> NDArray[np.float64]:
         ops, magnitudes = NumpyOps(), np.abs(rows_RC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,8 +20,16 @@ class Float32:
     bits = 32
     needs_statistics = False
 
+    @property
+    def grid(self) -> Self:
+        return self
+
     def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:
         return self
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {}
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         return (Part("values", "<f4", shape),)

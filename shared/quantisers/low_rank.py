@@ -4,7 +4,7 @@ Of the error E = W - W^ the largest `rank` singular directions are kept, A = U S
 levels -2 to 1, with one scale of its largest magnitude / 1.5; B in 4 bits, levels -8 to 7, with a scale for every 64
 neighbours of a row, largest magnitude / 7.5. It is a storage around that of the codes and adds its parts to them.
 
-Only the tensors with the largest errors get one, which is known when all are coded: `with_corrections`.
+Only the tensors with the largest errors keep theirs, which is known when all are coded: `with_corrections`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.ops import Array, Ops
-from shared.quantisers.protocol import InputStatistics, Part, Parts, QuantisedTensor, Quantiser
+from shared.quantisers.protocol import InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
 from shared.quantisers.row_grid import are_codes, are_scales
 
 GROUP = 64
@@ -46,6 +46,10 @@ class LowRank:
         return self.base.bits
 
     @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {**self.base.stored_settings, "lqer_rank": self.rank}
+
+    @property
     def code_limit(self) -> int:
         return self.base.code_limit
 
@@ -58,7 +62,7 @@ class LowRank:
         return self.base.has_surrogate
 
     @property
-    def grid(self) -> Quantiser:
+    def grid(self) -> Storage:
         return self.base.grid
 
     def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:

@@ -68,8 +68,17 @@ class Storage(Protocol):
         """Bits per weight."""
 
     @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        """The settings that `parts` and `decode` depend on, and the rounding where it is not to the nearest code, by
+        their names in a QuantiserSpec, in the order of it."""
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether `encode` reads statistics of the tensor's inputs."""
+
+    @property
+    def grid(self) -> Storage:
+        """The same with rounding to the nearest code and without corrections. Training reads what this one stores."""
 
     def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:
         """The storage that `encode` really uses for a tensor: where there is no Gram matrix of its inputs, one that
@@ -99,11 +108,6 @@ class Quantiser(Storage, Protocol):
     @property
     def has_surrogate(self) -> bool:
         """Whether training can read what is stored: without, `rounding_error` and `in_steps` raise."""
-
-    @property
-    def grid(self) -> Quantiser:
-        """The same with rounding to the nearest code and without corrections: what `rounding_error` makes of weights is
-        what this one stores."""
 
     def steps(self, shape: tuple[int, ...], parts: Parts) -> NDArray[np.float32]:
         """What a code of 1 stands for at each weight, in a shape that broadcasts to that of the weights."""

@@ -13,7 +13,7 @@ rounded to float32 at once, as 53 >= 2 * 24 + 2, and code * scale takes 7 + 11 b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -44,6 +44,10 @@ class RowGrid:
 
     method = ""
     has_surrogate = True
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {"method": self.method, "bits": self.bits, **stored_rounding(self.rounding)}
 
     @property
     def needs_statistics(self) -> bool:
@@ -103,6 +107,11 @@ class RowGrid:
 
     def in_steps(self, ops: Ops, weights: Array) -> Array:
         return weights / divisors(ops, self.row_scales(ops, ops.stop_gradient(weights)))
+
+
+def stored_rounding(rounding: Rounding) -> dict[str, str | int]:
+    """The rounding as a tensor table has it: left out where it is the nearest code."""
+    return {} if rounding == "nearest" else {"rounding": rounding}
 
 
 def scales_of_largest(ops: Ops, largest: Array, limit: int) -> Array:

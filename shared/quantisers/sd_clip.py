@@ -11,7 +11,6 @@ keep the sum of squares below 2^24, at most 127. For Gaussian rows of up to 1,04
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Self
@@ -25,6 +24,8 @@ from shared.quantisers.row_grid import RowGrid, divisors, nearest_codes, scales_
 
 EXACT_SUM = 2**24
 """Whole numbers up to here are exact in float32."""
+
+FACTOR_PARTS = 2**20
 
 FINEST_LIMIT = 127
 """The largest code that a deviation is taken of: its square fits float16."""
@@ -53,8 +54,8 @@ class SdClip(RowGrid):
         return replace(self, rounding="nearest", hessian_clip=0.0)
 
     def row_scales(self, ops: Ops, rows: Array) -> Array:
-        # As a float32 number it is the same factor in every implementation.
-        factor = float(np.float32(self.clip_sd / self.code_limit))
+        # Of 24 bits, so that it is the same in float32. As all of this in arithmetic that torch.compile can follow.
+        factor = round(self.clip_sd / self.code_limit * FACTOR_PARTS) / FACTOR_PARTS
         step, deviation = deviation_in_steps(ops, rows)
         scales = ops.float16(step * deviation * factor)
         # A row of equal weights has no deviation.
@@ -88,7 +89,7 @@ def deviation_in_steps(ops: Ops, rows: Array) -> tuple[Array, Array]:
     what that adds, the square of their distance, is taken off.
     """
     columns = rows.shape[-1]
-    limit = max(1, min(FINEST_LIMIT, math.isqrt(EXACT_SUM // columns)))
+    limit = max(1, min(FINEST_LIMIT, int((EXACT_SUM / columns) ** 0.5)))
     step = scales_of_largest(ops, ops.largest(rows), limit)
     whole = nearest_codes(ops, rows, divisors(ops, step), limit)
     total = ops.sum(whole, axes=(-1,), keepdims=True)

@@ -12,7 +12,7 @@ because it gives no symbol less than a whole bit: `artifact.codec` range is for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Self
@@ -32,6 +32,7 @@ from shared.quantisers.row_grid import (
     gptq_codes,
     nearest_codes,
     scales_of_largest,
+    stored_rounding,
 )
 
 FINE_LIMIT = 1023
@@ -49,6 +50,10 @@ class Ternary:
     bits = 2
     code_limit = 1
     has_surrogate = True
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {"method": self.method, **stored_rounding(self.rounding), "group": self.group}
 
     @property
     def needs_statistics(self) -> bool:
