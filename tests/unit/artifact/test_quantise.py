@@ -57,11 +57,9 @@ def test_the_largest_errors_keep_their_corrections():
 
 def test_a_tensor_without_a_gram_is_rounded_and_the_table_says_so():
     spec = ArtifactSpec.model_validate({"embed": {"rounding": "gptq"}, "matrix": {"rounding": "gptq"}})
-    kinds, shapes = (
-        {"m": "matrix", "tied": "embedding", "table": "embedding", "experts": "matrix"},
-        {"experts": (2, 3, 4)},
-    )
-    manifest = [_parameter(name, kind, shapes.get(name, (3, 4))) for name, kind in kinds.items()]
+    kinds = {"m": "matrix", "tied": "embedding", "table": "embedding", "experts": "matrix"}
+    shapes = dict.fromkeys(kinds, (3, 4)) | {"experts": (2, 3, 4)}
+    manifest = [_parameter(name, kind, shapes[name]) for name, kind in kinds.items()]
     weights = {parameter.name: normal(index, *parameter.shape) for index, parameter in enumerate(manifest)}
     seen = dict.fromkeys(["m", "tied"], InputStatistics(5, np.eye(4) + 0.5, np.ones(3, int)))
     seen |= {"table": InputStatistics(reads=np.ones(3, int)), "experts": InputStatistics()}
