@@ -43,7 +43,7 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     assert document.dataset.name == "fake/heldout" and document.dataset.complete
     assert document.dataset.text_sha256 == hashlib.sha256(TEXT.text_bytes()).hexdigest()
     assert document.audit.passed and [check.name for check in document.audit.checks] == [
-        *("future", "target", "normalisation", "order", "positions", "coverage", "denominator", "plausibility")
+        *("future", "target", "normalisation", "order", "positions", "coverage", "denominator", "plausibility", "size")
     ]
     assert (document.artifact_sha256, document.chosen) == ("ab" * 32, None)
     interval = document.confidence
