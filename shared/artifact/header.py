@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
+from shared.artifact import version_1
 from shared.artifact.codec import num_blocks
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
+from shared.artifact.quantise import storages_of
 from shared.errors import ArtifactError, SpecError
-from shared.model.manifest import parameter_manifest
-from shared.spec import Spec, spec_id, spec_to_dict, stored_spec
+from shared.model.manifest import Parameter, parameter_manifest
+from shared.quantisers import Float32, Storage, quantiser
+from shared.spec import QuantiserSpec, Spec, spec_id, spec_to_dict, stored_spec
 from shared.spec.migrate import migrated
 
 MAX_RAW_RATIO = 64
@@ -24,9 +29,6 @@ MIN_RAW_LIMIT_BYTES = 64 << 20
 
 MAX_INTEGER_DIGITS = 18
 """Longest integer in a header, so that sizes made of them stay small numbers."""
-
-UNNAMED_METHOD = "row_max"
-"""The method of quantised tensors in a table that lacks it, from before there was a choice."""
 
 SPEC_ID_PATTERN = re.compile(r"[0-9a-f]{16}")
 
@@ -94,8 +96,9 @@ def build_header(
     return Header(spec, layout, sections, values)
 
 
-def parse_header(raw: bytes) -> Header:
-    """The checked header of its JSON bytes. Raises ArtifactError for anything the writer would not write."""
+def parse_header(raw: bytes, version: int) -> Header:
+    """The checked header of the JSON bytes of a container version. Raises ArtifactError for anything the writer would
+    not write."""
     values = _parse_json(raw)
     _require_keys(values, _KEYS, "header")
     for key, kind in (("extra", dict), ("sections", list), ("spec", dict), ("spec_id", str), ("tensors", list)):
@@ -104,8 +107,7 @@ def parse_header(raw: bytes) -> Header:
     if not SPEC_ID_PATTERN.fullmatch(values["spec_id"]):
         raise ArtifactError(f"spec_id is {_short(values['spec_id'])}, must be 16 hex digits")
     spec = _parse_spec(values["spec"], len(values["tensors"]))
-    layout = plan_layout(parameter_manifest(spec), spec.artifact)
-    _check_tensors(values["tensors"], layout)
+    layout = _parse_tensors(values["tensors"], spec, version)
     header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
     limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
     if layout.raw_bytes > limit:
@@ -157,24 +159,54 @@ def _check_written(values: Mapping[str, Any], resolved: Mapping[str, Any], prefi
             raise ArtifactError(f"spec in the header: {prefix}{key} is {_short(value)}, must be {resolved[key]!r}")
 
 
-def _check_tensors(rows: list[Any], layout: Layout) -> None:
-    """The table must be the one that the spec implies, row by row."""
-    seen: set[str] = set()
-    for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=False)):
-        expected = entry.to_json()
-        where = f"tensor table row {index} ({entry.name})"
-        if isinstance(row, dict) and "method" in expected:
-            row = {"method": UNNAMED_METHOD, **row}
-        _require_keys(row, expected, where)
-        if isinstance(row["name"], str) and row["name"] in seen:
-            raise ArtifactError(f"tensor table row {index}: name {_short(row['name'])} appears twice")
-        for key, value in expected.items():
-            # As text, so that true and 1.0 do not pass for 1.
-            if canonical_json(row[key]) != canonical_json(value):
-                raise ArtifactError(f"{where}: {key} is {_short(row[key])}, the spec implies {value!r}")
-        seen.add(row["name"])
-    if len(rows) != len(layout.tensors):
-        raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(layout.tensors)}")
+def _parse_tensors(rows: list[Any], spec: Spec, version: int) -> Layout:
+    """The layout that the table implies, in which every tensor of the spec has its row, in order."""
+    manifest = parameter_manifest(spec)
+    if len(rows) != len(manifest):
+        raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(manifest)}")
+    of_spec = storages_of(manifest, spec.artifact)
+    if version == 1:
+        layout = plan_layout(manifest, of_spec)
+        for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=True)):
+            expected = version_1.table_row(entry)
+            _check_row(version_1.with_method(row, expected), expected, index)
+        return layout
+    storages = {
+        parameter.name: _parse_storage(row, parameter, index)
+        for index, (row, parameter) in enumerate(zip(rows, manifest, strict=True))
+    }
+    layout = plan_layout(manifest, storages)
+    for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=True)):
+        _check_row(row, entry.to_json(), index)
+    return layout
+
+
+def _parse_storage(row: Any, parameter: Parameter, index: int) -> Storage:
+    """The storage that a row names. Of the settings only those that reading needs may be given."""
+    where = f"tensor table row {index} ({parameter.name})"
+    settings = row.get("quantiser") if isinstance(row, dict) else None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{where}: {_short(row)} must be an object with a quantiser")
+    if not settings:
+        return Float32()
+    if parameter.quantisation == "control" or len(parameter.shape) < 2:
+        raise ArtifactError(f"{where}: quantiser is {_short(settings)}, a tensor of this kind has none")
+    try:
+        return quantiser(QuantiserSpec.model_validate(settings))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ArtifactError(f"{where}: quantiser {_short(key)}: {problem['msg']}") from None
+
+
+def _check_row(row: Any, expected: dict[str, Any], index: int) -> None:
+    """A row of the tensor table must say what the writer would."""
+    where = f"tensor table row {index} ({expected['name']})"
+    _require_keys(row, expected, where)
+    for key, value in expected.items():
+        # As text, so that true and 1.0 do not pass for 1.
+        if canonical_json(row[key]) != canonical_json(value):
+            raise ArtifactError(f"{where}: {key} is {_short(row[key])}, must be {_short(value)}")
 
 
 def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...]:

@@ -1,7 +1,7 @@
-"""The position of every byte of the payload: a pure function of the parameter manifest and the spec.
+"""The position of every byte of the payload: a pure function of the parameter manifest and the storage of each tensor.
 
-The writer follows this plan and the reader recomputes it, so a file cannot say anything about offsets,
-sizes or overlaps that the spec does not already imply; the table in the header is checked against it.
+The writer follows this plan and the reader recomputes it from the storages that the header names, so a file cannot say
+anything about offsets, sizes or overlaps that these do not already imply; its table is checked against the plan.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from shared.artifact.quantise import storage_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, QuantisationClass
 from shared.quantisers import Float32, Part, QuantisedTensor, Storage
-from shared.spec import ArtifactSpec
 
 RAW = "raw"
 """Name of the section of tensors that are not quantised, whatever their class."""
@@ -48,19 +46,14 @@ class TensorEntry:
         return list(zip(parts, sections, self.offsets_bytes, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """The row of the header's tensor table."""
-        row: dict[str, Any] = {
+        """The row of the header's tensor table: what is stored, by which settings, and where each part of it begins."""
+        return {
             "name": self.name,
             "shape": list(self.shape),
             "class": self.quantisation,
-            "bits": self.storage.bits,
+            "quantiser": dict(self.storage.stored_settings),
+            "offsets": list(self.offsets_bytes),
         }
-        if not isinstance(self.storage, Float32):
-            row["method"] = self.storage.method
-        for index, (part, _, offset_bytes) in enumerate(self.positions):
-            # Of codes, scales: offset, scale_offset.
-            row[f"{part.name.removesuffix('s')}_offset" if index else "offset"] = offset_bytes
-        return row
 
 
 @dataclass(frozen=True)
@@ -95,16 +88,16 @@ def section_name(quantisation: QuantisationClass, storage: Storage, part: Part) 
     return f"{RAW if isinstance(storage, Float32) else quantisation}.{part.name}"
 
 
-def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
+def plan_layout(manifest: Iterable[Parameter], storages: Mapping[str, Storage]) -> Layout:
     """Place the tensors of a manifest one after the other within the sections of their classes.
 
     In the file all classes' first parts come first, then their second parts and so on, then what is not quantised.
     """
     sections: dict[str, SectionPlan] = {}
-    ranks: dict[str, tuple[bool, int, int]] = {}
+    ranks: dict[str, tuple[bool, int, int, str]] = {}
     entries = []
     for parameter in manifest:
-        storage, offsets = storage_of(parameter, spec), []
+        storage, offsets = storages[parameter.name], []
         for index, part in enumerate(storage.parts(parameter.shape)):
             name = section_name(parameter.quantisation, storage, part)
             used = sections[name].raw_bytes if name in sections else 0
@@ -113,7 +106,7 @@ def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
             )
             sections[name] = SectionPlan(name, part.item_bytes, used + part.count * part.item_bytes)
             group = name.partition(".")[0]
-            ranks[name] = (group == RAW, index, GROUPS.index(group))
+            ranks.setdefault(name, (group == RAW, index, GROUPS.index(group), part.name))
             offsets.append(used)
         entries.append(TensorEntry(parameter.name, parameter.shape, parameter.quantisation, storage, tuple(offsets)))
     in_order = sorted(sections.values(), key=lambda section: ranks[section.name])

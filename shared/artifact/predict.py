@@ -21,7 +21,7 @@ from shared.artifact.header import build_header, canonical_json
 from shared.artifact.layout import Layout, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
-from shared.artifact.quantise import storage_of
+from shared.artifact.quantise import storage_of, storages_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.quantisers import Float32, Quantiser
@@ -95,7 +95,7 @@ def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Ca
 
 def worst_case_bytes(spec: Spec) -> int:
     """Size that no weights of a spec exceed: codes of full width, everything else incompressible."""
-    layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    layout = _plan(spec)
     widths: dict[str, int] = {}
     for entry in layout.tensors:
         for part, name, _ in entry.positions:
@@ -115,7 +115,7 @@ def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
     The real header is built and compressed; only the digits of its block sizes and checksums are stand-ins,
     which moves the compressed size by a few bytes.
     """
-    layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    layout = _plan(spec)
     blocks = {section.name: _stand_ins(section.raw_bytes, sections[section.name]) for section in layout.sections}
     raw = canonical_json(build_header(spec, layout, blocks, None).values).encode("ascii")
     return PREFIX.size + sum(map(len, compress_blocks(raw, HEADER_QUALITY, HEADER_WINDOW)))
@@ -165,7 +165,7 @@ def _section_bytes(
     spec: Spec, rows: Sequence[_Row], excess: Callable[[_Row], float], calibration: Calibration
 ) -> dict[str, float]:
     """Stored bytes of every section. Entropies of matrices become bytes by the measured ratio of the codec."""
-    layout: Layout = plan_layout(parameter_manifest(spec), spec.artifact)
+    layout = _plan(spec)
     sections = {}
     for section in layout.sections:
         if section.name.endswith(".codes"):
@@ -211,6 +211,11 @@ def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tupl
 def _prediction(expected: float, low: float, high: float, worst: int, how: str) -> Prediction:
     high = min(high, worst)
     return Prediction(round(min(expected, high)), round(low), round(high), worst, how)
+
+
+def _plan(spec: Spec) -> Layout:
+    manifest = parameter_manifest(spec)
+    return plan_layout(manifest, storages_of(manifest, spec.artifact))
 
 
 def _stand_ins(raw_bytes: int, stored_bytes: float) -> list[bytes]:

@@ -14,31 +14,34 @@ from shared.spec import ArtifactSpec
 
 
 def storage_of(parameter: Parameter, spec: ArtifactSpec) -> Float32 | Quantiser:
-    """The storage of a parameter, by its class; controls and tensors without rows stay float32."""
-    sections = {"matrix": spec.matrix, "embedding": spec.embed, "head": spec.head}
+    """The storage that a spec gives a parameter; controls and tensors without rows stay float32."""
     if parameter.quantisation == "control" or len(parameter.shape) < 2:
         return Float32()
-    return quantiser(sections[parameter.quantisation])
+    return quantiser(spec.settings_of(parameter.name, parameter.quantisation))
+
+
+def storages_of(manifest: Iterable[Parameter], spec: ArtifactSpec) -> dict[str, Storage]:
+    """The storage of every tensor of a manifest by name."""
+    return {parameter.name: storage_of(parameter, spec) for parameter in manifest}
 
 
 def quantise(
     weights: Mapping[str, NDArray[np.float32]],
-    manifest: Iterable[Parameter],
-    spec: ArtifactSpec,
+    storages: Mapping[str, Storage],
     statistics: Mapping[str, InputStatistics] | None = None,
 ) -> dict[str, QuantisedTensor]:
-    """Every tensor of a manifest as it is stored. `statistics` of the tensors whose method needs them, by name.
+    """Every tensor as it is stored, in the order of the storages. `statistics` of the tensors whose method needs them,
+    by name.
 
     Raises ArtifactError naming the tensor for a weight that is not finite, not float32 or too large for its method, and
     for statistics that are missing.
     """
     tensors = {}
-    for parameter in manifest:
-        of_inputs = (statistics or {}).get(parameter.name)
+    for name, storage in storages.items():
         try:
-            tensors[parameter.name] = _quantise(weights[parameter.name], storage_of(parameter, spec), of_inputs)
+            tensors[name] = _quantise(weights[name], storage, (statistics or {}).get(name))
         except ArtifactError as error:
-            raise ArtifactError(f"tensor {parameter.name}: {error}") from None
+            raise ArtifactError(f"tensor {name}: {error}") from None
     return tensors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,10 @@ class Float32:
     method = "float32"
     bits = 32
     needs_statistics = False
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {}
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         return (Part("values", "<f4", shape),)

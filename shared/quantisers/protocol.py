@@ -68,6 +68,10 @@ class Storage(Protocol):
         """Bits per weight."""
 
     @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        """The settings that `parts` and `decode` depend on, by their names in a QuantiserSpec, in the order of it."""
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether `encode` reads statistics of the tensor's inputs."""
 

@@ -18,6 +18,7 @@ error * 4^entropy, that is 2 and 5 % worse, and 3 % worse for Laplace and t5 row
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -43,6 +44,10 @@ class RowMax:
     bits: int
     method = "row_max"
     needs_statistics = False
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {"method": self.method, "bits": self.bits}
 
     @property
     def code_limit(self) -> int:

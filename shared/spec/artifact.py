@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from shared.spec.base import Section
+from shared.spec.base import AboveZero, Rate, Section
 
-Bits = Literal[6, 8]
+Bits = Literal[4, 5, 6, 7, 8]
 Method = Literal["row_max"]
+TableClass = Literal["matrix", "embedding", "head"]
+
+MAX_TENSOR_RULES = 4096
 
 
 class QuantiserSpec(Section):
-    """Storage of a class of tensors. row_max: symmetric codes, one float16 scale per row by its largest weight."""
+    """Storage of tensors in integer codes: a grid of values, and the rule by which a weight gets its code.
 
-    method: Method = Field("row_max", description="how weights become codes: row_max")
-    bits: Bits = Field(8, description="bits of a code: 6 or 8")
+    `row_max`: one scale per row by its largest weight. `sd_clip`: by its standard deviation. `clip_search`: by the
+    quantile with the least squared error. `uniform`: one step for the tensor, no clipping, for an entropy coder.
+    `ternary`: -1, 0, 1 times a scale per group.
+    """
+
+    method: Method = Field("row_max", description="the grid of values: see the section")
+    bits: Bits = Field(8, description="bits of a code, 4 to 8; with uniform only the largest code that may occur")
+    rounding: Literal["nearest", "gptq"] = Field(
+        "nearest",
+        description="nearest: each weight by itself; gptq: column by column, the error of one made good by the next, "
+        "with statistics of the inputs",
+    )
+    clip_sd: AboveZero = Field(12.85, description="sd_clip: largest code in standard deviations of the row")
+    hessian_clip: Rate = Field(0.0, description="sd_clip: how far a row's scale follows its weight in the loss; 0 off")
+    step: AboveZero = Field(0.15, description="uniform: step between values, in units of the tensor's rms")
+    rate: Rate = Field(0.0, description="uniform with gptq: weight of a code's length against its squared error")
+    trellis: Literal[0, 4, 8] = Field(0, description="uniform: states of dependent quantisation, 0 for none")
+    group: Annotated[int, Field(gt=0, le=1024)] = Field(128, description="ternary: weights that share a scale")
+    lqer_rank: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="rank of the low-rank correction of the error in 2 and 4 bits; 0 for none"
+    )
 
 
 class MatrixQuantiserSpec(QuantiserSpec):
     """The same for matrices, which take fewer bits."""
 
-    bits: Bits = Field(6, description="bits of a code: 6 or 8")
+    bits: Bits = Field(6, description=str(QuantiserSpec.model_fields["bits"].description))
+
+
+class TensorQuantiserSpec(QuantiserSpec):
+    """The same for tensors by name."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="names of tensors, with * for any letters: layers.*.mlp.down_proj.weight"
+    )
 
 
 class ArtifactSpec(Section):
@@ -31,12 +62,22 @@ class ArtifactSpec(Section):
     matrix: MatrixQuantiserSpec = Field(MatrixQuantiserSpec(), description="matrices, where most of the bytes are")
     embed: QuantiserSpec = Field(QuantiserSpec(), description="tables of symbols, and the matrices of gates")
     head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
+    tensors: Annotated[tuple[TensorQuantiserSpec, ...], Field(strict=False, max_length=MAX_TENSOR_RULES)] = Field(
+        (), description="settings of tensors by name, in place of those of their class; the last that matches counts"
+    )
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
         11, description="effort of brotli; 11 gives the smallest file and takes longest"
     )
     brotli_window: Annotated[int, Field(ge=10, le=24)] = Field(
         24, description="base-2 logarithm of the bytes that brotli searches for repetitions"
     )
+
+    def settings_of(self, name: str, table_class: TableClass) -> QuantiserSpec:
+        """The settings of a quantised tensor: of the last pattern that matches its name, else of its class."""
+        for rule in reversed(self.tensors):
+            if fnmatchcase(name, rule.pattern):
+                return rule
+        return {"matrix": self.matrix, "embedding": self.embed, "head": self.head}[table_class]
 
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -209,9 +209,12 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Valid keys of the section at a location."""
     section: type[BaseModel] = Spec
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        if isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            # Of a list of sections, the place in it follows.
+            annotation = get_args(annotation)[0] if get_args(annotation) else annotation
+            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            section = annotation
     return list(section.model_fields)
 
 

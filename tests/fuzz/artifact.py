@@ -10,7 +10,7 @@ from typing import Any
 
 import brotli
 
-from shared.artifact.container import MAGIC, PREFIX, VERSION
+from shared.artifact.container import MAGIC, PREFIX, READABLE_VERSIONS
 from shared.artifact.header import canonical_json
 from shared.runs.target import load_trained
 from tests.fuzz.mutate import Rng, change, damage, hostile, to_json
@@ -32,14 +32,15 @@ def parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
     return content, header, sections
 
 
-def forge(header: bytes, payload: bytes) -> bytes:
+def forge(version: int, header: bytes, payload: bytes) -> bytes:
     """A file with this header, its checksum and sizes right."""
     stored = brotli.compress(header, quality=1)
-    return PREFIX.pack(MAGIC, VERSION, len(header), len(stored), hashlib.sha256(stored).digest()) + stored + payload
+    return PREFIX.pack(MAGIC, version, len(header), len(stored), hashlib.sha256(stored).digest()) + stored + payload
 
 
 def forged(rng: Rng, path: Path) -> bytes:
-    _, header, sections = parts(path)
+    content, header, sections = parts(path)
+    version = PREFIX.unpack(content[: PREFIX.size])[1]
     how = rng.random()
     if how < 0.35:
         sections = dict(sections)
@@ -62,7 +63,8 @@ def forged(rng: Rng, path: Path) -> bytes:
     except ValueError:
         text = b""
     text = text or to_json(header, sort_keys=True, separators=(",", ":"))
-    return forge(damage(rng, text) if rng.random() < 0.1 else text, hostile_payload(rng, payload))
+    version = rng.choice(READABLE_VERSIONS) if rng.random() < 0.1 else version
+    return forge(version, damage(rng, text) if rng.random() < 0.1 else text, hostile_payload(rng, payload))
 
 
 def hostile_payload(rng: Rng, payload: bytes) -> bytes:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shared.artifact import dequantise, quantise
 from shared.artifact.layout import from_byte_planes, to_byte_planes
+from shared.artifact.quantise import storages_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Initial, Parameter, QuantisationClass
 from shared.quantisers import QUANTISERS, InputStatistics, Parts, QuantisedTensor, RowMax
@@ -22,7 +23,15 @@ def _parameter(name: str, kind: QuantisationClass, shape: tuple[int, ...]) -> Pa
 
 
 def _quantise(weights: np.ndarray, kind: QuantisationClass = "matrix", name: str = "w", **more: Any) -> QuantisedTensor:
-    return quantise({name: weights}, [_parameter(name, kind, weights.shape)], ArtifactSpec(), **more)[name]
+    storages = storages_of([_parameter(name, kind, weights.shape)], ArtifactSpec())
+    return quantise({name: weights}, storages, **more)[name]
+
+
+def test_the_last_pattern_that_matches_a_name_comes_before_the_class():
+    rules = [{"pattern": "layers.*", "bits": 4}, {"pattern": "layers.?.up", "bits": 5}, {"pattern": "none", "bits": 7}]
+    spec = ArtifactSpec.model_validate({"tensors": rules, "matrix": {"bits": 8}})
+    manifest = [_parameter(name, "matrix", (2, 3)) for name in ("layers.0.up", "layers.10.up", "head")]
+    assert [storage.bits for storage in storages_of(manifest, spec).values()] == [5, 4, 8]
 
 
 def test_classes_choose_the_bits_and_vectors_stay_float32():
@@ -30,7 +39,8 @@ def test_classes_choose_the_bits_and_vectors_stay_float32():
     matrix, vector = np.ones((2, 3), np.float32), np.float32([1e-42, -0.0, 3.1])
     weights = {"m": matrix, "e": matrix, "h": matrix, "c": matrix, "v": vector}
     kinds = {"m": "matrix", "e": "embedding", "h": "head", "c": "control", "v": "matrix"}
-    tensors = quantise(weights, [_parameter(name, kinds[name], weights[name].shape) for name in weights], spec)
+    manifest = [_parameter(name, kinds[name], weights[name].shape) for name in weights]
+    tensors = quantise(weights, storages_of(manifest, spec))
     stored = {name: (tensor.storage.method, tensor.storage.bits) for name, tensor in tensors.items()}
     row_max = {name: ("row_max", bits) for name, bits in (("m", 6), ("e", 8), ("h", 6))}
     assert stored == {**row_max, "c": ("float32", 32), "v": ("float32", 32)}

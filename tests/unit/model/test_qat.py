@@ -175,7 +175,7 @@ def test_short_runs_still_reach_it():
         (["training.qat.bits=9"], "training.qat.bits"),
         (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix.bits \(6\)"),
         (["training.qat.bits=6", "artifact.matrix.bits=8"], r"training.qat.bits = 6: must be artifact.matrix.bits \(8"),
-        (["artifact.matrix.bits=4"], "artifact.matrix.bits = 4"),
+        (["artifact.matrix.bits=3"], "artifact.matrix.bits = 3"),
         (["training.qat.start_step=60", "training.steps=60"], "training.qat.start_step"),
         (["training.qat.start_frac=0.99", "training.steps=60"], "training.qat.start_frac"),
         (
