@@ -20,6 +20,7 @@ from shared.runs.run_directory import RunDirectory
 from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 from shared.scoring.document import read_score
 from shared.spec import Spec, with_overrides
+from shared.training.own_score import training_engine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         refuse_run_artifact(path, other or f"packing {args.target}")
     extra = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else None
     info = write_artifact(path, spec, target.weights, extra)
-    budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
+    budget = budget_report(info.artifact_bytes, training_engine(target.run), spec)
     entropy = _entropy_by_class(path)
     say_warnings(console(), target)
     out = result_console(args)

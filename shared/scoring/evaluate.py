@@ -73,7 +73,7 @@ def evaluate(
         "compressors": {name: asdict(result) for name, result in find_results(text_sha256).items()},
         "artifact_bytes": artifact_bytes,
         "artifact_sha256": artifact_sha256,
-        "code_bytes": code_bytes(),
+        "code_bytes": code_bytes(engine, spec),
         "limit_bytes": spec.budget.total_bytes,
         "parameters": parameter_counts(spec)["total"],
         "spec_name": spec.name,

@@ -28,11 +28,13 @@ class Modules(MetaPathFinder, InspectLoader):
         self.script = Path(script).resolve()
         self.texts = dict(zip(parts[::2], parts[1::2], strict=True))
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The spec of one of our modules, a package if others are in it."""
         if fullname not in self.texts:
             return None
-        within = [] if any(other.startswith(f"{fullname}.") for other in self.texts) else None
+        within: list[str] | None = [] if any(other.startswith(f"{fullname}.") for other in self.texts) else None
         file = f"{self.script}/{fullname}.py"
         return importlib.util.spec_from_file_location(fullname, file, loader=self, submodule_search_locations=within)
 

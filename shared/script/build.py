@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+from functools import cache
 
 import brotli
 
@@ -11,6 +11,7 @@ from shared.engine.registry import ENGINES
 from shared.script.emit import emit
 from shared.script.reach import Reach
 from shared.script.rename import rename_locals
+from shared.spec import Spec, spec_to_short_toml
 
 # The modules whose `main` a script runs.
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
@@ -58,11 +59,11 @@ SCORE_USAGE = """    python score.py ARTIFACT [--data DATASET|FILE]
 ESCAPES = {0: r"\x00", 10: r"\n", 13: r"\r", 34: r"\"", 92: r"\\"}
 
 
-def training_script(engine: str, spec: str) -> bytes:
-    """The file that trains on an engine and scores; `spec` is the TOML of what it trains by default."""
+def training_script(engine: str, spec: Spec) -> bytes:
+    """The file that trains on an engine and scores; `spec` is what it trains by default."""
     title = f"Trains a language model on {engine}, packs it and scores what was packed, in bits per byte."
     usage = TRAIN_USAGE + ("" if ENGINES[engine].launcher else LAUNCHER)
-    escaped = spec.encode("unicode_escape").decode().replace("\\n", "\n").replace("'", "\\'")
+    escaped = spec_to_short_toml(spec).encode("unicode_escape").decode().replace("\\n", "\n").replace("'", "\\'")
     return _script(TRAIN_ENTRY, engine, title, usage, SPEC.format(spec=escaped), "SPEC")
 
 
@@ -91,7 +92,7 @@ def _boot() -> str:
     return emit(ast.Module(body, []))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
     """(brotli of name, text, name, text, ... with zero bytes between, what to install) of all that an entry reaches."""
     roots = [(entry, "main")]

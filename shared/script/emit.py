@@ -11,7 +11,8 @@ import ast
 from collections.abc import Iterable, Sequence
 
 # How tightly operators bind, loosest first; the operands of a comparison bind more tightly than the comparison.
-LOOSE, NAMED, TERNARY, OR, AND, NOT, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, SUM, PRODUCT, UNARY, POWER, ATOM = range(16)
+LOOSE, NAMED, TERNARY, OR, AND, NOT, COMPARE, BIT_OR = range(8)
+BIT_XOR, BIT_AND, SHIFT, SUM, PRODUCT, UNARY, POWER, ATOM = range(8, 16)
 
 BINARY: dict[type[ast.operator], tuple[str, int]] = {
     ast.BitOr: ("|", BIT_OR),
@@ -301,8 +302,8 @@ def _bound(node: ast.expr, quotes: Sequence[str]) -> tuple[str, int]:
             return words(parts[0], *(part for value in parts[1:] for part in (word, value))), level
         case ast.Compare(left, operators, values):
             parts = [sub(left, BIT_OR)]
-            for operator, value in zip(operators, values, strict=True):
-                parts += [COMPARISONS[type(operator)], sub(value, BIT_OR)]
+            for comparison, value in zip(operators, values, strict=True):
+                parts += [COMPARISONS[type(comparison)], sub(value, BIT_OR)]
             return words(*parts), COMPARE
         case ast.IfExp(test, body, otherwise):
             return words(sub(body, OR), "if", sub(test, OR), "else", sub(otherwise, TERNARY)), TERNARY

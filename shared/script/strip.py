@@ -7,6 +7,7 @@ functions whose decorator is not known to leave them alone (a kernel's compiler 
 from __future__ import annotations
 
 import ast
+
 # Decorators that look at neither the annotations nor the names of parameters and locals.
 PLAIN_DECORATORS = {
     "cache",

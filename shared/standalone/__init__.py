@@ -1,1 +1,1 @@
-"""The programs that a self-contained script runs (shared.script): `bytetwin train` and `bytetwin score` at their core."""
+"""The programs in self-contained scripts (shared.script): the core of `bytetwin train` and of `bytetwin score`."""
