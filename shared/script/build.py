@@ -17,16 +17,20 @@ from shared.spec import Spec, spec_to_short_toml
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
 # Modules that a script stops short of importing: it counts itself, and torchrun launches it.
 LEFT_OUT = frozenset({"shared.script.build", "cuda_train.launch"})
-# What to install for the packages that a script imports, as pyproject.toml has it, which a test compares.
+# What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
 REQUIREMENTS = {
-    "brotli": "brotli==1.2.1",
-    "mlx": "mlx[cpu]==0.32.4",
-    "numpy": "numpy==2.4.6",
-    "pydantic": "pydantic==2.14.3",
-    "safetensors": "safetensors==0.8.0",
-    "tomli_w": "tomli-w==1.2.0",
-    "torch": "torch==2.13.0",
-    "zstandard": "zstandard==0.25.0",
+    "brotli": ("brotli==1.2.1",),
+    "mlx": (
+        "mlx==0.32.4; sys_platform == 'darwin'",
+        "mlx[cpu]==0.32.4; sys_platform == 'linux'",
+        "ngsolve-openblas==0.3.33.post1; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ),
+    "numpy": ("numpy==2.4.6",),
+    "pydantic": ("pydantic==2.14.3",),
+    "safetensors": ("safetensors==0.8.0",),
+    "tomli_w": ("tomli-w==1.2.0",),
+    "torch": ("torch==2.13.0",),
+    "zstandard": ("zstandard==0.25.0",),
 }
 # Comes with torch where it is used at all.
 UNASKED = {"triton"}
@@ -76,13 +80,14 @@ def scoring_script(engine: str) -> bytes:
 def _script(entry: str, engine: str, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
     """The whole file; `spec` is the statement that binds `name` to a spec."""
     code, packages = _code(entry, engine)
-    head = HEAD.format(title=title, packages=" ".join(packages), usage=usage)
+    head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
     text = code.decode("latin-1").translate(ESCAPES)
     # A traceback shows the line of the call, so the code is not in it.
     start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
     return f'{head}{spec}{_boot()}CODE="{text}"\n{start}'.encode("latin-1")
 
 
+@cache
 def _boot() -> str:
     """shared.script.boot, without what readers alone need."""
     name = "shared.script.boot"
@@ -107,4 +112,4 @@ def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
         rename_locals(body, module.names, fixed, parameters=name.partition(".")[0] in ("shared", "data"))
         parts += [name, emit(ast.Module(body, []))]
     code = brotli.compress("\0".join(parts).encode(), quality=11, lgwin=24)
-    return code, sorted(REQUIREMENTS[package] for package in reach.packages() - UNASKED)
+    return code, sorted(line for package in reach.packages() - UNASKED for line in REQUIREMENTS[package])

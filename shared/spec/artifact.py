@@ -5,9 +5,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from shared.spec.base import AboveZero, Rate, Section
+from shared.spec.base import AboveZero, Rate, Section, require
+from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
 Method = Literal["row_max"]
@@ -65,6 +66,7 @@ class ArtifactSpec(Section):
     tensors: Annotated[tuple[TensorQuantiserSpec, ...], Field(strict=False, max_length=MAX_TENSOR_RULES)] = Field(
         (), description="settings of tensors by name, in place of those of their class; the last that matches counts"
     )
+    calibration: CalibrationSpec = CalibrationSpec()
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
         11, description="effort of brotli; 11 gives the smallest file and takes longest"
     )
@@ -78,6 +80,15 @@ class ArtifactSpec(Section):
             if fnmatchcase(name, rule.pattern):
                 return rule
         return {"matrix": self.matrix, "embedding": self.embed, "head": self.head}[table_class]
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> ArtifactSpec:
+        everything = (self.matrix, self.embed, self.head, *self.tensors)
+        needed = any(settings.rounding == "gptq" or settings.hessian_clip > 0.0 for settings in everything)
+        source = self.calibration.source
+        allowed = "self_generated or train where rounding is gptq or hessian_clip above 0"
+        require(not needed or source != "none", "artifact.calibration.source", source, allowed)
+        return self
 
     @classmethod
     def matrix_bits_of(cls, values: Any) -> int:

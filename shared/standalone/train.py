@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, cast
 from data.datasets import bind_tokenizer
 from shared.engine.package import engine_package
 from shared.engine.ranks import is_launched, stop_with_parent
+from shared.errors import SpecError
 from shared.parsing import parse_toml
 from shared.spec import Spec, load_spec, stored_spec, with_overrides
 from shared.standalone import score
@@ -33,7 +34,8 @@ def main(words: Sequence[str], engine: str, spec: str) -> int:
     train.add_argument("spec", nargs="?", metavar="SPEC.toml", help="default: the spec in this file")
     train.add_argument("--set", dest="overrides", action="append", default=[], metavar="section.key=value")
     train.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="default %(default)s")
-    train.add_argument("--run", metavar="NAME", help="default SPEC-ENGINE-N")
+    # Not --run, which torchrun takes for its own --run-path.
+    train.add_argument("--name", metavar="NAME", help="name of the run; default SPEC-ENGINE-N")
     if words[:1] == ["score"]:
         return score.main(words[1:], engine)
     args = parser.parse_args(words)
@@ -56,7 +58,7 @@ def _train(args: argparse.Namespace, engine: str, text: str) -> int:
         follow_run(spec, engine, ranks)
         return 0
     with PlainObserver(cast("Console", _Lines())) as observer:
-        result = train_run(spec, engine, observer, runs_dir=args.runs_dir, run_name=args.run, ranks=ranks)
+        result = train_run(spec, engine, observer, runs_dir=args.runs_dir, run_name=args.name, ranks=ranks)
     if result.outcome.message:
         say(result.outcome.message)
     if result.finished is not None:
@@ -68,6 +70,8 @@ def _train(args: argparse.Namespace, engine: str, text: str) -> int:
 
 def _spec(args: argparse.Namespace, text: str) -> Spec:
     if args.spec is not None:
+        if not args.spec.endswith(".toml"):
+            raise SpecError(f"{args.spec}: not a .toml file; without one the spec in this file is trained")
         return load_spec(args.spec, args.overrides)
     return with_overrides(stored_spec(parse_toml(text), "the spec in this file"), args.overrides)
 

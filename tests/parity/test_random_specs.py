@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
+from shared.engine.package import make_ops
 from shared.engine.protocol import Scorer
 from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
-from shared.parity.compare_engines import make_ops
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss, rounding_of_gradients
 from shared.parity.held_kinks import HeldKinks

@@ -56,7 +56,7 @@ ARROWS = {
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
-    "views": "files units spec model scoring runs",
+    "views": "files units spec model artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
