@@ -32,8 +32,14 @@ class Module:
 
     @property
     def names(self) -> set[str]:
-        """Every name at the top of the module."""
-        return {*self.definitions, *self.imports}
+        """Every name at the top of the module, those too that its other statements bind."""
+        bound = {
+            node.id
+            for statement in self.effects
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        return {*self.definitions, *self.imports, *bound}
 
     def _note(self, statement: ast.stmt) -> None:
         if isinstance(statement, ast.ImportFrom):

@@ -61,7 +61,7 @@ ARROWS = {
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "study": "errors files parsing spec data model engine script scoring runs training",
-    "standalone": "errors parsing spec data engine script artifact scoring runs views training",
+    "standalone": "errors parsing spec data engine script artifact scoring views training",
     "cli": "errors files imports spec data model optim engine artifact scoring runs views training parity preflight "
     "study",
     "mlx_train": "errors spec ops model optim engine cli",
