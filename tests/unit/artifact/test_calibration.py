@@ -27,7 +27,7 @@ from shared.training.calibration import (
     calibrate_weights,
     check_calibration_time,
     is_calibrated,
-    training_windows,
+    calibration_windows,
 )
 from shared.training.sources import open_training_text
 from tests.implementations import OPS
@@ -120,13 +120,13 @@ def test_training_text_is_taken_by_the_seed_and_found_again() -> None:
     made = calibrate_weights("numpy", spec, random_weights(spec, 0))
     text = open_training_text(spec)
     assert made is not None and made.record.text == "builtin/train" and made.record.text_sha256 == text.sha256
-    np.testing.assert_array_equal(made.windows, training_windows(spec, text))
-    assert not np.array_equal(made.windows, training_windows(other, text))
+    np.testing.assert_array_equal(made.windows, calibration_windows(spec, text))
+    assert not np.array_equal(made.windows, calibration_windows(other, text))
     whole = text.read(0, text.num_symbols).tobytes()
     assert all(window.tobytes() in whole for window in made.windows)
     heldout = open_split("builtin", "heldout", spec.vocabulary)
     assert check_calibration(made.record, heldout, made.windows).passed
-    assert not check_calibration(made.record, heldout, training_windows(other, text)).passed
+    assert not check_calibration(made.record, heldout, calibration_windows(other, text)).passed
 
 
 def record_of(windows: np.ndarray, **changes: object) -> CalibrationRecord:
