@@ -11,6 +11,7 @@ from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
 Method = Literal["row_max", "sd_clip", "clip_search", "ternary"]
+Codec = Literal["brotli", "range"]
 TableClass = Literal["matrix", "embedding", "head"]
 
 MAX_TENSOR_RULES = 4096
@@ -76,6 +77,9 @@ class ArtifactSpec(Section):
     )
     lqer_tensors: Count = Field(
         3, description="how many of the tensors with an lqer_rank are corrected: those with the largest errors"
+    )
+    codec: Codec = Field(
+        "brotli", description="codec of the codes: brotli, or range: a range coder that knows rows and columns"
     )
     calibration: CalibrationSpec = CalibrationSpec()
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
