@@ -14,7 +14,7 @@ from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
 from shared.spec import Spec
-from shared.training.calibration import is_calibrated, calibration_windows
+from shared.training.calibration import calibration_windows, is_calibrated
 from shared.training.sources import open_training_text
 from shared.views.report import write_report
 

@@ -25,9 +25,9 @@ from shared.scoring.calibration_check import check_calibration
 from shared.spec import Spec, load_spec
 from shared.training.calibration import (
     calibrate_weights,
+    calibration_windows,
     check_calibration_time,
     is_calibrated,
-    calibration_windows,
 )
 from shared.training.sources import open_training_text
 from tests.implementations import OPS
