@@ -230,6 +230,7 @@ def test_calibration_on_training_text_needs_a_reserve(reserve_s: float, verdict:
         "artifact.matrix.rounding='gptq'",
         "artifact.calibration.source='train'",
         "artifact.calibration.windows=256",
+        "artifact.calibration.window_symbols=2048",
         "model.seq_len=2048",
     )
     spec = h100(*changes, f"training.reserve_s={reserve_s}", "training.batch_symbols=32768", "training.steps=10000")
