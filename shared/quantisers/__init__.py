@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shared.quantisers.float32 import Float32
-from shared.quantisers.protocol import InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
+from shared.quantisers.protocol import Curvature, InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
 from shared.quantisers.row_max import RowMax
+from shared.quantisers.uniform import Uniform
 from shared.spec import QuantiserSpec
 
 __all__ = [
     "QUANTISERS",
+    "Curvature",
     "Float32",
     "InputStatistics",
     "Part",
@@ -22,10 +24,14 @@ __all__ = [
     "Quantiser",
     "RowMax",
     "Storage",
+    "Uniform",
     "quantiser",
 ]
 
-QUANTISERS: dict[str, Callable[[QuantiserSpec, int], Quantiser]] = {"row_max": lambda settings, bits: RowMax(bits)}
+QUANTISERS: dict[str, Callable[[QuantiserSpec, int], Quantiser]] = {
+    "row_max": lambda settings, bits: RowMax(bits),
+    "uniform": lambda settings, bits: Uniform(settings.step, settings.rounding, settings.step_unit),
+}
 """Makes the quantiser of a section of the spec, at a width."""
 
 

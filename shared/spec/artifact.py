@@ -11,7 +11,7 @@ from shared.spec.base import AboveZero, Rate, Section, require
 from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
-Method = Literal["row_max"]
+Method = Literal["row_max", "uniform"]
 TableClass = Literal["matrix", "embedding", "head"]
 
 MAX_TENSOR_RULES = 4096
@@ -27,14 +27,19 @@ class QuantiserSpec(Section):
 
     method: Method = Field("row_max", description="the grid of values: see the section")
     bits: Bits = Field(8, description="bits of a code, 4 to 8; with uniform only the largest code that may occur")
-    rounding: Literal["nearest", "gptq"] = Field(
+    rounding: Literal["nearest", "gptq", "two_sided"] = Field(
         "nearest",
         description="nearest: each weight by itself; gptq: column by column, the error of one made good by the next, "
-        "with statistics of the inputs",
+        "with statistics of the inputs; two_sided: uniform only, by row as well, with gradients of the loss",
     )
     clip_sd: AboveZero = Field(12.85, description="sd_clip: largest code in standard deviations of the row")
     hessian_clip: Rate = Field(0.0, description="sd_clip: how far a row's scale follows its weight in the loss; 0 off")
-    step: AboveZero = Field(0.15, description="uniform: step between values, in units of the tensor's rms")
+    step: AboveZero = Field(0.15, description="uniform: step between values, in the unit of step_unit")
+    step_unit: Literal["rms", "loss"] = Field(
+        "rms",
+        description="uniform: rms: of the tensor's weights; loss: the step at which a million weights cost step^2 / 24 "
+        "nats a symbol, so that one step serves all tensors; needs two_sided",
+    )
     rate: Rate = Field(0.0, description="uniform with gptq: weight of a code's length against its squared error")
     trellis: Literal[0, 4, 8] = Field(0, description="uniform: states of dependent quantisation, 0 for none")
     group: Annotated[int, Field(gt=0, le=1024)] = Field(128, description="ternary: weights that share a scale")
