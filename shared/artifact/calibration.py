@@ -73,7 +73,7 @@ def needs_statistics(spec: Spec) -> bool:
 
 def window_length(spec: Spec) -> int:
     """Symbols of a window of calibration text."""
-    return spec.artifact.calibration.window_symbols or spec.model.seq_len
+    return min(spec.artifact.calibration.window_symbols or spec.model.seq_len, spec.model.seq_len)
 
 
 def symbols_hash(windows: Symbols) -> str:
@@ -130,8 +130,8 @@ def calibrate(
 
     def batches() -> Iterator[Symbols]:
         for start in range(0, len(measured), rows):
-            progress(written + start * length, written + measured.size)
             yield measured[start : start + rows]
+            progress(written + min(start + rows, len(measured)) * length, written + measured.size)
 
     statistics = input_statistics(ops, spec, weights, batches())
     if ranks.world_size == 1:

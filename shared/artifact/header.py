@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.artifact import version_1
-from shared.artifact.codec import num_blocks
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.quantise import storages_of
+from shared.artifact.section_codec import allowed_codecs, stored_blocks
 from shared.errors import ArtifactError, SpecError
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.quantisers import Float32, Storage, quantiser
 from shared.spec import QuantiserSpec, Spec, spec_id, spec_to_dict, stored_spec
+from shared.spec.artifact import Codec
 from shared.spec.migrate import migrated
 
 MAX_RAW_RATIO = 64
@@ -37,17 +38,18 @@ _KEYS = ("extra", "sections", "spec", "spec_id", "tensors")
 
 @dataclass(frozen=True)
 class StoredSection:
-    """A section as it lies in the file: the plan, the compressed size of each block, and the SHA-256 (hex)
+    """A section as it lies in the file: the plan, the codec, the compressed size of each block, and the SHA-256 (hex)
     of the compressed bytes."""
 
     plan: SectionPlan
+    codec: Codec
     stored_bytes: tuple[int, ...]
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """The row of the header's table of sections."""
         sizes = {"raw_bytes": self.plan.raw_bytes, "stored_bytes": list(self.stored_bytes)}
-        return {"name": self.plan.name, **sizes, "sha256": self.sha256}
+        return {"name": self.plan.name, "codec": self.codec, **sizes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,18 @@ def canonical_json(value: Any) -> str:
 
 
 def build_header(
-    spec: Spec, layout: Layout, blocks: Mapping[str, Sequence[bytes]], extra: Mapping[str, Any] | None
+    spec: Spec, layout: Layout, stored: Mapping[str, tuple[Codec, Sequence[bytes]]], extra: Mapping[str, Any] | None
 ) -> Header:
-    """The header of compressed blocks by section. Raises ArtifactError if `extra` is not plain JSON."""
+    """The header of the codecs and blocks of all sections. Raises ArtifactError if `extra` is not plain JSON."""
     try:
         plain_extra = json.loads(canonical_json(dict(extra or {})))
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"extra header values must be plain JSON: {error}") from None
-    sections = tuple(
-        StoredSection(
-            plan,
-            tuple(len(block) for block in blocks[plan.name]),
-            hashlib.sha256(b"".join(blocks[plan.name])).hexdigest(),
-        )
-        for plan in layout.sections
-    )
+    sections = []
+    for plan in layout.sections:
+        codec, blocks = stored[plan.name]
+        sizes = tuple(len(block) for block in blocks)
+        sections.append(StoredSection(plan, codec, sizes, hashlib.sha256(b"".join(blocks)).hexdigest()))
     values = {
         "spec": spec_to_dict(spec),
         "spec_id": spec_id(spec),
@@ -93,7 +92,7 @@ def build_header(
         "sections": [section.to_json() for section in sections],
         "extra": plain_extra,
     }
-    return Header(spec, layout, sections, values)
+    return Header(spec, layout, tuple(sections), values)
 
 
 def parse_header(raw: bytes, version: int) -> Header:
@@ -108,7 +107,7 @@ def parse_header(raw: bytes, version: int) -> Header:
         raise ArtifactError(f"spec_id is {_short(values['spec_id'])}, must be 16 hex digits")
     spec = _parse_spec(values["spec"], len(values["tensors"]))
     layout = _parse_tensors(values["tensors"], spec, version)
-    header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
+    header = Header(spec, layout, _parse_sections(values["sections"], layout, version), values)
     limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
     if layout.raw_bytes > limit:
         sizes = f"{header.payload_bytes} bytes stands for {layout.raw_bytes} bytes of weights"
@@ -209,26 +208,31 @@ def _check_row(row: Any, expected: dict[str, Any], index: int) -> None:
             raise ArtifactError(f"{where}: {key} is {_short(row[key])}, must be {_short(value)}")
 
 
-def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...]:
+def _parse_sections(rows: list[Any], layout: Layout, version: int) -> tuple[StoredSection, ...]:
     if len(rows) != len(layout.sections):
         raise ArtifactError(f"header lists {len(rows)} sections, the spec implies {len(layout.sections)}")
     sections = []
     for row, plan in zip(rows, layout.sections, strict=True):
         where = f"section {plan.name}"
-        _require_keys(row, ("name", "raw_bytes", "sha256", "stored_bytes"), where)
+        _require_keys(row, version_1.SECTION_KEYS if version == 1 else (*version_1.SECTION_KEYS, "codec"), where)
         if row["name"] != plan.name:
             raise ArtifactError(f"{where}: the header names it {_short(row['name'])}")
         if type(row["raw_bytes"]) is not int or row["raw_bytes"] != plan.raw_bytes:
             raise ArtifactError(f"{where}: raw_bytes is {_short(row['raw_bytes'])}, its tensors take {plan.raw_bytes}")
+        named = row.get("codec", "brotli")
+        codec = next((known for known in allowed_codecs(plan) if known == named), None)
+        if codec is None:
+            allowed = " or ".join(allowed_codecs(plan))
+            raise ArtifactError(f"{where}: codec is {_short(named)}, must be {allowed}")
         stored = row["stored_bytes"]
         if not isinstance(stored, list) or not all(type(size) is int and size > 0 for size in stored):
             raise ArtifactError(f"{where}: stored_bytes is {_short(stored)}, must be a list of positive integers")
         # A plan may claim any size, so the number of blocks is compared before a list of them is made.
-        if len(stored) != num_blocks(plan.raw_bytes):
-            raise ArtifactError(f"{where}: has {len(stored)} blocks, its size implies {num_blocks(plan.raw_bytes)}")
+        if len(stored) != stored_blocks(plan, codec):
+            raise ArtifactError(f"{where}: has {len(stored)} blocks, its size implies {stored_blocks(plan, codec)}")
         if not isinstance(row["sha256"], str) or len(row["sha256"]) != 64:
             raise ArtifactError(f"{where}: sha256 is {_short(row['sha256'])}, must be 64 hex digits")
-        sections.append(StoredSection(plan, tuple(stored), row["sha256"]))
+        sections.append(StoredSection(plan, codec, tuple(stored), row["sha256"]))
     return tuple(sections)
 
 

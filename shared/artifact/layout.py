@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from shared.artifact.range_codec import CodedShape
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, QuantisationClass
 from shared.quantisers import Float32, Part, QuantisedTensor, Storage
 
 RAW = "raw"
 """Name of the section of tensors that are not quantised, whatever their class."""
+
+CODES = "codes"
+"""Name of the part of integer codes, int8."""
 
 GROUPS = ("matrix", "embedding", "head", RAW)
 
@@ -58,11 +62,15 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class SectionPlan:
-    """A run of equal items: the same part of all tensors of a class; its size before compression."""
+    """A run of equal items: the same part of all tensors of a class; its size before compression.
+
+    `matrices`: of a section of codes the matrices in it, one for each tensor; else none.
+    """
 
     name: str
     item_bytes: int
     raw_bytes: int
+    matrices: tuple[CodedShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def plan_layout(manifest: Iterable[Parameter], storages: Mapping[str, Storage]) 
     In the file all classes' first parts come first, then their second parts and so on, then what is not quantised.
     """
     sections: dict[str, SectionPlan] = {}
+    matrices: dict[str, list[CodedShape]] = {}
     ranks: dict[str, tuple[bool, int, int, str]] = {}
     entries = []
     for parameter in manifest:
@@ -108,9 +117,18 @@ def plan_layout(manifest: Iterable[Parameter], storages: Mapping[str, Storage]) 
             group = name.partition(".")[0]
             ranks.setdefault(name, (group == RAW, index, GROUPS.index(group), part.name))
             offsets.append(used)
+            if part.name == CODES and part.count:
+                matrices.setdefault(name, []).append(_coded_shape(part, storage))
         entries.append(TensorEntry(parameter.name, parameter.shape, parameter.quantisation, storage, tuple(offsets)))
     in_order = sorted(sections.values(), key=lambda section: ranks[section.name])
-    return Layout(tuple(entries), tuple(section for section in in_order if section.raw_bytes))
+    kept = (replace(plan, matrices=tuple(matrices.get(plan.name, ()))) for plan in in_order if plan.raw_bytes)
+    return Layout(tuple(entries), tuple(kept))
+
+
+def _coded_shape(part: Part, storage: Storage) -> CodedShape:
+    """The matrix of a tensor's codes: a row is the last axis."""
+    states = storage.stored_settings.get("trellis", 0)
+    return CodedShape(math.prod(part.shape[:-1]), part.shape[-1], int(states))
 
 
 def lay_out(layout: Layout, tensors: Mapping[str, QuantisedTensor]) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shared.artifact.codec import block_sizes, compress_blocks
 from shared.artifact.container import HEADER_QUALITY, HEADER_WINDOW, PREFIX
 from shared.artifact.header import build_header, canonical_json
-from shared.artifact.layout import Layout, plan_layout
+from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
 from shared.artifact.quantise import storage_of, storages_of
@@ -26,6 +26,7 @@ from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.quantisers import Float32, Quantiser
 from shared.spec import Spec
+from shared.spec.artifact import Codec
 
 LARGE_BATCH_EXCESS_BITS = -0.03
 LARGE_BATCH_OCTAVES = 3.0
@@ -116,8 +117,8 @@ def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
     which moves the compressed size by a few bytes.
     """
     layout = _plan(spec)
-    blocks = {section.name: _stand_ins(section.raw_bytes, sections[section.name]) for section in layout.sections}
-    raw = canonical_json(build_header(spec, layout, blocks, None).values).encode("ascii")
+    stored = {section.name: _stand_ins(section, sections[section.name], spec) for section in layout.sections}
+    raw = canonical_json(build_header(spec, layout, stored, None).values).encode("ascii")
     return PREFIX.size + sum(map(len, compress_blocks(raw, HEADER_QUALITY, HEADER_WINDOW)))
 
 
@@ -218,8 +219,10 @@ def _plan(spec: Spec) -> Layout:
     return plan_layout(manifest, storages_of(manifest, spec.artifact))
 
 
-def _stand_ins(raw_bytes: int, stored_bytes: float) -> list[bytes]:
-    """Blocks of a section of about the given total size and no content. As real ones, no two are of equal size:
-    the header lists the sizes, and equal numbers would compress."""
-    sizes = [stored_bytes * size / raw_bytes for size in block_sizes(raw_bytes)]
-    return [bytes(max(1, round(size + index * 6151 % 4001))) for index, size in enumerate(sizes)]
+def _stand_ins(plan: SectionPlan, stored_bytes: float, spec: Spec) -> tuple[Codec, list[bytes]]:
+    """Codec and blocks of a section of about the given total size and no content. As real ones, no two are of equal
+    size: the header lists the sizes, and equal numbers would compress."""
+    if spec.artifact.codec == "range" and plan.matrices:
+        return "range", [bytes(max(1, round(stored_bytes)))]
+    sizes = [stored_bytes * size / plan.raw_bytes for size in block_sizes(plan.raw_bytes)]
+    return "brotli", [bytes(max(1, round(size + index * 6151 % 4001))) for index, size in enumerate(sizes)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shared.model.adapters import with_adapters
 from shared.model.decoder import decode_patches
-from shared.model.forward import trunk_outputs, window_symbols
+from shared.model.forward import trunk_outputs
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -100,7 +100,10 @@ class Writer:
 
     def _trunk(self, x: Symbols, first: int, stop: int) -> Array:
         """Trunk outputs of patches first to stop - 1, [B, stop - first, D], in passes as large as those of a score."""
-        window = window_symbols(self.spec, stop * self.spec.model.patch_size)
+        model = self.spec.model
+        # The angles of RoPE may depend on the length of the window, and then all of it is needed.
+        whole = 0 < model.attention.ntk_positions < model.num_patches
+        window = model.seq_len if whole else stop * model.patch_size
         rows = max(1, self.spec.evaluation.batch_symbols // window)
         parts = [self.ops.asarray(x[row : row + rows, :window]) for row in range(0, len(x), rows)]
         outputs = [trunk_outputs(self.ops, self.spec, self.params, part)[:, first:stop] for part in parts]

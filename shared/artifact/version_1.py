@@ -1,4 +1,4 @@
-"""The tensor table of container version 1, in which the spec alone says how a tensor is stored."""
+"""The tables of container version 1, in which the spec alone says how a tensor is stored, and brotli is the codec."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 from shared.artifact.layout import TensorEntry
 from shared.quantisers import Float32
+
+SECTION_KEYS = ("name", "raw_bytes", "sha256", "stored_bytes")
+"""The keys of a row of the table of sections, which names no codec."""
 
 UNNAMED_METHOD = "row_max"
 """The method of quantised tensors in a table that lacks it, from before there was a choice."""

@@ -28,6 +28,7 @@ from shared.runs.run_directory import RunDirectory
 from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 from shared.scoring.document import read_score
 from shared.spec import Spec, with_overrides
+from shared.training.own_score import training_engine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if calibration is not None:
         extra, statistics = extra | calibration.extra(), calibration.statistics
     info = write_artifact(path, spec, target.weights, extra, statistics)
-    budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
+    budget = budget_report(info.artifact_bytes, training_engine(target.run), spec)
     entropy = _entropy_by_class(path)
     say_warnings(console(), target)
     out = result_console(args)

@@ -16,8 +16,6 @@ from shared.model.trunk import run_trunk
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
-SHORTEST_WINDOW = 32
-
 Forward = Callable[[Ops, Spec, Mapping[str, Array], Array], Array]
 
 
@@ -50,16 +48,3 @@ def mean_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, mo
 def log_probs(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:
     """ln p(v | x[:, :t]) for every symbol v of the vocabulary: [B, T, V] float32."""
     return ops.softcapped_log_softmax(model(ops, spec, params, x_BT), spec.model.logit_softcap)
-
-
-def window_symbols(spec: Spec, needed: int) -> int:
-    """The shortest allowed window of at least `needed` symbols: patch_size times a power of two, or seq_len.
-
-    Only seq_len where the angles of RoPE depend on the length of the window, so that the function is the scored one.
-    """
-    if 0 < spec.model.attention.ntk_positions < spec.model.num_patches:
-        return spec.model.seq_len
-    length = spec.model.patch_size
-    while length < max(needed, SHORTEST_WINDOW):
-        length *= 2
-    return min(length, spec.model.seq_len)

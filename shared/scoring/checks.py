@@ -14,6 +14,7 @@ from shared import tolerances
 from shared.artifact import budget
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.windows import times_counted
+from shared.spec import Spec
 
 # A model of fewer parameters than this that scores below the limit is stopped (docs/techniques.md 1.4).
 PLAUSIBLE_PARAMETERS = 20_000_000
@@ -52,15 +53,15 @@ def check_denominator(score: Score) -> Check:
     return Check("denominator", off <= limit, off, limit, detail, off > tolerances.DENOMINATOR_WARN_REL)
 
 
-def check_size(artifact_bytes: int | None, counted_code_bytes: int) -> Check:
+def check_size(artifact_bytes: int | None, counted_code_bytes: int, engine: str, spec: Spec) -> Check:
     """The size that a score counts against the code that there is (docs/techniques.md 1.1).
 
     The code is counted again here, whoever counted it for the score. Unpacked weights have no artifact. An artifact
     alone cannot score anything.
     """
-    needed = budget.code_bytes()
+    needed = budget.code_bytes(engine, spec)
     counted = "" if artifact_bytes is None else f"{artifact_bytes:,} of the artifact + "
-    detail = f"{counted}{counted_code_bytes:,} bytes of code are counted; the code has {needed:,}"
+    detail = f"{counted}{counted_code_bytes:,} bytes of code are counted; its script has {needed:,}"
     missing = max(0, needed - counted_code_bytes)
     return Check("size", missing == 0, float(missing), 0.0, detail)
 

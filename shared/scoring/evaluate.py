@@ -51,8 +51,8 @@ def evaluate(
     score = score_by_spec(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
-    counted_code_bytes = code_bytes()
-    size = check_size(artifact_bytes, counted_code_bytes)
+    counted_code_bytes = code_bytes(engine, spec)
+    size = check_size(artifact_bytes, counted_code_bytes, engine, spec)
     text_sha256 = hashlib.sha256(scored.text_bytes()).hexdigest()
     values = {
         "bpb": score.bpb,

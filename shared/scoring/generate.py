@@ -15,8 +15,9 @@ import numpy as np
 from data.tokenizer import tokenizer_by_hash
 from shared.engine.protocol import Scorer
 from shared.errors import UserError
-from shared.model.forward import window_symbols
-from shared.spec import VocabularySpec
+from shared.spec import Spec, VocabularySpec
+
+_SHORTEST_WINDOW = 32
 
 
 def encode_prompt(vocabulary: VocabularySpec, text: bytes) -> list[int]:
@@ -101,9 +102,22 @@ def _next_log_probs(scorer: Scorer, context: list[int]) -> np.ndarray:
     patch_size, seq_len = spec.model.patch_size, spec.model.seq_len
     excess = max(0, len(context) + 1 - seq_len)
     recent = context[-(-excess // patch_size) * patch_size :]
-    x = np.zeros((1, window_symbols(spec, len(recent) + 1)), np.int32)
+    x = np.zeros((1, _window_symbols(spec, len(recent) + 1)), np.int32)
     x[0, : len(recent)] = recent
     return scorer.log_probs(x)[0, len(recent)].astype(np.float64)
+
+
+def _window_symbols(spec: Spec, needed: int) -> int:
+    """The shortest allowed window of at least `needed` symbols: patch_size times a power of two, or seq_len.
+
+    Only seq_len where the angles of RoPE depend on the length of the window, so that the function is the scored one.
+    """
+    if 0 < spec.model.attention.ntk_positions < spec.model.num_patches:
+        return spec.model.seq_len
+    length = spec.model.patch_size
+    while length < max(needed, _SHORTEST_WINDOW):
+        length *= 2
+    return min(length, spec.model.seq_len)
 
 
 def _allowed(vocabulary: VocabularySpec, log_probs: np.ndarray) -> np.ndarray:

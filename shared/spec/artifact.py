@@ -12,6 +12,7 @@ from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
 Method = Literal["row_max", "uniform"]
+Codec = Literal["brotli", "range"]
 TableClass = Literal["matrix", "embedding", "head"]
 
 MAX_TENSOR_RULES = 4096
@@ -70,6 +71,9 @@ class ArtifactSpec(Section):
     head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
     tensors: Annotated[tuple[TensorQuantiserSpec, ...], Field(strict=False, max_length=MAX_TENSOR_RULES)] = Field(
         (), description="settings of tensors by name, in place of those of their class; the last that matches counts"
+    )
+    codec: Codec = Field(
+        "brotli", description="codec of the codes: brotli, or range: a range coder that knows rows and columns"
     )
     calibration: CalibrationSpec = CalibrationSpec()
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(

@@ -27,7 +27,7 @@ class CalibrationSpec(Section):
         64, description="windows of calibration text; more of them cost time and measure the inputs better"
     )
     window_symbols: SizeOrZero = Field(
-        0, description="symbols of a window, a multiple of model.patch_size; 0 is model.seq_len, which is also the most"
+        0, description="most symbols of a window, a multiple of model.patch_size; 0: as many as model.seq_len"
     )
     temperature: AboveZero = Field(
         0.8, description="self_generated: divides the log-probabilities; below 1 the text is more likely than sampled"

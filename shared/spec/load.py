@@ -100,6 +100,11 @@ def spec_to_toml(spec: Spec) -> str:
     return tomli_w.dumps(spec_to_dict(spec))
 
 
+def spec_to_short_toml(spec: Spec) -> str:
+    """The spec as TOML without what every spec has by default; `stored_spec` of it gives an equal Spec."""
+    return tomli_w.dumps(spec.model_dump(mode="json", exclude_defaults=True))
+
+
 def spec_id(spec: Spec) -> str:
     """16 hex digits that identify the function a spec computes: SHA-256 over what differs from the defaults in its
     vocabulary and model.

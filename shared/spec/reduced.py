@@ -58,7 +58,6 @@ def reduced_spec(spec: Spec, steps: int, seq_len: int | None = None) -> tuple[Sp
     values = spec_to_dict(spec)
     notes = []
     shorten(values, spec, seq_len, steps)
-    values["artifact"]["calibration"] |= {"window_symbols": 0, "windows": min(ROWS, spec.artifact.calibration.windows)}
     entropy = values["training"]["loss"]["code_entropy"]
     if entropy["weight"]:
         # Its gradient turns round within one code, and at first a step moves weights by more: over several steps two

@@ -82,6 +82,12 @@ def is_calibrated(spec: Spec) -> bool:
     return spec.artifact.calibration.source != "none" and needs_statistics(spec)
 
 
+def calibrates_in_time(spec: Spec) -> bool:
+    """Whether the calibration counts against a time limit: training text is not read for nothing."""
+    timed = spec.schedule.driver == "time"
+    return timed and spec.artifact.calibration.source == "train" and is_calibrated(spec)
+
+
 def check_calibration_time(spec: Spec, seconds: float) -> Check:
     """Calibration on training text is training (docs/techniques.md 1.1): it must take no longer than the part of the
     time limit that was kept for it."""

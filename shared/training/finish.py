@@ -29,7 +29,12 @@ from shared.scoring.overlap import check_overlap
 from shared.scoring.qat_check import check_qat_acts
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
-from shared.training.calibration import calibrate_engine, check_calibration_time, is_calibrated
+from shared.training.calibration import (
+    calibrate_engine,
+    calibrates_in_time,
+    check_calibration_time,
+    is_calibrated,
+)
 from shared.training.interruption import Interruption
 from shared.training.sources import Sources
 from shared.training.validation import make_validate
@@ -166,8 +171,7 @@ def _calibrate(opened: OpenRun, step: int) -> tuple[Calibration | None, list[Che
     opened.interruption.check()
     record = timed.calibration.record
     opened.metrics.append("calibration", step, seconds=timed.seconds, **record.model_dump(exclude_none=True))
-    counts = record.source == "train" and spec.schedule.driver == "time"
-    return timed.calibration, [check_calibration_time(spec, timed.seconds)] if counts else []
+    return timed.calibration, [check_calibration_time(spec, timed.seconds)] if calibrates_in_time(spec) else []
 
 
 def add_compressors(opened: OpenRun, finished: Finished) -> Finished:

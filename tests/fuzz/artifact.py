@@ -27,9 +27,14 @@ def parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
     header, sections = json.loads(brotli.decompress(content[PREFIX.size : at])), {}
     for row in header["sections"]:
         (size,) = row["stored_bytes"]
-        sections[row["name"]] = brotli.decompress(content[at : at + size])
+        stored = content[at : at + size]
+        sections[row["name"]] = stored if is_range_coded(row) else brotli.decompress(stored)
         at += size
     return content, header, sections
+
+
+def is_range_coded(row: dict[str, Any]) -> bool:
+    return row.get("codec") == "range"
 
 
 def forge(version: int, header: bytes, payload: bytes) -> bytes:
@@ -48,7 +53,7 @@ def forged(rng: Rng, path: Path) -> bytes:
         sections[name] = damage(rng, sections[name])
     payload, rows = b"", []
     for row, raw in zip(header["sections"], sections.values(), strict=True):
-        stored = brotli.compress(raw, quality=1)
+        stored = raw if is_range_coded(row) else brotli.compress(raw, quality=1)
         payload += stored
         rows.append({**row, "stored_bytes": [len(stored)], "sha256": hashlib.sha256(stored).hexdigest()})
     header = {**header, "sections": rows}

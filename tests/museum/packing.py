@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from data.stream import SymbolStream
@@ -16,6 +14,6 @@ def calibrate_on_heldout(spec: Spec, heldout: SymbolStream) -> np.ndarray:
     return np.stack([heldout.read(index * length + 5, length) for index in range(spec.artifact.calibration.windows)])
 
 
-def artifact_alone(root: Path | None = None) -> int:
+def artifact_alone(engine: str | None, spec: Spec) -> int:
     """The code bytes of a score that counts the artifact and forgets what reads it."""
     return 0

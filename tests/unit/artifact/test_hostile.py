@@ -241,8 +241,8 @@ def test_a_consistent_file_that_claims_terabytes_is_refused_before_anything_is_a
     spec = load_spec("tiny", ["model.model_dim=131072", "model.num_layers=2"])
     layout = plan_layout(parameter_manifest(spec), storages_of(parameter_manifest(spec), spec.artifact))
     assert layout.raw_bytes > 10**11
-    blocks = {plan.name: [b"x"] * num_blocks(plan.raw_bytes) for plan in layout.sections}
-    header = build_header(spec, layout, blocks, None)
+    stored = {plan.name: ("brotli", [b"x"] * num_blocks(plan.raw_bytes)) for plan in layout.sections}
+    header = build_header(spec, layout, stored, None)
     content = forge(header.values, b"x" * header.payload_bytes)
     assert len(canonical_json(header.values)) < MAX_HEADER_BYTES
     assert_refused(content, rf"stands for {layout.raw_bytes} bytes of weights, the limit is")

@@ -34,6 +34,7 @@ from shared.preflight.measure import StepFailure, StepMeasurement, measure_here,
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
+from shared.quantisers import RowMax
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
 from tests.datasets import write_dataset
@@ -221,6 +222,20 @@ def test_a_reserve_is_no_time_for_steps() -> None:
     plan = speed.plan_run(make_context(reserved, ranks=8))
     assert plan.steps == 10_800 and plan.train_s == pytest.approx(600)
     assert "60 s of which are reserved" in speed.step_time_row(make_context(reserved, ranks=8)).figure
+
+
+@pytest.mark.parametrize(("reserve_s", "verdict"), [(5.0, "no-go"), (50.0, "go")])
+def test_calibration_on_training_text_needs_a_reserve(
+    reserve_s: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 windows of 2,048 symbols are as many as 16 steps of 32,768."""
+    monkeypatch.setattr(RowMax, "needs_statistics", True)
+    changes = ("artifact.calibration.source='train'", "artifact.calibration.windows=256", "model.seq_len=2048")
+    spec = h100(*changes, f"training.reserve_s={reserve_s}", "training.batch_symbols=32768", "training.steps=10000")
+    row = speed.step_time_row(make_context(spec, step=replace(STEP, step_s=0.5)))
+    assert row.verdict == verdict and row.values["calibration_s"] == pytest.approx(8.0)
+    assert "s of which are reserved for at most 8.00 s of calibration on training text" in row.figure
+    assert ("reserve_s = 5 may be too short" in row.how) == (verdict == "no-go")
 
 
 @pytest.mark.parametrize(
