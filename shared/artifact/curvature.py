@@ -19,6 +19,12 @@ Gradients = Callable[[NDArray[np.int32]], tuple[float, Mapping[str, NDArray[np.f
 """`Engine.gradients`: mean nats per symbol and its gradients."""
 
 
+def needs_curvature(spec: Spec) -> bool:
+    """Whether a tensor of a spec is rounded by the curvature of the loss."""
+    everything = (spec.artifact.matrix, spec.artifact.embed, spec.artifact.head, *spec.artifact.tensors)
+    return any(settings.rounding == "two_sided" for settings in everything)
+
+
 def loss_curvature(gradients: Gradients, spec: Spec, batches: Iterable[NDArray[np.int32]]) -> dict[str, Curvature]:
     """The curvature in every matrix and table of a spec's model over batches of symbols [B, T], by name.
 

@@ -75,20 +75,20 @@ def two_sided(
 ) -> NDArray[np.int8]:
     """Codes -limit to limit of a matrix, given the step of every weight."""
     ahead = np.ix_(rows.order, columns.order)
-    weights_RC, steps_RC = weights_RC[ahead].astype(np.float64), steps_RC[ahead]
-    codes_RC, errors_RC = np.zeros(weights_RC.shape, np.int8), np.zeros(weights_RC.shape)
-    height, width = weights_RC.shape
+    values_RC, steps_RC = weights_RC[ahead].astype(np.float64), steps_RC[ahead]
+    codes_RC, errors_RC = np.zeros(values_RC.shape, np.int8), np.zeros(values_RC.shape)
+    height, width = values_RC.shape
     for left in range(0, width, BLOCK):
         across = slice(left, left + BLOCK)
         triangle_CC = columns.triangle[across, across]
-        wanted_RC = weights_RC[:, across] - rows.triangle.T @ (errors_RC[:, :left] @ columns.triangle[:left, across])
+        wanted_RC = values_RC[:, across] - rows.triangle.T @ (errors_RC[:, :left] @ columns.triangle[:left, across])
         passed_RC = np.zeros(wanted_RC.shape)
         for top in range(0, height, BLOCK):
             down = slice(top, top + BLOCK)
             wanted = wanted_RC[down] - rows.triangle[:top, down].T @ passed_RC[:top]
             block = (down, across)
             codes_RC[block], errors_RC[block] = _block(
-                weights_RC[block], wanted, steps_RC[block], rows.triangle[down, down], triangle_CC, limit
+                values_RC[block], wanted, steps_RC[block], rows.triangle[down, down], triangle_CC, limit
             )
             passed_RC[down] = errors_RC[block] @ triangle_CC
     back = np.empty_like(codes_RC)

@@ -108,9 +108,7 @@ class ArtifactSpec(Section):
         for settings in everything:
             by_loss, rounding = settings.step_unit == "loss", settings.rounding
             is_uniform, two_sided = settings.method == "uniform", rounding == "two_sided"
-            require(
-                is_uniform or not two_sided, "artifact rounding", rounding, "nearest or gptq unless method is uniform"
-            )
+            require(is_uniform or not two_sided, "artifact rounding", rounding, "nearest or gptq but for uniform")
             require(two_sided or not by_loss, "artifact step_unit", "loss", "rms unless rounding is two_sided")
         needed = any(settings.rounding != "nearest" or settings.hessian_clip > 0.0 for settings in everything)
         source = self.calibration.source
