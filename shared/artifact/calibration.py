@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.artifact.curvature import Gradients, loss_curvature
 from shared.artifact.quantise import storage_of
 from shared.artifact.sampling import Progress, Writer
 from shared.artifact.statistics import input_statistics
 from shared.engine.ranks import OneRank, Ranks
 from shared.model import parameter_manifest
 from shared.ops import Ops
-from shared.quantisers import InputStatistics
+from shared.quantisers import Curvature, InputStatistics
 from shared.spec import Spec
 
 CALIBRATION_KEY = "calibration"
@@ -142,14 +143,35 @@ def calibrate(
     return np.concatenate(ranks.gather(padded))[:count], _summed(statistics, ranks, times=1 if mine else 0)
 
 
+def with_curvature(
+    statistics: Statistics, gradients: Gradients, spec: Spec, windows: Symbols, ranks: Ranks
+) -> Statistics:
+    """The statistics with the curvature of the loss over the windows [N, T], of which each rank measures its share."""
+    share = -(-len(windows) // ranks.world_size)
+    mine = windows[share * ranks.rank : share * (ranks.rank + 1)]
+    # A rank without windows takes part in the sums with weight zero.
+    found = loss_curvature(gradients, spec, (x[None] for x in (mine if len(mine) else windows[:1])))
+    return {
+        name: replace(each, curvature=_mean_curvature(found[name], ranks, len(mine), len(windows)))
+        if name in found
+        else each
+        for name, each in statistics.items()
+    }
+
+
+def _mean_curvature(own: Curvature, ranks: Ranks, windows: int, total: int) -> Curvature:
+    """The mean over the windows of all ranks, of which `own` is over this one's."""
+    if ranks.world_size == 1:
+        return own
+    return Curvature(*(_total(side * (windows / total), ranks) for side in (own.inputs, own.outputs)))
+
+
 def _summed(statistics: Statistics, ranks: Ranks, times: int) -> Statistics:
     """The sums of the statistics of all ranks, those of this one counted `times` times; parameter by parameter, so that
     no rank holds all of the others at once."""
 
     def total(value: NDArray) -> NDArray:
-        # As integers of the same width, because not every framework carries float64.
-        parts = ranks.gather(np.ascontiguousarray(times * value).view(np.int64))
-        return np.sum([part.view(value.dtype) for part in parts], axis=0)
+        return _total(times * value, ranks)
 
     summed = {}
     for name, each in statistics.items():
@@ -157,3 +179,10 @@ def _summed(statistics: Statistics, ranks: Ranks, times: int) -> Statistics:
         gram = total(each.gram) if each.gram is not None else None
         summed[name] = InputStatistics(rows, gram, total(each.reads) if each.reads is not None else None)
     return summed
+
+
+def _total(value: NDArray, ranks: Ranks) -> NDArray:
+    """The sum over ranks of an array of 64-bit numbers."""
+    # As integers of the same width, because not every framework carries float64.
+    parts = ranks.gather(np.ascontiguousarray(value).view(np.int64))
+    return np.asarray(np.sum([part.view(value.dtype) for part in parts], axis=0))

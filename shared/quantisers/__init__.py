@@ -6,19 +6,22 @@ A new method is a file next to `row_max.py`, its name in QUANTISERS and in `shar
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from shared.quantisers.clip_search import ClipSearch
 from shared.quantisers.float32 import Float32
 from shared.quantisers.low_rank import LowRank
-from shared.quantisers.protocol import InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
+from shared.quantisers.protocol import Curvature, InputStatistics, Part, Parts, QuantisedTensor, Quantiser, Storage
 from shared.quantisers.row_max import RowMax
 from shared.quantisers.sd_clip import SdClip
 from shared.quantisers.ternary import Ternary
+from shared.quantisers.uniform import Uniform
 from shared.spec import QuantiserSpec
 
 __all__ = [
     "QUANTISERS",
     "ClipSearch",
+    "Curvature",
     "Float32",
     "InputStatistics",
     "LowRank",
@@ -30,17 +33,24 @@ __all__ = [
     "SdClip",
     "Storage",
     "Ternary",
+    "Uniform",
     "quantiser",
     "quantiser_of",
 ]
 
 QUANTISERS: dict[str, Callable[[QuantiserSpec, int], Quantiser]] = {
-    "row_max": lambda settings, bits: RowMax(bits, settings.rounding),
-    "sd_clip": lambda settings, bits: SdClip(bits, settings.rounding, settings.clip_sd, settings.hessian_clip),
-    "clip_search": lambda settings, bits: ClipSearch(bits, settings.rounding),
-    "ternary": lambda settings, bits: Ternary(settings.group, settings.rounding),
+    "row_max": lambda settings, bits: RowMax(bits, _by_column(settings)),
+    "sd_clip": lambda settings, bits: SdClip(bits, _by_column(settings), settings.clip_sd, settings.hessian_clip),
+    "clip_search": lambda settings, bits: ClipSearch(bits, _by_column(settings)),
+    "ternary": lambda settings, bits: Ternary(settings.group, _by_column(settings)),
+    "uniform": lambda settings, bits: Uniform(settings.step, settings.rounding, settings.step_unit),
 }
 """Makes the quantiser of a section of the spec, at a width. Ternary codes have their own."""
+
+
+def _by_column(settings: QuantiserSpec) -> Literal["nearest", "gptq"]:
+    """The rounding of a method that knows no feedback by rows, which a spec cannot ask of it."""
+    return "nearest" if settings.rounding == "nearest" else "gptq"
 
 
 def quantiser(settings: QuantiserSpec, bits: int | None = None) -> Quantiser:

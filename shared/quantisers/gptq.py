@@ -68,7 +68,7 @@ def gptq(
 
 
 def feedback_factor(
-    gram_CC: NDArray[np.float64], *, act_order: bool = True
+    gram_CC: NDArray[np.float64], *, act_order: bool = True, damp_frac: float = DAMP_FRAC
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """M [C, C] and D [C] of the damped H = M D M' in the order of the visits, and that order: column indices [C].
 
@@ -79,7 +79,7 @@ def feedback_factor(
     diagonal_C = damped_CC.diagonal().copy()
     diagonal_C[diagonal_C == 0] = 1.0
     order_C = np.argsort(-diagonal_C, kind="stable") if act_order else np.arange(len(diagonal_C))
-    np.fill_diagonal(damped_CC, diagonal_C + DAMP_FRAC * diagonal_C.mean())
+    np.fill_diagonal(damped_CC, diagonal_C + damp_frac * diagonal_C.mean())
     backward_C = order_C[::-1]
     try:
         # Lower triangular in reversed order is upper triangular in this one.

@@ -44,16 +44,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """Second moments of the gradient g [out, in] of the nats of a calibration text by one matrix, per symbol.
+
+    `inputs`: g'g, float64 [in, in]; `outputs`: gg', float64 [out, out]. They have the same trace.
+    """
+
+    inputs: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class InputStatistics:
     """Statistics of the inputs of one matrix [out, in] over a calibration text.
 
     `rows`: number of inputs; `gram`: X'X of them, float64 [in, in]; None where no product reads the matrix.
     `reads`: how often each row was looked up, int64 [out]; None where it is not a table.
+    `curvature`: of the loss, which only `two_sided` needs; None without gradients.
     """
 
     rows: int = 0
     gram: NDArray[np.float64] | None = None
     reads: NDArray[np.int64] | None = None
+    curvature: Curvature | None = None
 
 
 class Storage(Protocol):

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import AboveZero, BelowOne, Count, Rate, Section, require
+from shared.spec.base import AboveZero, BelowOne, Count, Section, require
 from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
-Method = Literal["row_max", "sd_clip", "clip_search", "ternary"]
+Method = Literal["row_max", "sd_clip", "clip_search", "uniform", "ternary"]
 Codec = Literal["brotli", "range"]
 TableClass = Literal["matrix", "embedding", "head"]
 
@@ -21,16 +21,17 @@ class QuantiserSpec(Section):
     """Storage of tensors in integer codes: a grid of values, and the rule by which a weight gets its code.
 
     `row_max`: one scale per row by its largest weight. `sd_clip`: by its standard deviation. `clip_search`: by the
-    quantile with the least squared error. `uniform`: one step for the tensor, no clipping, for an entropy coder.
+    quantile with the least squared error. `uniform`: one step for the tensor, no clipping, for an entropy coder; with
+    feedback also factors for rows and columns that follow the loss.
     `ternary`: -1, 0, 1 times a scale per group.
     """
 
     method: Method = Field("row_max", description="the grid of values: see the section")
-    bits: Bits = Field(8, description="bits of a code, 4 to 8; with uniform only the largest code that may occur")
-    rounding: Literal["nearest", "gptq"] = Field(
+    bits: Bits = Field(8, description="bits of a code, 4 to 8; uniform and ternary have their own")
+    rounding: Literal["nearest", "gptq", "two_sided"] = Field(
         "nearest",
         description="nearest: each weight by itself; gptq: column by column, the error of one made good by the next, "
-        "with statistics of the inputs",
+        "with statistics of the inputs; two_sided: uniform only, by row as well, with gradients of the loss",
     )
     clip_sd: Annotated[float, Field(ge=0.1, le=100.0)] = Field(
         12.85, description="sd_clip: largest code in standard deviations of the row, 0.1 to 100"
@@ -38,9 +39,12 @@ class QuantiserSpec(Section):
     hessian_clip: BelowOne = Field(
         0.0, description="sd_clip: how far a row's scale follows its weight in the loss; 0 off"
     )
-    step: AboveZero = Field(0.15, description="uniform: step between values, in units of the tensor's rms")
-    rate: Rate = Field(0.0, description="uniform with gptq: weight of a code's length against its squared error")
-    trellis: Literal[0, 4, 8] = Field(0, description="uniform: states of dependent quantisation, 0 for none")
+    step: AboveZero = Field(0.15, description="uniform: step between values, in the unit of step_unit")
+    step_unit: Literal["rms", "loss"] = Field(
+        "rms",
+        description="uniform: rms: of the tensor's weights; loss: the step at which a million weights cost step^2 / 24 "
+        "nats a symbol, so that one step serves all tensors; needs two_sided",
+    )
     group: Annotated[int, Field(gt=0, le=1024)] = Field(128, description="ternary: weights that share a scale")
     lqer_rank: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="rank of the low-rank correction of the error in 2 and 4 bits; 0 for none"
@@ -48,8 +52,10 @@ class QuantiserSpec(Section):
 
     @property
     def has_surrogate(self) -> bool:
-        """Whether training can read what this stores: a quantile and the inputs of a matrix are not known there."""
-        return self.method != "clip_search" and not (self.method == "sd_clip" and self.hessian_clip > 0)
+        """Whether training can read what this stores: a quantile, the inputs
+        of a matrix and its weight in the loss are not known there."""
+        is_unknown = (self.method == "sd_clip" and self.hessian_clip > 0) or self.step_unit == "loss"
+        return self.method != "clip_search" and not is_unknown
 
 
 class MatrixQuantiserSpec(QuantiserSpec):
@@ -75,11 +81,11 @@ class ArtifactSpec(Section):
     tensors: Annotated[tuple[TensorQuantiserSpec, ...], Field(strict=False, max_length=MAX_TENSOR_RULES)] = Field(
         (), description="settings of tensors by name, in place of those of their class; the last that matches counts"
     )
-    lqer_tensors: Count = Field(
-        3, description="how many of the tensors with an lqer_rank are corrected: those with the largest errors"
-    )
     codec: Codec = Field(
         "brotli", description="codec of the codes: brotli, or range: a range coder that knows rows and columns"
+    )
+    lqer_tensors: Count = Field(
+        3, description="how many of the tensors with an lqer_rank are corrected: those with the largest errors"
     )
     calibration: CalibrationSpec = CalibrationSpec()
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
@@ -99,9 +105,14 @@ class ArtifactSpec(Section):
     @model_validator(mode="after")
     def _check_calibration(self) -> ArtifactSpec:
         everything = (self.matrix, self.embed, self.head, *self.tensors)
-        needed = any(settings.rounding == "gptq" or settings.hessian_clip > 0.0 for settings in everything)
+        for settings in everything:
+            by_loss, rounding = settings.step_unit == "loss", settings.rounding
+            is_uniform, two_sided = settings.method == "uniform", rounding == "two_sided"
+            require(is_uniform or not two_sided, "artifact rounding", rounding, "nearest or gptq but for uniform")
+            require(two_sided or not by_loss, "artifact step_unit", "loss", "rms unless rounding is two_sided")
+        needed = any(settings.rounding != "nearest" or settings.hessian_clip > 0.0 for settings in everything)
         source = self.calibration.source
-        allowed = "self_generated or train where rounding is gptq or hessian_clip above 0"
+        allowed = "self_generated or train unless rounding is nearest and hessian_clip 0"
         require(not needed or source != "none", "artifact.calibration.source", source, allowed)
         return self
 

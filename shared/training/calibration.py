@@ -10,11 +10,21 @@ from typing import cast
 import numpy as np
 
 from data.stream import TrainingText
-from shared.artifact.calibration import Calibration, calibrate, make_record, needs_statistics, window_length
+from shared.artifact.calibration import (
+    Calibration,
+    Statistics,
+    calibrate,
+    make_record,
+    needs_statistics,
+    window_length,
+    with_curvature,
+)
+from shared.artifact.curvature import needs_curvature
 from shared.engine.leader import SYMBOL_DTYPE, LeadingEngine, Task
-from shared.engine.package import engine_package, make_ops
+from shared.engine.package import create_engine, engine_package, make_ops
 from shared.engine.protocol import Engine, Weights
-from shared.errors import DataError
+from shared.engine.ranks import OneRank, Ranks
+from shared.errors import DataError, UserError
 from shared.scoring.checks import Check
 from shared.spec import Spec
 from shared.training.sources import open_training_text
@@ -56,7 +66,8 @@ def calibrate_weights(
         return None
     text = open_training_text(spec) if spec.artifact.calibration.source == "train" else None
     windows = None if text is None else calibration_windows(spec, text)
-    return _made(spec, text, *calibrate(make_ops(engine), spec, weights, windows, progress=progress))
+    made, statistics = calibrate(make_ops(engine), spec, weights, windows, progress=progress)
+    return _made(spec, text, made, _with_curvature(engine, spec, weights, made, statistics, OneRank()))
 
 
 def calibrate_engine(engine: Engine, text: TrainingText, progress: Progress) -> TimedCalibration:
@@ -99,7 +110,22 @@ def check_calibration_time(spec: Spec, seconds: float) -> Check:
 def _calibrate_share(engine: Engine, arrays: Weights, progress: Progress) -> tuple[np.ndarray, dict]:
     windows = arrays["x"].astype(np.int32) if "x" in arrays else None
     ops, weights = engine_package(engine.name).make_ops(), engine.export_weights("averaged")
-    return calibrate(ops, engine.spec, weights, windows, engine.ranks, progress)
+    made, statistics = calibrate(ops, engine.spec, weights, windows, engine.ranks, progress)
+    return made, _with_curvature(engine.name, engine.spec, weights, made, statistics, engine.ranks)
+
+
+def _with_curvature(
+    name: str, spec: Spec, weights: Weights, windows: np.ndarray, statistics: Statistics, ranks: Ranks
+) -> Statistics:
+    """The statistics with the curvature of the loss where a tensor needs it, which an engine of its own measures: the
+    one in training holds other weights than their average."""
+    if not needs_curvature(spec):
+        return statistics
+    if name == "numpy":
+        raise UserError("artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine")
+    engine = create_engine(name, spec)
+    engine.initialise(weights)
+    return with_curvature(statistics, engine.gradients, spec, windows, ranks)
 
 
 def _made(spec: Spec, text: TrainingText | None, windows: np.ndarray, statistics: dict) -> Calibration:
