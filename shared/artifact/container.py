@@ -182,7 +182,7 @@ def quantise_model(
             raise ArtifactError(f"tensor {name}: {'missing' if name in shapes else 'not a parameter of the spec'}")
         if weights[name].shape != shapes[name]:
             raise ArtifactError(f"tensor {name}: shape {weights[name].shape}, the spec implies {shapes[name]}")
-    return quantise(weights, storages_of(manifest, spec.artifact), statistics)
+    return quantise(weights, storages_of(manifest, spec.artifact), statistics, spec.artifact.lqer_tensors)
 
 
 def assemble(

@@ -17,7 +17,7 @@ from shared.artifact.quantise import storages_of
 from shared.artifact.section_codec import allowed_codecs, stored_blocks
 from shared.errors import ArtifactError, SpecError
 from shared.model.manifest import Parameter, parameter_manifest
-from shared.quantisers import Float32, Storage, quantiser
+from shared.quantisers import Float32, Storage, quantiser_of
 from shared.spec import QuantiserSpec, Spec, spec_id, spec_to_dict, stored_spec
 from shared.spec.artifact import Codec
 from shared.spec.migrate import migrated
@@ -191,7 +191,7 @@ def _parse_storage(row: Any, parameter: Parameter, index: int) -> Storage:
     if parameter.quantisation == "control" or len(parameter.shape) < 2:
         raise ArtifactError(f"{where}: quantiser is {_short(settings)}, a tensor of this kind has none")
     try:
-        return quantiser(QuantiserSpec.model_validate(settings))
+        return quantiser_of(QuantiserSpec.model_validate(settings), parameter.shape)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))

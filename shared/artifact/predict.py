@@ -24,7 +24,7 @@ from shared.artifact.predict_model import FEATURES, Calibration, role_features, 
 from shared.artifact.quantise import storage_of, storages_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, parameter_manifest
-from shared.quantisers import Float32, Quantiser
+from shared.quantisers import Float32, LowRank, Quantiser
 from shared.spec import Spec
 from shared.spec.artifact import Codec
 
@@ -234,8 +234,13 @@ def _prediction(expected: float, low: float, high: float, worst: int, how: str) 
 
 
 def _plan(spec: Spec) -> Layout:
+    """The layout, with low-rank corrections where they take most bytes: which tensors get one follows from weights."""
     manifest = parameter_manifest(spec)
-    return plan_layout(manifest, storages_of(manifest, spec.artifact))
+    storages, sides = storages_of(manifest, spec.artifact), {each.name: sum(each.shape) for each in manifest}
+    corrected = [name for name, storage in storages.items() if isinstance(storage, LowRank)]
+    for name in sorted(corrected, key=lambda name: -sides[name])[spec.artifact.lqer_tensors :]:
+        storages[name] = storages[name].grid
+    return plan_layout(manifest, storages)
 
 
 def _stand_ins(plan: SectionPlan, stored_bytes: float, spec: Spec) -> tuple[Codec, list[bytes]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from shared.spec.base import AboveZero, Rate, Section, require
+from shared.spec.base import AboveZero, BelowOne, Count, Rate, Section, require
 from shared.spec.calibration import CalibrationSpec
 
 Bits = Literal[4, 5, 6, 7, 8]
-Method = Literal["row_max"]
+Method = Literal["row_max", "sd_clip", "clip_search", "ternary"]
 Codec = Literal["brotli", "range"]
 TableClass = Literal["matrix", "embedding", "head"]
 
@@ -33,8 +32,12 @@ class QuantiserSpec(Section):
         description="nearest: each weight by itself; gptq: column by column, the error of one made good by the next, "
         "with statistics of the inputs",
     )
-    clip_sd: AboveZero = Field(12.85, description="sd_clip: largest code in standard deviations of the row")
-    hessian_clip: Rate = Field(0.0, description="sd_clip: how far a row's scale follows its weight in the loss; 0 off")
+    clip_sd: Annotated[float, Field(ge=0.1, le=100.0)] = Field(
+        12.85, description="sd_clip: largest code in standard deviations of the row, 0.1 to 100"
+    )
+    hessian_clip: BelowOne = Field(
+        0.0, description="sd_clip: how far a row's scale follows its weight in the loss; 0 off"
+    )
     step: AboveZero = Field(0.15, description="uniform: step between values, in units of the tensor's rms")
     rate: Rate = Field(0.0, description="uniform with gptq: weight of a code's length against its squared error")
     trellis: Literal[0, 4, 8] = Field(0, description="uniform: states of dependent quantisation, 0 for none")
@@ -42,6 +45,11 @@ class QuantiserSpec(Section):
     lqer_rank: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="rank of the low-rank correction of the error in 2 and 4 bits; 0 for none"
     )
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether training can read what this stores: a quantile and the inputs of a matrix are not known there."""
+        return self.method != "clip_search" and not (self.method == "sd_clip" and self.hessian_clip > 0)
 
 
 class MatrixQuantiserSpec(QuantiserSpec):
@@ -54,7 +62,7 @@ class TensorQuantiserSpec(QuantiserSpec):
     """The same for tensors by name."""
 
     pattern: Annotated[str, Field(min_length=1, max_length=200)] = Field(
-        description="names of tensors, with * for any letters: layers.*.mlp.down_proj.weight"
+        description="names of tensors, * for any letters and ? for one: layers.*.mlp.down_proj.weight"
     )
 
 
@@ -66,6 +74,9 @@ class ArtifactSpec(Section):
     head: QuantiserSpec = Field(QuantiserSpec(), description="output matrices that are not tied to a table")
     tensors: Annotated[tuple[TensorQuantiserSpec, ...], Field(strict=False, max_length=MAX_TENSOR_RULES)] = Field(
         (), description="settings of tensors by name, in place of those of their class; the last that matches counts"
+    )
+    lqer_tensors: Count = Field(
+        3, description="how many of the tensors with an lqer_rank are corrected: those with the largest errors"
     )
     codec: Codec = Field(
         "brotli", description="codec of the codes: brotli, or range: a range coder that knows rows and columns"
@@ -81,7 +92,7 @@ class ArtifactSpec(Section):
     def settings_of(self, name: str, table_class: TableClass) -> QuantiserSpec:
         """The settings of a quantised tensor: of the last pattern that matches its name, else of its class."""
         for rule in reversed(self.tensors):
-            if fnmatchcase(name, rule.pattern):
+            if matches(name, rule.pattern):
                 return rule
         return {"matrix": self.matrix, "embedding": self.embed, "head": self.head}[table_class]
 
@@ -101,3 +112,24 @@ class ArtifactSpec(Section):
         default: int = MatrixQuantiserSpec.model_fields["bits"].default
         bits = matrix.get("bits", default) if isinstance(matrix, dict) else default
         return int(bits) if bits in get_args(Bits) else default
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name is the pattern with any letters for each * and one for each ?.
+
+    Letter by letter, which torch.compile can follow: it comes through here where a loss reads codes.
+    """
+    at = after = 0
+    star, resumed = -1, 0
+    while at < len(name):
+        if after < len(pattern) and pattern[after] == "*":
+            star, resumed = after, at
+            after += 1
+        elif after < len(pattern) and pattern[after] in ("?", name[at]):
+            at, after = at + 1, after + 1
+        elif star >= 0:
+            resumed += 1
+            at, after = resumed, star + 1
+        else:
+            return False
+    return pattern[after:].strip("*") == ""

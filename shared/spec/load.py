@@ -25,7 +25,7 @@ from shared.files import check_regular
 from shared.parsing import parse_toml
 from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
-from shared.spec.qat import check_qat_width
+from shared.spec.qat import check_qat_width, check_surrogates
 from shared.spec.spec import Spec
 
 # Fields without a constant default that a file may still leave out: they follow from others.
@@ -59,6 +59,7 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
     spec = _checked(_migrated(_read(source), str(source), complete=False), overrides, origin=str(source))
     try:
         check_qat_width(spec.training.qat, spec.artifact.matrix.bits)
+        check_surrogates(spec.training.qat, spec.training.loss.code_entropy.weight, spec.artifact)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
     return spec

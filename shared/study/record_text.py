@@ -14,7 +14,7 @@ from shared.model import parameter_counts
 from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
-from shared.spec import Spec
+from shared.spec import QuantiserSpec, Spec
 from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation
 
 LEVEL = 0.99
@@ -130,9 +130,14 @@ def _model(spec: Spec) -> list[str]:
             "schedule",
             f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
         ),
-        ("weights", f"{spec.artifact.matrix.bits} bits for matrices, {spec.artifact.embed.bits} for embeddings"),
+        ("weights", f"{_stored(spec.artifact.matrix)} for matrices, {_stored(spec.artifact.embed)} for embeddings"),
     ]
     return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
+
+
+def _stored(settings: QuantiserSpec) -> str:
+    width = settings.method if settings.method == "ternary" else f"{settings.bits} bits ({settings.method})"
+    return width if settings.rounding == "nearest" else f"{width} with {settings.rounding}"
 
 
 def _machine(results: Sequence[FinishedRun]) -> list[str]:

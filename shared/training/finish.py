@@ -26,7 +26,7 @@ from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.overlap import check_overlap
-from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
 from shared.training.calibration import (
@@ -122,13 +122,16 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     calibration, calibration_checks = _calibrate(opened, unpacked.step)
     checks += calibration_checks
     observer.on_phase("packing")
+    weights = engine.export_weights("averaged")
     info = write_artifact(
         run.artifact_path,
         opened.spec,
-        engine.export_weights("averaged"),
+        weights,
         calibration.extra() if calibration else None,
         calibration.statistics if calibration else None,
     )
+    if opened.spec.training.qat.form == "straight_through":
+        checks.append(check_qat_codes(engine, weights, sources.loader.batch(0)))
     engine.initialise(read_artifact(run.artifact_path).weights)
     opened.interruption.check()
     observer.on_phase("validation of the artifact")

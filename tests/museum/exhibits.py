@@ -27,9 +27,10 @@ from shared.scoring.audit import audit_scorer
 from shared.scoring.average_check import check_average
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
 from shared.scoring.calibration_check import check_calibration
+from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.scoring.overlap import check_overlap, check_selection
-from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
 from tests.museum import (
@@ -41,6 +42,7 @@ from tests.museum import (
     dead_switch,
     leaks,
     ngrams,
+    other_grid,
     packing,
     token_tables,
 )
@@ -212,6 +214,25 @@ def _folded_switch() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _other_grid() -> list[str]:
+    """The training loss rounds to another grid than the artifact of the spec."""
+    from shared.model import qat
+
+    honest, spec = qat.training_grid, small_spec("training.qat.form=straight_through")
+    weights = random_weights(spec, 0)
+
+    def checked() -> Check:
+        return check_qat_codes(create_engine("torch", spec), weights, _batch(spec))
+
+    assert checked().passed
+    qat.training_grid = lambda spec, name: other_grid.FlooredScales(spec.training.qat.bits)
+    try:
+        check = checked()
+    finally:
+        qat.training_grid = honest
+    return [] if check.passed else [check.name]
+
+
 def _calibrated_on_heldout() -> list[str]:
     spec = small_spec("artifact.calibration.source=train", "artifact.calibration.windows=6")
     heldout = _text(spec)
@@ -257,6 +278,7 @@ EXHIBITS = (
     _dead(adapters.gated_adapters, initial_weights, adapters.gated_adapters, "model.lora.rank=3"),
     _dead(adapters.zero_factors, adapters.zero_factors, forward, "model.lora.rank=3"),
     Exhibit(dead_switch.Switch, ("qat",), _folded_switch),
+    Exhibit(other_grid.FlooredScales, ("qat_codes",), _other_grid),
     _scorer(accounting.CacheBonus, "normalisation"),
     _scorer(accounting.RoundedDown, "target", "normalisation"),
     _scorer(accounting.TargetGate, "target"),
