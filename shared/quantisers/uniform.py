@@ -61,7 +61,7 @@ class Uniform:
 
     @property
     def stored_settings(self) -> Mapping[str, str | int]:
-        return {"method": self.method}
+        return {"method": self.method} | ({} if self.rounding == "nearest" else {"rounding": self.rounding})
 
     @property
     def needs_statistics(self) -> bool:
