@@ -73,8 +73,9 @@ def needs_statistics(spec: Spec) -> bool:
 
 
 def window_length(spec: Spec) -> int:
-    """Symbols of a window of calibration text."""
-    return min(spec.artifact.calibration.window_symbols or spec.model.seq_len, spec.model.seq_len)
+    """Symbols of a window of calibration text: whole patches, one at least."""
+    most, size = min(spec.artifact.calibration.window_symbols, spec.model.seq_len), spec.model.patch_size
+    return max(size, most // size * size)
 
 
 def symbols_hash(windows: Symbols) -> str:

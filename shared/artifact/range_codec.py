@@ -61,7 +61,7 @@ class CodedShape:
 def encode(matrices: Sequence[NDArray[np.int8]], states: Sequence[int]) -> bytes:
     """The stream of int8 matrices [R, C], each with the number of states of its trellis (0, 4 or 8)."""
     shapes = [CodedShape(len(matrix), matrix.shape[1], count) for matrix, count in zip(matrices, states, strict=True)]
-    references = [find_references(matrix) * (not count) for matrix, count in zip(matrices, states, strict=True)]
+    references = [find_references(matrix) for matrix in matrices]
     matrices = [subtract_references(matrix, back) for matrix, back in zip(matrices, references, strict=True)]
     magnitudes = [magnitudes_of(matrix) for matrix in matrices]
     vectors = [

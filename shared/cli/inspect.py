@@ -22,7 +22,7 @@ from shared.cli.command import (
     result_console,
     say,
 )
-from shared.cli.scoring import default_engine, make_table, progress_bar, say_warnings
+from shared.cli.scoring import calibrated, default_engine, make_table, progress_bar, say_warnings
 from shared.engine.package import make_scorer_of
 from shared.errors import UserError
 from shared.runs.target import Target, find_run, load_trained
@@ -94,7 +94,8 @@ def _read(args: argparse.Namespace) -> tuple[Artifact, Target | None]:
     if is_packed:
         return read_artifact(found.artifact_path), floats
     say(console(), f"{found.path} has no artifact yet: shown is what its last checkpoint packs into")
-    return unpack_bytes(pack_bytes(floats.spec, floats.weights)), floats
+    made = calibrated(args.engine or default_engine(), floats.spec, floats.weights)
+    return unpack_bytes(pack_bytes(floats.spec, floats.weights, statistics=made.statistics if made else None)), floats
 
 
 def _measure(args: argparse.Namespace, artifact: Artifact, floats: Target) -> Costs:

@@ -1,4 +1,4 @@
-"""Selective pruning: codes of 1 and -1 made 0, those that matter least first (docs/techniques.md 11.8).
+"""Selective pruning: codes of 1 and -1 made 0, those that matter least first (docs/techniques.md 11.7).
 
 A zeroed code of 1 costs the square of its step, whatever the weight was, and the entropy coder less than before. The
 order is the same on every machine: by squared step, then by tensor, then by position.

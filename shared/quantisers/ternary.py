@@ -1,4 +1,4 @@
-"""Ternary codes in groups: the mean magnitude of a group times -1, 0 or 1 (docs/techniques.md 11.9).
+"""Ternary codes in groups: the mean magnitude of a group times -1, 0 or 1 (docs/techniques.md 11.8).
 
 A group is `group` neighbours within a row; the last of a row may be shorter. s = mean |w| and the code is round(w / s)
 within -1 ... 1. The mean is a sum, and as in sd_clip.py it is taken of whole numbers, |w| in steps of the group's

@@ -54,7 +54,7 @@ def check_qat_codes(engine: Engine, weights: Mapping[str, np.ndarray], x: np.nda
     changed, apart = np.linalg.norm(as_it_is - as_stored), np.linalg.norm(as_read - as_stored)
     ratio = float(apart / changed) if changed > 0 else float(apart > 0)
     detail = f"the gradient differs from that at the stored weights by {ratio:.1e} of what quantisation changes in it"
-    return Check("qat codes", ratio <= GRID_FRAC, ratio, GRID_FRAC, detail)
+    return Check("qat_codes", ratio <= GRID_FRAC, ratio, GRID_FRAC, detail)
 
 
 def _gradient(engine: Engine, weights: Mapping[str, np.ndarray], x: np.ndarray, acting: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 
 import brotli
@@ -15,8 +16,13 @@ from shared.spec import Spec, spec_to_short_toml
 
 # The modules whose `main` a script runs.
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
-# Modules that a script stops short of importing: it counts itself, and torchrun launches it.
-LEFT_OUT = frozenset({"shared.script.build", "cuda_train.launch"})
+# What a script has in place of modules that it can do without: it counts itself, torchrun launches it, and it leaves no
+# page for a browser.
+REPLACED = {
+    "shared.script.build": "",
+    "cuda_train.launch": "",
+    "shared.views.report": "def write_report(run): pass",
+}
 # What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
 REQUIREMENTS = {
     "brotli": ("brotli==1.2.1",),
@@ -60,14 +66,15 @@ LAUNCHER = """    torchrun --nproc_per_node 8 train.py train
 SCORE_USAGE = """    python score.py ARTIFACT [--data DATASET|FILE]
 """
 # What latin-1 text between double quotes cannot hold as it is.
-ESCAPES = {0: r"\x00", 10: r"\n", 13: r"\r", 34: r"\"", 92: r"\\"}
+ESCAPES = {"\0": r"\0", "\n": r"\n", "\r": r"\r", '"': r"\"", "\\": r"\\"}
 
 
 def training_script(engine: str, spec: Spec) -> bytes:
     """The file that trains on an engine and scores; `spec` is what it trains by default."""
     title = f"Trains a language model on {engine}, packs it and scores what was packed, in bits per byte."
     usage = TRAIN_USAGE + ("" if ENGINES[engine].launcher else LAUNCHER)
-    escaped = spec_to_short_toml(spec).encode("unicode_escape").decode().replace("\\n", "\n").replace("'", "\\'")
+    lines = (line.encode("unicode_escape").decode() for line in spec_to_short_toml(spec).split("\n"))
+    escaped = "\n".join(lines).replace("'", "\\'")
     return _script(TRAIN_ENTRY, engine, title, usage, SPEC.format(spec=escaped), "SPEC")
 
 
@@ -81,10 +88,21 @@ def _script(entry: str, engine: str, title: str, usage: str, spec: str = "", nam
     """The whole file; `spec` is the statement that binds `name` to a spec."""
     code, packages = _code(entry, engine)
     head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
-    text = code.decode("latin-1").translate(ESCAPES)
     # A traceback shows the line of the call, so the code is not in it.
     start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
-    return f'{head}{spec}{_boot()}CODE="{text}"\n{start}'.encode("latin-1")
+    return f'{head}{spec}{_boot()}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
+
+
+def _quoted(code: bytes) -> str:
+    """Bytes as characters of a string in double quotes."""
+    text = code.decode("latin-1")
+
+    def escape(found: re.Match[str]) -> str:
+        # A digit after it would belong to the short form.
+        digit = found[0] == "\0" and text[found.end() : found.end() + 1].isdigit()
+        return r"\x00" if digit else ESCAPES[found[0]]
+
+    return re.sub(r'[\0\n\r"\\]', escape, text)
 
 
 @cache
@@ -103,7 +121,7 @@ def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
     roots = [(entry, "main")]
     if engine in ENGINES:
         roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
-    reach = Reach(roots, LEFT_OUT)
+    reach = Reach(roots, REPLACED)
     fixed = reach.keywords | reach.words
     parts = []
     for name in sorted(reach.modules):

@@ -86,9 +86,10 @@ def module_path(name: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def load(name: str) -> Module:
-    """The stripped module of a name. Raises ValueError if there is none."""
+def load(name: str, text: str | None = None) -> Module:
+    """The stripped module of a name, from its file or from a text in place of that. Raises ValueError if there is
+    none."""
     path = module_path(name)
     if path is None:
         raise ValueError(f"no module {name}")
-    return Module(name, strip(ast.parse(path.read_bytes())).body)
+    return Module(name, strip(ast.parse(path.read_bytes() if text is None else text)).body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from shared.script.house import Module, in_house, load, module_path
 from shared.script.strip import PLAIN_DECORATORS, decorator_name, strip_fields
@@ -18,14 +18,13 @@ QUIET_BASES = {"object", "Protocol", "Generic", "BaseModel", "Exception", "Value
 
 
 class Reach:
-    """Everything that the roots reach. `left_out` are modules that are not followed, because the program stops short of
-    the lines that import them.
+    """Everything that the roots reach. `replaced` has other texts for some modules, by name.
 
     `keywords` are the names of keyword arguments and `words` the strings that could be names in what was reached.
     """
 
-    def __init__(self, roots: Iterable[tuple[str, str]], left_out: Collection[str] = ()) -> None:
-        self.left_out = left_out
+    def __init__(self, roots: Iterable[tuple[str, str]], replaced: Mapping[str, str] | None = None) -> None:
+        self.replaced = replaced or {}
         self.modules: dict[str, Module] = {}
         self.keywords: set[str] = set()
         self.words: set[str] = set()
@@ -77,10 +76,10 @@ class Reach:
 
     def _module(self, name: str) -> Module | None:
         """The module of a name, reached from now on with its packages and with all that it does when imported."""
-        if name not in self.modules and module_path(name) is not None and name not in self.left_out:
+        if name not in self.modules and module_path(name) is not None:
             if "." in name:
                 self._module(name.rpartition(".")[0])
-            module = self.modules[name] = load(name)
+            module = self.modules[name] = load(name, self.replaced.get(name))
             self._imports[name] = set()
             for statement in module.effects:
                 self._keep(module, statement)
@@ -122,6 +121,12 @@ class Reach:
             self._names(module, statement)
 
     def _names(self, module: Module, node: ast.AST) -> None:
+        imports = module.imports | {
+            alias.asname or alias.name: (str(inner.module), alias.name)
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.ImportFrom)
+            for alias in inner.names
+        }
         for inner in ast.walk(node):
             match inner:
                 case ast.Name(word) | ast.MatchAs(_, str(word)):
@@ -129,8 +134,8 @@ class Reach:
                         self._need(module.name, word)
                 case ast.Attribute(value, word):
                     self._attribute(word)
-                    if isinstance(value, ast.Name) and value.id in module.imports:
-                        self._member(module.imports[value.id], word)
+                    if isinstance(value, ast.Name) and value.id in imports:
+                        self._member(imports[value.id], word)
                 case ast.Constant(str(word)) if word.isidentifier():
                     self.words.add(word)
                     self._attribute(word)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.spec.base import AboveZero, Count, Section, SizeOrZero
+from shared.spec.base import AboveZero, Count, Section, Window
 
 MAX_CALIBRATION_WINDOWS = 1 << 16
 
@@ -26,8 +26,8 @@ class CalibrationSpec(Section):
     windows: Annotated[int, Field(gt=0, le=MAX_CALIBRATION_WINDOWS)] = Field(
         64, description="windows of calibration text; more of them cost time and measure the inputs better"
     )
-    window_symbols: SizeOrZero = Field(
-        0, description="most symbols of a window, a multiple of model.patch_size; 0: as many as model.seq_len"
+    window_symbols: Window = Field(
+        512, description="most symbols of a window: fewer where model.seq_len is shorter, and whole patches"
     )
     temperature: AboveZero = Field(
         0.8, description="self_generated: divides the log-probabilities; below 1 the text is more likely than sampled"

@@ -75,9 +75,6 @@ class Spec(Section):
         stride = self.evaluation.stride_symbols
         allowed = f"at most model.seq_len ({seq_len}), so that every symbol is scored"
         require(stride <= seq_len, "evaluation.stride_symbols", stride, allowed)
-        length, patch_size = self.artifact.calibration.window_symbols, self.model.patch_size
-        allowed = f"a multiple of model.patch_size ({patch_size})"
-        require(length % patch_size == 0, "artifact.calibration.window_symbols", length, allowed)
         check_loop_schedule(self.model.loop, self.schedule.loop, self.training.steps, self.schedule.driver)
         marked = self.vocabulary.document_start is not None
         has_start_row = self.model.patch_size == 1 and marked

@@ -42,7 +42,7 @@ class TimedCalibration:
     seconds: float
 
 
-def training_windows(spec: Spec, text: TrainingText) -> np.ndarray:
+def calibration_windows(spec: Spec, text: TrainingText) -> np.ndarray:
     """Windows of the training text at random positions: int32 [windows, symbols]. Raises DataError for a shorter text.
 
     A function of the text and the settings alone, so that an audit can take them again.
@@ -65,7 +65,7 @@ def calibrate_weights(
     if not is_calibrated(spec):
         return None
     text = open_training_text(spec) if spec.artifact.calibration.source == "train" else None
-    windows = None if text is None else training_windows(spec, text)
+    windows = None if text is None else calibration_windows(spec, text)
     made, statistics = calibrate(make_ops(engine), spec, weights, windows, progress=progress)
     return _made(spec, text, made, _with_curvature(engine, spec, weights, made, statistics, OneRank()))
 
@@ -78,7 +78,7 @@ def calibrate_engine(engine: Engine, text: TrainingText, progress: Progress) -> 
     spec = engine.spec
     begin = time.perf_counter()
     source = text if spec.artifact.calibration.source == "train" else None
-    arrays = {} if source is None else {"x": training_windows(spec, source).astype(SYMBOL_DTYPE)}
+    arrays = {} if source is None else {"x": calibration_windows(spec, source).astype(SYMBOL_DTYPE)}
     if engine.ranks.world_size > 1:
         # Followers are in collectives from here on, so nothing may stop rank 0 between two of them.
         engine = cast(LeadingEngine, engine).together(CALIBRATE, arrays)

@@ -14,7 +14,7 @@ from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
 from shared.spec import Spec
-from shared.training.calibration import is_calibrated, training_windows
+from shared.training.calibration import calibration_windows, is_calibrated
 from shared.training.sources import open_training_text
 from shared.views.report import write_report
 
@@ -37,7 +37,7 @@ def _calibration_checks(target: Target, heldout: SymbolStream) -> list[Check]:
     if record is not None and record.source == "train" and spec.artifact.calibration.source == "train":
         try:
             text = open_training_text(spec)
-            windows = training_windows(spec, text) if text.sha256 == record.text_sha256 else None
+            windows = calibration_windows(spec, text) if text.sha256 == record.text_sha256 else None
         except DataError:
             pass
     return [check_calibration(record, heldout, windows)]

@@ -278,7 +278,7 @@ EXHIBITS = (
     _dead(adapters.gated_adapters, initial_weights, adapters.gated_adapters, "model.lora.rank=3"),
     _dead(adapters.zero_factors, adapters.zero_factors, forward, "model.lora.rank=3"),
     Exhibit(dead_switch.Switch, ("qat",), _folded_switch),
-    Exhibit(other_grid.FlooredScales, ("qat codes",), _other_grid),
+    Exhibit(other_grid.FlooredScales, ("qat_codes",), _other_grid),
     _scorer(accounting.CacheBonus, "normalisation"),
     _scorer(accounting.RoundedDown, "target", "normalisation"),
     _scorer(accounting.TargetGate, "target"),

@@ -10,7 +10,7 @@ from shared.spec import Spec
 
 def calibrate_on_heldout(spec: Spec, heldout: SymbolStream) -> np.ndarray:
     """Calibration windows of the held-out text, which is smaller and at hand, in place of training text."""
-    length = spec.artifact.calibration.window_symbols or spec.model.seq_len
+    length = spec.model.seq_len
     return np.stack([heldout.read(index * length + 5, length) for index in range(spec.artifact.calibration.windows)])
 
 

@@ -33,7 +33,7 @@ from tests.parity.model_strategy import (
     with_mixers,
     with_table,
 )
-from tests.parity.training_strategy import training_fields
+from tests.parity.training_strategy import artifact_fields, training_fields
 
 ROWS = 2
 # Share of symbols that start a document, where the vocabulary marks them.
@@ -105,6 +105,7 @@ def specs(draw: st.DrawFn) -> Spec:
             "name": "random",
             "vocabulary": vocabulary,
             "model": model,
+            "artifact": draw(artifact_fields()),
             "training": {
                 "steps": 1,
                 "batch_symbols": (ROWS + 1) * model["seq_len"],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.container import MAGIC, PREFIX, VERSION
 from shared.artifact.header import canonical_json
-from shared.artifact.predict import header_bytes, worst_case_bytes
+from shared.artifact.predict import header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.errors import ArtifactError
 from shared.model import random_weights
 from shared.spec import load_spec
@@ -90,6 +90,12 @@ def test_any_codes_stay_below_the_worst_case() -> None:
     for draw in (lambda size: rng.uniform(-1, 1, size), lambda size: rng.choice([-1.0, 1.0], size)):
         weights = {name: draw(value.shape).astype(np.float32) for name, value in random_weights(SPEC, 4).items()}
         assert len(pack_bytes(SPEC, weights)) <= worst_case_bytes(SPEC)
+
+
+def test_the_range_coder_is_predicted_to_be_smaller() -> None:
+    smoke, ranged = (load_spec("smoke", [f"artifact.codec={codec}"]) for codec in ("brotli", "range"))
+    brotli_bytes, range_bytes = (predict_artifact_bytes(spec).expected_bytes for spec in (smoke, ranged))
+    assert 0.97 < range_bytes / brotli_bytes < 0.99
 
 
 def test_the_header_is_predicted() -> None:

@@ -34,7 +34,6 @@ from shared.preflight.measure import StepFailure, StepMeasurement, measure_here,
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
-from shared.quantisers import RowMax
 from shared.runs.scaling_curve import ScalingCurve
 from shared.spec import Spec, load_spec
 from tests.datasets import write_dataset
@@ -225,12 +224,15 @@ def test_a_reserve_is_no_time_for_steps() -> None:
 
 
 @pytest.mark.parametrize(("reserve_s", "verdict"), [(5.0, "no-go"), (50.0, "go")])
-def test_calibration_on_training_text_needs_a_reserve(
-    reserve_s: float, verdict: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calibration_on_training_text_needs_a_reserve(reserve_s: float, verdict: str) -> None:
     """256 windows of 2,048 symbols are as many as 16 steps of 32,768."""
-    monkeypatch.setattr(RowMax, "needs_statistics", True)
-    changes = ("artifact.calibration.source='train'", "artifact.calibration.windows=256", "model.seq_len=2048")
+    changes = (
+        "artifact.matrix.rounding='gptq'",
+        "artifact.calibration.source='train'",
+        "artifact.calibration.windows=256",
+        "artifact.calibration.window_symbols=2048",
+        "model.seq_len=2048",
+    )
     spec = h100(*changes, f"training.reserve_s={reserve_s}", "training.batch_symbols=32768", "training.steps=10000")
     row = speed.step_time_row(make_context(spec, step=replace(STEP, step_s=0.5)))
     assert row.verdict == verdict and row.values["calibration_s"] == pytest.approx(8.0)

@@ -34,7 +34,7 @@ def inputs(seed: int, count: int, columns: int) -> np.ndarray:
 
 
 def published(weights: np.ndarray, gram: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Codes by FEATURES 3.10, one column at a time: U from the inverse of H, the error spread over what is left."""
+    """Codes by the published form, one column at a time: U from the inverse of H, the error fed to what is left."""
     hessian, rest = gram.copy(), weights.astype(np.float64).copy()
     dead = np.diag(hessian) == 0
     hessian[dead, dead] = 1.0

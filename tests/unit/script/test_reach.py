@@ -95,7 +95,7 @@ def reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reach:
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(text))
     monkeypatch.setattr(house, "ROOT", tmp_path)
-    return Reach([("shared.main", "main")], left_out={"shared.heavy"})
+    return Reach([("shared.main", "main")], {"shared.heavy": "weight = 2\nbulk = weight"})
 
 
 def text_of(reach: Reach, name: str) -> str:
@@ -103,7 +103,8 @@ def text_of(reach: Reach, name: str) -> str:
 
 
 def test_modules(reach: Reach) -> None:
-    assert set(reach.modules) == {"shared", "shared.main", "shared.tools", "shared.late"}
+    assert set(reach.modules) == {"shared", "shared.main", "shared.tools", "shared.late", "shared.heavy"}
+    assert text_of(reach, "shared.heavy") == "weight=2\n"
     assert text_of(reach, "shared") == "from shared.tools import used\n"
     assert reach.packages() == {"numpy", "pydantic"}
 

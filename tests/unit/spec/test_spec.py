@@ -297,6 +297,7 @@ LIMITS = {
     "exclusiveMinimum": lambda value, limit: value > limit,
     "exclusiveMaximum": lambda value, limit: value < limit,
     "minLength": lambda value, limit: len(value) >= limit,
+    "maxLength": lambda value, limit: len(value) <= limit,
     "pattern": lambda value, limit: re.search(limit, value) is not None,
     "enum": lambda value, limit: value in limit,
     "maxItems": lambda value, limit: len(value) <= limit,

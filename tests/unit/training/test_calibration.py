@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from shared.artifact.calibration import CALIBRATION_KEY, CalibrationRecord
 from shared.engine.leader import LeadingEngine, follow
 from shared.engine.package import create_engine
 from shared.model import random_weights
-from shared.quantisers import InputStatistics, RowMax
+from shared.quantisers import InputStatistics
 from shared.runs.target import load_trained
 from shared.scoring.document import read_score
 from shared.training.calibration import TASKS, calibrate_engine
@@ -28,19 +27,15 @@ from tests.unit.engine.test_leader import ThreadRanks
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ("artifact.calibration.windows=4", "artifact.calibration.window_symbols=32")
+SETTINGS = (
+    "artifact.matrix.rounding='gptq'",
+    "artifact.calibration.windows=4",
+    "artifact.calibration.window_symbols=32",
+)
 
 
 @pytest.fixture(scope="module")
-def needing() -> Iterator[None]:
-    """Every quantised tensor needs statistics of its inputs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RowMax, "needs_statistics", True)
-        yield
-
-
-@pytest.fixture(scope="module")
-def runs(needing: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs `self` and `train`, by the source of their calibration."""
     make_missing("builtin")
     folder = tmp_path_factory.mktemp("runs")
@@ -121,7 +116,6 @@ def test_ranks_of_a_run_calibrate_together() -> None:
         assert found.statistics[name].rows == expected.statistics[name].rows
 
 
-@pytest.mark.usefixtures("needing")
 def test_an_artifact_that_does_not_say_is_refused(runs: Path, cli: CommandLine, tmp_path: Path) -> None:
     target = load_trained(str(runs / "self"))
     write_artifact(
