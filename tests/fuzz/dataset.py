@@ -231,8 +231,10 @@ def make_import(rng: Rng, folder: Path) -> Reader:
             content = bomb(rng) if rng.random() < 0.04 else content
             content = packed(rng, content, how)
         stem = rng.choice(("a", "a", "a", "b", "c d", "-x", "[red]x[/]", "a\nb", "\x1b[31m", "n" * 200, "\udce9"))
+        path = source / f"{stem}{kind}{how}"
+        if path.is_fifo():
+            continue  # To write into the one before would wait for a reader.
         try:
-            path = source / f"{stem}{kind}{how}"
             path.write_bytes(content)
         except OSError:  # Not every file system takes every name.
             (source / f"a{kind}{how}").write_bytes(content)
