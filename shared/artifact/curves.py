@@ -29,9 +29,11 @@ Store = Callable[[QuantiserSpec], tuple[float, float]]
 
 WIDTHS = (8, 7, 6, 5, 4)
 OCTAVES = 8
-"""How far steps reach: from the finest that int8 codes allow to 256 times that, or to two deviations."""
+"""How far steps reach: from the finest that int8 codes allow to 256 times that, or to the coarsest."""
 
-COARSEST_STEP = 2.0
+COARSEST_STEP = 6.0
+"""Nearly all weights are 0 by then: a tensor that costs nothing ends here."""
+
 MEASURED_PER_OCTAVE, CHOSEN_PER_OCTAVE = 2, 64
 
 CLIP_DEVIATIONS = 6.0
