@@ -117,10 +117,10 @@ def dial_values(settings: QuantiserSpec, weights: NDArray[np.float32]) -> list[f
 def measure_curve(store: Store, base: QuantiserSpec, weights: NDArray[np.float32]) -> Curve:
     """The curve of a tensor. Raises ArtifactError if its method can store it at no value of the dial.
 
-    It is measured with each weight rounded by itself; feedback of errors and a low-rank correction, which take longer,
-    are done at one value in the middle and change the others as much.
+    It is measured with each weight rounded by itself; feedback of errors, a trellis and a low-rank correction, which
+    take longer, are done at one value in the middle and change the others as much.
     """
-    plain = base.model_copy(update={"rounding": "nearest", "rate": 0.0, "lqer_rank": 0})
+    plain = base.model_copy(update={"rounding": "nearest", "trellis": 0, "lqer_rank": 0})
     found: list[tuple[float, float, float]] = []
     for value in dial_values(plain, weights):
         with contextlib.suppress(ArtifactError):

@@ -111,7 +111,8 @@ def _gaussian_bits(tensor: QuantisedTensor) -> float:
     used = (steps > 0) & (rms > 0)
     if not used.any():
         return 0.0
-    return Uniform(float(np.exp(np.log(steps[used] / rms[used]).mean()))).gaussian_code_bits(tensor.shape[-1])
+    step, states = float(np.exp(np.log(steps[used] / rms[used]).mean())), storage.stored_settings.get("trellis", 0)
+    return Uniform(step, trellis=int(states)).gaussian_code_bits(tensor.shape[-1])
 
 
 def _alone_bytes(part: str, tensor: QuantisedTensor, codec: str) -> float:

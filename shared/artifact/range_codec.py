@@ -30,16 +30,13 @@ from shared.artifact.range_model import NUM_BINS, AdaptiveModel
 from shared.artifact.rans import Decoder, Encoder, Run
 from shared.artifact.row_references import add_references, find_references, subtract_references
 from shared.errors import ArtifactError
-from shared.quantisers.trellis_states import quantisers_of
+from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS, quantisers_of
 
 MIN_LANES, MAX_LANES = 8, 2048
 SYMBOLS_PER_LANE = 1 << 14
 """A lane costs two bytes; more lanes are faster."""
 
 HEAD_BYTES = 4
-
-MAX_TRELLIS_COLUMNS = 1 << 18
-"""A trellis is read column by column, 30 us each at least: a file may not take minutes of that."""
 
 SYMBOL_OF_ZERO = 128
 

@@ -220,7 +220,7 @@ def _print(out: Console, path: Path, found: Search, measured: Measured, code: in
 def settings_text(settings: QuantiserSpec) -> str:
     """The settings that were chosen, in a few words."""
     words = {
-        "uniform": f"uniform step {settings.step:.4g}",
+        "uniform": f"uniform step {settings.step:.4g}" + (f", trellis {settings.trellis}" if settings.trellis else ""),
         "sd_clip": f"sd_clip {settings.bits}, {settings.clip_sd:.4g} sd",
         "ternary": f"ternary by {settings.group}",
     }

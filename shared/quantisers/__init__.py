@@ -15,6 +15,7 @@ from shared.quantisers.protocol import Curvature, InputStatistics, Part, Parts, 
 from shared.quantisers.row_max import RowMax
 from shared.quantisers.sd_clip import SdClip
 from shared.quantisers.ternary import Ternary
+from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS
 from shared.quantisers.uniform import Uniform
 from shared.spec import QuantiserSpec
 
@@ -43,7 +44,7 @@ QUANTISERS: dict[str, Callable[[QuantiserSpec, int], Quantiser]] = {
     "sd_clip": lambda settings, bits: SdClip(bits, _by_column(settings), settings.clip_sd, settings.hessian_clip),
     "clip_search": lambda settings, bits: ClipSearch(bits, _by_column(settings)),
     "ternary": lambda settings, bits: Ternary(settings.group, _by_column(settings)),
-    "uniform": lambda settings, bits: Uniform(settings.step, settings.rounding, settings.step_unit),
+    "uniform": lambda settings, bits: Uniform(settings.step, settings.rounding, settings.step_unit, settings.trellis),
 }
 """Makes the quantiser of a section of the spec, at a width. Ternary codes have their own."""
 
@@ -60,7 +61,9 @@ def quantiser(settings: QuantiserSpec, bits: int | None = None) -> Quantiser:
 
 def quantiser_of(settings: QuantiserSpec, shape: tuple[int, ...]) -> Quantiser:
     """The quantiser of a tensor of this shape. Low-rank corrections are for matrices with as many rows and columns as
-    the rank: stacks of matrices and thin ones are stored without."""
+    the rank: stacks of matrices and thin ones are stored without, as rows are that are too long for a trellis."""
+    if shape[-1] > MAX_TRELLIS_COLUMNS:
+        settings = settings.model_copy(update={"trellis": 0})
     base = quantiser(settings)
     is_corrected = len(shape) == 2 and 0 < settings.lqer_rank <= min(shape)
     return LowRank(base, settings.lqer_rank) if is_corrected else base

@@ -19,12 +19,15 @@ class Pruning:
 
     def __init__(self, tensors: Mapping[str, QuantisedTensor], importance: Mapping[str, float] | None = None) -> None:
         """`importance`: what a unit of squared error costs, by tensor; all cost the same where it is not given. Tensors
-        without codes, and those it does not name, are left alone."""
+        without codes, and those it does not name, are left alone, and so is a trellis, where a code of another parity
+        gives all later codes of its row another meaning."""
         self._tensors = dict(tensors)
         self._names = [
             name
             for name, tensor in tensors.items()
-            if "codes" in tensor.parts and (importance is None or name in importance)
+            if "codes" in tensor.parts
+            and (importance is None or name in importance)
+            and not tensor.storage.stored_settings.get("trellis")
         ]
         sizes = [tensors[name].parts["codes"].size for name in self._names]
         self._starts = dict(zip(self._names, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_TRELLIS_COLUMNS = 1 << 16
+"""A trellis is read column by column, up to 30 us each: a file may not take minutes of that."""
+
 
 @dataclass(frozen=True)
 class Trellis:

@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.ops import Array, NumpyOps, Ops
-from shared.quantisers.gptq import DAMP_FRAC, mean_gram
+from shared.quantisers.gptq import DAMP_FRAC, feedback_factor, mean_gram
 from shared.quantisers.protocol import Curvature, InputStatistics, Part, Parts
+from shared.quantisers.trellis import best_codes
+from shared.quantisers.trellis_states import levels_of, quantisers_of
 from shared.quantisers.two_sided import (
     STEPS_PER_OCTAVE,
+    Factors,
     exponents,
     factors_of,
     loss_scale,
@@ -39,6 +42,9 @@ ROOM = 112
 """Largest code that weights may have before feedback; what feedback lifts beyond CODE_LIMIT is clipped and fed on."""
 
 LOSS_UNIT = 1e-3
+
+TRELLIS_EXCESS = (0.24, 0.65)
+"""a and b: codes of a trellis have a s / (1 + b s) bits more at a step of s deviations, fitted to Gaussian weights."""
 
 # 2^(k / 8) rounded to float32, so that decoding does not depend on a library's power function.
 _FRACTIONS = np.array([1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081], np.float32)
@@ -54,6 +60,7 @@ class Uniform:
     step: float
     rounding: Rounding = "nearest"
     unit: Literal["rms", "loss"] = "rms"
+    trellis: int = 0
 
     method = "uniform"
     bits = 8
@@ -61,7 +68,8 @@ class Uniform:
 
     @property
     def stored_settings(self) -> Mapping[str, str | int]:
-        return {"method": self.method} | ({} if self.rounding == "nearest" else {"rounding": self.rounding})
+        rounding: Mapping[str, str | int] = {} if self.rounding == "nearest" else {"rounding": self.rounding}
+        return {"method": self.method, **rounding} | ({"trellis": self.trellis} if self.trellis else {})
 
     @property
     def needs_statistics(self) -> bool:
@@ -69,7 +77,7 @@ class Uniform:
 
     @property
     def has_surrogate(self) -> bool:
-        return self.unit == "rms"
+        return self.unit == "rms" and not self.trellis
 
     @property
     def grid(self) -> Self:
@@ -92,7 +100,9 @@ class Uniform:
         elif self.unit == "loss":
             raise ArtifactError("a step in units of the loss needs the curvature of the loss, there is none")
         elif self.rounding == "gptq" and gram_CC is not None:
-            columns, rows, scale = factors_of(gram_CC, DAMP_FRAC), no_feedback(len(rows_RC)), _rms(rows_RC)
+            # A trellis is followed from the first column to the last.
+            columns = Factors(*feedback_factor(gram_CC, act_order=not self.trellis, damp_frac=DAMP_FRAC))
+            rows, scale = no_feedback(len(rows_RC)), _rms(rows_RC)
         else:
             return self._nearest(weights)
         step = np.float32(self.step * scale)
@@ -101,7 +111,11 @@ class Uniform:
         across = exponents(columns.log2_step)
         down = _with_room(rows_RC, step, exponents(rows.log2_step), across)
         steps_RC = _steps(step, down, across).astype(np.float64)
-        codes = two_sided(rows_RC, steps_RC, columns, rows, CODE_LIMIT)
+        if self.trellis:
+            feedback = columns.triangle, columns.weights
+            codes = best_codes(rows_RC, steps_RC, self.trellis, CODE_LIMIT, feedback)
+        else:
+            codes = two_sided(rows_RC, steps_RC, columns, rows, CODE_LIMIT)
         return {
             "codes": codes.reshape(weights.shape),
             "steps": np.array([step], np.float32),
@@ -112,16 +126,26 @@ class Uniform:
     def _nearest(self, weights: NDArray[np.float32]) -> Parts:
         ops = NumpyOps()
         step = self._step(ops, ops.asarray(weights))
-        codes = _codes(ops, ops.asarray(weights), _divisor(ops, step))
+        if self.trellis:
+            rows_RC = weights.reshape(-1, weights.shape[-1])
+            steps_RC = np.full(rows_RC.shape, np.asarray(_divisor(ops, step)), np.float64)
+            codes = best_codes(rows_RC, steps_RC, self.trellis, CODE_LIMIT).reshape(weights.shape)
+        else:
+            codes = np.asarray(_codes(ops, ops.asarray(weights), _divisor(ops, step))).astype(np.int8)
         return {
-            "codes": np.asarray(codes).astype(np.int8),
+            "codes": codes,
             "steps": np.asarray(step, np.float32).reshape(1),
             "row_exponents": np.zeros(math.prod(weights.shape[:-1]), np.int8),
             "column_exponents": np.zeros(weights.shape[-1], np.int8),
         }
 
     def decode(self, shape: tuple[int, ...], parts: Parts) -> NDArray[np.float32]:
-        return np.asarray(parts["codes"].astype(np.float32) * self.steps(shape, parts), np.float32)
+        codes, steps = parts["codes"], self.steps(shape, parts)
+        if not self.trellis:
+            return np.asarray(codes.astype(np.float32) * steps, np.float32)
+        codes_RC = codes.reshape(-1, shape[-1])
+        levels = levels_of(codes_RC, quantisers_of(codes_RC, self.trellis)).reshape(shape)
+        return np.asarray(levels.astype(np.float32) * np.float32(0.5) * steps, np.float32)
 
     def steps(self, shape: tuple[int, ...], parts: Parts) -> NDArray[np.float32]:
         """The step of every weight."""
@@ -148,10 +172,11 @@ class Uniform:
         borders = (np.arange(2 * CODE_LIMIT + 2) - CODE_LIMIT - 0.5) * self.step
         shares = np.diff([normal.cdf(float(border)) for border in borders])
         shares = shares[shares > 0]
-        return float(-(shares * np.log2(shares)).sum())
+        a, b = TRELLIS_EXCESS if self.trellis else (0.0, 0.0)
+        return float(-(shares * np.log2(shares)).sum()) + a * self.step / (1 + b * self.step)
 
     def _surrogate_step(self, ops: Ops, weights: Array) -> Array:
-        assert self.has_surrogate, "a step in units of the loss is not known in training"
+        assert self.has_surrogate, "training knows no step in units of the loss and no path of a trellis"
         return _divisor(ops, self._step(ops, weights))
 
     def _step(self, ops: Ops, weights: Array) -> Array:

@@ -45,16 +45,28 @@ class QuantiserSpec(Section):
         description="uniform: rms: of the tensor's weights; loss: the step at which a million weights cost step^2 / 24 "
         "nats a symbol, so that one step serves all tensors; needs two_sided",
     )
+    trellis: Literal[0, 4, 8] = Field(
+        0,
+        description="uniform: states of a trellis of codes, which has a fifth less error at equal bytes; 0 for none; "
+        "not with two_sided",
+    )
     group: Annotated[int, Field(gt=0, le=1024)] = Field(128, description="ternary: weights that share a scale")
     lqer_rank: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="rank of the low-rank correction of the error in 2 and 4 bits; 0 for none"
     )
 
     @property
+    def has_trellis(self) -> bool:
+        """Whether codes belong to two quantisers in turn."""
+        return self.method == "uniform" and self.trellis > 0
+
+    @property
     def has_surrogate(self) -> bool:
-        """Whether training can read what this stores: a quantile, the inputs
-        of a matrix and its weight in the loss are not known there."""
-        is_unknown = (self.method == "sd_clip" and self.hessian_clip > 0) or self.step_unit == "loss"
+        """Whether training can read what this stores: a quantile, the inputs of a matrix, its weight in the loss and
+        the path through a trellis are not known there."""
+        is_unknown = (
+            (self.method == "sd_clip" and self.hessian_clip > 0) or self.step_unit == "loss" or self.has_trellis
+        )
         return self.method != "clip_search" and not is_unknown
 
 
@@ -109,6 +121,12 @@ class ArtifactSpec(Section):
             by_loss, rounding = settings.step_unit == "loss", settings.rounding
             is_uniform, two_sided = settings.method == "uniform", rounding == "two_sided"
             require(is_uniform or not two_sided, "artifact rounding", rounding, "nearest or gptq but for uniform")
+            require(
+                not (settings.has_trellis and two_sided),
+                "artifact rounding",
+                rounding,
+                "nearest or gptq with a trellis",
+            )
             require(two_sided or not by_loss, "artifact step_unit", "loss", "rms unless rounding is two_sided")
         needed = any(settings.rounding != "nearest" or settings.hessian_clip > 0.0 for settings in everything)
         source = self.calibration.source

@@ -55,6 +55,8 @@ def check_surrogates(qat: QatSpec, entropy_weight: float, artifact: ArtifactSpec
         field, allowed = "method", "row_max, sd_clip or ternary"
         if settings.method == "sd_clip":
             field, allowed = "hessian_clip", "0"
+        elif settings.has_trellis:
+            field, allowed = "trellis", "0"
         allowed += f" with {reader}, as no training step knows what it needs"
         require(settings.has_surrogate, f"artifact.{where}.{field}", getattr(settings, field), allowed)
 

@@ -90,13 +90,15 @@ def methods(model: Model) -> Iterator[tuple[str, dict[str, Quantiser]]]:
         yield f"sd clip int{bits} k {clip_sd}, gptq", alike(SdClip(bits, "gptq", clip_sd, 0.0))
     for step in (0.15, 0.3, 0.6):
         yield f"uniform {step} rms, gptq", alike(Uniform(step, "gptq"))
+        yield f"uniform {step} rms, gptq, trellis", alike(Uniform(step, "gptq", trellis=8))
         yield f"uniform {step} rms, two sided", alike(Uniform(step, "two_sided"))
     for step in (0.05, 0.1, 0.2):
         yield f"uniform {step} loss, gptq", _by_loss(model, step)
+        yield f"uniform {step} loss, gptq, trellis", _by_loss(model, step, 8)
         yield f"uniform {step} loss, two sided", alike(Uniform(step, "two_sided", "loss"))
 
 
-def _by_loss(model: Model, step: float) -> dict[str, Quantiser]:
+def _by_loss(model: Model, step: float, trellis: int = 0) -> dict[str, Quantiser]:
     """Feedback by columns alone, the step of each tensor by its curvature: what allocation is worth without rows."""
     found: dict[str, Quantiser] = {}
     for name in model.names:
@@ -105,7 +107,7 @@ def _by_loss(model: Model, step: float) -> dict[str, Quantiser]:
         # Rows are alike here, so the mean of their weights counts: trace G cancels but for their number.
         size = 2.0 ** factors_of(curvature.inputs).log2_step.mean() * len(curvature.outputs) ** 0.5
         rms = np.sqrt(np.mean(np.square(model.weights[name], dtype=np.float64)))
-        found[name] = Uniform(float(step * 1e-3 * size / rms), "gptq")
+        found[name] = Uniform(float(step * 1e-3 * size / rms), "gptq", trellis=trellis)
     return found
 
 
@@ -117,7 +119,8 @@ def measure(model: Model, quantisers: Mapping[str, Quantiser]) -> tuple[float, f
     seconds = time.perf_counter() - begin
     decoded = {name: quantisers[name].decode(model.weights[name].shape, each) for name, each in parts.items()}
     codes = [each["codes"] for each in parts.values()]
-    stored = len(range_codec.encode(codes, [0] * len(codes)))
+    states = [int(quantiser.stored_settings.get("trellis", 0)) for quantiser in quantisers.values()]
+    stored = len(range_codec.encode(codes, states))
     stored += sum(value.nbytes for each in parts.values() for name, value in each.items() if name != "codes")
     return 8 * stored / model.size, *model.cost(decoded), seconds
 

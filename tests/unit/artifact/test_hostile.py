@@ -207,6 +207,8 @@ LIES: list[tuple[dict[str, Any], str]] = [
     (_lie(["tensors", 2, "quantiser", "method"], "float32"), "quantiser 'method'"),
     (_lie(["tensors", 2, "quantiser", "wings"], 2), "quantiser 'wings': Extra inputs are not permitted"),
     (_lie(["tensors", 2, "quantiser", "step"], 0.5), "quantiser is .*, must be "),
+    (_lie(["tensors", 2, "quantiser", "trellis"], 8), "quantiser is .*, must be "),
+    (_lie(["tensors", 2, "quantiser", "trellis"], 5), "quantiser 'trellis': Input should be 0, 4 or 8"),
     (_lie(["tensors", 2, "quantiser"], {"method": "row_max"}), "quantiser is .*, must be "),
     (_lie(["tensors", -1, "quantiser"], {"method": "row_max", "bits": 8}), "a tensor of this kind has none"),
     (_lie(["spec", "artifact", "matrix", "method"], "magic"), r"artifact\.matrix\.method = 'magic'"),

@@ -54,6 +54,26 @@ def test_a_file_gives_back_what_was_packed(method: str, rounding: str):
     assert {row["method"] for name, row in rows.items() if ".mlp.up_proj" in name} == {method}
 
 
+@pytest.mark.parametrize("codec", ["brotli", "range"])
+def test_a_trellis_comes_back_under_either_codec(codec: str):
+    """With feedback where inputs are known, with tensors without a trellis in the same section."""
+    matrix = {"method": "uniform", "step": 0.4, "rounding": "gptq", "trellis": 8, "lqer_rank": 2}
+    table_of = {"method": "uniform", "step": 0.1, "trellis": 4}
+    rule = {"pattern": "*.mlp.down_proj.weight", "method": "row_max", "bits": 6}
+    spec = packed_as({"matrix": matrix, "embed": table_of, "tensors": [rule], "codec": codec, "lqer_tensors": 1})
+    weights = random_weights(spec, 3)
+    statistics = statistics_of(spec, weights)
+    content = pack_bytes(spec, weights, statistics=statistics)
+    artifact, expected = unpack_bytes(content), dequantise(quantise_model(spec, weights, statistics))
+    for name, value in expected.items():
+        assert artifact.weights[name].tobytes() == value.tobytes(), name
+    rows = table(artifact.header)
+    assert {row.get("trellis", 0) for row in rows.values()} == {0, 4, 8}
+    assert {row["trellis"] for name, row in rows.items() if ".mlp.up_proj" in name} == {8}
+    codecs = {row["name"]: row["codec"] for row in artifact.header["sections"]}
+    assert codecs["matrix.codes"] == codec
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_tables_use_the_inputs_of_their_head_and_others_are_rounded(tied: bool):
     gptq = {"rounding": "gptq", "bits": 4}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from shared.artifact.budget import entropy_bits
 from shared.artifact.code_lengths import code_lengths
-from shared.artifact.range_codec import MAX_TRELLIS_COLUMNS, CodedShape, decode, encode, num_lanes
+from shared.artifact.range_codec import CodedShape, decode, encode, num_lanes
 from shared.errors import ArtifactError
-from shared.quantisers.trellis_states import TRELLISES
+from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS, TRELLISES
 from tests import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "2026-11-26" / "range.bin"

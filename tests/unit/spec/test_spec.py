@@ -158,6 +158,7 @@ def test_a_spec_cannot_be_changed():
         ("training.compile=1", "training.compile = 1: input should be a valid boolean"),
         ("training.ema_decay=1.0", "training.ema_decay = 1.0: input should be less than 1"),
         ("artifact.matrix.bits=3", "artifact.matrix.bits = 3: input should be 4, 5, 6, 7 or 8"),
+        ("artifact.embed.trellis=5", "artifact.embed.trellis = 5: input should be 0, 4 or 8"),
         ("name=../x", "name = '../x': string should match pattern"),
         ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
         (
@@ -194,6 +195,21 @@ def test_a_spec_cannot_be_changed():
 )
 def test_bad_overrides_are_one_clear_line(override: str, expected: str):
     assert expected in error_of("tiny", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["artifact.matrix.rounding=two_sided"], "rounding = 'two_sided': must be nearest or gptq with a trellis"),
+        (["training.loss.code_entropy.weight=0.1"], "matrix.trellis = 8: must be 0 with training.loss.code_entropy"),
+        (["training.qat.form=straight_through"], "matrix.trellis = 8: must be 0 with training.qat.form"),
+    ],
+)
+def test_a_trellis_is_refused_where_its_path_is_not_known(overrides: list[str], expected: str):
+    trellis = ("artifact.matrix.method=uniform", "artifact.matrix.trellis=8")
+    assert load_spec("tiny", trellis).artifact.matrix.has_trellis
+    assert not load_spec("tiny", trellis[1:]).artifact.matrix.has_trellis
+    assert expected in error_of("tiny", *trellis, *overrides)
 
 
 def test_a_near_match_is_all_that_is_said_of_an_unknown_key():
