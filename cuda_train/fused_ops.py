@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from cuda_train.kernels import attention_heads, residual_norm, softcapped_cross_entropy
+from cuda_train.kernels import attention_heads, residual_norm, softcapped_cross_entropy, squared_mlp
 from cuda_train.ops import ROTATION_POSITIONS, TorchOps, rotation_table
 from shared.ops import Array
 
@@ -19,6 +19,13 @@ class FusedTorchOps(TorchOps):
         if not softcapped_cross_entropy.can_fuse(logits):
             return super().softcapped_cross_entropy(logits, targets, softcap)
         return softcapped_cross_entropy.softcapped_cross_entropy(logits, targets, softcap)
+
+    def leaky_relu_squared_mlp(
+        self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
+    ) -> torch.Tensor:
+        if not squared_mlp.can_fuse(x, up):
+            return super().leaky_relu_squared_mlp(x, up, down, negative_slope)
+        return squared_mlp.squared_mlp(x, up.to(x.dtype), down.to(x.dtype), negative_slope)
 
     def gained_linear(self, x: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         # The gain multiplies the rows of the weight and not the result, which has many times as many numbers.
