@@ -15,6 +15,11 @@ from shared.ops import Array
 class FusedTorchOps(TorchOps):
     """TorchOps in fewer passes over memory, which is what norms, residual sums and gains wait for."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        # Asked here, not where torch.compile would have to follow.
+        self._fuses_mlp = squared_mlp.serves(device)
+
     def softcapped_cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
         if not softcapped_cross_entropy.can_fuse(logits):
             return super().softcapped_cross_entropy(logits, targets, softcap)
@@ -23,7 +28,7 @@ class FusedTorchOps(TorchOps):
     def leaky_relu_squared_mlp(
         self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
     ) -> torch.Tensor:
-        if not squared_mlp.can_fuse(x, up):
+        if not self._fuses_mlp or not squared_mlp.can_fuse(x, up):
             return super().leaky_relu_squared_mlp(x, up, down, negative_slope)
         return squared_mlp.squared_mlp(x, up.to(x.dtype), down.to(x.dtype), negative_slope)
 

@@ -28,7 +28,7 @@ from cuda_train.kernels.launch_shape import num_programs
 # the fastest of those tried on an H200, as are the warps of the forward and of the backward pass.
 BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER, GROUP_ROWS = 128, 128, 64, 8
 NUM_WARPS, NUM_STAGES = (4, 8), 4
-# Where the accelerator exists; elsewhere the descriptors would be emulated, slowly.
+# GPUs with the accelerator; on others the descriptors would be emulated, slowly.
 LEAST_CAPABILITY = (9, 0)
 
 
@@ -144,9 +144,12 @@ def can_fuse(x: torch.Tensor, up: torch.Tensor) -> bool:
 
     Not in Triton's interpreter: it multiplies no bfloat16 matrices. Tests call the operator with float32.
     """
-    if not x.is_cuda or x.dtype != torch.bfloat16 or any(size % 8 for size in up.shape):
-        return False
-    return torch.cuda.get_device_capability(x.device) >= LEAST_CAPABILITY
+    return x.dtype == torch.bfloat16 and not any(size % 8 for size in up.shape)
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the kernels serve a device."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def squared_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float) -> torch.Tensor:
