@@ -72,6 +72,10 @@ ORDER_BF16_ABS = 5e-3
 # repeat; windows that were taken from the scored text occur there without exception.
 SELECTION_OVERLAP_FRAC = 0.1
 
+# Share of the runs of 64 symbols of a calibration text which may occur in the scored text. Training text has up to 0.06
+# of its windows there on sites that post pages again; text that a model wrote has none.
+CALIBRATION_OVERLAP_FRAC = 0.1
+
 # Share of the held-out text, by documents or by bytes, that may be in documents which were trained on. Honest splits of
 # OpenWebText, Wikipedia and the built-in text have no document twice, white space and case aside, and 0 to 0.17 % that
 # differ in a few words alone; digital.gov, which posts pages again, has 0 to 0.48 % of those, and one split in twelve
@@ -173,3 +177,7 @@ PREDICTED_HEADER_BYTES = 40
 # Entropy of Gaussian codes by quadrature against a million drawn ones, in bits: 3e-4 to 6e-4 measured for rows
 # of 16 to 768 at both widths.
 GAUSSIAN_CODE_BITS_ABS = 2e-3
+
+# The same where the entropy is that of a sample of 262,144 Gaussian weights, of which the clipping quantiles are the
+# noisiest part: 3e-3 measured.
+SAMPLED_CODE_BITS_ABS = 1e-2

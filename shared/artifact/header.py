@@ -9,11 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.artifact.codec import num_blocks
+from pydantic import ValidationError
+
+from shared.artifact import version_1
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
+from shared.artifact.quantise import storages_of
+from shared.artifact.section_codec import allowed_codecs, stored_blocks
 from shared.errors import ArtifactError, SpecError
-from shared.model.manifest import parameter_manifest
-from shared.spec import Spec, spec_id, spec_to_dict, stored_spec
+from shared.model.manifest import Parameter, parameter_manifest
+from shared.quantisers import Float32, Storage, quantiser_of
+from shared.spec import QuantiserSpec, Spec, spec_id, spec_to_dict, stored_spec
+from shared.spec.artifact import Codec
 from shared.spec.migrate import migrated
 
 MAX_RAW_RATIO = 64
@@ -25,9 +31,6 @@ MIN_RAW_LIMIT_BYTES = 64 << 20
 MAX_INTEGER_DIGITS = 18
 """Longest integer in a header, so that sizes made of them stay small numbers."""
 
-UNNAMED_METHOD = "row_max"
-"""The method of quantised tensors in a table that lacks it, from before there was a choice."""
-
 SPEC_ID_PATTERN = re.compile(r"[0-9a-f]{16}")
 
 _KEYS = ("extra", "sections", "spec", "spec_id", "tensors")
@@ -35,17 +38,18 @@ _KEYS = ("extra", "sections", "spec", "spec_id", "tensors")
 
 @dataclass(frozen=True)
 class StoredSection:
-    """A section as it lies in the file: the plan, the compressed size of each block, and the SHA-256 (hex)
+    """A section as it lies in the file: the plan, the codec, the compressed size of each block, and the SHA-256 (hex)
     of the compressed bytes."""
 
     plan: SectionPlan
+    codec: Codec
     stored_bytes: tuple[int, ...]
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
         """The row of the header's table of sections."""
         sizes = {"raw_bytes": self.plan.raw_bytes, "stored_bytes": list(self.stored_bytes)}
-        return {"name": self.plan.name, **sizes, "sha256": self.sha256}
+        return {"name": self.plan.name, "codec": self.codec, **sizes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,18 @@ def canonical_json(value: Any) -> str:
 
 
 def build_header(
-    spec: Spec, layout: Layout, blocks: Mapping[str, Sequence[bytes]], extra: Mapping[str, Any] | None
+    spec: Spec, layout: Layout, stored: Mapping[str, tuple[Codec, Sequence[bytes]]], extra: Mapping[str, Any] | None
 ) -> Header:
-    """The header of compressed blocks by section. Raises ArtifactError if `extra` is not plain JSON."""
+    """The header of the codecs and blocks of all sections. Raises ArtifactError if `extra` is not plain JSON."""
     try:
         plain_extra = json.loads(canonical_json(dict(extra or {})))
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"extra header values must be plain JSON: {error}") from None
-    sections = tuple(
-        StoredSection(
-            plan,
-            tuple(len(block) for block in blocks[plan.name]),
-            hashlib.sha256(b"".join(blocks[plan.name])).hexdigest(),
-        )
-        for plan in layout.sections
-    )
+    sections = []
+    for plan in layout.sections:
+        codec, blocks = stored[plan.name]
+        sizes = tuple(len(block) for block in blocks)
+        sections.append(StoredSection(plan, codec, sizes, hashlib.sha256(b"".join(blocks)).hexdigest()))
     values = {
         "spec": spec_to_dict(spec),
         "spec_id": spec_id(spec),
@@ -91,11 +92,12 @@ def build_header(
         "sections": [section.to_json() for section in sections],
         "extra": plain_extra,
     }
-    return Header(spec, layout, sections, values)
+    return Header(spec, layout, tuple(sections), values)
 
 
-def parse_header(raw: bytes) -> Header:
-    """The checked header of its JSON bytes. Raises ArtifactError for anything the writer would not write."""
+def parse_header(raw: bytes, version: int) -> Header:
+    """The checked header of the JSON bytes of a container version. Raises ArtifactError for anything the writer would
+    not write."""
     values = _parse_json(raw)
     _require_keys(values, _KEYS, "header")
     for key, kind in (("extra", dict), ("sections", list), ("spec", dict), ("spec_id", str), ("tensors", list)):
@@ -104,9 +106,8 @@ def parse_header(raw: bytes) -> Header:
     if not SPEC_ID_PATTERN.fullmatch(values["spec_id"]):
         raise ArtifactError(f"spec_id is {_short(values['spec_id'])}, must be 16 hex digits")
     spec = _parse_spec(values["spec"], len(values["tensors"]))
-    layout = plan_layout(parameter_manifest(spec), spec.artifact)
-    _check_tensors(values["tensors"], layout)
-    header = Header(spec, layout, _parse_sections(values["sections"], layout), values)
+    layout = _parse_tensors(values["tensors"], spec, version)
+    header = Header(spec, layout, _parse_sections(values["sections"], layout, version), values)
     limit = max(MIN_RAW_LIMIT_BYTES, MAX_RAW_RATIO * header.payload_bytes)
     if layout.raw_bytes > limit:
         sizes = f"{header.payload_bytes} bytes stands for {layout.raw_bytes} bytes of weights"
@@ -157,46 +158,81 @@ def _check_written(values: Mapping[str, Any], resolved: Mapping[str, Any], prefi
             raise ArtifactError(f"spec in the header: {prefix}{key} is {_short(value)}, must be {resolved[key]!r}")
 
 
-def _check_tensors(rows: list[Any], layout: Layout) -> None:
-    """The table must be the one that the spec implies, row by row."""
-    seen: set[str] = set()
-    for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=False)):
-        expected = entry.to_json()
-        where = f"tensor table row {index} ({entry.name})"
-        if isinstance(row, dict) and "method" in expected:
-            row = {"method": UNNAMED_METHOD, **row}
-        _require_keys(row, expected, where)
-        if isinstance(row["name"], str) and row["name"] in seen:
-            raise ArtifactError(f"tensor table row {index}: name {_short(row['name'])} appears twice")
-        for key, value in expected.items():
-            # As text, so that true and 1.0 do not pass for 1.
-            if canonical_json(row[key]) != canonical_json(value):
-                raise ArtifactError(f"{where}: {key} is {_short(row[key])}, the spec implies {value!r}")
-        seen.add(row["name"])
-    if len(rows) != len(layout.tensors):
-        raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(layout.tensors)}")
+def _parse_tensors(rows: list[Any], spec: Spec, version: int) -> Layout:
+    """The layout that the table implies, in which every tensor of the spec has its row, in order."""
+    manifest = parameter_manifest(spec)
+    if len(rows) != len(manifest):
+        raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(manifest)}")
+    of_spec = storages_of(manifest, spec.artifact)
+    if version == 1:
+        layout = plan_layout(manifest, of_spec)
+        for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=True)):
+            expected = version_1.table_row(entry)
+            _check_row(version_1.with_method(row, expected), expected, index)
+        return layout
+    storages = {
+        parameter.name: _parse_storage(row, parameter, index)
+        for index, (row, parameter) in enumerate(zip(rows, manifest, strict=True))
+    }
+    layout = plan_layout(manifest, storages)
+    for index, (row, entry) in enumerate(zip(rows, layout.tensors, strict=True)):
+        _check_row(row, entry.to_json(), index)
+    return layout
 
 
-def _parse_sections(rows: list[Any], layout: Layout) -> tuple[StoredSection, ...]:
+def _parse_storage(row: Any, parameter: Parameter, index: int) -> Storage:
+    """The storage that a row names. Of the settings only those that reading needs may be given."""
+    where = f"tensor table row {index} ({parameter.name})"
+    settings = row.get("quantiser") if isinstance(row, dict) else None
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{where}: {_short(row)} must be an object with a quantiser")
+    if not settings:
+        return Float32()
+    if parameter.quantisation == "control" or len(parameter.shape) < 2:
+        raise ArtifactError(f"{where}: quantiser is {_short(settings)}, a tensor of this kind has none")
+    try:
+        return quantiser_of(QuantiserSpec.model_validate(settings), parameter.shape)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ArtifactError(f"{where}: quantiser {_short(key)}: {problem['msg']}") from None
+
+
+def _check_row(row: Any, expected: dict[str, Any], index: int) -> None:
+    """A row of the tensor table must say what the writer would."""
+    where = f"tensor table row {index} ({expected['name']})"
+    _require_keys(row, expected, where)
+    for key, value in expected.items():
+        # As text, so that true and 1.0 do not pass for 1.
+        if canonical_json(row[key]) != canonical_json(value):
+            raise ArtifactError(f"{where}: {key} is {_short(row[key])}, must be {_short(value)}")
+
+
+def _parse_sections(rows: list[Any], layout: Layout, version: int) -> tuple[StoredSection, ...]:
     if len(rows) != len(layout.sections):
         raise ArtifactError(f"header lists {len(rows)} sections, the spec implies {len(layout.sections)}")
     sections = []
     for row, plan in zip(rows, layout.sections, strict=True):
         where = f"section {plan.name}"
-        _require_keys(row, ("name", "raw_bytes", "sha256", "stored_bytes"), where)
+        _require_keys(row, version_1.SECTION_KEYS if version == 1 else (*version_1.SECTION_KEYS, "codec"), where)
         if row["name"] != plan.name:
             raise ArtifactError(f"{where}: the header names it {_short(row['name'])}")
         if type(row["raw_bytes"]) is not int or row["raw_bytes"] != plan.raw_bytes:
             raise ArtifactError(f"{where}: raw_bytes is {_short(row['raw_bytes'])}, its tensors take {plan.raw_bytes}")
+        named = row.get("codec", "brotli")
+        codec = next((known for known in allowed_codecs(plan) if known == named), None)
+        if codec is None:
+            allowed = " or ".join(allowed_codecs(plan))
+            raise ArtifactError(f"{where}: codec is {_short(named)}, must be {allowed}")
         stored = row["stored_bytes"]
         if not isinstance(stored, list) or not all(type(size) is int and size > 0 for size in stored):
             raise ArtifactError(f"{where}: stored_bytes is {_short(stored)}, must be a list of positive integers")
         # A plan may claim any size, so the number of blocks is compared before a list of them is made.
-        if len(stored) != num_blocks(plan.raw_bytes):
-            raise ArtifactError(f"{where}: has {len(stored)} blocks, its size implies {num_blocks(plan.raw_bytes)}")
+        if len(stored) != stored_blocks(plan, codec):
+            raise ArtifactError(f"{where}: has {len(stored)} blocks, its size implies {stored_blocks(plan, codec)}")
         if not isinstance(row["sha256"], str) or len(row["sha256"]) != 64:
             raise ArtifactError(f"{where}: sha256 is {_short(row['sha256'])}, must be 64 hex digits")
-        sections.append(StoredSection(plan, tuple(stored), row["sha256"]))
+        sections.append(StoredSection(plan, codec, tuple(stored), row["sha256"]))
     return tuple(sections)
 
 

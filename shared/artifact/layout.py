@@ -1,26 +1,28 @@
-"""The position of every byte of the payload: a pure function of the parameter manifest and the spec.
+"""The position of every byte of the payload: a pure function of the parameter manifest and the storage of each tensor.
 
-The writer follows this plan and the reader recomputes it, so a file cannot say anything about offsets,
-sizes or overlaps that the spec does not already imply; the table in the header is checked against it.
+The writer follows this plan and the reader recomputes it from the storages that the header names, so a file cannot say
+anything about offsets, sizes or overlaps that these do not already imply; its table is checked against the plan.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from shared.artifact.quantise import storage_of
+from shared.artifact.range_codec import CodedShape
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, QuantisationClass
 from shared.quantisers import Float32, Part, QuantisedTensor, Storage
-from shared.spec import ArtifactSpec
 
 RAW = "raw"
 """Name of the section of tensors that are not quantised, whatever their class."""
+
+CODES = "codes"
+"""Name of the part of integer codes, int8."""
 
 GROUPS = ("matrix", "embedding", "head", RAW)
 
@@ -48,28 +50,27 @@ class TensorEntry:
         return list(zip(parts, sections, self.offsets_bytes, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """The row of the header's tensor table."""
-        row: dict[str, Any] = {
+        """The row of the header's tensor table: what is stored, by which settings, and where each part of it begins."""
+        return {
             "name": self.name,
             "shape": list(self.shape),
             "class": self.quantisation,
-            "bits": self.storage.bits,
+            "quantiser": dict(self.storage.stored_settings),
+            "offsets": list(self.offsets_bytes),
         }
-        if not isinstance(self.storage, Float32):
-            row["method"] = self.storage.method
-        for index, (part, _, offset_bytes) in enumerate(self.positions):
-            # Of codes, scales: offset, scale_offset.
-            row[f"{part.name.removesuffix('s')}_offset" if index else "offset"] = offset_bytes
-        return row
 
 
 @dataclass(frozen=True)
 class SectionPlan:
-    """A run of equal items: the same part of all tensors of a class; its size before compression."""
+    """A run of equal items: the same part of all tensors of a class; its size before compression.
+
+    `matrices`: of a section of codes the matrices in it, one for each tensor; else none.
+    """
 
     name: str
     item_bytes: int
     raw_bytes: int
+    matrices: tuple[CodedShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,17 @@ def section_name(quantisation: QuantisationClass, storage: Storage, part: Part) 
     return f"{RAW if isinstance(storage, Float32) else quantisation}.{part.name}"
 
 
-def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
+def plan_layout(manifest: Iterable[Parameter], storages: Mapping[str, Storage]) -> Layout:
     """Place the tensors of a manifest one after the other within the sections of their classes.
 
     In the file all classes' first parts come first, then their second parts and so on, then what is not quantised.
     """
     sections: dict[str, SectionPlan] = {}
-    ranks: dict[str, tuple[bool, int, int]] = {}
+    matrices: dict[str, list[CodedShape]] = {}
+    ranks: dict[str, tuple[bool, int, int, str]] = {}
     entries = []
     for parameter in manifest:
-        storage, offsets = storage_of(parameter, spec), []
+        storage, offsets = storages[parameter.name], []
         for index, part in enumerate(storage.parts(parameter.shape)):
             name = section_name(parameter.quantisation, storage, part)
             used = sections[name].raw_bytes if name in sections else 0
@@ -113,11 +115,20 @@ def plan_layout(manifest: Iterable[Parameter], spec: ArtifactSpec) -> Layout:
             )
             sections[name] = SectionPlan(name, part.item_bytes, used + part.count * part.item_bytes)
             group = name.partition(".")[0]
-            ranks[name] = (group == RAW, index, GROUPS.index(group))
+            ranks.setdefault(name, (group == RAW, index, GROUPS.index(group), part.name))
             offsets.append(used)
+            if part.name == CODES and part.count:
+                matrices.setdefault(name, []).append(_coded_shape(part, storage))
         entries.append(TensorEntry(parameter.name, parameter.shape, parameter.quantisation, storage, tuple(offsets)))
     in_order = sorted(sections.values(), key=lambda section: ranks[section.name])
-    return Layout(tuple(entries), tuple(section for section in in_order if section.raw_bytes))
+    kept = (replace(plan, matrices=tuple(matrices.get(plan.name, ()))) for plan in in_order if plan.raw_bytes)
+    return Layout(tuple(entries), tuple(kept))
+
+
+def _coded_shape(part: Part, storage: Storage) -> CodedShape:
+    """The matrix of a tensor's codes: a row is the last axis."""
+    states = storage.stored_settings.get("trellis", 0)
+    return CodedShape(math.prod(part.shape[:-1]), part.shape[-1], int(states))
 
 
 def lay_out(layout: Layout, tensors: Mapping[str, QuantisedTensor]) -> dict[str, bytes]:

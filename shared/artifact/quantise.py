@@ -9,37 +9,46 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter
-from shared.quantisers import Float32, InputStatistics, QuantisedTensor, Quantiser, Storage, quantiser
+from shared.quantisers import Float32, InputStatistics, LowRank, QuantisedTensor, Quantiser, Storage, quantiser_of
+from shared.quantisers.low_rank import with_corrections
 from shared.spec import ArtifactSpec
 
 
 def storage_of(parameter: Parameter, spec: ArtifactSpec) -> Float32 | Quantiser:
-    """The storage of a parameter, by its class; controls and tensors without rows stay float32."""
-    sections = {"matrix": spec.matrix, "embedding": spec.embed, "head": spec.head}
+    """The storage that a spec gives a parameter; controls and tensors without rows stay float32."""
     if parameter.quantisation == "control" or len(parameter.shape) < 2:
         return Float32()
-    return quantiser(sections[parameter.quantisation])
+    return quantiser_of(spec.settings_of(parameter.name, parameter.quantisation), parameter.shape)
+
+
+def storages_of(manifest: Iterable[Parameter], spec: ArtifactSpec) -> dict[str, Storage]:
+    """The storage of every tensor of a manifest by name."""
+    return {parameter.name: storage_of(parameter, spec) for parameter in manifest}
 
 
 def quantise(
     weights: Mapping[str, NDArray[np.float32]],
-    manifest: Iterable[Parameter],
-    spec: ArtifactSpec,
+    storages: Mapping[str, Storage],
     statistics: Mapping[str, InputStatistics] | None = None,
+    lqer_tensors: int | None = None,
 ) -> dict[str, QuantisedTensor]:
-    """Every tensor of a manifest as it is stored. `statistics` of the tensors whose method needs them, by name.
+    """Every tensor as it is stored, in the order of the storages. `statistics` of the tensors whose method needs them,
+    by name. With `lqer_tensors` only that many keep their low-rank correction, those with the largest errors.
 
-    Raises ArtifactError naming the tensor for a weight that is not finite, not float32 or too large for its method, and
-    for statistics that are missing.
+    A tensor whose inputs have no Gram matrix is stored as its method does without (`Storage.settled`). Raises
+    ArtifactError naming the tensor for a weight that is not finite, not float32 or too large for its method, and for
+    statistics that are missing.
     """
-    tensors = {}
-    for parameter in manifest:
-        of_inputs = (statistics or {}).get(parameter.name)
+    tensors, ranks = {}, {}
+    for name, storage in storages.items():
+        first: Storage = storage
+        if lqer_tensors is not None and isinstance(storage, LowRank):
+            first, ranks[name] = storage.base, storage.rank
         try:
-            tensors[parameter.name] = _quantise(weights[parameter.name], storage_of(parameter, spec), of_inputs)
+            tensors[name] = _quantise(weights[name], first, (statistics or {}).get(name))
         except ArtifactError as error:
-            raise ArtifactError(f"tensor {parameter.name}: {error}") from None
-    return tensors
+            raise ArtifactError(f"tensor {name}: {error}") from None
+    return with_corrections(tensors, weights, ranks, lqer_tensors or 0)
 
 
 def dequantise(tensors: Mapping[str, QuantisedTensor]) -> dict[str, NDArray[np.float32]]:
@@ -55,4 +64,5 @@ def _quantise(weights: NDArray[np.float32], storage: Storage, statistics: InputS
         raise ArtifactError(f"{count} of {weights.size} weights are not finite, nothing to pack")
     if storage.needs_statistics and statistics is None:
         raise ArtifactError(f"method {storage.method} needs statistics of its inputs, there are none")
+    storage = storage.settled(weights.shape, statistics)
     return QuantisedTensor(storage, weights.shape, storage.encode(weights, statistics))

@@ -27,6 +27,7 @@ COMMANDS = {
     "parity": "prove that NumPy, MLX and torch compute the same model, gradients, updates, loss curve and artifact",
     "preflight": "go or no-go before spending: parity, causality, sizes, memory, speed, cost, data; status 1 if no-go",
     "pack": "quantise and compress the weights of a run into its artifact",
+    "inspect": "where the bytes and the loss of a run or artifact sit, tensor by tensor; --sizes: what fits the budget",
     "score": (
         "bits per byte of a run or artifact on held-out text, under a stated protocol. The score of a finished "
         "run's artifact on all its text, with its stride and engine, replaces score.json of the run; --output "

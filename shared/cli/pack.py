@@ -10,8 +10,16 @@ import numpy as np
 from rich.console import Console
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
-from shared.cli.command import CommandResult, add_output_argument, add_runs_dir_argument, console, result_console, say
-from shared.cli.scoring import add_step_argument, make_table, say_warnings
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_output_argument,
+    add_runs_dir_argument,
+    console,
+    result_console,
+    say,
+)
+from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, say_warnings
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average
@@ -20,6 +28,7 @@ from shared.runs.run_directory import RunDirectory
 from shared.runs.target import CHOSEN_KEY, Target, load_trained, refuse_run_artifact
 from shared.scoring.document import read_score
 from shared.spec import Spec, with_overrides
+from shared.training.own_score import training_engine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "makes its score optimistic; default %(default)s",
     )
     add_step_argument(parser)
+    add_engine_argument(parser, oracle=True)
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -61,9 +71,13 @@ def run(args: argparse.Namespace) -> CommandResult:
     other = _not_the_runs(args, target, spec)
     if other or path.resolve() != target.run.artifact_path.resolve():
         refuse_run_artifact(path, other or f"packing {args.target}")
-    extra = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else None
-    info = write_artifact(path, spec, target.weights, extra)
-    budget = budget_report(info.artifact_bytes, spec.budget.total_bytes)
+    calibration = calibrated(args.engine or default_engine(), spec, target.weights)
+    extra: dict[str, Any] = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else {}
+    statistics = None
+    if calibration is not None:
+        extra, statistics = extra | calibration.extra(), calibration.statistics
+    info = write_artifact(path, spec, target.weights, extra, statistics)
+    budget = budget_report(info.artifact_bytes, training_engine(target.run), spec)
     entropy = _entropy_by_class(path)
     say_warnings(console(), target)
     out = result_console(args)
@@ -75,6 +89,8 @@ def run(args: argparse.Namespace) -> CommandResult:
         style=None if budget.fits else "red",
     )
     out = console()
+    if calibration is not None:
+        say(out, f"calibrated on {calibration.record}")
     if target.chosen is not None:
         say(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():
@@ -83,6 +99,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         "artifact": str(path),
         "weights": target.weights_name,
         "step": target.step,
+        "calibration": calibration.record.model_dump(exclude_none=True) if calibration is not None else None,
         "chosen": target.chosen.model_dump() if target.chosen is not None else None,
         "artifact_bytes": budget.artifact_bytes,
         "code_bytes": budget.code_bytes,

@@ -10,7 +10,15 @@ from rich.console import Console
 from shared.cli.command import CommandResult, add_runs_dir_argument, console, say, say_error
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.target import run_named
-from shared.study.record import Author, check_one_experiment, submission, write_record
+from shared.study.record import (
+    TRAIN_SCRIPT,
+    Author,
+    check_one_experiment,
+    over_budget,
+    scripts,
+    submission,
+    write_record,
+)
 from shared.study.record_text import default_blurb, readme
 
 RECORDS = Path("records")
@@ -36,21 +44,26 @@ def run(args: argparse.Namespace) -> CommandResult:
     results.sort(key=lambda result: result.seed)
     out = console()
     problems = [problem for result in results for problem in result.problems]
+    code = {} if problems else scripts(results)
+    code_bytes = len(code.get(TRAIN_SCRIPT, b""))
+    problems = problems or over_budget(results, code_bytes)
     for problem in problems:
         say_error(out, f"no record: {problem}")
     if problems:
         return CommandResult({"folder": None, "problems": problems}, 1)
     author = Author(args.author, args.github)
     folder = args.output or RECORDS / first.path.resolve().name
-    document = submission(results, args.title or results[0].spec.name, args.blurb or default_blurb(results), author)
-    write_record(folder, results, readme(results, document), document, replace=args.replace)
-    _print(out, folder, results, author)
+    title, blurb = args.title or results[0].spec.name, args.blurb or default_blurb(results)
+    document = submission(results, code_bytes, title, blurb, author)
+    write_record(folder, results, readme(results, document), document, code, replace=args.replace)
+    _print(out, folder, results, code_bytes, author)
     return CommandResult({"folder": str(folder), "problems": [], "submission": document})
 
 
-def _print(out: Console, folder: Path, results: list[FinishedRun], author: Author) -> None:
+def _print(out: Console, folder: Path, results: list[FinishedRun], code_bytes: int, author: Author) -> None:
     for result in results:
-        say(out, f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {result.score.total_bytes:,} bytes")
+        total = result.artifact_bytes + code_bytes
+        say(out, f"seed {result.seed}: {result.score.bpb:.4f} bits per byte, {total:,} bytes")
     say(out, f"record {folder}")
     if author.name is None or author.github_id is None:
         say(out, "submission.json names no author: give --author NAME --github ID, with --replace", "yellow")

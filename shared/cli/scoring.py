@@ -11,11 +11,15 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.command import positive, say
+from shared.artifact.calibration import Calibration
+from shared.cli.command import console, positive, say
 from shared.engine.package import available_engines
+from shared.engine.protocol import Weights
 from shared.runs.target import Target
 from shared.scoring.checks import Check
 from shared.scoring.document import CheckPart
+from shared.spec import Spec
+from shared.training.calibration import calibrate_weights, is_calibrated
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,14 @@ def say_warnings(out: Console, target: Target) -> None:
 def default_engine() -> str:
     """The preferred engine that is installed, or the NumPy oracle where none is."""
     return next(iter(available_engines()), "numpy")
+
+
+def calibrated(engine: str, spec: Spec, weights: Weights) -> Calibration | None:
+    """The calibration that packing these weights needs, made on the named engine under a bar; None if it needs none."""
+    if not is_calibrated(spec):
+        return None
+    with progress_bar(console(), f"calibrating on {engine}", "symbols") as progress:
+        return calibrate_weights(engine, spec, weights, progress)
 
 
 @contextlib.contextmanager

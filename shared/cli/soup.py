@@ -23,6 +23,7 @@ from shared.cli.score import print_score
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
+    calibrated,
     check_lines,
     default_engine,
     make_table,
@@ -31,6 +32,7 @@ from shared.cli.scoring import (
 )
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
 from shared.scoring.evaluate import evaluate
@@ -69,10 +71,17 @@ def run(args: argparse.Namespace) -> CommandResult:
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
     document = _soup_document(args, members, selection, soup)
-    info = write_artifact(args.output, spec, soup.weights, extra={"soup": document})
+    calibration, statistics = calibrated(engine, spec, soup.weights), None
+    extra: dict[str, Any] = {"soup": document}
+    if calibration is not None:
+        extra, statistics = extra | calibration.extra(), calibration.statistics
+    info = write_artifact(args.output, spec, soup.weights, extra, statistics)
     _print_members(out, members, soup)
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
+    data_checks = _data_checks(members, stream)
+    if calibration is not None:
+        data_checks.append(check_calibration(calibration.record, stream, calibration.windows))
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
     with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(
@@ -84,7 +93,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             artifact_sha256=info.sha256,
             max_symbols=args.max_symbols,
             progress=progress,
-            data_checks=_data_checks(members, stream),
+            data_checks=data_checks,
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)

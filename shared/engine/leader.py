@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,9 @@ from shared.spec import Spec
 HEADER_LENGTH_BYTES = 4
 # Wide enough for every alphabet, at half the bytes of int32.
 SYMBOL_DTYPE = np.uint16
+
+# Work of several collectives, done by every rank on its own engine: (engine, arrays from rank 0).
+Task = Callable[[Engine, dict[str, np.ndarray]], object]
 
 
 class LeadingEngine:
@@ -94,6 +97,11 @@ class LeadingEngine:
     def device_name(self) -> str:
         return self.engine.device_name()
 
+    def together(self, task: str, arrays: Weights) -> Engine:
+        """Have every follower do a task of `follow`; returns rank 0's own engine, on which the caller does it too."""
+        self._tell(task, arrays)
+        return self.engine
+
     def dismiss(self) -> None:
         """Dismiss the followers that are left. The engine cannot be used afterwards."""
         with contextlib.suppress(RanksError):
@@ -119,8 +127,9 @@ def leading(engine: Engine) -> Iterator[Engine]:
         leader.dismiss()
 
 
-def follow(engine: Engine) -> None:
-    """Do on this rank what rank 0 does, until it dismisses us."""
+def follow(engine: Engine, tasks: Mapping[str, Task] | None = None) -> None:
+    """Do on this rank what rank 0 does, until it dismisses us. `tasks`: what it may ask for by name, beside the calls
+    of an Engine."""
     ranks = engine.ranks
     while True:
         message = ranks.broadcast(b"")
@@ -128,7 +137,12 @@ def follow(engine: Engine) -> None:
         header = json.loads(message[HEADER_LENGTH_BYTES:first])
         if header["call"] == "dismiss":
             return
-        _obey(engine, header["call"], arrays_from_bytes(message[first:]), header["arguments"])
+        arrays = arrays_from_bytes(message[first:])
+        task = (tasks or {}).get(header["call"])
+        if task is not None:
+            task(engine, arrays)
+        else:
+            _obey(engine, header["call"], arrays, header["arguments"])
 
 
 def check_divisible(spec: Spec, ranks: Ranks) -> None:

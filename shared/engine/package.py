@@ -16,7 +16,7 @@ from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
 from shared.imports import import_by_name
 from shared.model import Forward, forward
-from shared.ops import Ops
+from shared.ops import NumpyOps, Ops
 from shared.spec import Spec
 
 # Of a folder of runs. No name of a run begins with a dot.
@@ -89,6 +89,27 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     engine = create_engine(name, spec)
     engine.initialise(weights)
     return engine
+
+
+def make_scorer_of(name: str, spec: Spec) -> Callable[[Weights], Scorer]:
+    """A function from weights to a Scorer of them. An engine is made and compiled once: it holds the weights that were
+    given last."""
+    if name == "numpy":
+        return lambda weights: Oracle(spec, weights)
+    engine = create_engine(name, spec)
+
+    def scorer_of(weights: Weights) -> Scorer:
+        engine.initialise(weights)
+        return engine
+
+    return scorer_of
+
+
+def make_ops(name: str) -> Ops:
+    """The operations of an implementation: `numpy`, or an engine."""
+    if name == "numpy":
+        return NumpyOps()
+    return engine_package(name).make_ops()
 
 
 def _is_installed(module: str) -> bool:

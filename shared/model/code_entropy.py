@@ -28,7 +28,8 @@ def coded_matrices(spec: Spec) -> list[Parameter]:
 
 def _matrix_bits(ops: Ops, spec: Spec, params: Mapping[str, Array], parameter: Parameter, x: Array) -> Array:
     """-sum p_k log2(p_k + 1e-9) of one matrix."""
-    entropy, coded = spec.training.loss.code_entropy, quantiser(spec.artifact.matrix)
+    entropy = spec.training.loss.code_entropy
+    coded = quantiser(spec.artifact.settings_of(parameter.name, "matrix"))
     limit = coded.code_limit
     rows, columns = parameter.shape
     looked_at = -(-rows // entropy.row_stride)

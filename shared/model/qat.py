@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from shared.model.manifest import parameter_manifest
 from shared.model.stages import QAT, QAT_STEP
 from shared.ops import Array, Ops
-from shared.quantisers import quantiser
+from shared.quantisers import Quantiser, quantiser
 from shared.spec import Spec
 
 # Spreads the numbers of parameters over 32 bits, so that their noise starts far apart.
@@ -26,17 +26,24 @@ def training_weights(
     `matrices`: from `quantised_matrices`. x [B, T] only gives the kind of array.
     """
     qat = spec.training.qat
-    coded = quantiser(spec.artifact.matrix, qat.bits)
     changed = dict(params)
     for name, salt in matrices.items():
         weight = params[name]
         if qat.form == "noise":
             step = params[QAT_STEP] if QAT_STEP in params else 0 * x[0, 0]
-            change = ops.row_noise(weight, step, salt) / coded.code_limit
+            change = ops.row_noise(weight, step, salt) / (2 ** (qat.bits - 1) - 1)
         else:
-            change = coded.rounding_error(ops, weight)
+            change = training_grid(spec, name).rounding_error(ops, weight)
         changed[name] = weight + (params[QAT] * change if QAT in params else change)
     return changed
+
+
+def training_grid(spec: Spec, name: str) -> Quantiser:
+    """The grid whose nearest codes the training loss reads in place of a matrix, that of its artifact. Rounding by gptq
+    and corrections of the error come after training."""
+    settings = spec.artifact.settings_of(name, "matrix")
+    # Runs from before the widths had to be equal go on at their own.
+    return quantiser(settings, spec.training.qat.bits if settings is spec.artifact.matrix else settings.bits)
 
 
 def quantised_matrices(spec: Spec) -> dict[str, int]:

@@ -10,13 +10,14 @@ from functools import partial
 import numpy as np
 
 from shared.artifact import pack_bytes, unpack_bytes
+from shared.artifact.calibration import needs_statistics
+from shared.artifact.statistics import input_statistics
 from shared.engine.oracle import Oracle
-from shared.engine.package import available_engines, engine_package
+from shared.engine.package import available_engines, make_ops
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINE_EXTRAS
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
-from shared.ops import NumpyOps, Ops
 from shared.parity.exact_checks import artifact_rows, batch_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import (
@@ -97,13 +98,6 @@ def run_parity(
         rows=tuple(rows),
         elapsed_s=time.monotonic() - started,
     )
-
-
-def make_ops(name: str) -> Ops:
-    """The operations of an implementation: `numpy`, or an engine."""
-    if name == "numpy":
-        return NumpyOps()
-    return engine_package(name).make_ops()
 
 
 def _initial_weights(setup: Setup) -> list[ParityRow]:
@@ -195,10 +189,14 @@ def _training(setup: Setup) -> list[ParityRow]:
 
 def _artifact(setup: Setup) -> list[ParityRow]:
     """The artifact packed from the same weights on the host and through each engine, and the logits of its weights."""
-    artifacts = {"numpy": pack_bytes(setup.spec, setup.weights)}
+    statistics = None
+    if needs_statistics(setup.spec):
+        # Once, in float64: engines round them each in its own way, and a few codes would differ.
+        statistics = input_statistics(make_ops("numpy"), setup.spec, setup.weights, setup.batches[:1])
+    artifacts = {"numpy": pack_bytes(setup.spec, setup.weights, statistics=statistics)}
     for name, engine in setup.engines.items():
         engine.initialise(setup.weights)
-        artifacts[name] = pack_bytes(setup.spec, engine.export_weights("trained"))
+        artifacts[name] = pack_bytes(setup.spec, engine.export_weights("trained"), statistics=statistics)
     unpacked = unpack_bytes(artifacts["numpy"]).weights
     return [*artifact_rows(artifacts), *_compare_logits(setup, unpacked, "logits, packed")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from shared.artifact.budget import CODE_PACKAGES, code_bytes
+from shared.artifact.budget import code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, risk
@@ -22,7 +22,7 @@ REPORT_BYTES = 20_000_000
 def artifact_row(context: Context) -> Row:
     """Predicted artifact plus code against the limit: no-go if the expected size is over it, a risk if only the high
     estimate is. The worst case is reported."""
-    limit, code = context.spec.budget.total_bytes, code_bytes()
+    limit, code = context.spec.budget.total_bytes, code_bytes(context.question.engine, context.spec)
     # The planned steps, where the clock ends the run before training.steps and the step time is known.
     prediction = predict_artifact_bytes(context.spec, plan_run(context).steps or None)
     total = prediction.expected_bytes + code
@@ -46,9 +46,9 @@ def artifact_row(context: Context) -> Row:
 
 
 def code_row(context: Context) -> Row:
-    """The source files that count against the limit."""
-    code, limit = code_bytes(), context.spec.budget.total_bytes
-    how = f"source files of {', '.join(CODE_PACKAGES)} on disk, uncompressed"
+    """The one file of code that counts against the limit."""
+    code, limit = code_bytes(context.question.engine, context.spec), context.spec.budget.total_bytes
+    how = "the self-contained script that trains and scores, as `bytetwin record` writes it"
     figure = f"{code:,} bytes, {code / limit:.1%} of the limit"
     return judged(code < limit, "code_bytes", figure, how, code_bytes=code, limit_bytes=limit)
 

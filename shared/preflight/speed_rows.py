@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.artifact.calibration import window_length
 from shared.engine.flops import training_flops
 from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
@@ -11,6 +12,7 @@ from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, unknown
+from shared.training.calibration import calibrates_in_time
 from shared.units import format_bytes, format_duration
 
 # A share of peak above one means that the peak or the count is wrong.
@@ -127,13 +129,27 @@ def step_time_row(context: Context) -> Row:
     assert plan.steps is not None and plan.symbols is not None and plan.train_s is not None
     limited = f" in the limit of {training.time_limit_s:g} s" if context.spec.schedule.driver == "time" else ""
     limited += f", {training.reserve_s:g} s of which are reserved" if training.reserve_s else ""
+    calibration_s = most_calibration_s(context, step) if calibrates_in_time(context.spec) else 0.0
+    if calibration_s:
+        values |= {"calibration_s": calibration_s}
+        limited += f" for at most {format_duration(calibration_s)} of calibration on training text"
     figure += f"; {plan.steps:,} steps, {plan.symbols:,} symbols{limited}, {format_duration(plan.train_s)} of training"
     enough = plan.steps >= min(MIN_STEPS, training.steps)
     if not enough:
         how = f"fewer than {MIN_STEPS} steps train nothing; {how}"
+    if calibration_s > training.reserve_s:
+        enough, how = False, f"training.reserve_s = {training.reserve_s:g} may be too short for calibration; {how}"
     return judged(
         enough, "step_time", figure, how, **values, steps=plan.steps, symbols=plan.symbols, train_s=plan.train_s
     )
+
+
+def most_calibration_s(context: Context, step: StepMeasurement) -> float:
+    """The most seconds that calibration takes: as long as steps on so many symbols. It runs forward alone, and X'X of
+    all matrices takes fewer operations than their gradients."""
+    spec = context.spec
+    symbols = spec.artifact.calibration.windows * window_length(spec)
+    return shared_step_s(context, step) * symbols / spec.training.batch_symbols
 
 
 def average_row(context: Context) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,17 @@ class Float32:
     method = "float32"
     bits = 32
     needs_statistics = False
+
+    @property
+    def grid(self) -> Self:
+        return self
+
+    def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:
+        return self
+
+    @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        return {}
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         return (Part("values", "<f4", shape),)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,16 +44,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """Second moments of the gradient g [out, in] of the nats of a calibration text by one matrix, per symbol.
+
+    `inputs`: g'g, float64 [in, in]; `outputs`: gg', float64 [out, out]. They have the same trace.
+    """
+
+    inputs: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class InputStatistics:
     """Statistics of the inputs of one matrix [out, in] over a calibration text.
 
     `rows`: number of inputs; `gram`: X'X of them, float64 [in, in]; None where no product reads the matrix.
     `reads`: how often each row was looked up, int64 [out]; None where it is not a table.
+    `curvature`: of the loss, which only `two_sided` needs; None without gradients.
     """
 
     rows: int = 0
     gram: NDArray[np.float64] | None = None
     reads: NDArray[np.int64] | None = None
+    curvature: Curvature | None = None
 
 
 class Storage(Protocol):
@@ -68,8 +81,21 @@ class Storage(Protocol):
         """Bits per weight."""
 
     @property
+    def stored_settings(self) -> Mapping[str, str | int]:
+        """The settings that `parts` and `decode` depend on, and the rounding where it is not to the nearest code, by
+        their names in a QuantiserSpec, in the order of it."""
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether `encode` reads statistics of the tensor's inputs."""
+
+    @property
+    def grid(self) -> Storage:
+        """The same with rounding to the nearest code and without corrections. Training reads what this one stores."""
+
+    def settled(self, shape: tuple[int, ...], statistics: InputStatistics | None) -> Self:
+        """The storage that `encode` really uses for a tensor: where there is no Gram matrix of its inputs, one that
+        reads none."""
 
     def parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
         """The arrays stored of a tensor of this shape, the same for any weights."""
@@ -91,6 +117,13 @@ class Quantiser(Storage, Protocol):
     @property
     def code_limit(self) -> int:
         """The largest code; the smallest is its negative."""
+
+    @property
+    def has_surrogate(self) -> bool:
+        """Whether training can read what is stored: without, `rounding_error` and `in_steps` raise."""
+
+    def steps(self, shape: tuple[int, ...], parts: Parts) -> NDArray[np.float32]:
+        """What a code of 1 stands for at each weight, in a shape that broadcasts to that of the weights."""
 
     def rounding_error(self, ops: Ops, weights: Array) -> Array:
         """Decoded weights minus weights [..., C], float32; a constant to derivatives."""

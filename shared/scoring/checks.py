@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared import tolerances
+from shared.artifact import budget
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.windows import times_counted
+from shared.spec import Spec
 
 # A model of fewer parameters than this that scores below the limit is stopped (docs/techniques.md 1.4).
 PLAUSIBLE_PARAMETERS = 20_000_000
@@ -49,6 +51,19 @@ def check_denominator(score: Score) -> Check:
     detail = f"{score.bytes} bytes counted by symbol, {score.text_bytes} in the text"
     limit = tolerances.DENOMINATOR_REL
     return Check("denominator", off <= limit, off, limit, detail, off > tolerances.DENOMINATOR_WARN_REL)
+
+
+def check_size(artifact_bytes: int | None, counted_code_bytes: int, engine: str, spec: Spec) -> Check:
+    """The size that a score counts against the code that there is (docs/techniques.md 1.1).
+
+    The code is counted again here, whoever counted it for the score. Unpacked weights have no artifact. An artifact
+    alone cannot score anything.
+    """
+    needed = budget.code_bytes(engine, spec)
+    counted = "" if artifact_bytes is None else f"{artifact_bytes:,} of the artifact + "
+    detail = f"{counted}{counted_code_bytes:,} bytes of code are counted; its script has {needed:,}"
+    missing = max(0, needed - counted_code_bytes)
+    return Check("size", missing == 0, float(missing), 0.0, detail)
 
 
 def check_plausibility(score: Score, num_parameters: int) -> Check:

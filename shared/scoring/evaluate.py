@@ -14,7 +14,7 @@ from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
-from shared.scoring.checks import Check
+from shared.scoring.checks import Check, check_size
 from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, validated_score
 from shared.spec import spec_id
 
@@ -51,6 +51,8 @@ def evaluate(
     score = score_by_spec(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
+    counted_code_bytes = code_bytes(engine, spec)
+    size = check_size(artifact_bytes, counted_code_bytes, engine, spec)
     text_sha256 = hashlib.sha256(scored.text_bytes()).hexdigest()
     values = {
         "bpb": score.bpb,
@@ -69,11 +71,11 @@ def evaluate(
             "text_sha256": text_sha256,
             "complete": scored is stream,
         },
-        "audit": audit_scorer(scorer, scored, score).with_checks(*data_checks).to_document(),
+        "audit": audit_scorer(scorer, scored, score).with_checks(size, *data_checks).to_document(),
         "compressors": {name: asdict(result) for name, result in find_results(text_sha256).items()},
         "artifact_bytes": artifact_bytes,
         "artifact_sha256": artifact_sha256,
-        "code_bytes": code_bytes(),
+        "code_bytes": counted_code_bytes,
         "limit_bytes": spec.budget.total_bytes,
         "parameters": parameter_counts(spec)["total"],
         "spec_name": spec.name,

@@ -92,15 +92,23 @@ def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
     """Check that the selection windows [N, T] int32 do not occur in the scored text, whose score a choice by them
     would flatter. A window counts as found if its first 64 symbols occur (all, rounded down to a power of two, where it
     is shorter)."""
-    length = min(RUN_SYMBOLS, 1 << (windows.shape[1].bit_length() - 1))
-    anchors = np.concatenate([run_hashes(window[:length], length) for window in windows])
-    found = np.zeros(len(anchors), bool)
-    for start in range(0, scored.num_symbols, CHUNK_SYMBOLS):
-        count = min(CHUNK_SYMBOLS + length - 1, scored.num_symbols - start)
-        found |= np.isin(anchors, run_hashes(scored.read(start, count), length))
+    found = runs_found(windows[:, :RUN_SYMBOLS], scored)
     share, limit = float(found.mean()), tolerances.SELECTION_OVERLAP_FRAC
     detail = f"{int(found.sum())} of the {len(found)} windows of the selection text occur in {scored.name}"
     return Check("selection", share <= limit, share, limit, detail, warning=share > 0)
+
+
+def runs_found(windows: np.ndarray, text: SymbolStream) -> np.ndarray:
+    """Whether the runs of 64 symbols that windows [N, T] are cut into occur anywhere in a text, bool [runs]. Of shorter
+    windows a run is the first symbols, their number rounded down to a power of two."""
+    length = min(RUN_SYMBOLS, 1 << (windows.shape[1].bit_length() - 1))
+    whole = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
+    anchors = np.concatenate([run_hashes(run, length) for run in whole])
+    found = np.zeros(len(anchors), bool)
+    for start in range(0, text.num_symbols, CHUNK_SYMBOLS):
+        count = min(CHUNK_SYMBOLS + length - 1, text.num_symbols - start)
+        found |= np.isin(anchors, run_hashes(text.read(start, count), length))
+    return found
 
 
 def _share(part: np.ndarray | int, whole: np.ndarray | int) -> float:

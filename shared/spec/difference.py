@@ -16,7 +16,7 @@ SEED_KEY = "training.seed"
 # The name of the training text. What counts is the text itself, because another one may get this name later.
 TRAIN_KEY = "data.train"
 # The codes of matrices, which an artifact stores and a loss may be of.
-MATRIX_KEY = "artifact.matrix"
+CODES_KEYS = ("artifact.matrix", "artifact.tensors")
 
 # How a run is watched and stored.
 WATCHING = frozenset(
@@ -65,7 +65,7 @@ def free_in_run(spec: Spec) -> frozenset[str]:
     free = set(WATCHING | HANDLING)
     loss, qat = spec.training.loss, spec.training.qat
     if loss.code_entropy.weight or qat.form == "straight_through":
-        free.remove(MATRIX_KEY)  # the codes of the artifact are those of the loss
+        free.difference_update(CODES_KEYS)  # the codes of the artifact are those of the loss
     if qat.form == "off":
         free.add("training.qat.bits")
     return frozenset(free)

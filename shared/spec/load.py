@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,7 @@ from shared.files import check_regular
 from shared.parsing import parse_toml
 from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
-from shared.spec.qat import check_qat_width
+from shared.spec.qat import check_qat_width, check_surrogates
 from shared.spec.spec import Spec
 
 # Fields without a constant default that a file may still leave out: they follow from others.
@@ -59,6 +59,7 @@ def load_spec(source: str | Path, overrides: Iterable[str] = ()) -> Spec:
     spec = _checked(_migrated(_read(source), str(source), complete=False), overrides, origin=str(source))
     try:
         check_qat_width(spec.training.qat, spec.artifact.matrix.bits)
+        check_surrogates(spec.training.qat, spec.training.loss.code_entropy.weight, spec.artifact)
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
     return spec
@@ -98,6 +99,11 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
 def spec_to_toml(spec: Spec) -> str:
     """The resolved spec as TOML; `load_spec` of it gives an equal Spec."""
     return tomli_w.dumps(spec_to_dict(spec))
+
+
+def spec_to_short_toml(spec: Spec) -> str:
+    """The spec as TOML without what every spec has by default; `stored_spec` of it gives an equal Spec."""
+    return tomli_w.dumps(spec.model_dump(mode="json", exclude_defaults=True))
 
 
 def spec_id(spec: Spec) -> str:
@@ -209,9 +215,12 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """Valid keys of the section at a location."""
     section: type[BaseModel] = Spec
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        if isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            # Of a list of sections, the place in it follows.
+            annotation = get_args(annotation)[0] if get_args(annotation) else annotation
+            assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            section = annotation
     return list(section.model_fields)
 
 

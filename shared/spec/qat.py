@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shared.spec.artifact import ArtifactSpec
 from shared.spec.base import BelowOne, Count, Section, require, require_all
 
 
@@ -13,7 +14,8 @@ class QatSpec(Section):
     """Quantisation-aware training: the training loss reads other values in place of the matrices, from some time on.
 
     `straight_through`: the rounded weights, as an artifact of `bits` stores them, while the gradient is taken as if
-    they were the weights themselves; any other grid than the artifact's would train for what is never packed.
+    they were the weights themselves; any other grid than the artifact's would train for what is never packed. Where the
+    artifact rounds by gptq or corrects errors, training reads the nearest codes of its grid.
     `noise`: w + (u - 1/2) max|row| / qmax with u uniform in [0, 1), another for every weight and step;
     qmax = 2^(bits - 1) - 1. At the artifact's width it is as large as the rounding; it is not a grid, so any other size
     is a choice. Scores and artifacts are of the weights themselves.
@@ -40,6 +42,21 @@ def check_qat_width(qat: QatSpec, matrix_bits: int) -> None:
     """Raise ValueError for codes that the artifact does not have. Runs of before this rule can still be read."""
     allowed = f"artifact.matrix.bits ({matrix_bits}) with form 'straight_through', which rounds as the artifact does"
     require(qat.form != "straight_through" or qat.bits == matrix_bits, "training.qat.bits", qat.bits, allowed)
+
+
+def check_surrogates(qat: QatSpec, entropy_weight: float, artifact: ArtifactSpec) -> None:
+    """Raise ValueError for codes that the training loss cannot read, though it is to. Tensors named by a pattern count
+    as matrices."""
+    reader = "training.loss.code_entropy" if entropy_weight > 0 else "training.qat.form 'straight_through'"
+    if entropy_weight == 0 and qat.form != "straight_through":
+        return
+    rules = {f"tensors.{index}": rule for index, rule in enumerate(artifact.tensors)}
+    for where, settings in {"matrix": artifact.matrix, **rules}.items():
+        field, allowed = "method", "row_max, sd_clip or ternary"
+        if settings.method == "sd_clip":
+            field, allowed = "hessian_clip", "0"
+        allowed += f" with {reader}, as no training step knows what it needs"
+        require(settings.has_surrogate, f"artifact.{where}.{field}", getattr(settings, field), allowed)
 
 
 def scale_qat(values: dict[str, Any], factor: float, steps: int) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 README.md           what it is, the scores per seed with mean and deviation, how to make it again, the machine
 submission.json     the same figures under the field names of the public parameter-golf records
 spec.toml           the resolved spec of the first seed
+train.py            trains that spec and scores, by itself (shared.script): the code that is counted
+score.py            scores an artifact, by itself
 seedN/              of each run: spec, artifact, score, environment, metrics, report and, if any, preflight
 
-A record is made of files that exist: nothing is trained or scored for it.
+A record is made of files that exist: nothing is trained or scored for it. Only its two scripts are written anew.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.engine.registry import ENGINES
 from shared.errors import RunError
 from shared.files import exchange, sync_folder
 from shared.runs.finished_run import FinishedRun
+from shared.script.build import scoring_script, training_script
 from shared.spec import spec_id, spec_to_toml
 from shared.spec.difference import FREE_IN_RECORD, SEED_KEY, first_difference
 
 PREFLIGHT_FILE = "preflight.json"
 SUBMISSION_FILE = "submission.json"
+TRAIN_SCRIPT, SCORE_SCRIPT = "train.py", "score.py"
 KEPT_FILES = (
     "spec.toml",
     "artifact.btw",
@@ -73,14 +78,35 @@ def check_one_experiment(results: Sequence[FinishedRun]) -> None:
         seeds[result.seed] = result
 
 
-def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: Author) -> dict[str, Any]:
+def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
+    """The self-contained scripts of a record by file name, on the engine that trained its first run."""
+    first = results[0]
+    engine = str(first.environment.get("engine", first.score.engine))
+    if engine not in ENGINES:
+        raise RunError(f"{first.directory.environment_path}: engine {engine!r}; engines: {', '.join(ENGINES)}")
+    return {TRAIN_SCRIPT: training_script(engine, first.spec), SCORE_SCRIPT: scoring_script(engine)}
+
+
+def over_budget(results: Sequence[FinishedRun], code_bytes: int) -> list[str]:
+    """Which artifacts do not fit together with this code, one line each."""
+    return [
+        f"{result.path}: budget: {result.artifact_bytes:,} artifact + {code_bytes:,} code of the record, the limit is "
+        f"{result.score.limit_bytes:,}"
+        for result in results
+        if result.artifact_bytes + code_bytes > result.score.limit_bytes
+    ]
+
+
+def submission(
+    results: Sequence[FinishedRun], code_bytes: int, title: str, blurb: str, author: Author
+) -> dict[str, Any]:
     """submission.json. Scores are means over the seeds, deviations have ddof = 1 and are null for one seed,
-    bytes are those of the largest. `val_loss` is in nats per symbol, a byte or a token."""
+    bytes are those of the largest. `val_loss` is in nats per symbol, a byte or a token; `code_bytes` are those of the
+    record's own script, whatever was counted when the runs were scored."""
     bpb = [result.score.bpb for result in results]
     loss = [result.score.nats_per_symbol for result in results]
     artifact = [result.artifact_bytes for result in results]
     train_s = [result.train_s for result in results]
-    bytes_total = max(result.score.total_bytes for result in results)
     packages = results[0].environment.get("packages", {})
     return {
         "author": author.name,
@@ -93,9 +119,9 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
         "val_bpb": statistics.fmean(bpb),
         "val_bpb_std": deviation(bpb),
         "seeds": [result.seed for result in results],
-        "seed_results": {str(result.seed): _seed_entry(result) for result in results},
-        "bytes_total": bytes_total,
-        "bytes_code": max(result.score.code_bytes for result in results),
+        "seed_results": {str(result.seed): _seed_entry(result, code_bytes) for result in results},
+        "bytes_total": max(artifact) + code_bytes,
+        "bytes_code": code_bytes,
         "artifact_bytes_mean": statistics.fmean(artifact),
         "artifact_bytes_max": max(artifact),
         "train_steps_mean": statistics.fmean(result.steps for result in results),
@@ -106,7 +132,7 @@ def submission(results: Sequence[FinishedRun], title: str, blurb: str, author: A
         "pytorch_version": packages.get("torch") if results[0].score.engine == "torch" else None,
         "spec_id": spec_id(results[0].spec),
         "compliance": {
-            "artifact_under_16mb": bytes_total <= LIMIT_BYTES,
+            "artifact_under_16mb": max(artifact) + code_bytes <= LIMIT_BYTES,
             "train_under_600s": max(train_s) <= LIMIT_S,
             "audit_passed": all(result.score.audit.passed for result in results),
             "all_heldout_text": all(result.score.dataset.complete for result in results),
@@ -121,9 +147,15 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def write_record(
-    folder: Path, results: Sequence[FinishedRun], readme: str, document: Mapping[str, Any], *, replace: bool
+    folder: Path,
+    results: Sequence[FinishedRun],
+    readme: str,
+    document: Mapping[str, Any],
+    code: Mapping[str, bytes],
+    *,
+    replace: bool,
 ) -> None:
-    """Write the whole folder or nothing: made next to it under a temporary name, then renamed.
+    """Write the whole folder, `code` its scripts, or nothing: made next to it under a temporary name, then renamed.
 
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """
@@ -136,7 +168,7 @@ def write_record(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        _fill(temporary, results, readme, document)
+        _fill(temporary, results, readme, document, code)
         if not folder.exists() or not exchange(temporary, folder):
             if folder.exists():
                 folder.rename(old)
@@ -163,7 +195,13 @@ def _recover(folder: Path) -> None:
         shutil.rmtree(temporary)
 
 
-def _fill(folder: Path, results: Sequence[FinishedRun], readme: str, document: Mapping[str, Any]) -> None:
+def _fill(
+    folder: Path,
+    results: Sequence[FinishedRun],
+    readme: str,
+    document: Mapping[str, Any],
+    code: Mapping[str, bytes],
+) -> None:
     folder.mkdir()
     texts = {
         "README.md": readme,
@@ -172,6 +210,8 @@ def _fill(folder: Path, results: Sequence[FinishedRun], readme: str, document: M
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+    for name, script in code.items():
+        (folder / name).write_bytes(script)
     for result in results:
         target = folder / f"seed{result.seed}"
         target.mkdir()
@@ -184,13 +224,13 @@ def _fill(folder: Path, results: Sequence[FinishedRun], readme: str, document: M
                 os.fsync(file.fileno())
 
 
-def _seed_entry(result: FinishedRun) -> dict[str, Any]:
+def _seed_entry(result: FinishedRun, code_bytes: int) -> dict[str, Any]:
     steps, train_s = result.steps, result.train_s
     return {
         "val_bpb": result.score.bpb,
         "val_loss": result.score.nats_per_symbol,
         "artifact_bytes": result.artifact_bytes,
-        "bytes_total": result.score.total_bytes,
+        "bytes_total": result.artifact_bytes + code_bytes,
         "steps": steps,
         "train_time_s": train_s,
         "step_avg_ms": 1000.0 * train_s / steps,

@@ -14,8 +14,8 @@ from shared.model import parameter_counts
 from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
-from shared.spec import Spec
-from shared.study.record import PREFLIGHT_FILE, deviation
+from shared.spec import QuantiserSpec, Spec
+from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation
 
 LEVEL = 0.99
 
@@ -68,12 +68,16 @@ def _score_table(results: Sequence[FinishedRun], document: Mapping[str, Any]) ->
         lines.append(
             f"| {result.seed} | {result.score.bpb:.4f} | {result.score.nats_per_symbol:.4f} | {interval} | "
             f"{result.steps:,} | {result.train_s:.1f} | {result.artifact_bytes:,} | "
-            f"{result.score.total_bytes:,} |"
+            f"{result.artifact_bytes + document['bytes_code']:,} |"
         )
     if document["val_bpb_std"] is not None:
         lines.append(f"| mean | {document['val_bpb']:.4f} | {document['val_loss']:.4f} | | | | | |")
         lines.append(f"| std (ddof 1) | {document['val_bpb_std']:.4f} | {document['val_loss_std']:.4f} | | | | | |")
-    lines += ["", f"The limit is {results[0].score.limit_bytes:,} bytes of code and artifact together."]
+    lines += [
+        "",
+        f"The limit is {results[0].score.limit_bytes:,} bytes of code and artifact together. The code is "
+        f"`{TRAIN_SCRIPT}`, {document['bytes_code']:,} bytes.",
+    ]
     return lines
 
 
@@ -110,6 +114,8 @@ def _commands(results: Sequence[FinishedRun]) -> list[str]:
         lines.append(shlex.join([*words, "--set", f"training.seed={result.seed}"]))
     first = f"seed{results[0].seed}"
     lines += [f"bytetwin score {first}/artifact.btw", f"bytetwin audit {first}/artifact.btw", "```"]
+    lines += ["", "Without bytetwin, with nothing but the packages that the scripts name:", "", "```"]
+    lines += [f"python {TRAIN_SCRIPT} train", f"python {SCORE_SCRIPT} {first}/artifact.btw", "```"]
     return [*lines, "", "What was typed, and all versions: `environment.json` of each seed."]
 
 
@@ -124,9 +130,14 @@ def _model(spec: Spec) -> list[str]:
             "schedule",
             f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
         ),
-        ("weights", f"{spec.artifact.matrix.bits} bits for matrices, {spec.artifact.embed.bits} for embeddings"),
+        ("weights", f"{_stored(spec.artifact.matrix)} for matrices, {_stored(spec.artifact.embed)} for embeddings"),
     ]
     return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
+
+
+def _stored(settings: QuantiserSpec) -> str:
+    width = settings.method if settings.method == "ternary" else f"{settings.bits} bits ({settings.method})"
+    return width if settings.rounding == "nearest" else f"{width} with {settings.rounding}"
 
 
 def _machine(results: Sequence[FinishedRun]) -> list[str]:

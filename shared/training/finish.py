@@ -13,20 +13,28 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shared.artifact import read_artifact, write_artifact
+from shared.artifact.calibration import Calibration
 from shared.engine.protocol import Engine
 from shared.optim import keeps_average
 from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, ValidationReport
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.average_check import check_average
+from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.overlap import check_overlap
-from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
+from shared.training.calibration import (
+    calibrate_engine,
+    calibrates_in_time,
+    check_calibration_time,
+    is_calibrated,
+)
 from shared.training.interruption import Interruption
 from shared.training.sources import Sources
 from shared.training.validation import make_validate
@@ -111,13 +119,27 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         checks.append(check_average(engine, sources.loader.batch(0)))
     if opened.spec.training.qat.form != "off":
         checks.append(check_qat_acts(engine, sources.loader.batch(0)))
+    calibration, calibration_checks = _calibrate(opened, unpacked.step)
+    checks += calibration_checks
     observer.on_phase("packing")
-    info = write_artifact(run.artifact_path, opened.spec, engine.export_weights("averaged"))
+    weights = engine.export_weights("averaged")
+    info = write_artifact(
+        run.artifact_path,
+        opened.spec,
+        weights,
+        calibration.extra() if calibration else None,
+        calibration.statistics if calibration else None,
+    )
+    if opened.spec.training.qat.form == "straight_through":
+        checks.append(check_qat_codes(engine, weights, sources.loader.batch(0)))
     engine.initialise(read_artifact(run.artifact_path).weights)
     opened.interruption.check()
     observer.on_phase("validation of the artifact")
     packed = make_validate(opened.spec, engine, sources.validation)(unpacked.step, opened.on_progress)
     packing = Packing(unpacked.bpb, packed.bpb)
+    data_checks = [check_overlap(sources.heldout, sources.train)]
+    if calibration is not None:
+        data_checks.append(check_calibration(calibration.record, sources.heldout, calibration.windows))
     observer.on_phase("scoring")
     document = evaluate(
         engine,
@@ -128,7 +150,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         artifact_sha256=info.sha256,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
-        data_checks=[check_overlap(sources.heldout, sources.train)],
+        data_checks=data_checks,
     )
     opened.interruption.check()
     write_score(run.score_path, document)
@@ -139,6 +161,20 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     observer.on_phase("report")
     write_report(run)
     return finished
+
+
+def _calibrate(opened: OpenRun, step: int) -> tuple[Calibration | None, list[Check]]:
+    """The calibration of the trained weights where the artifact needs one, noted in the metrics, with the check of the
+    time that it took where that counts as training."""
+    spec = opened.spec
+    if not is_calibrated(spec):
+        return None, []
+    opened.observer.on_phase("calibration")
+    timed = calibrate_engine(opened.engine, opened.sources.train, opened.on_progress)
+    opened.interruption.check()
+    record = timed.calibration.record
+    opened.metrics.append("calibration", step, seconds=timed.seconds, **record.model_dump(exclude_none=True))
+    return timed.calibration, [check_calibration_time(spec, timed.seconds)] if calibrates_in_time(spec) else []
 
 
 def add_compressors(opened: OpenRun, finished: Finished) -> Finished:

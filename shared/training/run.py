@@ -25,6 +25,7 @@ from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.scoring.bits_per_byte import passes_shape
 from shared.spec import Spec, spec_id, stored_spec
+from shared.training.calibration import TASKS
 from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
 from shared.training.interruption import ENDED, Interruption, StopRequested
 from shared.training.loop import Outcome, Position, TrainingLoop
@@ -107,7 +108,7 @@ def earlier_result(run: FinishedRun) -> RunResult:
 def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
     """The part of a rank other than 0 in `train_run`. Signals are left to rank 0, which decides when all stop."""
     with Interruption(quiet=True):
-        follow(_engine(_with_micro_batches(spec, engine_name, ranks), engine_name, ranks))
+        follow(_engine(_with_micro_batches(spec, engine_name, ranks), engine_name, ranks), TASKS)
 
 
 def _with_micro_batches(spec: Spec, engine_name: str, ranks: Ranks | None, earlier: Path | None = None) -> Spec:

@@ -10,9 +10,11 @@ from shared.errors import ArtifactError, DataError, RunError
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import Target
+from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
 from shared.spec import Spec
+from shared.training.calibration import calibration_windows, is_calibrated
 from shared.training.sources import open_training_text
 from shared.views.report import write_report
 
@@ -21,7 +23,27 @@ NAME = "run_data"
 
 def check_target_data(target: Target, heldout: SymbolStream) -> list[Check]:
     """The overlap of a held-out text with the text that the target was trained on; before it, a warning where a run was
-    trained on other data than there is now under the names in its spec."""
+    trained on other data than there is now under the names in its spec; after it, of an artifact that needed one, its
+    calibration."""
+    return [*_training_checks(target, heldout), *_calibration_checks(target, heldout)]
+
+
+def _calibration_checks(target: Target, heldout: SymbolStream) -> list[Check]:
+    """The check of the text that an artifact was calibrated on, whose windows are taken again if it is there."""
+    record, spec = target.calibration, target.spec
+    if target.weights_name != "packed" or (record is None and not is_calibrated(spec)):
+        return []
+    windows = None
+    if record is not None and record.source == "train" and spec.artifact.calibration.source == "train":
+        try:
+            text = open_training_text(spec)
+            windows = calibration_windows(spec, text) if text.sha256 == record.text_sha256 else None
+        except DataError:
+            pass
+    return [check_calibration(record, heldout, windows)]
+
+
+def _training_checks(target: Target, heldout: SymbolStream) -> list[Check]:
     if target.run is None:
         check = overlap_with_training(target.spec, heldout)
         if target.weights_name == "random":

@@ -24,7 +24,7 @@ from rich.console import Console
 from shared.artifact import entropy_bits, quantise, unpack_bytes
 from shared.artifact.codec import compress_blocks
 from shared.artifact.container import pack_bytes
-from shared.artifact.quantise import storage_of
+from shared.artifact.quantise import storage_of, storages_of
 from shared.files import write_atomically
 from shared.model.manifest import parameter_manifest
 from shared.quantisers import Float32
@@ -128,7 +128,7 @@ def measurement(name: str, spec: Spec, steps: int, weights: Mapping[str, np.ndar
 def excess_by_role(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Bits per weight above Gaussian codes: entropies for matrices, brotli's own size for tables and heads,
     where whole rows repeat."""
-    tensors = quantise(weights, parameter_manifest(spec), spec.artifact)
+    tensors = quantise(weights, storages_of(parameter_manifest(spec), spec.artifact))
     found = {}
     for role, parameters in roles_of(spec).items():
         codes: list[Any] = [tensors[parameter.name].parts["codes"] for parameter in parameters]

@@ -10,7 +10,7 @@ from typing import Any
 
 import brotli
 
-from shared.artifact.container import MAGIC, PREFIX, VERSION
+from shared.artifact.container import MAGIC, PREFIX, READABLE_VERSIONS
 from shared.artifact.header import canonical_json
 from shared.runs.target import load_trained
 from tests.fuzz.mutate import Rng, change, damage, hostile, to_json
@@ -27,19 +27,25 @@ def parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
     header, sections = json.loads(brotli.decompress(content[PREFIX.size : at])), {}
     for row in header["sections"]:
         (size,) = row["stored_bytes"]
-        sections[row["name"]] = brotli.decompress(content[at : at + size])
+        stored = content[at : at + size]
+        sections[row["name"]] = stored if is_range_coded(row) else brotli.decompress(stored)
         at += size
     return content, header, sections
 
 
-def forge(header: bytes, payload: bytes) -> bytes:
+def is_range_coded(row: dict[str, Any]) -> bool:
+    return row.get("codec") == "range"
+
+
+def forge(version: int, header: bytes, payload: bytes) -> bytes:
     """A file with this header, its checksum and sizes right."""
     stored = brotli.compress(header, quality=1)
-    return PREFIX.pack(MAGIC, VERSION, len(header), len(stored), hashlib.sha256(stored).digest()) + stored + payload
+    return PREFIX.pack(MAGIC, version, len(header), len(stored), hashlib.sha256(stored).digest()) + stored + payload
 
 
 def forged(rng: Rng, path: Path) -> bytes:
-    _, header, sections = parts(path)
+    content, header, sections = parts(path)
+    version = PREFIX.unpack(content[: PREFIX.size])[1]
     how = rng.random()
     if how < 0.35:
         sections = dict(sections)
@@ -47,7 +53,7 @@ def forged(rng: Rng, path: Path) -> bytes:
         sections[name] = damage(rng, sections[name])
     payload, rows = b"", []
     for row, raw in zip(header["sections"], sections.values(), strict=True):
-        stored = brotli.compress(raw, quality=1)
+        stored = raw if is_range_coded(row) else brotli.compress(raw, quality=1)
         payload += stored
         rows.append({**row, "stored_bytes": [len(stored)], "sha256": hashlib.sha256(stored).hexdigest()})
     header = {**header, "sections": rows}
@@ -62,7 +68,8 @@ def forged(rng: Rng, path: Path) -> bytes:
     except ValueError:
         text = b""
     text = text or to_json(header, sort_keys=True, separators=(",", ":"))
-    return forge(damage(rng, text) if rng.random() < 0.1 else text, hostile_payload(rng, payload))
+    version = rng.choice(READABLE_VERSIONS) if rng.random() < 0.1 else version
+    return forge(version, damage(rng, text) if rng.random() < 0.1 else text, hostile_payload(rng, payload))
 
 
 def hostile_payload(rng: Rng, payload: bytes) -> bytes:

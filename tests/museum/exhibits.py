@@ -14,18 +14,23 @@ import sentencepiece
 
 from data.datasets import open_split
 from data.token_bytes import TokenBytes
+from shared.artifact import pack_bytes
+from shared.artifact.calibration import make_record
 from shared.engine.oracle import Oracle
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, Scorer
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
+from shared.scoring import evaluate as evaluation
 from shared.scoring.audit import audit_scorer
 from shared.scoring.average_check import check_average
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
+from shared.scoring.calibration_check import check_calibration
+from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
 from shared.scoring.overlap import check_overlap, check_selection
-from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.scoring.windows import plan_windows
 from shared.spec import Spec, load_spec
 from tests.museum import (
@@ -37,6 +42,8 @@ from tests.museum import (
     dead_switch,
     leaks,
     ngrams,
+    other_grid,
+    packing,
     token_tables,
 )
 from tests.museum.fake_stream import FakeStream
@@ -207,6 +214,48 @@ def _folded_switch() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _other_grid() -> list[str]:
+    """The training loss rounds to another grid than the artifact of the spec."""
+    from shared.model import qat
+
+    honest, spec = qat.training_grid, small_spec("training.qat.form=straight_through")
+    weights = random_weights(spec, 0)
+
+    def checked() -> Check:
+        return check_qat_codes(create_engine("torch", spec), weights, _batch(spec))
+
+    assert checked().passed
+    qat.training_grid = lambda spec, name: other_grid.FlooredScales(spec.training.qat.bits)
+    try:
+        check = checked()
+    finally:
+        qat.training_grid = honest
+    return [] if check.passed else [check.name]
+
+
+def _calibrated_on_heldout() -> list[str]:
+    spec = small_spec("artifact.calibration.source=train", "artifact.calibration.windows=6")
+    heldout = _text(spec)
+    windows = packing.calibrate_on_heldout(spec, heldout)
+    # It says what an honest calibration would: only its symbols give it away.
+    check = check_calibration(make_record(spec, windows, ("fake/train", 64 * "0")), heldout, windows)
+    return [] if check.passed else [check.name]
+
+
+def _size_without_code() -> list[str]:
+    spec = small_spec()
+    honest, evaluation.code_bytes = evaluation.code_bytes, packing.artifact_alone
+    try:
+        weights = random_weights(spec, 0)
+        size = len(pack_bytes(spec, weights))
+        score = evaluation.evaluate(
+            Oracle(spec, weights), _text(spec), engine="numpy", weights="packed", artifact_bytes=size
+        )
+    finally:
+        evaluation.code_bytes = honest
+    return [check.name for check in score.audit.checks if not check.passed]
+
+
 EXHIBITS = (
     _model(leaks.itchy_byte_shift, ("future", "target"), "model.decoder.kind=mlp"),
     _model(leaks.megabyte_own_patch, ("future", "target")),
@@ -229,6 +278,7 @@ EXHIBITS = (
     _dead(adapters.gated_adapters, initial_weights, adapters.gated_adapters, "model.lora.rank=3"),
     _dead(adapters.zero_factors, adapters.zero_factors, forward, "model.lora.rank=3"),
     Exhibit(dead_switch.Switch, ("qat",), _folded_switch),
+    Exhibit(other_grid.FlooredScales, ("qat_codes",), _other_grid),
     _scorer(accounting.CacheBonus, "normalisation"),
     _scorer(accounting.RoundedDown, "target", "normalisation"),
     _scorer(accounting.TargetGate, "target"),
@@ -252,5 +302,7 @@ EXHIBITS = (
     _contaminated(contamination.heldout_in_training),
     _contaminated(contamination.heldout_with_other_white_space),
     _contaminated(contamination.a_twentieth_of_heldout),
+    Exhibit(packing.calibrate_on_heldout, ("calibration",), _calibrated_on_heldout),
+    Exhibit(packing.artifact_alone, ("size",), _size_without_code),
 )
 """In the order of README.md."""

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
+from shared.engine.package import make_ops
 from shared.engine.protocol import Scorer
 from shared.engine.registry import ENGINES
 from shared.engine.synthetic import comparison_weights, synthetic_engine
-from shared.parity.compare_engines import make_ops
 from shared.parity.function_checks import logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import gradient_rows, loss_rows, oracle_loss, rounding_of_gradients
 from shared.parity.held_kinks import HeldKinks
@@ -33,7 +33,7 @@ from tests.parity.model_strategy import (
     with_mixers,
     with_table,
 )
-from tests.parity.training_strategy import training_fields
+from tests.parity.training_strategy import artifact_fields, training_fields
 
 ROWS = 2
 # Share of symbols that start a document, where the vocabulary marks them.
@@ -105,6 +105,7 @@ def specs(draw: st.DrawFn) -> Spec:
             "name": "random",
             "vocabulary": vocabulary,
             "model": model,
+            "artifact": draw(artifact_fields()),
             "training": {
                 "steps": 1,
                 "batch_symbols": (ROWS + 1) * model["seq_len"],

@@ -52,14 +52,16 @@ ARROWS = {
     "model": "errors spec ops quantisers",
     "optim": "spec ops model",
     "engine": "errors files imports spec data ops model optim",
-    "artifact": "errors files spec ops quantisers model optim engine",
+    "script": "spec engine",
+    "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
-    "views": "files units spec model scoring runs",
+    "views": "files units spec model artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
-    "study": "errors files parsing spec data model engine scoring runs training",
+    "study": "errors files parsing spec data model engine script scoring runs training",
+    "standalone": "errors parsing spec data engine script artifact scoring views training",
     "cli": "errors files imports spec data model optim engine artifact scoring runs views training parity preflight "
     "study",
     "mlx_train": "errors spec ops model optim engine cli",
@@ -130,7 +132,7 @@ def test_imports_by_name_are_those_of_an_engine_and_of_a_command():
             importing.add(name)
         if "import_by_name(" in text:
             asking.add(name)
-    assert importing == {"shared/imports.py"}
+    assert importing == {"shared/imports.py", "shared/script/boot.py"}
     assert asking == {"shared/imports.py", "shared/engine/package.py", "shared/cli/main.py"}
     for path in (ROOT / "data").rglob("*.py"):
         by_name = re.findall(r"import_module\((.*)\)", path.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from shared.views.report.markup import Child, Element, element, facts, page, sec
 from shared.views.report.phases import time_section
 from shared.views.report.style import STYLE
 from shared.views.report.svg_chart import Bar, bar_chart, budget_chart
+from shared.views.report.tensors import tensor_section
 
 GROUPS = {
     "matrix": "matrices of attention and MLP",
@@ -33,7 +34,8 @@ GROUPS = {
 
 
 def write_report(run: RunDirectory) -> None:
-    """Write report.html of a finished run. Raises RunError if a file it is made from is missing or damaged."""
+    """Write report.html of a finished run. Raises RunError if a file it is made from is missing or damaged, and
+    ArtifactError if that is the artifact."""
     write_atomically(run.report_path, _document(read_run(run)))
 
 
@@ -47,6 +49,7 @@ def _document(run: FinishedRun) -> bytes:
         _audit(run.score),
         _size(run),
         _parameters(run.spec),
+        *filter(None, [tensor_section(run)]),
         _environment(run.environment),
         _commands(run),
         section(

@@ -7,55 +7,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.artifact.budget import CODE_PACKAGES, budget_report, code_bytes, code_files, entropy_bits
-from shared.errors import ArtifactError
+from shared.artifact import budget
+from shared.artifact.budget import budget_report, code_bytes, entropy_bits
+from shared.engine.registry import ENGINES
+from shared.script.build import training_script
+from shared.spec import load_spec
+
+SPEC = load_spec("tiny")
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    for package in CODE_PACKAGES:
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_bytes(b"x" * 10)
-    return tmp_path
+@pytest.mark.slow
+def test_the_code_is_the_script_that_trains():
+    """The whole file, with its head and the spec in it; what trains nothing is not counted as less."""
+    counted = {engine: code_bytes(engine, SPEC) for engine in ENGINES}
+    assert counted == {engine: len(training_script(engine, SPEC)) for engine in ENGINES}
+    assert min(counted.values()) > 50_000
+    assert code_bytes("numpy", SPEC) == code_bytes(None, SPEC) == max(counted.values())
+    longer = load_spec("tiny", ["training.seed=2026"])
+    assert code_bytes("torch", longer) == counted["torch"] + len("seed = 2026\n")
 
 
-def test_code_is_the_source_of_the_four_packages(tree: Path):
-    assert code_bytes(tree) == 40
-    for name, counted in [
-        ("shared/spec/presets/a.toml", True),
-        ("cuda_train/kernels/attention.cu", True),
-        ("shared/tests/test_a.py", False),
-        ("data/datasets/build.py", False),
-        ("data/notes.txt", False),
-        ("mlx_train/__pycache__/a.py", False),
-        ("tests/unit/test_a.py", False),
-        ("setup.py", False),
-    ]:
-        before = code_bytes(tree)
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"y" * 7)
-        assert code_bytes(tree) - before == (7 if counted else 0), name
+def test_a_script_counts_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "train.py"
+    script.write_bytes(b"x" * 1234)
+    monkeypatch.setattr(budget, "running_script", lambda: script)
+    assert code_bytes("torch", SPEC) == code_bytes(None, SPEC) == 1234
 
 
-def test_a_missing_package_is_an_error_and_not_a_smaller_count(tree: Path):
-    (tree / "data" / "__init__.py").unlink()
-    (tree / "data").rmdir()
-    with pytest.raises(ArtifactError, match="data: package not found"):
-        code_bytes(tree)
-
-
-def test_the_installed_code_is_found_and_counts_itself():
-    counted = {path.name for path in code_files()}
-    assert {"budget.py", "container.py", "smoke.toml"} <= counted
-    assert code_bytes() == sum(path.stat().st_size for path in code_files()) > 50_000
-
-
-def test_a_report_adds_code_and_artifact():
-    code = code_bytes()
-    report = budget_report(1000, 1000 + code)
-    assert (report.code_bytes, report.total_bytes, report.fits) == (code, 1000 + code, True)
-    assert not budget_report(1001, 1000 + code).fits
+def test_a_report_adds_code_and_artifact(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(budget, "code_bytes", lambda engine, spec: 250)
+    spec = load_spec("tiny", ["budget.total_bytes=1250"])
+    report = budget_report(1000, "torch", spec)
+    assert (report.code_bytes, report.total_bytes, report.limit_bytes, report.fits) == (250, 1250, 1250, True)
+    assert not budget_report(1001, "torch", spec).fits
 
 
 def test_entropy_of_known_distributions():

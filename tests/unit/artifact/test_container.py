@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.artifact import dequantise, pack_bytes, quantise, read_artifact, unpack_bytes, write_artifact
+from shared.artifact import dequantise, pack_bytes, quantise_model, read_artifact, unpack_bytes, write_artifact
 from shared.artifact.codec import BLOCK_BYTES
 from shared.errors import ArtifactError
 from shared.model import random_weights
@@ -46,7 +46,7 @@ def test_what_is_read_is_what_quantisation_made(tmp_path: Path, preset: str, ove
     path = tmp_path / "model.btw"
     info = write_artifact(path, spec, weights, {"step": 60})
     artifact = read_artifact(path)
-    _assert_same(artifact.weights, dequantise(quantise(weights, parameter_manifest(spec), spec.artifact)))
+    _assert_same(artifact.weights, dequantise(quantise_model(spec, weights)))
     assert artifact.spec == spec and artifact.header["extra"] == {"step": 60}
     assert artifact.info == info
     assert info.artifact_bytes == path.stat().st_size == len(pack_bytes(spec, weights, {"step": 60}))
@@ -78,7 +78,7 @@ def test_any_finite_weights_survive(seed: int, exponent: int):
         weights[parameter.name] = weights[parameter.name].astype(np.float32)
     content = pack_bytes(TINY, weights)
     assert content == pack_bytes(TINY, weights)
-    again = dequantise(quantise(weights, parameter_manifest(TINY), TINY.artifact))
+    again = dequantise(quantise_model(TINY, weights))
     _assert_same(unpack_bytes(content).weights, again)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.artifact import dequantise, quantise
-from shared.artifact.layout import from_byte_planes, to_byte_planes
+from shared.artifact.layout import from_byte_planes, plan_layout, to_byte_planes
+from shared.artifact.quantise import storages_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Initial, Parameter, QuantisationClass
-from shared.quantisers import QUANTISERS, InputStatistics, Parts, QuantisedTensor, RowMax
+from shared.quantisers import QUANTISERS, InputStatistics, LowRank, Parts, QuantisedTensor, RowMax
 from shared.spec import ArtifactSpec
+from shared.spec.artifact import matches
+from tests.implementations import normal
 
 
 def _parameter(name: str, kind: QuantisationClass, shape: tuple[int, ...]) -> Parameter:
@@ -22,7 +26,51 @@ def _parameter(name: str, kind: QuantisationClass, shape: tuple[int, ...]) -> Pa
 
 
 def _quantise(weights: np.ndarray, kind: QuantisationClass = "matrix", name: str = "w", **more: Any) -> QuantisedTensor:
-    return quantise({name: weights}, [_parameter(name, kind, weights.shape)], ArtifactSpec(), **more)[name]
+    storages = storages_of([_parameter(name, kind, weights.shape)], ArtifactSpec())
+    return quantise({name: weights}, storages, **more)[name]
+
+
+def test_the_last_pattern_that_matches_a_name_comes_before_the_class():
+    rules = [{"pattern": "layers.*", "bits": 4}, {"pattern": "layers.?.up", "bits": 5}, {"pattern": "none", "bits": 7}]
+    spec = ArtifactSpec.model_validate({"tensors": rules, "matrix": {"bits": 8}})
+    manifest = [_parameter(name, "matrix", (2, 3)) for name in ("layers.0.up", "layers.10.up", "head")]
+    assert [storage.bits for storage in storages_of(manifest, spec).values()] == [5, 4, 8]
+
+
+@given(name=st.text("ab.", max_size=9), pattern=st.text("ab.*?", max_size=6))
+def test_patterns_match_as_those_of_a_shell(name: str, pattern: str):
+    assert matches(name, pattern) == fnmatchcase(name, pattern)
+
+
+def test_the_largest_errors_keep_their_corrections():
+    spec = ArtifactSpec.model_validate({"matrix": {"lqer_rank": 2, "bits": 4}})
+    weights = {name: np.float32(size) * normal(size, 6, 8) for name, size in (("a", 1), ("b", 5), ("c", 3), ("d", 2))}
+    weights["stack"] = 9 * normal(9, 2, 6, 8)
+    storages = storages_of([_parameter(name, "matrix", weights[name].shape) for name in weights], spec)
+    assert {name for name in storages if isinstance(storages[name], LowRank)} == set("abcd")
+    for count, corrected in ((0, set()), (2, set("bc")), (None, set("abcd"))):
+        tensors = quantise(weights, storages, lqer_tensors=count)
+        assert {name for name in tensors if isinstance(tensors[name].storage, LowRank)} == corrected
+        assert list(tensors) == list(weights) and tensors["b"].parts["codes"].shape == (6, 8)
+    np.testing.assert_array_equal(tensors["a"].parts["lqer_b"], storages["a"].encode(weights["a"])["lqer_b"])
+
+
+def test_a_tensor_without_a_gram_is_rounded_and_the_table_says_so():
+    spec = ArtifactSpec.model_validate({"embed": {"rounding": "gptq"}, "matrix": {"rounding": "gptq"}})
+    kinds = {"m": "matrix", "tied": "embedding", "table": "embedding", "experts": "matrix"}
+    shapes = dict.fromkeys(kinds, (3, 4)) | {"experts": (2, 3, 4)}
+    manifest = [_parameter(name, kind, shapes[name]) for name, kind in kinds.items()]
+    weights = {parameter.name: normal(index, *parameter.shape) for index, parameter in enumerate(manifest)}
+    seen = dict.fromkeys(["m", "tied"], InputStatistics(5, np.eye(4) + 0.5, np.ones(3, int)))
+    seen |= {"table": InputStatistics(reads=np.ones(3, int)), "experts": InputStatistics()}
+    tensors = quantise(weights, storages_of(manifest, spec), seen)
+    said = {
+        entry.name: entry.to_json()["quantiser"].get("rounding")
+        for entry in plan_layout(manifest, {name: tensor.storage for name, tensor in tensors.items()}).tensors
+    }
+    assert said == {"m": "gptq", "tied": "gptq", "table": None, "experts": None}
+    with pytest.raises(ArtifactError, match="tensor m: method row_max needs statistics of its inputs, there are none"):
+        quantise(weights, storages_of(manifest, spec))
 
 
 def test_classes_choose_the_bits_and_vectors_stay_float32():
@@ -30,7 +78,8 @@ def test_classes_choose_the_bits_and_vectors_stay_float32():
     matrix, vector = np.ones((2, 3), np.float32), np.float32([1e-42, -0.0, 3.1])
     weights = {"m": matrix, "e": matrix, "h": matrix, "c": matrix, "v": vector}
     kinds = {"m": "matrix", "e": "embedding", "h": "head", "c": "control", "v": "matrix"}
-    tensors = quantise(weights, [_parameter(name, kinds[name], weights[name].shape) for name in weights], spec)
+    manifest = [_parameter(name, kinds[name], weights[name].shape) for name in weights]
+    tensors = quantise(weights, storages_of(manifest, spec))
     stored = {name: (tensor.storage.method, tensor.storage.bits) for name, tensor in tensors.items()}
     row_max = {name: ("row_max", bits) for name, bits in (("m", 6), ("e", 8), ("h", 6))}
     assert stored == {**row_max, "c": ("float32", 32), "v": ("float32", 32)}

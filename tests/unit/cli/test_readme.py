@@ -53,6 +53,7 @@ RUNS = {
         "pack one",
         "pack one --set artifact.matrix.bits=8 --output eight.btw",
     ],
+    "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect eight.btw"],
     "generate RUN|ARTIFACT --prompt TEXT": ["generate eight.btw --prompt Once --bytes 4"],
     "record RUN... [--output DIR]": ["record one --output records/mine"],
     "prepare SPEC [--shards N]": [f"prepare {SMALL} {MINE} --shards 1"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from shared.artifact.quantise import storage_of
 from shared.engine.package import create_engine
 from shared.engine.registry import ENGINES
 from shared.errors import SpecError
@@ -15,9 +16,9 @@ from shared.optim import optimizer_step, step_hyperparameters
 from shared.parity.gradient_checks import oracle_loss
 from shared.parity.result import ParityRow
 from shared.parity.training_checks import rounds_in_training, step_by_step_row
-from shared.scoring.qat_check import check_qat_acts
+from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, with_overrides
+from shared.spec import ArtifactSpec, Spec, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL
 from tests.implementations import OPS, every_implementation, normal
@@ -82,6 +83,47 @@ def test_only_matrices_change(form: str):
     moved = {name for name in weights if not np.array_equal(changed[name], weights[name])}
     assert moved == {each.name for each in parameter_manifest(spec) if each.quantisation == "matrix"}
     assert moved == set(quantised_matrices(spec)) and quantised_matrices(without_qat(spec)) == {}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ["artifact.matrix.method=sd_clip", "artifact.matrix.rounding=gptq"],
+        ["artifact.matrix.method=ternary", "artifact.matrix.group=48", "artifact.matrix.lqer_rank=2"],
+        ["artifact.matrix.bits=5"],
+    ],
+)
+@every_engine
+def test_training_reads_the_nearest_codes_of_whatever_grid_the_artifact_has(name: str, changed: list[str]):
+    spec = with_tensor_rule(qat("straight_through", *changed), pattern="layers.?.mlp.*", bits=4)
+    weights = random_weights(spec, 3)
+    seen = _changed(spec, weights)
+    for parameter in parameter_manifest(spec):
+        grid = storage_of(parameter, spec.artifact).grid
+        stored = grid.decode(parameter.shape, grid.encode(weights[parameter.name]))
+        is_read = parameter.name in quantised_matrices(spec)
+        np.testing.assert_array_equal(
+            seen[parameter.name].astype(np.float32), stored if is_read else weights[parameter.name]
+        )
+    assert storage_of(next(p for p in parameter_manifest(spec) if ".mlp." in p.name), spec.artifact).bits == 4
+    check = check_qat_codes(started(name, spec), weights, symbols(spec))
+    assert check.passed and check.measured < 1e-2, check.detail
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@every_engine
+def test_other_grids_act_in_a_compiled_function(name: str):
+    spec = qat("straight_through", "artifact.matrix.method=ternary", "model.num_layers=1", compiled=True)
+    spec = with_tensor_rule(spec, pattern="*.mlp.up*", bits=5, method="sd_clip")
+    engine = started(name, spec)
+    assert check_qat_acts(engine, symbols(spec)).passed
+    assert check_qat_codes(engine, random_weights(spec, 3), symbols(spec)).passed
+
+
+def with_tensor_rule(spec: Spec, **rule: object) -> Spec:
+    values = spec.artifact.model_dump()
+    return spec.model_copy(update={"artifact": ArtifactSpec.model_validate({**values, "tensors": [rule]})})
 
 
 def test_when_it_acts():
@@ -175,7 +217,19 @@ def test_short_runs_still_reach_it():
         (["training.qat.bits=9"], "training.qat.bits"),
         (["training.qat.bits=5"], r"training.qat.bits = 5: must be artifact.matrix.bits \(6\)"),
         (["training.qat.bits=6", "artifact.matrix.bits=8"], r"training.qat.bits = 6: must be artifact.matrix.bits \(8"),
-        (["artifact.matrix.bits=4"], "artifact.matrix.bits = 4"),
+        (["artifact.matrix.bits=3"], "artifact.matrix.bits = 3"),
+        (
+            ["artifact.matrix.method=clip_search"],
+            "artifact.matrix.method = 'clip_search': must be row_max, sd_clip or ternary with training.qat.form",
+        ),
+        (
+            ["artifact.matrix.method=sd_clip", "artifact.matrix.hessian_clip=0.175"],
+            "artifact.matrix.hessian_clip = 0.175: must be 0 with training.qat.form 'straight_through'",
+        ),
+        (
+            ["artifact.matrix.method=clip_search", "training.loss.code_entropy.weight=0.1", "training.qat.form=off"],
+            "artifact.matrix.method = 'clip_search': must be .* with training.loss.code_entropy",
+        ),
         (["training.qat.start_step=60", "training.steps=60"], "training.qat.start_step"),
         (["training.qat.start_frac=0.99", "training.steps=60"], "training.qat.start_frac"),
         (
@@ -194,5 +248,6 @@ def test_the_width_is_the_artifacts():
         assert qat(form).training.qat.bits == 6
         assert qat(form, "artifact.matrix.bits=8").training.qat.bits == 8
     assert qat("noise", "training.qat.bits=5").training.qat.bits == 5
-    # Packing at another width than was trained for stays possible.
+    # Packing at another width than was trained for stays possible, and by any method.
+    assert with_overrides(qat("straight_through"), ["artifact.matrix.method=clip_search"])
     assert with_overrides(qat("straight_through"), ["artifact.matrix.bits=8"]).training.qat.bits == 6

@@ -42,6 +42,18 @@ DOCUMENTS = [
     f"document {index} of a text that is long enough to be cut into windows\n".encode() for index in range(600)
 ]
 TOY = ["--set", "training.compile=false", "--set", "data.train=toy", "--set", "data.heldout=toy"]
+
+
+def toy_spec(*overrides: str) -> Spec:
+    """The spec of TOY."""
+    return tiny_spec("data.train=toy", "data.heldout=toy", *overrides)
+
+
+def toy_code_bytes() -> int:
+    """The code of TOY with another budget of six digits."""
+    return code_bytes("torch", toy_spec("budget.total_bytes=100000"))
+
+
 every_engine = pytest.mark.parametrize("engine", list(ENGINES))
 
 
@@ -119,10 +131,10 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, preflight: Preflight) -> N
 @pytest.mark.parametrize(("over", "expected"), [(1.01, ["artifact_bytes"]), (0.99, [])])
 def test_one_percent_over_budget(over: float, expected: list[str], preflight: Preflight) -> None:
     preflight.only("artifact_bytes", "code_bytes")
-    data = ("data.train=toy", "data.heldout=toy")
-    limit = int((predict_artifact_bytes(tiny_spec(*data)).expected_bytes + code_bytes()) / over)
+    limit = int((predict_artifact_bytes(toy_spec()).expected_bytes + toy_code_bytes()) / over)
     rows = preflight.refuses(expected, "--set", f"budget.total_bytes={limit}")
-    total = predict_artifact_bytes(tiny_spec(*data, f"budget.total_bytes={limit}")).expected_bytes + code_bytes()
+    spec = toy_spec(f"budget.total_bytes={limit}")
+    total = predict_artifact_bytes(spec).expected_bytes + code_bytes("torch", spec)
     assert rows["artifact_bytes"]["values"]["total_bytes"] == total
     assert "over the limit: " in rows["artifact_bytes"]["how"] or not expected
 
@@ -130,8 +142,8 @@ def test_one_percent_over_budget(over: float, expected: list[str], preflight: Pr
 def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(preflight: Preflight) -> None:
     """It is told and forbids nothing; --strict refuses it, --force lets it pass again."""
     preflight.only("artifact_bytes")
-    prediction = predict_artifact_bytes(tiny_spec("data.train=toy", "data.heldout=toy"))
-    between = (prediction.expected_bytes + prediction.high_bytes) // 2 + code_bytes()
+    prediction = predict_artifact_bytes(toy_spec())
+    between = (prediction.expected_bytes + prediction.high_bytes) // 2 + toy_code_bytes()
     words = ("--set", f"budget.total_bytes={between}")
     for more, status, ending in (
         ((), 0, "GO; risk: artifact_bytes; "),
@@ -145,7 +157,7 @@ def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(preflight: Pref
     status, document, rows = preflight(*words)
     assert status == 0 and said(rows, "risk") == document["risks"] == ["artifact_bytes"]
     assert "over the limit: high estimate by" in rows["artifact_bytes"]["how"]
-    fits = prediction.high_bytes + code_bytes() + 100
+    fits = prediction.high_bytes + toy_code_bytes() + 100
     assert said(preflight("--strict", "--set", f"budget.total_bytes={fits}")[2], "risk") == []
 
 

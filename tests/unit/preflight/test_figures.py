@@ -223,6 +223,23 @@ def test_a_reserve_is_no_time_for_steps() -> None:
     assert "60 s of which are reserved" in speed.step_time_row(make_context(reserved, ranks=8)).figure
 
 
+@pytest.mark.parametrize(("reserve_s", "verdict"), [(5.0, "no-go"), (50.0, "go")])
+def test_calibration_on_training_text_needs_a_reserve(reserve_s: float, verdict: str) -> None:
+    """256 windows of 2,048 symbols are as many as 16 steps of 32,768."""
+    changes = (
+        "artifact.matrix.rounding='gptq'",
+        "artifact.calibration.source='train'",
+        "artifact.calibration.windows=256",
+        "artifact.calibration.window_symbols=2048",
+        "model.seq_len=2048",
+    )
+    spec = h100(*changes, f"training.reserve_s={reserve_s}", "training.batch_symbols=32768", "training.steps=10000")
+    row = speed.step_time_row(make_context(spec, step=replace(STEP, step_s=0.5)))
+    assert row.verdict == verdict and row.values["calibration_s"] == pytest.approx(8.0)
+    assert "s of which are reserved for at most 8.00 s of calibration on training text" in row.figure
+    assert ("reserve_s = 5 may be too short" in row.how) == (verdict == "no-go")
+
+
 @pytest.mark.parametrize(
     ("decay", "steps", "verdict"),
     [(0.9999, 20, "no-go"), (0.9, 9, "no-go"), (0.9, 10, "go"), (0.95, 60, "go"), (0.0, 1, "go")],

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from shared.artifact.budget import entropy_bits
 from shared.artifact.codec import compress_blocks
-from shared.quantisers import QUANTISERS, RowMax, quantiser
+from shared.quantisers import QUANTISERS, ClipSearch, LowRank, RowMax, SdClip, Ternary, quantiser, quantiser_of
 from shared.spec import ArtifactSpec, QuantiserSpec
 from shared.spec.artifact import Method
 from shared.tolerances import BROTLI_OVER_ENTROPY_FRAC, GAUSSIAN_CODE_BITS_ABS, HALF_STEP_REL
@@ -151,7 +151,33 @@ def test_every_method_of_a_spec_has_a_quantiser():
     assert set(get_args(Method)) == set(QUANTISERS)
     for name in QUANTISERS:
         settings_of = QuantiserSpec(method=name, bits=8)
-        assert (quantiser(settings_of).method, quantiser(settings_of).bits) == (name, 8)
-        assert quantiser(settings_of, 5).bits == 5
+        assert (quantiser(settings_of).method, quantiser(settings_of).bits) == (name, 2 if name == "ternary" else 8)
+        assert name == "ternary" or quantiser(settings_of, 5).bits == 5
+        for rounding in ("nearest", "gptq"):
+            for hessian_clip in (0.0, 0.175):
+                each = QuantiserSpec(method=name, rounding=rounding, hessian_clip=hessian_clip)
+                assert quantiser(each).has_surrogate == each.has_surrogate == quantiser_of(each, (9, 9)).has_surrogate
+                assert quantiser(each).stored_settings.get("rounding", "nearest") == rounding
+                # A reader makes it again from what is stored of it.
+                again = QuantiserSpec.model_validate(dict(quantiser(each).stored_settings))
+                assert quantiser(again).stored_settings == quantiser(each).stored_settings
+
+
+def test_corrections_are_for_matrices_as_wide_as_their_rank():
+    corrected = QuantiserSpec(lqer_rank=4)
+    assert quantiser_of(corrected, (4, 9)) == LowRank(RowMax(8), 4)
+    assert [quantiser_of(corrected, shape) for shape in [(2, 9, 9), (3, 9), (9, 3)]] == [RowMax(8)] * 3
+    assert quantiser_of(corrected, (4, 9)).stored_settings == {"method": "row_max", "bits": 8, "lqer_rank": 4}
+
+
+def test_every_method_has_its_settings():
+    values = {"bits": 7, "rounding": "gptq", "clip_sd": 15.0, "hessian_clip": 0.2, "group": 64}
+    made = [
+        quantiser(QuantiserSpec(method=name, **values)) for name in ("row_max", "sd_clip", "clip_search", "ternary")
+    ]
+    assert made == [RowMax(7, "gptq"), SdClip(7, "gptq", 15.0, 0.2), ClipSearch(7, "gptq"), Ternary(64, "gptq")]
+
+
+def test_the_classes_of_a_spec_choose_their_own_bits():
     spec = ArtifactSpec()
     assert [quantiser(section).bits for section in (spec.matrix, spec.embed, spec.head)] == [6, 8, 8]

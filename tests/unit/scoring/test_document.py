@@ -38,12 +38,12 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     assert document.bpb == pytest.approx(document.nats / math.log(2) / document.bytes)
     assert (document.window_symbols, document.stride_symbols, document.adaptation) == (32, 32, "none")
     assert (document.engine, document.weights, document.artifact_bytes) == ("numpy", "packed", 12_345)
-    assert (document.code_bytes, document.limit_bytes) == (code_bytes(), 16_000_000)
+    assert (document.code_bytes, document.limit_bytes) == (code_bytes("numpy", SPEC), 16_000_000)
     assert (document.spec_id, document.parameters) == (spec_id(SPEC), parameter_counts(SPEC)["total"])
     assert document.dataset.name == "fake/heldout" and document.dataset.complete
     assert document.dataset.text_sha256 == hashlib.sha256(TEXT.text_bytes()).hexdigest()
     assert document.audit.passed and [check.name for check in document.audit.checks] == [
-        *("future", "target", "normalisation", "order", "positions", "coverage", "denominator", "plausibility")
+        *("future", "target", "normalisation", "order", "positions", "coverage", "denominator", "plausibility", "size")
     ]
     assert (document.artifact_sha256, document.chosen) == ("ab" * 32, None)
     interval = document.confidence

@@ -157,7 +157,7 @@ def test_a_spec_cannot_be_changed():
         ("optimizer.matrix_lr=-1.0", "optimizer.matrix_lr = -1.0: input should be greater than or equal to 0"),
         ("training.compile=1", "training.compile = 1: input should be a valid boolean"),
         ("training.ema_decay=1.0", "training.ema_decay = 1.0: input should be less than 1"),
-        ("artifact.matrix.bits=7", "artifact.matrix.bits = 7: input should be 6 or 8"),
+        ("artifact.matrix.bits=3", "artifact.matrix.bits = 3: input should be 4, 5, 6, 7 or 8"),
         ("name=../x", "name = '../x': string should match pattern"),
         ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
         (
@@ -297,8 +297,10 @@ LIMITS = {
     "exclusiveMinimum": lambda value, limit: value > limit,
     "exclusiveMaximum": lambda value, limit: value < limit,
     "minLength": lambda value, limit: len(value) >= limit,
+    "maxLength": lambda value, limit: len(value) <= limit,
     "pattern": lambda value, limit: re.search(limit, value) is not None,
     "enum": lambda value, limit: value in limit,
+    "maxItems": lambda value, limit: len(value) <= limit,
     "const": lambda value, limit: value == limit,
 }
 ANNOTATIONS = {

@@ -40,9 +40,11 @@ def test_one_run_becomes_a_folder_that_holds_everything(trained: Path, tmp_path:
     assert document["folder"] == str(out)
     assert names(out) == [
         "README.md",
+        "score.py",
         *[f"seed1337/{name}" for name in sorted(set(record.KEPT_FILES) - {"preflight.json"})],
         "spec.toml",
         "submission.json",
+        "train.py",
     ]
     assert (out / "seed1337/artifact.btw").read_bytes() == (trained / "artifact.btw").read_bytes()
     submission = read_json(out / "submission.json")
@@ -50,6 +52,7 @@ def test_one_run_becomes_a_folder_that_holds_everything(trained: Path, tmp_path:
     score = read_json(trained / "score.json")
     assert submission["val_bpb"] == score["bpb"] and submission["val_bpb_std"] is None
     assert submission["val_loss"] == score["nats"] / score["symbols"]
+    assert submission["bytes_code"] == (out / "train.py").stat().st_size == score["code_bytes"]
     assert submission["bytes_total"] == (trained / "artifact.btw").stat().st_size + score["code_bytes"]
     assert (submission["author"], submission["github_id"], submission["name"]) == ("A", "a-b", "T")
     assert submission["seed_results"]["1337"]["steps"] == 6
@@ -152,6 +155,12 @@ def test_over_the_budget_or_a_failed_audit_is_status_1_and_no_folder(
         score["limit_bytes"] = 1000
     done = cli("record", heavy, "--output", tmp_path / "out")
     assert done.status == 1 and "no record: " in done.err and "the limit is 1,000" in done.err
+    # Over the limit with the script of the record alone: the score counted less.
+    late = another(trained, tmp_path / "late")
+    with edited(late / "score.json") as score:
+        score["limit_bytes"], score["code_bytes"] = score["artifact_bytes"] + 1000, 10
+    done = cli("record", late, "--output", tmp_path / "out")
+    assert done.status == 1 and f"no record: {late}: budget: " in done.err and " code of the record" in done.told
     leaky = another(trained, tmp_path / "leaky")
     with edited(leaky / "score.json") as score:
         score["audit"]["passed"] = score["audit"]["checks"][0]["passed"] = False

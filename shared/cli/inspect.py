@@ -1,0 +1,174 @@
+"""`bytetwin inspect`: where the bytes and the loss of a packed model sit, tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from shared.artifact import Artifact, pack_bytes, read_artifact, unpack_bytes
+from shared.artifact.inspection import TensorFacts, histogram_text, inspect_artifact
+from shared.artifact.sensitivity import Divergence, measure_sensitivities
+from shared.cli.command import (
+    CommandResult,
+    add_engine_argument,
+    add_runs_dir_argument,
+    console,
+    positive,
+    result_console,
+    say,
+)
+from shared.cli.scoring import calibrated, default_engine, make_table, progress_bar, say_warnings
+from shared.engine.package import make_scorer_of
+from shared.errors import UserError
+from shared.runs.target import Target, find_run, load_trained
+from shared.training.sources import training_windows
+
+# Eight windows of 1,024 symbols: the cost of a tensor is then known to some 5 %.
+COST_SYMBOLS = 8192
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bits per byte that storing each tensor alone costs, and all of them together, measured on training text."""
+
+    by_tensor: dict[str, float]
+    together: float
+    symbols: int
+    text: str
+
+    @property
+    def total(self) -> float:
+        """The sum over tensors, which is `together` as far as costs add up."""
+        return sum(self.by_tensor.values())
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("target", metavar="RUN|ARTIFACT", nargs="?", help="a run's name or folder, or a .btw file")
+    add_runs_dir_argument(parser)
+    parser.add_argument(
+        "--loss",
+        action="store_true",
+        help="of a run: also what storing each tensor alone costs, measured on training text; takes a pass each",
+    )
+    parser.add_argument(
+        "--symbols", type=positive, default=COST_SYMBOLS, metavar="N", help="of that text; default %(default)s"
+    )
+    add_engine_argument(parser, oracle=True)
+
+
+def run(args: argparse.Namespace) -> CommandResult:
+    """Show every tensor of an artifact."""
+    if args.target is None:
+        raise UserError("name a RUN or an ARTIFACT")
+    artifact, floats = _read(args)
+    facts = inspect_artifact(artifact)
+    costs = None
+    if args.loss:
+        if floats is None:
+            raise UserError(f"{args.target}: --loss needs the float weights of a run, an artifact has none")
+        costs = _measure(args, artifact, floats)
+    print_facts(result_console(args), args.target, artifact, facts, costs)
+    return CommandResult(_document(artifact, facts, costs))
+
+
+def _read(args: argparse.Namespace) -> tuple[Artifact, Target | None]:
+    """The artifact, and the float weights behind it where it is that of a run and they are asked for.
+
+    A run that has no artifact yet is packed in memory as it would pack itself.
+    """
+    found = find_run(args.target, args.runs_dir)
+    if found is None:
+        load_trained(args.target, runs_dir=args.runs_dir)  # refuses what is no artifact, in its own words
+        return read_artifact(args.target), None
+    is_packed = found.artifact_path.exists()
+    if is_packed and not args.loss:
+        return read_artifact(found.artifact_path), None
+    floats = load_trained(args.target, "averaged", runs_dir=args.runs_dir)
+    say_warnings(console(), floats)
+    if is_packed:
+        return read_artifact(found.artifact_path), floats
+    say(console(), f"{found.path} has no artifact yet: shown is what its last checkpoint packs into")
+    made = calibrated(args.engine or default_engine(), floats.spec, floats.weights)
+    return unpack_bytes(pack_bytes(floats.spec, floats.weights, statistics=made.statistics if made else None)), floats
+
+
+def _measure(args: argparse.Namespace, artifact: Artifact, floats: Target) -> Costs:
+    windows, bytes_per_symbol = training_windows(floats.spec, args.symbols)
+    scorer_of = make_scorer_of(args.engine or default_engine(), floats.spec)
+    stored = {
+        name: values for name, values in artifact.weights.items() if not np.array_equal(values, floats.weights[name])
+    }
+    bits = 1.0 / math.log(2.0) / bytes_per_symbol
+    with progress_bar(console(), "storing one tensor at a time", "tensors") as progress:
+        divergence = Divergence(scorer_of, floats.weights, windows)
+        alone = measure_sensitivities(divergence, stored, progress=progress)
+    by_tensor = {name: bits * each.nats for name, each in alone.items()}
+    return Costs(by_tensor, bits * divergence.of(stored), divergence.symbols, floats.spec.data.train)
+
+
+def print_facts(out: Console, source: str, artifact: Artifact, facts: list[TensorFacts], costs: Costs | None) -> None:
+    """Print the table: a line for each tensor of codes, one for all others."""
+    info = artifact.info
+    title = f"{source}: {info.artifact_bytes:,} bytes, {info.bits_per_weight:.3f} bits per weight"
+    numbers = ("weights", "bytes", "bits each", "coded", "entropy", "Gaussian")
+    table = make_table(title, ("tensor", "stored"), (*numbers, *(("loss, 1e-6 bpb",) if costs else ())))
+    table.add_column("codes", no_wrap=True)
+    plain = [each for each in facts if each.code_bits is None]
+    for each in facts:
+        if each.code_bits is None:
+            continue
+        figures = [each.code_bits, each.entropy_bits, each.gaussian_bits]
+        loss = [f"{1e6 * costs.by_tensor.get(each.name, 0.0):.1f}"] if costs else []
+        sizes = [f"{each.weights:,}", f"{each.stored_bytes:,.0f}", f"{each.bits_per_weight:.3f}"]
+        words = [each.name.removesuffix(".weight"), f"{each.method} {each.bits}"]
+        table.add_row(*words, *sizes, *(f"{figure:.3f}" for figure in figures), *loss, histogram_text(each.histogram))
+    rest = [
+        (f"{len(plain)} other tensors", "float32", sum(each.weights for each in plain), _bytes_of(plain)),
+        ("header", "", 0, float(info.header_bytes)),
+        ("together", "", info.parameters, float(info.artifact_bytes)),
+    ]
+    for name, method, weights, size in rest:
+        bits = f"{8 * size / weights:.3f}" if weights else ""
+        loss = [f"{1e6 * costs.together:.1f}" if name == "together" else ""] if costs else []
+        table.add_row(name, method, f"{weights:,}" if weights else "", f"{size:,.0f}", bits, "", "", "", *loss, "")
+    out.print(table)
+    if costs:
+        say(
+            out,
+            f"loss: KL from the float weights on {costs.symbols:,} symbols of training text ({costs.text}); "
+            f"all together cost {costs.together:.6f} bits per byte, the sum over tensors is {costs.total:.6f}",
+        )
+
+
+def _bytes_of(facts: list[TensorFacts]) -> float:
+    return sum(each.stored_bytes for each in facts)
+
+
+def _document(artifact: Artifact, facts: list[TensorFacts], costs: Costs | None) -> dict[str, Any]:
+    info = artifact.info
+    rows = [each.to_document() for each in facts]
+    document = {
+        "artifact_bytes": info.artifact_bytes,
+        "header_bytes": info.header_bytes,
+        "parameters": info.parameters,
+        "bits_per_weight": info.bits_per_weight,
+        "sha256": info.sha256,
+        "tensors": rows,
+    }
+    if costs is None:
+        return document
+    for row in rows:
+        row["loss_bpb"] = costs.by_tensor.get(row["name"], 0.0)
+    return {
+        **document,
+        "loss_bpb": costs.together,
+        "summed_loss_bpb": costs.total,
+        "loss_symbols": costs.symbols,
+        "loss_text": costs.text,
+    }

@@ -1,0 +1,53 @@
+"""The end of a self-contained script: imports the modules whose sources are in it, then runs the entry.
+
+This text stands in the script itself, after its code and without its comments, so it imports what the code needs to be
+read and nothing of the house.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import brotli
+
+
+class Modules(MetaPathFinder, InspectLoader):
+    """Imports modules from texts in memory. Their files are named as if the script were a folder, like those in a zip
+    archive, so that tracebacks and compilers of kernels find the lines."""
+
+    def __init__(self, script: str, code: bytes) -> None:
+        """`code` is brotli of name, text, name, text, ... with zero bytes between."""
+        parts = brotli.decompress(code).decode().split("\0")
+        self.script = Path(script).resolve()
+        self.texts = dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of one of our modules, a package if others are in it."""
+        if fullname not in self.texts:
+            return None
+        within: list[str] | None = [] if any(other.startswith(f"{fullname}.") for other in self.texts) else None
+        file = f"{self.script}/{fullname}.py"
+        return importlib.util.spec_from_file_location(fullname, file, loader=self, submodule_search_locations=within)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run a module's text in it."""
+        exec(compile(self.texts[module.__name__], str(module.__file__), "exec"), module.__dict__)
+
+    def get_source(self, fullname: str) -> str:
+        """The text of a module, for tracebacks and compilers."""
+        return self.texts[fullname]
+
+
+def start(script: str, code: str, entry: str, engine: str, spec: str) -> None:
+    """Run `main` of the entry module and end the process with its status. `code` has one character for each byte."""
+    sys.meta_path.insert(0, Modules(script, code.encode("latin-1")))
+    sys.exit(importlib.import_module(entry).main(sys.argv[1:], engine, spec))

@@ -1,0 +1,133 @@
+"""The self-contained scripts: which modules go into them, their readable head, and the file as bytes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+
+import brotli
+
+from shared.engine.registry import ENGINES
+from shared.script.emit import emit
+from shared.script.reach import Reach
+from shared.script.rename import rename_locals
+from shared.spec import Spec, spec_to_short_toml
+
+# The modules whose `main` a script runs.
+TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
+# What a script has in place of modules that it can do without: it counts itself, torchrun launches it, and it leaves no
+# page for a browser.
+REPLACED = {
+    "shared.script.build": "",
+    "cuda_train.launch": "",
+    "shared.views.report": "def write_report(run): pass",
+}
+# What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
+REQUIREMENTS = {
+    "brotli": ("brotli==1.2.1",),
+    "mlx": (
+        "mlx==0.32.4; sys_platform == 'darwin'",
+        "mlx[cpu]==0.32.4; sys_platform == 'linux'",
+        "ngsolve-openblas==0.3.33.post1; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ),
+    "numpy": ("numpy==2.4.6",),
+    "pydantic": ("pydantic==2.14.3",),
+    "safetensors": ("safetensors==0.8.0",),
+    "tomli_w": ("tomli-w==1.2.0",),
+    "torch": ("torch==2.13.0",),
+    "zstandard": ("zstandard==0.25.0",),
+}
+# Comes with torch where it is used at all.
+UNASKED = {"triton"}
+
+HEAD = """#!/usr/bin/env python3
+# coding: latin-1
+\"""{title}
+
+Needs Python 3.11 or later and these packages; other versions may give other digits:
+    {packages}
+Run it:
+{usage}
+Datasets are folders in the folder `datasets` beside this file, or in $BYTETWIN_DATASETS.
+
+Below, compressed, is the source of bytetwin as far as this program can reach it, without comments.
+\"""
+"""
+SPEC = """# What is trained by default, as far as it differs from the defaults of a spec.
+SPEC = '''
+{spec}'''
+"""
+TRAIN_USAGE = """    python train.py train             trains, packs and scores; --help lists the options
+    python train.py score ARTIFACT    scores a packed model
+"""
+LAUNCHER = """    torchrun --nproc_per_node 8 train.py train
+"""
+SCORE_USAGE = """    python score.py ARTIFACT [--data DATASET|FILE]
+"""
+# What latin-1 text between double quotes cannot hold as it is.
+ESCAPES = {"\0": r"\0", "\n": r"\n", "\r": r"\r", '"': r"\"", "\\": r"\\"}
+
+
+def training_script(engine: str, spec: Spec) -> bytes:
+    """The file that trains on an engine and scores; `spec` is what it trains by default."""
+    title = f"Trains a language model on {engine}, packs it and scores what was packed, in bits per byte."
+    usage = TRAIN_USAGE + ("" if ENGINES[engine].launcher else LAUNCHER)
+    lines = (line.encode("unicode_escape").decode() for line in spec_to_short_toml(spec).split("\n"))
+    escaped = "\n".join(lines).replace("'", "\\'")
+    return _script(TRAIN_ENTRY, engine, title, usage, SPEC.format(spec=escaped), "SPEC")
+
+
+def scoring_script(engine: str) -> bytes:
+    """The file that scores an artifact on an engine, or with "numpy" on none."""
+    title = f"Scores a packed language model on {engine}, in bits per byte."
+    return _script(SCORE_ENTRY, engine, title, SCORE_USAGE)
+
+
+def _script(entry: str, engine: str, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
+    """The whole file; `spec` is the statement that binds `name` to a spec."""
+    code, packages = _code(entry, engine)
+    head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
+    # A traceback shows the line of the call, so the code is not in it.
+    start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
+    return f'{head}{spec}{_boot()}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
+
+
+def _quoted(code: bytes) -> str:
+    """Bytes as characters of a string in double quotes."""
+    text = code.decode("latin-1")
+
+    def escape(found: re.Match[str]) -> str:
+        # A digit after it would belong to the short form.
+        digit = found[0] == "\0" and text[found.end() : found.end() + 1].isdigit()
+        return r"\x00" if digit else ESCAPES[found[0]]
+
+    return re.sub(r'[\0\n\r"\\]', escape, text)
+
+
+@cache
+def _boot() -> str:
+    """shared.script.boot, without what readers alone need."""
+    name = "shared.script.boot"
+    reach = Reach([(name, "start")])
+    # An import from the future would have to stand above the spec.
+    body = [item for item in reach.body(reach.modules[name]) if getattr(item, "module", None) != "__future__"]
+    return emit(ast.Module(body, []))
+
+
+@cache
+def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
+    """(brotli of name, text, name, text, ... with zero bytes between, what to install) of all that an entry reaches."""
+    roots = [(entry, "main")]
+    if engine in ENGINES:
+        roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
+    reach = Reach(roots, REPLACED)
+    fixed = reach.keywords | reach.words
+    parts = []
+    for name in sorted(reach.modules):
+        module, body = reach.modules[name], reach.body(reach.modules[name])
+        # A framework may give arguments by name to what an engine passes to it.
+        rename_locals(body, module.names, fixed, parameters=name.partition(".")[0] in ("shared", "data"))
+        parts += [name, emit(ast.Module(body, []))]
+    code = brotli.compress("\0".join(parts).encode(), quality=11, lgwin=24)
+    return code, sorted(line for package in reach.packages() - UNASKED for line in REQUIREMENTS[package])

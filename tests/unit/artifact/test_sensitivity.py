@@ -1,0 +1,67 @@
+"""The measured cost of stored weights: the divergence, the error it belongs to, and what is predicted from both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.artifact.sensitivity import Divergence, Sensitivity, measure_sensitivities, stored_error
+from shared.engine.package import make_scorer_of
+from shared.model import random_weights
+from shared.quantisers import InputStatistics, RowMax
+from shared.spec import Spec, load_spec
+from tests.implementations import normal
+
+SPEC = load_spec("tiny", ["training.compile=false", "evaluation.batch_symbols=128"])
+NAMES = ("layers.0.mlp.up_proj.weight", "layers.1.attn.v_proj.weight")
+
+
+def windows_of(spec: Spec, count: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    return rng.integers(0, spec.vocabulary.size, (count, spec.model.seq_len)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def divergence() -> Divergence:
+    return Divergence(make_scorer_of("numpy", SPEC), random_weights(SPEC, 1), windows_of(SPEC))
+
+
+def test_the_divergence_is_that_of_its_definition(divergence: Divergence) -> None:
+    changed = {NAMES[0]: np.zeros_like(divergence.weights[NAMES[0]])}
+    p, q = (
+        make_scorer_of("numpy", SPEC)(weights).log_probs(windows_of(SPEC)).astype(np.float64)
+        for weights in (divergence.weights, {**divergence.weights, **changed})
+    )
+    expected = (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    assert len(divergence.batches) > 1, "the windows should take more than one pass"
+    assert expected > 1e-4 and divergence.of(changed) == pytest.approx(expected, rel=1e-3)
+    assert divergence.of({}) == 0.0
+
+
+def test_the_cost_grows_with_the_square_of_the_error_and_adds_up(divergence: Divergence) -> None:
+    weights = divergence.weights
+    decoded = {name: RowMax(6).decode(weights[name].shape, RowMax(6).encode(weights[name])) for name in NAMES}
+    halfway = {name: (weights[name] + decoded[name]) / 2 for name in NAMES}
+    found = measure_sensitivities(divergence, decoded)
+    for name in NAMES:
+        predicted = found[name].predicted_nats(stored_error(weights[name], halfway[name]))
+        assert predicted == pytest.approx(found[name].nats / 4, rel=1e-3)
+        assert divergence.of({name: halfway[name]}) == pytest.approx(predicted, rel=0.1)
+    assert divergence.of(decoded) == pytest.approx(sum(found[name].nats for name in NAMES), rel=0.25)
+
+
+def test_what_is_stored_exactly_costs_nothing(divergence: Divergence) -> None:
+    found = measure_sensitivities(divergence, {NAMES[0]: divergence.weights[NAMES[0]]})
+    assert found == {NAMES[0]: Sensitivity(0.0, 0.0)} and found[NAMES[0]].predicted_nats(1.0) == 0.0
+
+
+def test_an_error_is_the_mean_squared_change_of_what_is_read() -> None:
+    weights, x = normal(0, 6, 5), normal(1, 40, 5).astype(np.float64)
+    stored = np.round(weights * 2) / 2
+    of_inputs = InputStatistics(rows=40, gram=x.T @ x)
+    outputs = x @ stored.T.astype(np.float64) - x @ weights.T.astype(np.float64)
+    assert stored_error(weights, stored, of_inputs) == pytest.approx(np.square(outputs).sum(axis=1).mean(), rel=1e-6)
+    reads = np.array([0, 3, 0, 0, 1, 0])
+    read = np.square(stored - weights).sum(axis=1)[[1, 1, 1, 4]].mean()
+    assert stored_error(weights, stored, InputStatistics(reads=reads)) == pytest.approx(float(read), rel=1e-6)
+    assert stored_error(weights, stored) == pytest.approx(float(np.square(stored - weights).sum()), rel=1e-6)

@@ -1,0 +1,79 @@
+"""The files as bytes: the same for the same sources, readable at their head, and what they name is what is pinned."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from shared.script import build
+from shared.script.running import running_script
+from shared.spec import load_spec, preset_names, spec_to_short_toml, stored_spec
+from tests import ROOT
+from tests.processes import run_python
+
+DIGEST = """
+import hashlib
+from shared.script.build import scoring_script
+print(hashlib.sha256(scoring_script("numpy")).hexdigest())
+"""
+
+
+def test_the_same_sources_give_the_same_bytes() -> None:
+    """Whatever the order of sets is in a process."""
+    assert run_python(DIGEST, PYTHONHASHSEED="1") == run_python(DIGEST, PYTHONHASHSEED="2")
+
+
+def test_the_pins_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    ours = [line for lines in build.REQUIREMENTS.values() for line in lines]
+    assert set(ours) <= {*project["dependencies"], *extras["mlx"], *extras["cuda"]}
+    assert set(ours) >= {*extras["mlx"], *extras["cuda"]}
+
+
+def test_the_head_is_for_people() -> None:
+    script = build.scoring_script("numpy")
+    lines = script.decode("latin-1").split("\n")
+    assert lines[:2] == ["#!/usr/bin/env python3", "# coding: latin-1"]
+    assert lines[2] == '"""Scores a packed language model on numpy, in bits per byte.'
+    assert "    python score.py ARTIFACT [--data DATASET|FILE]" in lines
+    # One line is the code: no byte of it ends a line or the file.
+    assert [len(line) > 1000 for line in lines].count(True) == 1 and lines[-3].startswith('CODE="')
+    assert b"\0" not in script and b"\r" not in script
+
+
+def test_the_spec_in_a_script_is_the_spec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in preset_names():
+        spec = load_spec(name)
+        assert stored_spec(tomllib.loads(spec_to_short_toml(spec)), name) == spec
+    monkeypatch.setattr(build, "_code", lambda entry, engine: (b"code", ["numpy"]))
+    odd = load_spec("tiny", [r"""data.train="it's \\n\n \"\"\" '''\u00e9" """])
+    path = tmp_path / "train.py"
+    path.write_bytes(build.training_script("torch", odd))
+    found = runpy.run_path(str(path), run_name="imported")
+    assert found["CODE"] == "code"
+    assert stored_spec(tomllib.loads(found["SPEC"]), "script") == odd
+
+
+def test_modules_in_a_script_show_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers of kernels read the source of a function. All bytes survive the text between the quotes."""
+    script = tmp_path / "script.py"
+    code = build.brotli.compress(b"odd_house\0\0odd_house.room\0def f():\n return 1\n", quality=0)
+    code += bytes(range(256)) + b"\0\0001\\x00"
+    monkeypatch.setattr(build, "_code", lambda entry, engine: (code, []))
+    script.write_bytes(build.scoring_script("numpy"))
+    found = runpy.run_path(str(script), run_name="imported")
+    assert found["CODE"].encode("latin-1") == code
+    modules = found["Modules"](str(script), code[: -256 - 7])
+    monkeypatch.setattr(sys, "meta_path", [modules, *sys.meta_path])
+    room = __import__("odd_house.room").room
+    assert room.f() == 1 and inspect.getsource(room.f) == "def f():\n return 1\n"
+    assert room.__file__ == f"{script}/odd_house.room.py" and room.__loader__.script == script
+    assert running_script() is None
+    for name in ("odd_house", "odd_house.room"):
+        del sys.modules[name]

@@ -1,0 +1,190 @@
+"""What goes into a script: all that it reaches, nothing else, and in it nothing that only readers need."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from shared.script import house
+from shared.script.emit import emit
+from shared.script.reach import Reach
+from shared.script.rename import rename_locals
+
+FILES = {
+    "shared/__init__.py": '"""A package."""\nfrom shared.tools import used, unused\n',
+    "shared/main.py": '''
+        """A program."""
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+        import json
+        import numpy
+        from pydantic import BaseModel, Field, TypeAdapter
+        from shared import used
+        from shared import tools
+        if TYPE_CHECKING:
+            from shared.far import Far
+
+        LIMIT, UNUSED_LIMIT = 3, 4
+        OTHER = 5
+
+        class View(Protocol):
+            def show(self) -> None: ...
+
+        @dataclass
+        class Point:
+            """Validated nowhere."""
+            x: int = 0
+            y: int = 0
+            kind: ClassVar[str] = "point"
+            def moved(self, by: int) -> Point:
+                return Point(self.x + by, self.y)
+            def __add__(self, other: Point) -> Point:
+                return self
+            def idle(self) -> None: ...
+            __radd__ = _plus = lambda self, other: self._named(other)
+            def _named(self, other): return self
+
+        @dataclass
+        class Report:
+            point: Inner
+
+        @dataclass
+        class Inner:
+            value: int
+
+        READ = TypeAdapter(Report)
+
+        class Model(BaseModel):
+            size: int = Field(1, description="how large")
+            def helper(self): ...
+
+        class Listener(json.JSONEncoder):
+            def default(self, o): return 1
+
+        def main(view: View, words: list[str]) -> int:
+            """Run."""
+            assert words, "a reason"
+            point: Point = cast(Point, Point().moved(LIMIT))
+            getattr(point, "idle")
+            from shared import late
+            late.called(point, READ, Model, Listener)
+            return tools.other(used(numpy)) or OTHER
+    ''',
+    "shared/tools.py": """
+        from shared.far import far
+        def used(x): return x
+        def unused(x): return far(x)
+        def other(x): return x
+        EFFECT = []
+        EFFECT.append(1)
+        """,
+    "shared/far.py": "class Far: pass\ndef far(x): return x\n",
+    "shared/late.py": "from shared.heavy import weight\ndef called(*words): return weight\n",
+    "shared/heavy.py": "weight = 1\n",
+}
+
+
+@pytest.fixture
+def reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reach:
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    return Reach([("shared.main", "main")], {"shared.heavy": "weight = 2\nbulk = weight"})
+
+
+def text_of(reach: Reach, name: str) -> str:
+    return emit(ast.Module(reach.body(reach.modules[name]), []))
+
+
+def test_modules(reach: Reach) -> None:
+    assert set(reach.modules) == {"shared", "shared.main", "shared.tools", "shared.late", "shared.heavy"}
+    assert text_of(reach, "shared.heavy") == "weight=2\n"
+    assert text_of(reach, "shared") == "from shared.tools import used\n"
+    assert reach.packages() == {"numpy", "pydantic"}
+
+
+def test_statements(reach: Reach) -> None:
+    tools = "def used(x):return x\ndef other(x):return x\nEFFECT=[];EFFECT.append(1)\n"
+    assert text_of(reach, "shared.tools") == tools
+    main = text_of(reach, "shared.main")
+    for kept in (
+        "LIMIT,UNUSED_LIMIT=3,4",
+        "OTHER=5",
+        "def moved",
+        "def __add__",
+        "def idle",
+        "def _named",
+        "def default",
+    ):
+        assert kept in main, kept
+    for gone in ("View", "Far", "TYPE_CHECKING", "cast", "assert", "def helper", '"""', "description", "words:", "->"):
+        assert gone not in main, gone
+
+
+def test_annotations_stay_where_they_are_read(reach: Reach) -> None:
+    main = text_of(reach, "shared.main")
+    assert 'class Point:\n x:0=0;y:0=0;kind:ClassVar[str]="point"\n' in main
+    assert "class Report:point:Inner\n" in main and "class Inner:value:int\n" in main
+    assert "class Model(BaseModel):size:int=Field(1)\n" in main
+    assert "point=Point().moved(LIMIT)" in main
+
+
+def test_an_import_of_a_whole_module_of_ours_cannot_be_followed(reach: Reach, tmp_path: Path) -> None:
+    (tmp_path / "shared/bad.py").write_text("import shared.far\ndef main(): return shared.far\n")
+    with pytest.raises(ValueError, match=r"import shared\.far"):
+        Reach([("shared.bad", "main")])
+
+
+def renamed(source: str, *, fixed: tuple[str, ...] = (), parameters: bool = True) -> str:
+    tree = ast.parse(textwrap.dedent(source))
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    rename_locals(tree.body, names | {"glob"}, fixed, parameters=parameters)
+    return emit(tree)
+
+
+def test_locals_get_short_names() -> None:
+    source = """
+        def outer(first, second, /, *rest, key=1):
+            total = first + glob
+            def inner(other):
+                nonlocal total
+                total = total + other + second
+                return [item for item in rest if item]
+            try:
+                return inner(total), key
+            except ValueError as error:
+                raise KeyError from error
+    """
+    text = renamed(source, fixed=("key",))
+    assert text == (
+        "def outer(c,d,/,*e,key=1):\n a=c+glob\n def f(g):nonlocal a;a=a+g+d;return[b for b in e if b]\n"
+        " try:return f(a),key\n except ValueError as h:raise KeyError from h\n"
+    )
+    space: dict[str, object] = {"glob": 10}
+    exec(text, space)
+    assert space["outer"](1, 2, 0, 3, key=7) == ([3], 7)  # type: ignore[operator]
+    assert renamed("def f(name, other): return name", parameters=False) == "def f(name,other):return name\n"
+
+
+def test_a_name_that_means_something_else_nearby_is_left() -> None:
+    source = """
+        def f(glob_, list_):
+            class Local:
+                field = list_
+            import os.path
+            a = lambda glob: glob + os.sep
+            return Local.field, a
+        @kernel.jit
+        def g(pointer, size: constant):
+            value = pointer + size
+            return value
+    """
+    text = renamed(source)
+    assert "class Local:field=list_" in text and "import os.path" in text and "lambda glob:glob+os.sep" in text
+    assert "def g(pointer,size:constant):value=pointer+size;return value" in text
