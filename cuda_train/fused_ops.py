@@ -13,7 +13,7 @@ from shared.ops import Array
 
 
 class FusedTorchOps(TorchOps):
-    """TorchOps in fewer passes over memory, which is what norms, residual sums and gains wait for."""
+    """TorchOps in fewer passes over memory (docs/techniques.md 9.11)."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: recorded once, then replayed by a single launch.
 
 A step is hundreds to thousands of kernels. Launched one by one from Python they leave the GPU waiting between them, the
-longer the smaller the model and its batch are (docs/techniques.md 11.4).
+longer the smaller the model and its batch are (docs/techniques.md 9.11).
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ def micro_batches(spec: Spec, x: np.ndarray, workers: int = 1) -> Iterator[tuple
         yield len(part) / len(x), part
 
 
-def with_micro_batches(spec: Spec, engine: str, facts: DeviceFacts, ranks: int = 1, recorded: int = 0) -> Spec:
-    """The spec with a number for micro-batches that it leaves to the device: `recorded` if the run has one already,
-    else the fewest equal ones of a rank's share of the batch that fit the memory by the upper bound of the estimate."""
+def with_micro_batches(spec: Spec, engine: str, facts: DeviceFacts, ranks: int = 1) -> Spec:
+    """The spec with a number for micro-batches that it leaves to the device: the fewest equal ones of a rank's share of
+    the batch that fit the memory by the upper bound of the estimate."""
     if spec.training.micro_batch_symbols:
         return spec
     seq_len = spec.model.seq_len
@@ -48,8 +48,15 @@ def with_micro_batches(spec: Spec, engine: str, facts: DeviceFacts, ranks: int =
         fitting = _rows_below(spec, engine, int(MEMORY_FRAC * facts.total_bytes) - 2 * state_bytes(spec), share)
     # All of one size, because a compiler meets every other size anew.
     rows = next(rows for rows in range(max(1, min(fitting, share)), 0, -1) if share % rows == 0)
+    return with_symbols(spec, rows * seq_len)
+
+
+def with_symbols(spec: Spec, micro_batch_symbols: int) -> Spec:
+    """The spec with that number for micro-batches if it leaves them to the device, else as it is."""
+    if spec.training.micro_batch_symbols:
+        return spec
     values = spec_to_dict(spec)
-    values["training"]["micro_batch_symbols"] = recorded or rows * seq_len
+    values["training"]["micro_batch_symbols"] = micro_batch_symbols
     return spec_from_dict(values, origin=spec.name)
 
 

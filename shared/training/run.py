@@ -10,7 +10,7 @@ from typing import cast
 
 from data.tokenizer import tokenizer_by_hash
 from shared.engine.leader import check_divisible, follow, leading
-from shared.engine.microbatch import with_micro_batches
+from shared.engine.microbatch import with_micro_batches, with_symbols
 from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.engine.ranks import OneRank, Ranks
@@ -113,12 +113,12 @@ def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
 
 def _with_micro_batches(spec: Spec, engine_name: str, ranks: Ranks | None, earlier: Path | None = None) -> Spec:
     """The spec with the size of its micro-batches: that of the earlier start of the run, if there was one."""
+    if earlier is not None and RunDirectory(earlier).spec_path.is_file():
+        spec = with_symbols(spec, RunDirectory(earlier).read_spec().training.micro_batch_symbols)
     if spec.training.micro_batch_symbols:
         return spec
-    run = RunDirectory(earlier) if earlier is not None else None
-    recorded = run.read_spec().training.micro_batch_symbols if run is not None and run.spec_path.is_file() else 0
     facts = engine_package(engine_name).device_facts()
-    return with_micro_batches(spec, engine_name, facts, (ranks or OneRank()).world_size, recorded)
+    return with_micro_batches(spec, engine_name, facts, (ranks or OneRank()).world_size)
 
 
 def _engine(spec: Spec, engine_name: str, ranks: Ranks | None) -> Engine:

@@ -133,9 +133,48 @@ def test_gains_in_the_weights(interpreter: ProcessPoolExecutor, dtype: str):
     check(interpreter, "gained", [(2, 3, 4), (12, 4), (4, 12), (4,)], 3, dtype)
 
 
+def run_mlp(slope: float) -> list[tuple[Arrays, Arrays]]:
+    """(in float64, by the kernels) of the result and of the gradients. In float32, because Triton's interpreter
+    multiplies no bfloat16 matrices, and in tiles smaller than the arrays."""
+    from cuda_train.kernels import squared_mlp
+
+    generator = torch.Generator().manual_seed(5)
+    values = [torch.randn(shape, generator=generator) for shape in ((3, 13, 24), (40, 24), (24, 40))]
+    weigh = torch.randn(values[0].shape, generator=generator)
+    exact = [value.double().requires_grad_(True) for value in values]
+    leaves = [value.requires_grad_(True) for value in values]
+    expected = TorchOps(CPU).leaky_relu_squared_mlp(*exact, slope)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 32, "BLOCK_INNER": 16, "GROUP_ROWS": 2}.items():
+            patch.setattr(squared_mlp, name, size)
+        found = squared_mlp.squared_mlp(*leaves, slope)
+        grads = torch.autograd.grad((weigh * found).sum(), leaves)
+    exact_grads = torch.autograd.grad((weigh * expected).sum(), exact)
+    pairs = [([expected], [found]), (exact_grads, grads)]
+    return [tuple([each.detach().double().numpy() for each in side] for side in pair) for pair in pairs]  # type: ignore
+
+
+@needs_triton
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_an_mlp_with_its_activation_in_the_products(interpreter: ProcessPoolExecutor, slope: float):
+    for exact, fused in interpreter.submit(run_mlp, slope).result():
+        for one, other in zip(exact, fused, strict=True):
+            assert np.linalg.norm(one - other) <= GRADIENT_REL * np.linalg.norm(one)
+
+
+def test_what_the_mlp_kernels_serve():
+    from cuda_train.kernels import squared_mlp
+
+    up = torch.empty(40, 24)
+    assert squared_mlp.can_fuse(torch.empty(2, 24, dtype=torch.bfloat16), up)
+    assert not squared_mlp.can_fuse(torch.empty(2, 24), up)
+    assert not squared_mlp.can_fuse(torch.empty(2, 20, dtype=torch.bfloat16), torch.empty(40, 20))
+    assert not squared_mlp.serves(CPU)
+
+
 def check_registrations() -> dict[str, str]:
     """What torch finds out about the operators: schema, autograd, fake implementation, compilation."""
-    from cuda_train.kernels import attention_heads, residual_norm
+    from cuda_train.kernels import attention_heads, residual_norm, squared_mlp
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(shape).requires_grad_(True)
@@ -144,6 +183,7 @@ def check_registrations() -> dict[str, str]:
     cases: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "sum": (residual_norm._residual_norm, (rand(6, 8), rand(6, 8), None, None, EPS)),
         "mix": (residual_norm._residual_norm, (rand(6, 8), None, rand(6, 8), rand(2, 8), EPS)),
+        "mlp": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.5)),
         "heads": (attention_heads._attention_heads, (rand(6, 32), rand(2), table[0], table[1], 1, 3, EPS)),
     }
     return {
@@ -157,7 +197,7 @@ def check_registrations() -> dict[str, str]:
 @needs_triton
 def test_torch_accepts_the_registrations(interpreter: ProcessPoolExecutor):
     results = interpreter.submit(check_registrations).result()
-    assert len(results) >= 9 and set(results.values()) == {"SUCCESS"}
+    assert len(results) >= 12 and set(results.values()) == {"SUCCESS"}
 
 
 COMPILE = """
