@@ -148,8 +148,10 @@ def can_fuse(x: torch.Tensor, up: torch.Tensor) -> bool:
 
 
 def serves(device: torch.device) -> bool:
-    """Whether the kernels serve a device."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    """Whether the kernels serve a device, which must be there."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def squared_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float) -> torch.Tensor:

@@ -105,7 +105,7 @@ class TrainingLoop:
             self.observer.on_phase("compiling")
             with self.interruption.expected():
                 self.engine.warm_up(x)
-                if self.scored_shape is not None:
+                if self.scored_shape is not None and self.spec.training.val_every_steps:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
             with self.interruption.expected():
