@@ -67,7 +67,7 @@ from shared.files import write_atomically
 from shared.model.auxiliary import model_weights
 from shared.model.manifest import parameter_manifest
 from shared.quantisers import InputStatistics, QuantisedTensor
-from shared.spec import Spec, spec_id
+from shared.spec import ArtifactSpec, Spec, spec_id
 
 MAGIC = b"\x89BTW\r\n\x1a\n"
 VERSION = 2
@@ -186,12 +186,16 @@ def quantise_model(
 
 
 def assemble(
-    spec: Spec, tensors: Mapping[str, QuantisedTensor], extra: Mapping[str, Any] | None = None
+    spec: Spec,
+    tensors: Mapping[str, QuantisedTensor],
+    extra: Mapping[str, Any] | None = None,
+    coding: ArtifactSpec | None = None,
 ) -> tuple[bytes, ArtifactInfo]:
-    """The artifact of all tensors of a spec, and its facts. Raises ArtifactError if it could not be read back."""
+    """The artifact of all tensors of a spec, and its facts; `coding` has another codec than the spec. Raises
+    ArtifactError if it could not be read back."""
     layout = plan_layout(parameter_manifest(spec), {name: tensor.storage for name, tensor in tensors.items()})
     raw = lay_out(layout, tensors)
-    stored = {plan.name: compress_section(plan, raw[plan.name], spec.artifact) for plan in layout.sections}
+    stored = {plan.name: compress_section(plan, raw[plan.name], coding or spec.artifact) for plan in layout.sections}
     header = build_header(spec, layout, stored, extra)
     raw_header = canonical_json(header.values).encode("ascii")
     if len(raw_header) > MAX_HEADER_BYTES:

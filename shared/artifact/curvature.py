@@ -1,4 +1,4 @@
-"""The curvature of the loss in each matrix, from gradients of an engine (docs/techniques.md 11.8).
+"""The curvature of the loss in each matrix, from gradients of an engine (docs/techniques.md 11.10).
 
 With text that the model itself wrote the mean of a gradient's products is the Fisher information, which at an optimum
 is the second derivative of the loss. Training text gives nearly the same for a model that predicts it well.

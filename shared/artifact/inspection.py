@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from shared.artifact.budget import entropy_bits
 from shared.artifact.codec import compress_blocks
 from shared.artifact.container import Artifact
+from shared.artifact.curves import range_code_bits
 from shared.artifact.layout import section_name
 from shared.model.manifest import parameter_manifest
-from shared.quantisers import QuantisedTensor, Quantiser
+from shared.quantisers import QuantisedTensor, Quantiser, Uniform
 
 HISTOGRAM_BARS = 15
 HISTOGRAM_DEVIATIONS = 3.5
@@ -59,11 +60,13 @@ class TensorFacts:
 def inspect_artifact(artifact: Artifact) -> list[TensorFacts]:
     """The facts of every tensor, in manifest order. Their bytes and the header's add up to the file."""
     sections = {p.name: p.quantisation for p in parameter_manifest(artifact.spec)}
+    # Files of version 1 name no codec.
+    codecs = {row["name"]: row.get("codec", "brotli") for row in artifact.header["sections"]}
     shares: dict[str, dict[str, float]] = {}
     for name, tensor in artifact.tensors.items():
         for part in tensor.storage.parts(tensor.shape):
             section = section_name(sections[name], tensor.storage, part)
-            shares.setdefault(section, {})[name] = _alone_bytes(part.name, tensor)
+            shares.setdefault(section, {})[name] = _alone_bytes(part.name, tensor, codecs.get(section, "brotli"))
     stored: dict[str, dict[str, float]] = {name: {} for name in artifact.tensors}
     for section, sizes in shares.items():
         whole = artifact.info.section_bytes[section][1] if section in artifact.info.section_bytes else 0
@@ -91,16 +94,33 @@ def _facts(name: str, tensor: QuantisedTensor, stored: dict[str, float]) -> Tens
         size,
         8 * stored["codes"] / codes.size,
         entropy_bits(codes),
-        cast(Quantiser, storage).gaussian_code_bits(tensor.shape[-1]),
+        _gaussian_bits(tensor),
         _histogram(codes),
     )
 
 
-def _alone_bytes(part: str, tensor: QuantisedTensor) -> float:
+def _gaussian_bits(tensor: QuantisedTensor) -> float:
+    """The entropy of Gaussian weights under the tensor's rule. Where steps are chosen in deviations a file holds the
+    steps alone, so the deviation is taken from what is stored: of each row for SDClip, of the tensor for uniform."""
+    storage = cast(Quantiser, tensor.storage)
+    if storage.method not in ("uniform", "sd_clip"):
+        return storage.gaussian_code_bits(tensor.shape[-1])
+    squares = np.square(storage.decode(tensor.shape, tensor.parts).astype(np.float64))
+    rms = np.sqrt(squares.mean(axis=-1, keepdims=True) if storage.method == "sd_clip" else squares.mean())
+    steps, rms = np.broadcast_arrays(storage.steps(tensor.shape, tensor.parts), rms)
+    used = (steps > 0) & (rms > 0)
+    if not used.any():
+        return 0.0
+    return Uniform(float(np.exp(np.log(steps[used] / rms[used]).mean()))).gaussian_code_bits(tensor.shape[-1])
+
+
+def _alone_bytes(part: str, tensor: QuantisedTensor, codec: str) -> float:
     """What one part of a tensor takes when it is compressed on its own, by which its section's bytes are shared out."""
     values = tensor.parts[part]
-    if part != "codes":
+    if part != "codes" or not values.size:
         return float(values.nbytes)
+    if codec == "range":
+        return range_code_bits(tensor) / 8
     return float(sum(map(len, compress_blocks(values.tobytes(), SHARE_QUALITY, SHARE_WINDOW))))
 
 

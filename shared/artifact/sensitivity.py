@@ -77,10 +77,15 @@ def measure_sensitivities(
 def stored_error(
     weights: NDArray[np.float32], stored: NDArray[np.float32], statistics: InputStatistics | None = None
 ) -> float:
-    """The size of E = stored - weights: tr(E H E') with H the mean product of the tensor's inputs, which is the mean
-    squared change of its outputs; for a table that only looks rows up, the mean squared change of what is read; without
-    statistics, the sum of squares."""
+    """The size of E = stored - weights. With the curvature of the loss, tr(G E H E') of its factors G of outputs and H
+    of inputs. Else tr(E H E') with H the mean product of the tensor's inputs, the mean squared change of its outputs;
+    for a table that only looks rows up, the mean squared change of what is read; without statistics, the sum of
+    squares."""
     error = (stored - weights).astype(np.float64).reshape(-1, weights.shape[-1])
+    curvature = None if statistics is None or weights.ndim != 2 else statistics.curvature
+    if curvature is not None and np.trace(curvature.outputs) > 0.0:
+        weighed = curvature.outputs @ error @ curvature.inputs
+        return float(np.einsum("rc,rc->", weighed, error)) / float(np.trace(curvature.outputs))
     if statistics is not None and statistics.gram is not None and statistics.rows > 0:
         return float(np.einsum("rc,rc->", error @ statistics.gram, error)) / statistics.rows
     if statistics is not None and statistics.reads is not None and statistics.reads.sum() > 0:

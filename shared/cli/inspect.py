@@ -1,4 +1,4 @@
-"""`bytetwin inspect`: where the bytes and the loss of a packed model sit, tensor by tensor."""
+"""`bytetwin inspect`: where the bytes and the loss of a packed model sit, tensor by tensor, and what would fit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from shared.cli.command import (
     CommandResult,
     add_engine_argument,
     add_runs_dir_argument,
+    add_set_argument,
     console,
     positive,
     result_console,
     say,
 )
 from shared.cli.scoring import calibrated, default_engine, make_table, progress_bar, say_warnings
+from shared.cli.sizes import show_sizes
 from shared.engine.package import make_scorer_of
 from shared.errors import UserError
 from shared.runs.target import Target, find_run, load_trained
-from shared.training.sources import training_windows
+from shared.spec import load_spec
+from shared.training.calibration import calibration_windows
+from shared.training.sources import open_training_text
 
 # Eight windows of 1,024 symbols: the cost of a tensor is then known to some 5 %.
 COST_SYMBOLS = 8192
@@ -60,12 +64,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--symbols", type=positive, default=COST_SYMBOLS, metavar="N", help="of that text; default %(default)s"
     )
     add_engine_argument(parser, oracle=True)
+    parser.add_argument(
+        "--sizes", metavar="SPEC", help="before training: which shapes of a spec fit the budget, and stored how"
+    )
+    add_set_argument(parser)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Show every tensor of an artifact."""
-    if args.target is None:
-        raise UserError("name a RUN or an ARTIFACT")
+    """Show every tensor of an artifact, or the size table of a spec."""
+    if (args.target is None) == (args.sizes is None):
+        raise UserError("name a RUN or an ARTIFACT, or a spec with --sizes SPEC")
+    if args.sizes is not None:
+        return show_sizes(result_console(args), load_spec(args.sizes, args.overrides), args.engine)
+    if args.overrides:
+        raise UserError(f"--set applies to a spec, with --sizes; {args.target} has its own")
     artifact, floats = _read(args)
     facts = inspect_artifact(artifact)
     costs = None
@@ -99,17 +111,19 @@ def _read(args: argparse.Namespace) -> tuple[Artifact, Target | None]:
 
 
 def _measure(args: argparse.Namespace, artifact: Artifact, floats: Target) -> Costs:
-    windows, bytes_per_symbol = training_windows(floats.spec, args.symbols)
+    text = open_training_text(floats.spec)
+    windows = calibration_windows(floats.spec, text)
+    windows = windows[: -(-args.symbols // windows.shape[1])]
     scorer_of = make_scorer_of(args.engine or default_engine(), floats.spec)
     stored = {
         name: values for name, values in artifact.weights.items() if not np.array_equal(values, floats.weights[name])
     }
-    bits = 1.0 / math.log(2.0) / bytes_per_symbol
+    bits = text.num_symbols / text.num_bytes / math.log(2.0)
     with progress_bar(console(), "storing one tensor at a time", "tensors") as progress:
         divergence = Divergence(scorer_of, floats.weights, windows)
         alone = measure_sensitivities(divergence, stored, progress=progress)
     by_tensor = {name: bits * each.nats for name, each in alone.items()}
-    return Costs(by_tensor, bits * divergence.of(stored), divergence.symbols, floats.spec.data.train)
+    return Costs(by_tensor, bits * divergence.of(stored), divergence.symbols, text.name)
 
 
 def print_facts(out: Console, source: str, artifact: Artifact, facts: list[TensorFacts], costs: Costs | None) -> None:

@@ -19,6 +19,7 @@ from shared.cli.command import (
     result_console,
     say,
 )
+from shared.cli.filling import add_fill_arguments, check_only_filling, fill_budget
 from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, say_warnings
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
@@ -56,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="artifact.key=value",
         help="pack with other settings of the artifact section; needs --output",
     )
+    add_fill_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> CommandResult:
@@ -68,6 +70,9 @@ def run(args: argparse.Namespace) -> CommandResult:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
     path = args.output or target.run.artifact_path
+    if args.fill:
+        return fill_budget(args, target, spec, path)
+    check_only_filling(args)
     other = _not_the_runs(args, target, spec)
     if other or path.resolve() != target.run.artifact_path.resolve():
         refuse_run_artifact(path, other or f"packing {args.target}")

@@ -1,4 +1,4 @@
-"""Rounding with feedback along rows and along columns, and the steps that go with it (docs/techniques.md 11.8).
+"""Rounding with feedback along rows and along columns, and the steps that go with it (docs/techniques.md 11.10).
 
 The loss of an error E of a matrix is close to tr(G E H E') / (2 tr G), with H [C, C] and G [R, R] the mean products of
 the loss's gradient with itself over inputs and over outputs (Curvature). GPTQ knows H only and treats all outputs

@@ -1,4 +1,4 @@
-"""Codes on steps without clipping, for an entropy coder (docs/techniques.md 11.8).
+"""Codes on steps without clipping, for an entropy coder (docs/techniques.md 11.10).
 
 A weight is code * step * 2^(r / 8) * 2^(c / 8), with one step for the tensor and whole exponents r of its row and c of
 its column. With rounding `nearest` both are 0 and the step is `step` times the tensor's rms. With `gptq` c follows the
@@ -61,7 +61,7 @@ class Uniform:
 
     @property
     def stored_settings(self) -> Mapping[str, str | int]:
-        return {"method": self.method}
+        return {"method": self.method} | ({} if self.rounding == "nearest" else {"rounding": self.rounding})
 
     @property
     def needs_statistics(self) -> bool:

@@ -10,6 +10,7 @@ import brotli
 
 from shared.engine.registry import ENGINES
 from shared.script.emit import emit
+from shared.script.memory import recall, remember, source_hash
 from shared.script.reach import Reach
 from shared.script.rename import rename_locals
 from shared.spec import Spec, spec_to_short_toml
@@ -121,6 +122,15 @@ def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
     roots = [(entry, "main")]
     if engine in ENGINES:
         roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
+    key = source_hash(repr((roots, REPLACED, REQUIREMENTS)))
+    kept = recall(key)
+    if kept is None:
+        kept = _made(roots)
+        remember(key, *kept)
+    return kept
+
+
+def _made(roots: list[tuple[str, str]]) -> tuple[bytes, list[str]]:
     reach = Reach(roots, REPLACED)
     fixed = reach.keywords | reach.words
     parts = []

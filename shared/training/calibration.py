@@ -62,8 +62,13 @@ def calibrate_weights(
 
     Raises DataError where the spec asks for training text and it is missing.
     """
-    if not is_calibrated(spec):
-        return None
+    return make_calibration(engine, spec, weights, progress) if is_calibrated(spec) else None
+
+
+def make_calibration(
+    engine: str, spec: Spec, weights: Weights, progress: Progress = lambda done, total: None
+) -> Calibration:
+    """The calibration of weights, whether or not a tensor needs one. Raises as `calibrate_weights`."""
     text = open_training_text(spec) if spec.artifact.calibration.source == "train" else None
     windows = None if text is None else calibration_windows(spec, text)
     made, statistics = calibrate(make_ops(engine), spec, weights, windows, progress=progress)

@@ -11,7 +11,6 @@ from data.datasets import open_split
 from data.loader import Loader
 from data.selection import training_part
 from data.stream import SymbolStream, TrainingText
-from shared.errors import DataError
 from shared.model import reads_text
 from shared.model.bigrams import BIGRAM_SYMBOLS
 from shared.spec import Spec
@@ -55,18 +54,6 @@ def starting_text(spec: Spec, train: TrainingText | None = None) -> np.ndarray |
         return None
     text = train or open_training_text(spec)
     return text.read(0, min(BIGRAM_SYMBOLS, text.num_symbols))
-
-
-def training_windows(spec: Spec, symbols: int) -> tuple[np.ndarray, float]:
-    """Windows of the model's length at equal distances over the training text, int32 [N, T] of at least `symbols` in
-    all where the text has as many, and the text's bytes per symbol. Raises DataError if it is missing or too short."""
-    text, length = open_training_text(spec), spec.model.seq_len
-    count = min(-(-symbols // length), text.num_symbols // length)
-    if count == 0:
-        raise DataError(f"{text.name}: {text.num_symbols} symbols, shorter than a window of {length}")
-    starts = np.linspace(0, text.num_symbols - length, count).astype(np.int64).tolist()
-    windows = np.stack([text.read(start, length) for start in starts]).astype(np.int32)
-    return windows, text.num_bytes / text.num_symbols
 
 
 def open_sources(spec: Spec) -> Sources:

@@ -52,7 +52,7 @@ ARROWS = {
     "model": "errors spec ops quantisers",
     "optim": "spec ops model",
     "engine": "errors files imports spec data ops model optim",
-    "script": "spec engine",
+    "script": "files spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",

@@ -38,6 +38,17 @@ def test_gaussian_weights_have_the_entropy_that_is_predicted_and_a_tensor_of_les
     assert facts[other].code_bits == pytest.approx(facts[other].entropy_bits, rel=0.05)
 
 
+@pytest.mark.parametrize("settings", [("method=sd_clip", "clip_sd=10"), ("method=uniform", "step=0.4")])
+def test_steps_by_deviation_are_found_in_the_file(settings: tuple[str, ...]) -> None:
+    spec = load_spec("tiny", ["artifact.codec=range", *(f"artifact.matrix.{setting}" for setting in settings)])
+    weights = {
+        name: 7 * normal(seed, *value.shape) for seed, (name, value) in enumerate(random_weights(spec, 0).items())
+    }
+    facts = {each.name: each for each in inspect_artifact(unpack_bytes(pack_bytes(spec, weights)))}
+    found = facts["layers.0.mlp.up_proj.weight"]
+    assert found.entropy_bits == pytest.approx(found.gaussian_bits, abs=0.1)
+
+
 def test_the_histogram_is_symmetric_and_what_is_rare_shows() -> None:
     spec = load_spec("tiny")
     weights = random_weights(spec, 0)

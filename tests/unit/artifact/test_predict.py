@@ -15,10 +15,11 @@ from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features
+from shared.artifact.sizes import fitting_as_given
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
-from shared.model import initial_weights, parameter_manifest, random_weights
+from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec, stored_spec, with_overrides
 from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
@@ -181,3 +182,30 @@ def test_the_h100_preset_fills_the_budget_in_time() -> None:
 def test_no_steps_at_all_is_refused() -> None:
     with pytest.raises(ArtifactError, match="steps = 0"):
         predict_artifact_bytes(load_spec("tiny"), steps=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("method=sd_clip", "clip_sd=11.5"), ("method=uniform", "step=0.3"), ("method=clip_search", "bits=5")],
+    ids=lambda settings: settings[0],
+)
+@pytest.mark.parametrize("codec", ["brotli", "range"])
+def test_other_methods_are_predicted_for_gaussian_weights(settings: tuple[str, ...], codec: str) -> None:
+    overrides = [f"artifact.matrix.{setting}" for setting in settings]
+    spec = load_spec("tiny", ["model.model_dim=160", f"artifact.codec={codec}", *overrides])
+    generator = np.random.default_rng(0)
+    weights = {each.name: generator.standard_normal(each.shape, np.float32) for each in parameter_manifest(spec)}
+    packed, prediction = len(pack_bytes(spec, weights)), predict_artifact_bytes(spec)
+    # Trained weights have up to 0.2 bits less, which is what is predicted.
+    assert prediction.expected_bytes == pytest.approx(packed, rel=0.08)
+    assert 1.0 < prediction.high_bytes / prediction.low_bytes < 1.08
+
+
+def test_the_published_schemes_fit_and_more_fits_in_fewer_bits() -> None:
+    spec = load_spec("pr1855")
+    prediction = predict_artifact_bytes(spec)
+    limit = spec.budget.total_bytes - code_bytes("torch", spec)
+    assert prediction.high_bytes <= limit, f"{prediction.expected_bytes:,} of {limit:,}"
+    fitting = fitting_as_given(spec, limit)
+    assert fitting["as given"] > parameter_counts(spec)["total"]
+    assert fitting["int8"] < fitting["int6"] < fitting["int4"] and fitting["step 0.15"] < fitting["step 0.6"]

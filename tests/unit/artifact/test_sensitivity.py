@@ -8,7 +8,7 @@ import pytest
 from shared.artifact.sensitivity import Divergence, Sensitivity, measure_sensitivities, stored_error
 from shared.engine.package import make_scorer_of
 from shared.model import random_weights
-from shared.quantisers import InputStatistics, RowMax
+from shared.quantisers import Curvature, InputStatistics, RowMax
 from shared.spec import Spec, load_spec
 from tests.implementations import normal
 
@@ -65,3 +65,7 @@ def test_an_error_is_the_mean_squared_change_of_what_is_read() -> None:
     read = np.square(stored - weights).sum(axis=1)[[1, 1, 1, 4]].mean()
     assert stored_error(weights, stored, InputStatistics(reads=reads)) == pytest.approx(float(read), rel=1e-6)
     assert stored_error(weights, stored) == pytest.approx(float(np.square(stored - weights).sum()), rel=1e-6)
+    g = normal(2, 30, 6).astype(np.float64)
+    curved = InputStatistics(40, x.T @ x, curvature=Curvature(x.T @ x, g.T @ g))
+    moved = np.square(g @ (stored - weights).astype(np.float64) @ x.T).sum() / np.square(g).sum()
+    assert stored_error(weights, stored, curved) == pytest.approx(float(moved), rel=1e-6)

@@ -56,7 +56,7 @@ def test_the_cost_of_each_tensor_is_measured_and_nearly_adds_up(root: Path, cli:
     costs = {row["name"]: row["loss_bpb"] for row in document["tensors"]}
     assert all(cost >= 0.0 for cost in costs.values()) and document["summed_loss_bpb"] == sum(costs.values())
     assert document["loss_bpb"] == pytest.approx(document["summed_loss_bpb"], rel=0.3) and document["loss_bpb"] > 0
-    assert document["loss_symbols"] >= 1024 and document["loss_text"] == "toy"
+    assert document["loss_symbols"] >= 1024 and document["loss_text"] == "toy/train"
     assert "all together cost" in cli(*words).out
 
 

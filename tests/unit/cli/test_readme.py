@@ -53,6 +53,10 @@ RUNS = {
         "pack one",
         "pack one --set artifact.matrix.bits=8 --output eight.btw",
     ],
+    "pack RUN --fill --output FILE [--budget BYTES] [--minutes M]": [
+        "pack one --fill --output filled.btw --budget 140000 --minutes 0.2 --set artifact.calibration.windows=4"
+    ],
+    "inspect --sizes SPEC": ["inspect --sizes tiny"],
     "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect eight.btw"],
     "generate RUN|ARTIFACT --prompt TEXT": ["generate eight.btw --prompt Once --bytes 4"],
     "record RUN... [--output DIR]": ["record one --output records/mine"],

@@ -1,0 +1,99 @@
+"""Filling a budget: where the artifact ends, what is predicted of it, and what happens at both ends of the range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from shared.artifact import unpack_bytes
+from shared.artifact.fill import LANDING_BYTES, DoesNotFitError, Filler
+from shared.artifact.fill_model import Model, some_rows
+from shared.artifact.fill_search import Search, search
+from shared.artifact.sensitivity import Divergence, Sensitivity, stored_error
+from shared.artifact.statistics import input_statistics
+from shared.engine.package import make_scorer_of
+from shared.model import parameter_manifest, random_weights
+from shared.ops import NumpyOps
+from shared.quantisers import InputStatistics
+from shared.spec import QuantiserSpec, load_spec
+from shared.tolerances import PREDICTED_COST_REL
+
+SPEC = load_spec("tiny", ["model.model_dim=64", "model.num_layers=2", "training.compile=false"])
+WEIGHTS = random_weights(SPEC, 5)
+NAMES = [each.name for each in parameter_manifest(SPEC) if each.quantisation != "control" and len(each.shape) >= 2]
+WINDOWS = np.random.default_rng(3).integers(0, SPEC.vocabulary.size, (12, SPEC.model.seq_len)).astype(np.int32)
+
+
+def model_of(codec: str, *settings: Mapping[str, object]) -> Model:
+    """Every tensor may be stored by each of some settings."""
+    methods = [QuantiserSpec.model_validate(each) for each in settings]
+    statistics = input_statistics(NumpyOps(), SPEC, WEIGHTS, [WINDOWS])
+    return Model(SPEC, WEIGHTS, dict.fromkeys(NAMES, methods), statistics, codec)  # type: ignore[arg-type]
+
+
+def searched(model: Model, limit: int) -> Search:
+    return search(model, Divergence(make_scorer_of("numpy", SPEC), WEIGHTS, WINDOWS), limit, {"made": "here"})
+
+
+@pytest.fixture(scope="module")
+def uniform() -> Model:
+    return model_of("range", {"method": "row_max", "rounding": "gptq"}, {"method": "uniform", "rounding": "gptq"})
+
+
+def test_steps_end_just_below_the_limit_and_cost_what_is_predicted(uniform: Model) -> None:
+    limit = int(sum(WEIGHTS[name].size for name in NAMES) * 3.4 / 8)
+    found = searched(uniform, limit)
+    filled = found.filled
+    assert limit - LANDING_BYTES <= filled.artifact_bytes <= limit and not filled.is_finest
+    assert filled.predicted_nats == pytest.approx(found.together_nats, rel=PREDICTED_COST_REL)
+    artifact = unpack_bytes(filled.content)
+    assert artifact.spec == SPEC and artifact.header["extra"] == {"made": "here"}
+    assert {row["codec"] for row in artifact.header["sections"] if row["name"].endswith(".codes")} == {"range"}
+    for name, made in filled.stored.items():
+        assert artifact.tensors[name].storage.method == made.settings.method
+        np.testing.assert_array_equal(artifact.tensors[name].parts["codes"], made.tensor.parts["codes"])
+    bits = {name: made.bits / WEIGHTS[name].size for name, made in filled.stored.items()}
+    assert max(bits.values()) > min(bits.values()) + 0.5, "all tensors have the same bits, whatever they cost"
+
+
+def test_widths_land_by_pruning(uniform: Model) -> None:
+    model = model_of("brotli", {"method": "row_max"})
+    sensitivities = {name: Sensitivity(1.0, 1.0) for name in NAMES}
+    curves = {name: model.curves(name) for name in NAMES}
+    size = Filler(model, curves, 10**9).fill(sensitivities).artifact_bytes
+    limit = int(0.7 * size) + 17
+    filled = Filler(model, curves, limit).fill(sensitivities)
+    assert limit - LANDING_BYTES <= filled.artifact_bytes <= limit
+    assert len(unpack_bytes(filled.content).tensors) == len(WEIGHTS)
+
+
+def test_with_room_for_everything_it_stops_at_the_finest_settings(uniform: Model) -> None:
+    curves = {name: uniform.curves(name) for name in NAMES}
+    filler = Filler(uniform, curves, 10**9)
+    filled = filler.fill({name: Sensitivity(1.0, 1.0) for name in NAMES})
+    assert filled.is_finest and filler.encodings == 1
+    for name, made in filled.stored.items():
+        assert made.settings in [curve.settings(float(curve.values.min())) for curve in curves[name]] or (
+            made.settings.method == "row_max" and made.settings.bits == 8
+        )
+    with pytest.raises(DoesNotFitError) as error:
+        Filler(uniform, curves, 3000).fill({name: Sensitivity(1.0, 1.0) for name in NAMES})
+    smallest = error.value.smallest_bytes
+    assert 3000 < smallest < filled.artifact_bytes / 3 and f"{smallest:,}" in str(error.value)
+
+
+def test_some_rows_stand_for_all() -> None:
+    name = max(NAMES, key=lambda each: WEIGHTS[each].size)
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((512, 64)).astype(np.float32)
+    x = rng.standard_normal((100, 64))
+    statistics = InputStatistics(100, x.T @ x, rng.integers(0, 9, 512))
+    some, of_some = some_rows(weights, statistics, weights.size // 4)
+    assert some.shape == (128, 64) and of_some is not None and of_some.reads is not None
+    np.testing.assert_array_equal(some, weights[::4])
+    np.testing.assert_array_equal(of_some.reads, statistics.reads[::4])
+    whole, part = (stored_error(each, np.round(each), of) for each, of in ((weights, statistics), (some, of_some)))
+    assert 4 * part == pytest.approx(whole, rel=0.1)
+    assert some_rows(WEIGHTS[name], None, 10**9)[0] is WEIGHTS[name]

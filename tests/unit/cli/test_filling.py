@@ -1,0 +1,89 @@
+"""`bytetwin pack --fill` on a run: where it ends, what it says, and what it refuses; `inspect --sizes` beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.importing import import_dataset
+from shared.artifact import code_bytes, read_artifact
+from shared.artifact.fill import LANDING_BYTES
+from shared.runs.run_directory import RunDirectory
+from shared.spec import load_spec
+from shared.training.run import train_run
+from tests.command_line import CommandLine
+from tests.fake_training import SHORT, quiet_observer, tiny_spec
+
+QUICK = ("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8", "--minutes", 1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset `toy` and the finished run `first` on it."""
+    root = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
+        documents = [f"document {index}: {index * 7919 % 9973} words, or so they say.\n" for index in range(300)]
+        (root / "toy.jsonl").write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
+        import_dataset("toy", [root / "toy.jsonl"], heldout_frac=0.2)
+        spec = tiny_spec(*SHORT, "data.train=toy", "data.heldout=toy")
+        assert train_run(spec, "mlx", quiet_observer(), runs_dir=root, run_name="first").exit_status == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def datasets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
+
+
+def test_a_run_fills_a_budget(root: Path, tmp_path: Path, cli: CommandLine) -> None:
+    run, path = RunDirectory(root / "first"), tmp_path / "filled.btw"
+    code = code_bytes("mlx", run.read_spec())
+    budget = code + int(0.6 * run.artifact_path.stat().st_size)
+    words = ("pack", "first", "--runs-dir", root, "--fill", "--budget", budget, "--output", path, *QUICK)
+    document = cli.document(*words)
+    assert budget - LANDING_BYTES <= document["total_bytes"] <= budget and document["fits"]
+    assert document["artifact_bytes"] == path.stat().st_size == document["total_bytes"] - document["code_bytes"]
+    assert document["code_bytes"] == pytest.approx(code, rel=0.01)
+    assert document["predicted_loss_bpb"] > 0 and document["measured_symbols"] > 0
+    artifact = read_artifact(path)
+    assert artifact.info.sha256 == document["sha256"]
+    assert artifact.header["extra"]["fill"] == {"limit_bytes": budget}
+    assert artifact.header["extra"]["calibration"]["source"] == "train"
+    rows = {row["name"]: row["settings"] for row in document["tensors"]}
+    for name, settings in rows.items():
+        stored = artifact.tensors[name].storage.stored_settings
+        assert {key: settings[key] for key in stored} == dict(stored)
+    assert cli.document("inspect", path)["artifact_bytes"] == document["artifact_bytes"]
+
+
+def test_what_does_not_fit_is_one_line_and_status_1(root: Path, tmp_path: Path, cli: CommandLine) -> None:
+    budget = code_bytes("mlx", RunDirectory(root / "first").read_spec()) + 1000
+    path = tmp_path / "none.btw"
+    done = cli("pack", "first", "--runs-dir", root, "--fill", "--budget", budget, "--output", path, *QUICK)
+    assert done.status == 1 and done.out == "" and "nothing fits" in done.told and not path.exists()
+
+
+def test_filling_is_refused_where_it_makes_no_sense(root: Path, tmp_path: Path, cli: CommandLine) -> None:
+    words = ("pack", "first", "--runs-dir", root)
+    assert "pack --fill needs --output with another file" in cli.refusal(*words, "--fill")
+    out = ("--output", tmp_path / "x.btw")
+    assert "the code alone takes" in cli.refusal(*words, "--fill", "--budget", 1000, *out)
+    assert "--budget is for --fill" in cli.refusal(*words, "--budget", 10**6)
+    assert "must not be none" in cli.refusal(*words, "--fill", *out, "--set", "artifact.calibration.source=none")
+
+
+def test_the_size_table_tells_what_fits(cli: CommandLine) -> None:
+    small = cli.document("inspect", "--sizes", "tiny")
+    assert small["fits"] and small["fitting_parameters"]["int4"] > small["fitting_parameters"]["int8"]
+    sizes = {row["shape"]: row["artifact_bytes"] for row in small["shapes"]}
+    given = next(each for shape, each in sizes.items() if shape.endswith("as given"))
+    assert given["int8"] > given["int6"] > given["int4"] and given["step 0.15"] > given["step 0.6"]
+    assert len(sizes) > 4 and given["as given"] == given["int6"]
+    limit = load_spec("tiny").budget.total_bytes - small["code_bytes"]
+    assert small["fitting_parameters"]["int6"] > limit  # less than a byte for each
+    done = cli("inspect", "--sizes", "tiny", "--set", "budget.total_bytes=110000")
+    assert done.status == 1 and "parameters that fit" in done.out and "(0." in done.out
+    assert "name a RUN or an ARTIFACT" in cli.refusal("inspect", "tiny", "--sizes", "tiny")
