@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from shared.spec.base import (
     MAX_BATCH,
@@ -24,6 +24,7 @@ from shared.spec.qat import QatSpec
 
 # What the spec's author writes for micro-batches that fit the device.
 AUTO = "auto"
+MICRO_BATCH_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_BATCH}, {"const": AUTO}]}
 
 
 class TrainingSpec(Section):
@@ -44,7 +45,7 @@ class TrainingSpec(Section):
         "training text",
     )
     batch_symbols: Batch = Field(description="symbols in one global batch; a multiple of model.seq_len")
-    micro_batch_symbols: Annotated[int, Field(ge=0, le=MAX_BATCH)] = Field(
+    micro_batch_symbols: Annotated[int, Field(ge=0, le=MAX_BATCH), WithJsonSchema(MICRO_BATCH_SCHEMA)] = Field(
         description='most symbols in one forward pass; default batch_symbols. "auto", stored as 0 in a spec: as many '
         "as the memory of the device holds by estimate, chosen when a run starts and recorded in it"
     )
