@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from shared.errors import RunError
+
+# Where torch looks for what an earlier process compiled, and Triton for its kernels.
+CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "torch", "TRITON_CACHE_DIR": "triton"}
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what is compiled in a folder, for later processes; where a user has named another, that one stays."""
+    for variable, name in CACHE_VARIABLES.items():
+        os.environ.setdefault(variable, str((folder / name).absolute()))
 
 
 def compiled(function: Callable, what: str) -> Callable:

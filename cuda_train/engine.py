@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,17 +13,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
 from cuda_train.compiling import compiled
+from cuda_train.joined import Joined
 from cuda_train.ops import make_ops
+from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
 from shared.engine.protocol import StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
-from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise, squared_norms
+from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise
 from shared.spec import Spec
 
 Arrays = dict[str, torch.Tensor]
+
+# 0: launch the kernels of a step one by one, to debug or to compare.
+GRAPHS_VARIABLE = "BYTETWIN_CUDA_GRAPHS"
 
 
 class TrainingEngine(EngineState):
@@ -36,11 +43,17 @@ class TrainingEngine(EngineState):
         super().__init__(spec, model, make_ops(), ranks or OneRank())
         self._device = device.default_device()
         self._set_products()
+        self._joined = Joined(spec)
+        # Recorded steps by stage and shape of the batch. Ranks exchange gradients while they launch kernels.
+        self._graphs: dict[tuple[int, tuple[int, ...]], StepGraph] = {}
+        self._graph_pool: Any = None
+        alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
+        self._records = device.on_gpu() and spec.training.compile and alone and wanted
         self._loss = _Loss(self)
         self.params = self._loss.named
         self._ranked_loss = self._with_ranks(self._loss)
         self._losses = self._compile(self._ranked_loss, "the training loss")
-        self._update = self._compile(self._update_in_place, "the optimizer step")
+        self._update = self._compile(self._updated_joints, "the optimizer step")
         self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score")
         self._log_probs = self._compile(
             lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
@@ -49,19 +62,26 @@ class TrainingEngine(EngineState):
     def warm_up(self, x: np.ndarray) -> None:
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
-        for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
+        every = warm_up_numbers(self.spec, HYPERPARAMETERS)
+        for numbers in every:
             self.train_step(x, numbers)
         with torch.no_grad():
             for value, kept in zip(self._tensors(), before, strict=True):
                 value.copy_(kept)
+        if self._records:
+            for numbers in every:
+                self._record(np.ascontiguousarray(x, np.int32), numbers)
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
+        x = np.ascontiguousarray(x, np.int32)
         with distributed.contact(self.ranks.rank):
-            loss = self._backward(x, numbers)
-            with torch.no_grad():
-                scalars = self._on_device(numbers.optimizer)
-                squares = self._update(self.params, self._gradients(), self.state, scalars)
-                read = device.read_later(torch.cat([loss.reshape(1), squares]))
+            graph = self._graphs.get((numbers.stage, x.shape))
+            if graph is not None:
+                self._set_products()
+                read = device.read_later(graph.replay(x, numbers))
+            else:
+                optimizer = self._on_device(numbers.optimizer)
+                read = device.read_later(self._updated(self._backward(x, numbers), optimizer))
         return lambda: self._checked(read())
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
@@ -92,6 +112,30 @@ class TrainingEngine(EngineState):
             for name, value in weights.items():
                 self.params[name].copy_(self.ops.asarray(value))
         self.state = self._to_device(state)
+        self._graphs.clear()  # They change the state that was there before.
+
+    def use_symbol_weights(self, weights: np.ndarray) -> None:
+        super().use_symbol_weights(weights)
+        self._graphs.clear()
+
+    def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
+        """Record the step of a stage on batches of x's shape, unless that is done."""
+        key = (numbers.stage, x.shape)
+        if key in self._graphs:
+            return
+        shares = [(share, len(part)) for share, part in micro_batches(self.spec, x)]
+
+        def step(symbols: torch.Tensor, run: Arrays, optimizer: Arrays) -> torch.Tensor:
+            parts = symbols.split([rows for _, rows in shares])
+            shared_out = [(share, part) for (share, _), part in zip(shares, parts, strict=True)]
+            return self._updated(self._backward_of(shared_out, str(numbers.stage), run), optimizer)
+
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        # What the steps so far have used is free, but in another pool: both together may not fit.
+        self._forget_gradients()
+        torch.cuda.empty_cache()
+        self._graphs[key] = StepGraph(step, x, numbers, self._graph_pool)
 
     def _tensors(self) -> list[torch.Tensor]:
         """Everything a step changes."""
@@ -108,29 +152,56 @@ class TrainingEngine(EngineState):
 
     def _on_device(self, numbers: Mapping[str, float]) -> Arrays:
         """Numbers as float32 scalars on the device, in one transfer."""
+        if not numbers:
+            return {}
         return dict(zip(numbers, device.to_device(np.array(list(numbers.values()), np.float32)), strict=True))
 
-    def _backward(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
-        """Mean nats of the batch; the gradient of its training loss is in `_gradients` afterwards.
+    def _updated(self, loss: torch.Tensor, optimizer: Arrays) -> torch.Tensor:
+        """[loss, squared norm of each gradient], after the update in place by the gradients."""
+        with torch.no_grad():
+            grads, joined = self._gradients(), self._joined
+            norms = torch.stack(torch._foreach_norm(list(grads.values())))
+            squares = norms * norms
+            state = joined.join_state(self.state)
+            new = self._update(joined.join(self.params), joined.join(grads), state, squares.sum().sqrt(), optimizer)
+            joined.write(new[0], self.params)
+            joined.write(new[1], self.state)
+            return torch.cat([loss.reshape(1), squares])
 
-        x is this rank's share of the batch. One micro-batch after the other; ranks exchange gradients in the backward
-        pass of the last one.
+    def _updated_joints(
+        self, params: Arrays, grads: Arrays, state: Arrays, norm: torch.Tensor, hyper: Arrays
+    ) -> tuple[Arrays, Arrays]:
+        """New (parameters, state), joined."""
+        shared_out = distributed.shared_orthogonalise if self.ranks.world_size > 1 else orthogonalise
+        groups = self._joined.groups
+        return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper, shared_out, groups)
+
+    def _backward(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
+        """Mean nats of this rank's share of the batch; the gradient of its training loss is in `_gradients` then."""
+        parts = [(share, self._symbols(part)) for share, part in micro_batches(self.spec, x)]
+        return self._backward_of(parts, str(numbers.stage), self._on_device(numbers.run))
+
+    def _backward_of(self, parts: Sequence[tuple[float, torch.Tensor]], stage: str, run: Arrays) -> torch.Tensor:
+        """`_backward` of micro-batches, each with its share.
+
+        One comes after the other; ranks exchange gradients in the backward pass of the last one. `stage` is a string,
+        which torch.compile treats as a constant: it makes one graph for each.
         """
         self._set_products()
-        for value in self.params.values():
-            value.grad = None
-        # The stage as a string, which torch.compile treats as a constant: it makes one graph for each.
-        stage, run = str(numbers.stage), (self._on_device(numbers.run) if numbers.run else {}) | self.tables
-        parts = list(micro_batches(self.spec, x))
+        self._forget_gradients()
         total = torch.zeros((), device=self._device)
         for index, (share, part) in enumerate(parts):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
                     stack.enter_context(self._ranked_loss.no_sync())
-                loss, nats = self._losses(self._symbols(part), stage, run)
+                loss, nats = self._losses(part, stage, run | self.tables)
                 (share * loss).backward()
             total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)
+
+    def _forget_gradients(self) -> None:
+        for value in self.params.values():
+            value.grad = None
 
     def _set_products(self) -> None:
         """Multiply as this spec says: torch has one setting for the process, and other engines may have changed it."""
@@ -138,19 +209,6 @@ class TrainingEngine(EngineState):
 
     def _gradients(self) -> Arrays:
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}
-
-    def _update_in_place(self, params: Arrays, grads: Arrays, state: Arrays, hyper: Arrays) -> torch.Tensor:
-        """One optimizer step; returns the squared norm of each gradient."""
-        shared_out = distributed.shared_orthogonalise if self.ranks.world_size > 1 else orthogonalise
-        trained = {name: params[name] for name in self.trained}
-        squares = squared_norms(self.ops, grads)
-        norm = torch.sqrt(squares.sum())
-        new_params, new_state = optimizer_step(self.ops, self.spec, trained, grads, state, norm, hyper, shared_out)
-        for name, value in new_params.items():
-            params[name].copy_(value)
-        for name, value in new_state.items():
-            state[name].copy_(value)
-        return squares
 
     def _with_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
         """The loss as a module. Its backward pass averages gradients over the ranks, bucket by bucket while it runs."""

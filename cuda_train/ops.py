@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
+from shared.ops.composed import ComposedOps
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -21,18 +22,13 @@ ROTATION_POSITIONS = 1024
 SHORT_SEQUENCE = 16
 
 
-class TorchOps:
+class TorchOps(ComposedOps):
     """Array operations in torch on one device; definitions in shared.ops.protocol."""
 
     name = "torch"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._fused_cross_entropy = None
-        if device.type == "cuda" and triton_is_installed():
-            from cuda_train.kernels import softcapped_cross_entropy as kernel
-
-            self._fused_cross_entropy = kernel
 
     def asarray(self, values: np.ndarray) -> torch.Tensor:
         values = np.asarray(values)
@@ -90,8 +86,6 @@ class TorchOps:
         return self.linear(F.leaky_relu(self.linear(x, up), negative_slope).square(), down)
 
     def softcapped_cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
-        if self._fused_cross_entropy is not None and self._fused_cross_entropy.can_fuse(logits):
-            return self._fused_cross_entropy.softcapped_cross_entropy(logits, targets, softcap)
         capped = softcap * torch.tanh(logits.float() / softcap)
         nats = F.cross_entropy(capped.flatten(0, -2), targets.flatten().long(), reduction="none")
         return nats.reshape(targets.shape)
@@ -251,5 +245,14 @@ def _cached_rotation_table(
 
 
 def make_ops() -> TorchOps:
-    """The operations on the first GPU, or on the CPU."""
-    return TorchOps(default_device())
+    """The operations on the first GPU, with Triton's kernels where Triton is installed, or on the CPU."""
+    return ops_for(default_device())
+
+
+def ops_for(device: torch.device) -> TorchOps:
+    """The operations on a device."""
+    if device.type == "cuda" and triton_is_installed():
+        from cuda_train.fused_ops import FusedTorchOps
+
+        return FusedTorchOps(device)
+    return TorchOps(device)

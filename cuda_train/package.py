@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cuda_train.compiling import keep_compiled
 from cuda_train.device import device_facts, float32_products, matrix_product_flops_per_s
 from cuda_train.distributed import connect
 from cuda_train.engine import TrainingEngine
@@ -29,4 +30,5 @@ PACKAGE = EnginePackage(
     connect=connect,
     make_profiler=make_profiler,
     launch=launch,
+    keep_compiled=keep_compiled,
 )

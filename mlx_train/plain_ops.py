@@ -9,12 +9,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_train.table_gradient import read_rows
+from shared.ops.composed import ComposedOps
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
-class MLXOps:
+class MLXOps(ComposedOps):
     """Array operations in MLX; definitions in shared.ops.protocol."""
 
     name = "mlx"

@@ -21,6 +21,9 @@ from shared.spec import QuantiserSpec, Spec
 SECOND_LOOK_FRAC = 0.95
 """The tensors with the most predicted loss, this share of it in all, are measured again as they were chosen."""
 
+MOST_LOOKS, CLOSE_FRAC = 3, 0.15
+"""So often, unless less than this share of the cost of the whole is missing in the sum over tensors."""
+
 PROBING_FRAC = 0.4
 """The share of the time that measuring sensitivities may take. Where it would take more, fewer windows are read."""
 
@@ -88,15 +91,23 @@ def search(
     )
     filler = Filler(model, curves, limit_bytes, extra, lambda size: progress(0, 0, f"encoded {size:,} bytes"))
     filled = filler.fill(sensitivities, begin + seconds)
-    if not filled.is_finest and time.monotonic() < begin + seconds / 2:
+    for _ in range(MOST_LOOKS):
+        if filled.is_finest or time.monotonic() > begin + seconds / 2:
+            break
         matter = _most_of(filled.nats, SECOND_LOOK_FRAC)
         chosen = {name: decoded(filled.stored[name].tensor) for name in matter}
         sensitivities |= measure_sensitivities(
             divergence, chosen, model.statistics, lambda done, total: progress(done, total, "measuring the choice")
         )
         filled = filler.fill(sensitivities, begin + seconds)
-    whole = {name: decoded(made.tensor) for name, made in filled.stored.items()}
-    return Search(filled, sensitivities, divergence.of(whole), divergence.symbols, filler.encodings)
+        if filled.predicted_nats >= (1.0 - CLOSE_FRAC) * _together(divergence, filled):
+            break
+    return Search(filled, sensitivities, _together(divergence, filled), divergence.symbols, filler.encodings)
+
+
+def _together(divergence: Divergence, filled: Filled) -> float:
+    """What all tensors cost together."""
+    return divergence.of({name: decoded(made.tensor) for name, made in filled.stored.items()})
 
 
 def _affordable(divergence: Divergence, passes: int, seconds: float) -> Divergence:

@@ -18,7 +18,7 @@ from shared.cli.command import (
     spec_from_arguments,
     write_document,
 )
-from shared.engine.package import engine_package
+from shared.engine.package import engine_package, keep_compiled
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.ask_rows import check_row_names
 from shared.runs.scaling_curve import read_curve
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     check_row_names(args.force)
     fit = read_curve(args.fit) if args.fit else None
     engine = args.engine or preferred_engine()
+    keep_compiled(engine, args.runs_dir)
     facts = engine_package(engine).device_facts()
     gpus = len(facts.names) if facts.kind == "gpu" else 1
     ranks = args.nodes * gpus if args.ranks is None else args.ranks

@@ -24,7 +24,7 @@ from shared.cli.command import (
     spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine.package import available_engines, engine_package
+from shared.engine.package import available_engines, engine_package, keep_compiled
 from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.errors import UserError
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.ranks is not None and not is_launched():
         return _launch(args)
     engine_name = args.engine or default_training_engine()
+    keep_compiled(engine_name, args.runs_dir)
     ranks = engine_package(engine_name).connect()
     if ranks.rank > 0:
         follow_run(spec, engine_name, ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.engine.device_facts import DeviceFacts, Multiplied
 from shared.engine.oracle import Oracle
@@ -17,6 +18,9 @@ from shared.imports import import_by_name
 from shared.model import Forward, forward
 from shared.ops import NumpyOps, Ops
 from shared.spec import Spec
+
+# Of a folder of runs. No name of a run begins with a dot.
+COMPILED_FOLDER = ".compiled"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class EnginePackage:
     # Trains with several processes: (command line after `train`, --ranks, --port) to an exit status. None where the
     # engine's registration names another launcher.
     launch: Callable[[Sequence[str], str, int | None], int] | None = None
+    # Keeps what this process compiles in a folder, and uses what is there. None where compiling takes no time.
+    keep_compiled: Callable[[Path], None] | None = None
 
 
 def available_engines() -> list[str]:
@@ -61,6 +67,13 @@ def engine_package(name: str) -> EnginePackage:
         )
     package: EnginePackage = import_by_name(f"{engine.package}.package").PACKAGE
     return package
+
+
+def keep_compiled(name: str, runs_dir: Path) -> None:
+    """Let the named engine keep what it compiles beside the runs: what `preflight` compiled is ready in training."""
+    keep = engine_package(name).keep_compiled
+    if keep is not None:
+        keep(runs_dir / COMPILED_FOLDER)
 
 
 def create_engine(name: str, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> Engine:

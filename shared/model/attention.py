@@ -8,27 +8,22 @@ from shared.ops import Array, Ops
 
 
 def attend(layer: Layer, x_BTD: Array) -> Array:
-    """Causal attention of x, [B, T, D]: per-head norm, then RoPE, then the query gain, then softmax."""
+    """Causal attention of x, [B, T, D]: per-head norm, then RoPE, then the query gain, then softmax; times the block's
+    scale."""
     ops, shape, addons = layer.ops, layer.shape, layer.shape.attention
     batch, time, _ = x_BTD.shape
-
-    def heads(name: str, count: int) -> Array:
-        return layer.linear(name, x_BTD).reshape((batch, time, count, shape.head_dim))
-
-    q_BTHC = layer.rms_norm(heads("attn.q_proj", shape.num_heads))
-    k_BTGC = layer.rms_norm(heads("attn.k_proj", shape.num_kv_heads))
-    v_BTGC = _values(layer, heads("attn.v_proj", shape.num_kv_heads))
-    if addons.rope_dims:
-        base = rope_base(layer.model.rope_base, addons, time)
-        q_BTHC = _rotated(ops, q_BTHC, addons.rope_dims, base)
-        k_BTGC = _rotated(ops, k_BTGC, addons.rope_dims, base)
-    q_BTHC = q_BTHC * layer.control("attn.q_gain", q_BTHC)[:, None]
+    weights = [layer.weight(f"attn.{name}") for name in ("q_proj", "k_proj", "v_proj")]
+    base = rope_base(layer.model.rope_base, addons, time)
+    gain = layer.control("attn.q_gain")
+    q_BTHC, k_BTGC, v_BTGC = ops.attention_inputs(x_BTD, weights, gain, addons.rope_dims, base, layer.model.norm_eps)
+    v_BTGC = _values(layer, v_BTGC)
     y_BTHC = _read(layer, q_BTHC, k_BTGC, v_BTGC)
     if addons.exclusive:
         y_BTHC = without_own_value(ops, y_BTHC, v_BTGC, layer.model.norm_eps)
     if addons.output_gate != "none":
         y_BTHC = y_BTHC * _output_gate(layer, x_BTD)[..., None]
-    return layer.linear("attn.o_proj", y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim)))
+    y_BTD = y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim))
+    return layer.gained_linear("attn.o_proj", "attn.scale", y_BTD)
 
 
 def rope_base(base: float, addons: AttentionAddons, positions: int) -> float:
@@ -63,13 +58,6 @@ def _values(layer: Layer, v_BTGC: Array) -> Array:
     if addons.gives_values and context.first_values is None:
         context.first_values = v_BTGC
     return v_BTGC
-
-
-def _rotated(ops: Ops, x_BTHC: Array, dims: int, base: float) -> Array:
-    """RoPE on the first `dims` features of every head of x."""
-    if dims == x_BTHC.shape[-1]:
-        return ops.rope(x_BTHC, base)
-    return ops.concatenate([ops.rope(x_BTHC[..., :dims], base), x_BTHC[..., dims:]], axis=-1)
 
 
 def _read(layer: Layer, q_BTHC: Array, k_BTGC: Array, v_BTGC: Array) -> Array:

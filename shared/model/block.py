@@ -11,14 +11,20 @@ from shared.model.layer import Layer
 from shared.model.mamba2 import mamba2
 from shared.ops import Array
 
-# What mixes the positions of a block.
-MIXERS = {"attention": attend, "mamba2": mamba2, "gated_delta": gated_delta}
+# What mixes the positions of a block in place of attention.
+MIXERS = {"mamba2": mamba2, "gated_delta": gated_delta}
 
 
-def run_block(layer: Layer, x_BTD: Array) -> Array:
-    """One pre-norm block: h = x + a * Attention(rms(x)); h + m * MLP(rms(h))."""
-    x_BTD = x_BTD + attention_branch(layer, x_BTD)
-    return x_BTD + mlp_branch(layer, x_BTD)
+def run_block(
+    layer: Layer, x_BTD: Array, added: Array | None = None, first: Array | None = None, mix: Array | None = None
+) -> tuple[Array, Array]:
+    """One pre-norm block as two summands, which the next norm adds: h = x + a * Attention(rms(x)) and m * MLP(rms(h)).
+
+    x is `x_BTD` with what else is `added` to it, mixed with `first` where the block has a mix.
+    """
+    x_BTD, normalised = _entered(layer, x_BTD, added, first, mix)
+    h_BTD, normalised = _entered(layer, x_BTD, _mixer(layer, normalised))
+    return h_BTD, _mlp(layer, normalised)
 
 
 def palm_block(layer: Layer, x_BTD: Array) -> Array:
@@ -40,20 +46,29 @@ def two_lane_block(layer: Layer, lanes: tuple[Array, Array], attention_input: Ar
 
 def attention_branch(layer: Layer, x_BTD: Array) -> Array:
     """a * Attention(rms(x)), with the learned scale a [D]; or the layer's other mixer in place of attention."""
-    mixer = layer.shape.mixer
-    mixed_BTD = MIXERS[mixer](layer, _normalised(layer, x_BTD))
-    return layer.control("attn.scale" if mixer == "attention" else f"{mixer}.scale", x_BTD) * mixed_BTD
+    return _mixer(layer, _entered(layer, x_BTD)[1])
 
 
 def mlp_branch(layer: Layer, x_BTD: Array) -> Array:
     """m * MLP(rms(x)), with the learned scale m [D]."""
-    up_FD, down_DF = layer.weight("mlp.up_proj"), layer.weight("mlp.down_proj")
-    slope = layer.model.mlp_negative_slope
-    mlp_BTD = layer.ops.leaky_relu_squared_mlp(_normalised(layer, x_BTD), up_FD, down_DF, slope)
-    return layer.control("mlp.scale", x_BTD) * mlp_BTD
+    return _mlp(layer, _entered(layer, x_BTD)[1])
 
 
-def _normalised(layer: Layer, x_BTD: Array) -> Array:
-    """rms(x), times the block's norm scale where it has one."""
-    normalised = layer.rms_norm(x_BTD)
-    return normalised if layer.shape.norm_scale == 1.0 else layer.shape.norm_scale * normalised
+def _mixer(layer: Layer, normalised: Array) -> Array:
+    mixer = layer.shape.mixer
+    if mixer == "attention":
+        return attend(layer, normalised)
+    return layer.control(f"{mixer}.scale", normalised) * MIXERS[mixer](layer, normalised)
+
+
+def _mlp(layer: Layer, normalised: Array) -> Array:
+    up_FD, down_DF, scale = layer.weight("mlp.up_proj"), layer.weight("mlp.down_proj"), layer.control("mlp.scale")
+    return layer.ops.gained_mlp(normalised, up_FD, down_DF, layer.model.mlp_negative_slope, scale)
+
+
+def _entered(
+    layer: Layer, x_BTD: Array, added: Array | None = None, first: Array | None = None, mix: Array | None = None
+) -> tuple[Array, Array]:
+    """(the sum that enters a half of the block, its norm times the block's norm scale where it has one)."""
+    x_BTD, normalised = layer.ops.residual_norm(x_BTD, added, first, mix, layer.model.norm_eps)
+    return x_BTD, normalised if layer.shape.norm_scale == 1.0 else layer.shape.norm_scale * normalised

@@ -53,10 +53,11 @@ def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Ar
         previous = ops.linear(ops.concatenate(earlier, axis=-1), params["decoder.context_proj.weight"])
     previous = ops.rms_norm(previous, model.norm_eps)
     z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h_BND)
+    mlp: Array | None = None
     for index in range(model.decoder.num_layers):
-        z = run_block(decoder_layer(ops, model, params, index), z)
+        z, mlp = run_block(decoder_layer(ops, model, params, index), z, mlp)
     head = params["decoder.embed.weight"] if model.tie_embeddings else params["head.weight"]
-    return ops.linear(ops.rms_norm(z, model.norm_eps), head)
+    return ops.linear(ops.residual_norm(z, mlp, None, None, model.norm_eps)[1], head)
 
 
 def _mlp_heads(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array) -> Array:

@@ -47,6 +47,10 @@ class Layer:
         """x [..., in] through the matrix `name`: [..., out]."""
         return self.ops.linear(x, self.params[f"{self.prefix}.{name}.weight"])
 
+    def gained_linear(self, name: str, gain: str, x: Array) -> Array:
+        """x [..., in] through the matrix `name`, times the gain [out] of that name: [..., out]."""
+        return self.ops.gained_linear(x, self.weight(name), self.control(gain))
+
     def rms_norm(self, x: Array) -> Array:
         """x / rms(x) over the last axis."""
         return self.ops.rms_norm(x, self.model.norm_eps)

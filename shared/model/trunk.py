@@ -25,27 +25,43 @@ def run_trunk(
     context = context or TrunkContext()
     kept: list[Array] = []
     lanes: Lanes = (x0_BND,)
+    added: Array | None = None
     for step in layer_order(model):
         layer = trunk_layer(ops, model, params, step.layer, context)
         if step.skip is not None:
-            lanes = (_with_skip(layer, step.skip, lanes[0], kept.pop()), *lanes[1:])
-        lanes = _gated(layer, step, lanes, _run_layer(layer, lanes, x0_BND))
+            first, *rest = _summed(lanes, added)
+            lanes, added = (_with_skip(layer, step.skip, first, kept.pop()), *rest), None
+        if _is_gated(layer, step):
+            before = _summed(lanes, added)
+            lanes, added = _gated(layer, step, before, _summed(*_run_layer(layer, before, None, x0_BND))), None
+        else:
+            lanes, added = _run_layer(layer, lanes, added, x0_BND)
         if step.keeps_output:
+            lanes, added = _summed(lanes, added), None
             kept.append(_merged(lanes))
-    return ops.rms_norm(_merged(lanes), model.norm_eps)
+    _, outputs_BND = ops.residual_norm(_merged(lanes), added, None, None, model.norm_eps)
+    return outputs_BND
 
 
-def _run_layer(layer: Layer, lanes: Lanes, x0_BND: Array) -> Lanes:
-    """The lanes after one layer, in the form that the spec gives it."""
+def _run_layer(layer: Layer, lanes: Lanes, added: Array | None, x0_BND: Array) -> tuple[Lanes, Array | None]:
+    """(the lanes after one layer, in the form that the spec gives it; what is still to be added to the only lane)."""
+    mix = layer.control("resid_mix") if layer.model.resid_mix else None
+    if layer.shape.parallel == "off":
+        x_BND, mlp_BND = run_block(layer, lanes[0], added, None if mix is None else x0_BND, mix)
+        return (x_BND,), mlp_BND
+    lanes = _summed(lanes, added)
     x_BND = lanes[0]
-    if layer.model.resid_mix:
-        mix = layer.control("resid_mix", x_BND)
+    if mix is not None:
+        mix = layer.ops.cast_like(mix, x_BND)
         x_BND = mix[0] * x_BND + mix[1] * x0_BND
     if layer.shape.parallel == "two_lane":
-        return two_lane_block(layer, (lanes[0], lanes[-1]), x_BND)
-    if layer.shape.parallel == "palm":
-        return (palm_block(layer, x_BND),)
-    return (run_block(layer, x_BND),)
+        return two_lane_block(layer, (lanes[0], lanes[-1]), x_BND), None
+    return (palm_block(layer, x_BND),), None
+
+
+def _summed(lanes: Lanes, added: Array | None) -> Lanes:
+    """The lanes with what is still to be added to the only one."""
+    return lanes if added is None else (lanes[0] + added,)
 
 
 def _with_skip(layer: Layer, number: int, x_BND: Array, kept_BND: Array) -> Array:
@@ -58,11 +74,13 @@ def _with_skip(layer: Layer, number: int, x_BND: Array, kept_BND: Array) -> Arra
     return entering + gate * (x_BND - entering)
 
 
+def _is_gated(layer: Layer, step: LayerStep) -> bool:
+    return layer.model.loop.gates and step.extra_pass > 0
+
+
 def _gated(layer: Layer, step: LayerStep, before: Lanes, after: Lanes) -> Lanes:
-    """before + g (after - before) in a gated extra pass, g the learned gate times the run's ramp; else `after`."""
+    """before + g (after - before) in a gated extra pass, g the learned gate times the run's ramp."""
     loop, params = layer.model.loop, layer.params
-    if not loop.gates or step.extra_pass == 0:
-        return after
     gate = params["loop.gates"][step.extra_pass - 1, step.layer - loop.first_layer]
     if LOOP_RAMP in params:
         gate = gate * params[LOOP_RAMP]

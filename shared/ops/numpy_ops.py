@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shared.ops.composed import ComposedOps
 from shared.ops.noise import mixed
 
 
-class NumpyOps:
+class NumpyOps(ComposedOps):
     """`shared.ops.Ops` in float64; dtype arguments are ignored."""
 
     name = "numpy"

@@ -153,3 +153,28 @@ class Ops(Protocol):
         u is uniform in [0, 1), the top 24 of the 32 bits of shared.ops.noise.mixed(counter, salt, index of the
         element), the same in every implementation. `counter`: a scalar that holds a whole number below 2^24.
         """
+
+    # Made of the ones above, in shared.ops.composed; an engine may fuse them.
+
+    def gained_linear(self, x: Array, weight: Array, gain: Array) -> Array:
+        """gain [out] times `linear(x, weight)`."""
+
+    def gained_mlp(self, x: Array, up: Array, down: Array, negative_slope: float, gain: Array) -> Array:
+        """gain [D] times `leaky_relu_squared_mlp`."""
+
+    def residual_norm(
+        self, x: Array, added: Array | None, first: Array | None, mix: Array | None, eps: float
+    ) -> tuple[Array, Array]:
+        """(s, rms_norm(s)) of s = mix[0] (x + added) + mix[1] first, all [..., D] and mix [2, D].
+
+        Without `added` nothing is added; without `mix`, and so without `first`, s is the sum alone.
+        """
+
+    def attention_inputs(
+        self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> tuple[Array, Array, Array]:
+        """q [B, T, H, C], k and v [B, T, G, C] of x [B, T, D] by weights ([H C, D], [G C, D], [G C, D]).
+
+        Each head of q and k is normalised and its first `rope_dims` features are rotated; the H heads of q are
+        multiplied by gain [H].
+        """

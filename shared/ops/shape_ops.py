@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from shared.ops.composed import ComposedOps
 from shared.ops.shaped import Products, Shaped, Storage, ancestors, elementwise, in_order, in_order_of, made, product
 
 # Bytes of an element. Integers are int32.
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
-class ShapeOps:
+class ShapeOps(ComposedOps):
     """`shared.ops.Ops` over `Shaped`. Adds up the operations of the products that are made in `forward`, and notes the
     largest logits and attention scores, in float32, in `logits_bytes` and `scores_bytes`. `keeps_scores`: the gradient
     of attention reads its scores, of which plain causal attention makes half."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shared.ops.composed import ComposedOps
 from shared.ops.protocol import Array, Ops
 
 
-class WrappedOps:
-    """Passes every operation on to `ops`. A subclass defines those that it watches or changes."""
+class WrappedOps(ComposedOps):
+    """Passes every operation on to `ops`, composed ones as the operations they are made of. A subclass defines those
+    that it watches or changes."""
 
     def __init__(self, ops: Ops, params: Mapping[str, Array] | None = None) -> None:
         self.ops = ops

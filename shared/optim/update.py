@@ -77,6 +77,11 @@ def partition_parameters(spec: Spec, parts: int) -> list[list[str]]:
     return [[parameter.name for parameter in manifest if owner[parameter.name] == part] for part in range(parts)]
 
 
+def optimizer_groups(spec: Spec) -> dict[str, str]:
+    """The optimizer group of each parameter that is trained, by name in manifest order."""
+    return {parameter.name: parameter.group for parameter in trained_parameters(spec)}
+
+
 def squared_norms(ops: Ops, grads: Mapping[str, Array]) -> Array:
     """Squared L2 norm of each gradient, in the order of `grads`: [K] float32."""
     return ops.stack([ops.sum(grad * grad) for grad in grads.values()])
@@ -96,28 +101,29 @@ def optimizer_step(
     grad_norm: Array,
     hyper: Mapping[str, Array],
     orthogonalise: Orthogonalise = orthogonalise,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """(new params, new state), all float32, of the parameters in `params`: all that is trained, or one part of a
     partition.
 
     `grad_norm` is the `global_norm` of all gradients; `hyper` holds the numbers HYPERPARAMETERS
-    as scalars of the framework.
+    as scalars of the framework. `groups` is `optimizer_groups(spec)`, which a compiler need not follow.
     """
     optimizer = spec.optimizer
     decay_factor = hyper["decay_factor"] if changes_decay(spec.schedule) else 1.0
     if optimizer.grad_clip_norm > 0:
         factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
-    groups = {parameter.name: parameter for parameter in trained_parameters(spec) if parameter.name in params}
-    matrices = {name: params[name] for name, parameter in groups.items() if parameter.group == "matrix"}
+    groups = optimizer_groups(spec) if groups is None else groups
+    matrices = {name: params[name] for name, group in groups.items() if group == "matrix" and name in params}
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
     corrections = hyper["first_correction"], hyper["second_correction"]
-    for name, parameter in groups.items():
-        if parameter.group == "matrix":
+    for name, group in groups.items():
+        if group == "matrix" or name not in params:
             continue
-        moments, lr = (state[f"first/{name}"], state[f"second/{name}"]), hyper[f"{parameter.group}_lr"]
+        moments, lr = (state[f"first/{name}"], state[f"second/{name}"]), hyper[f"{group}_lr"]
         new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
             ops, optimizer, params[name], grads[name], *moments, lr, *corrections, decay_factor
         )

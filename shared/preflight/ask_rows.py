@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.engine.device_facts import DeviceFacts
+from shared.engine.microbatch import with_micro_batches
 from shared.engine.package import available_engines, engine_package
 from shared.engine.ranks import MAX_RANKS
 from shared.engine.registry import ENGINE_EXTRAS
@@ -144,6 +145,8 @@ def prepare(question: Question) -> Context:
             f"--nodes {question.nodes}: must be a divisor of the {question.ranks} ranks, because each node has as many"
         )
     facts = _facts_for_a_rank(question)
+    spec = with_micro_batches(spec, question.engine, facts, question.ranks)
+    question = replace(question, spec=spec)
     run_here = measured_spec(spec, facts)
     _, group_rows = rows_of_rank(run_here, question.ranks, facts.workers)
     memory = estimate_memory(run_here, question.engine, group_rows, facts.workers)

@@ -18,6 +18,7 @@ from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import NO_DOCUMENTS, DocumentScores
 from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, kept_windows, plan_windows
+from shared.spec import Spec
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
@@ -92,8 +93,7 @@ def score_stream(
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     windows = plan(stream.num_symbols, seq_len, stride)
-    num_batches = -(-len(windows) // batch_rows)
-    rows = -(-len(windows) // num_batches)
+    rows = _rows_of_passes(len(windows), batch_rows)
     tally = _Tally(stream, seq_len, kept_windows(windows, rows))
     for first in range(0, len(windows), rows):
         chosen = windows[first : first + rows]
@@ -116,6 +116,18 @@ def score_stream(
         by_document=DocumentScores(nats, sizes.astype(np.int64)),
         evidence=Evidence(tally.positions, tuple(tally.kept), rows),
     )
+
+
+def passes_shape(spec: Spec, stream: SymbolStream) -> tuple[int, int]:
+    """(windows, symbols) of every pass that `score_by_spec` makes over a stream."""
+    seq_len, evaluation = spec.model.seq_len, spec.evaluation
+    windows = plan_windows(stream.num_symbols, seq_len, evaluation.stride_symbols)
+    return _rows_of_passes(len(windows), evaluation.batch_symbols // seq_len), seq_len
+
+
+def _rows_of_passes(windows: int, batch_rows: int) -> int:
+    """Windows in each of the fewest passes of at most `batch_rows`."""
+    return -(-windows // -(-windows // batch_rows)) if windows else 0
 
 
 def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq_len: int) -> np.ndarray:

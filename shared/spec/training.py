@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
-from shared.spec.base import Batch, BelowOne, Count, DType, Float32Products, Fraction, Positive, Rate, Section, require
+from shared.spec.base import (
+    MAX_BATCH,
+    Batch,
+    BelowOne,
+    Count,
+    DType,
+    Float32Products,
+    Fraction,
+    Positive,
+    Rate,
+    Section,
+    require,
+)
 from shared.spec.loss import LossSpec
 from shared.spec.qat import QatSpec
+
+# What the spec's author writes for micro-batches that fit the device.
+AUTO = "auto"
+MICRO_BATCH_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_BATCH}, {"const": AUTO}]}
 
 
 class TrainingSpec(Section):
@@ -29,7 +45,10 @@ class TrainingSpec(Section):
         "training text",
     )
     batch_symbols: Batch = Field(description="symbols in one global batch; a multiple of model.seq_len")
-    micro_batch_symbols: Batch = Field(description="most symbols in one forward pass; default batch_symbols")
+    micro_batch_symbols: Annotated[int, Field(ge=0, le=MAX_BATCH), WithJsonSchema(MICRO_BATCH_SCHEMA)] = Field(
+        description='most symbols in one forward pass; default batch_symbols. "auto", stored as 0 in a spec: as many '
+        "as the memory of the device holds by estimate, chosen when a run starts and recorded in it"
+    )
     memory_limit_bytes: Count = Field(
         0, description="micro-batches shrink until their activations fit, by estimate; 0 is no limit"
     )
@@ -81,7 +100,9 @@ class TrainingSpec(Section):
     @classmethod
     def _derive_defaults(cls, values: Any) -> Any:
         if isinstance(values, dict) and "batch_symbols" in values:
-            return {"micro_batch_symbols": values["batch_symbols"], **values}
+            values = {"micro_batch_symbols": values["batch_symbols"], **values}
+            if values["micro_batch_symbols"] == AUTO:
+                values["micro_batch_symbols"] = 0
         return values
 
 

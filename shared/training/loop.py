@@ -52,11 +52,12 @@ class TrainingLoop:
         position: Position,
         *,
         bytes_per_symbol: float = 1.0,
+        scored_shape: tuple[int, int] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         self.spec, self.engine, self.loader, self.validate = spec, engine, loader, validate
         self.store, self.metrics, self.observer, self.interruption = store, metrics, observer, interruption
-        self.position, self.clock = position, clock
+        self.position, self.clock, self.scored_shape = position, clock, scored_shape
         self.queue = StepQueue(engine, clock, position.elapsed_s)
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
@@ -104,6 +105,8 @@ class TrainingLoop:
             self.observer.on_phase("compiling")
             with self.interruption.expected():
                 self.engine.warm_up(x)
+                if self.scored_shape is not None and self.spec.training.val_every_steps:
+                    self.engine.score(np.zeros(self.scored_shape, np.int32))
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
             with self.interruption.expected():
                 self.deadline.first_step_s = self._timed_warm_up(x)

@@ -10,7 +10,8 @@ from typing import cast
 
 from data.tokenizer import tokenizer_by_hash
 from shared.engine.leader import check_divisible, follow, leading
-from shared.engine.package import create_engine
+from shared.engine.microbatch import with_micro_batches, with_symbols
+from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.engine.ranks import OneRank, Ranks
 from shared.errors import RunError
@@ -22,6 +23,7 @@ from shared.runs.finished_run import FinishedRun
 from shared.runs.metrics import MetricsLog, as_report
 from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
+from shared.scoring.bits_per_byte import passes_shape
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.calibration import TASKS
 from shared.training.finish import Finished, OpenRun, Packing, add_compressors, finish_run
@@ -68,6 +70,7 @@ def train_run(
     already; by default signals count from here to the end. `resume_command` gives the command line that resumes the run
     of a name, for who ends it by a second signal.
     """
+    spec = _with_micro_batches(spec, engine_name, ranks, runs_dir / run_name if resume and run_name else None)
     clock = PhaseClock(observer)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
@@ -105,7 +108,17 @@ def earlier_result(run: FinishedRun) -> RunResult:
 def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
     """The part of a rank other than 0 in `train_run`. Signals are left to rank 0, which decides when all stop."""
     with Interruption(quiet=True):
-        follow(_engine(spec, engine_name, ranks), TASKS)
+        follow(_engine(_with_micro_batches(spec, engine_name, ranks), engine_name, ranks), TASKS)
+
+
+def _with_micro_batches(spec: Spec, engine_name: str, ranks: Ranks | None, earlier: Path | None = None) -> Spec:
+    """The spec with the size of its micro-batches: that of the earlier start of the run, if there was one."""
+    if earlier is not None and RunDirectory(earlier).spec_path.is_file():
+        spec = with_symbols(spec, RunDirectory(earlier).read_spec().training.micro_batch_symbols)
+    if spec.training.micro_batch_symbols:
+        return spec
+    facts = engine_package(engine_name).device_facts()
+    return with_micro_batches(spec, engine_name, facts, (ranks or OneRank()).world_size)
 
 
 def _engine(spec: Spec, engine_name: str, ranks: Ranks | None) -> Engine:
@@ -151,6 +164,7 @@ def _train_in(
             interruption,
             position,
             bytes_per_symbol=sources.bytes_per_symbol,
+            scored_shape=passes_shape(spec, sources.validation),
         )
         outcome = loop.run()
         if outcome.status == "finished" and finish:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.stream import SymbolStream
+from shared.engine.microbatch import with_symbols
 from shared.errors import ArtifactError, DataError, RunError
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
@@ -76,7 +77,10 @@ def finished_with(run: RunDirectory, spec: Spec) -> FinishedRun | None:
 
     Raises RunError if the text that the spec names has changed since.
     """
-    if not run.spec_path.is_file() or not run.score_path.exists() or run.read_spec() != spec:
+    if not run.spec_path.is_file() or not run.score_path.exists():
+        return None
+    stored = run.read_spec()
+    if stored != with_symbols(spec, stored.training.micro_batch_symbols):
         return None
     try:
         found = read_finished(run)

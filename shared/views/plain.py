@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -26,12 +27,13 @@ class PlainObserver:
         self._phase = ""
         self._phase_start_s = self._last_progress_s = 0.0
         self._steps = 0
+        self._clock: threading.Timer | None = None
 
     def __enter__(self) -> PlainObserver:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self._stop_clock()
 
     def on_start(self, start: RunStart) -> None:
         self._steps = start.spec.training.steps
@@ -39,6 +41,7 @@ class PlainObserver:
             self._print(line)
 
     def on_step(self, report: StepReport) -> None:
+        self._stop_clock()
         if report.logged:
             left = f"  {format_clock(report.left_s)} left" if report.left_s is not None else ""
             self._print(
@@ -48,10 +51,13 @@ class PlainObserver:
             )
 
     def on_phase(self, phase: str) -> None:
+        self._stop_clock()
         self._phase = phase
         self._phase_start_s = self._last_progress_s = time.monotonic()
+        self._start_clock()
 
     def on_progress(self, done: int, total: int) -> None:
+        self._stop_clock()
         now = time.monotonic()
         if done < total and now - self._last_progress_s >= PROGRESS_EVERY_S:
             self._last_progress_s = now
@@ -61,6 +67,7 @@ class PlainObserver:
             )
 
     def on_validation(self, report: ValidationReport) -> None:
+        self._stop_clock()
         whose = f"of the {report.weights} weights"
         self._print(
             f"validation at step {report.step}: {score_text(report)} {whose}  ({format_duration(report.seconds)})"
@@ -73,10 +80,29 @@ class PlainObserver:
         self._print(f"warning: {message}")
 
     def on_end(self, status: str) -> None:
+        self._stop_clock()
         self._print(f"run {status}")
 
     def on_stop_requested(self) -> None:
         notify(self.console, STOP_NOTICE + "\n")
+
+    def _start_clock(self) -> None:
+        """Say which phase it is, and for how long, every so often while nothing else is reported."""
+        phase, start_s = self._phase, self._phase_start_s
+
+        def tick() -> None:
+            if self._phase == phase and self._clock is timer:
+                notify(self.console, f"{phase}: {format_clock(time.monotonic() - start_s)}\n")
+                self._start_clock()
+
+        timer = self._clock = threading.Timer(PROGRESS_EVERY_S, tick)
+        timer.daemon = True
+        timer.start()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

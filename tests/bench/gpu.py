@@ -1,11 +1,12 @@
-"""Everything about the torch engine that needs a GPU to be known, on any NVIDIA GPU in under ten minutes.
+"""Everything about the torch engine that needs a GPU to be known, on any NVIDIA GPU in a few minutes.
 
-    python -m tests.bench.gpu [--script path/to/train_gpt.py] [--out records/FILE.md]
+    python -m tests.bench.gpu [--script path/to/train_gpt.py] [--out records/FILE.md] [--minutes N]
 
-Parity of the GPU with the float64 oracle, the fused loss and the written-out attention beside the plain ones,
-compile time and recompilations, speed and memory of a model with the size of the public baseline, and a trace. With
-the public script (openai/parameter-golf) also its speed at the same architecture, batch, precision and Muon settings,
-two processes taking turns. The record is printed, and written to --out. Exit status 1 if a check failed.
+Speed, memory and start of a model with the size of the public baseline, with the public script (openai/parameter-golf)
+beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; parity of the GPU
+with the float64 oracle; the kernels beside the plain operations; recompilations and a trace. The most important comes
+first, each section has a budget of its own, and what a section found is printed and written to --out when it ends: a
+session that is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of time.
 
 `--device cpu --quick` runs the same code on tiny shapes, with Triton's interpreter and without compiling.
 """
@@ -13,15 +14,20 @@ two processes taking turns. The record is printed, and written to --out. Exit st
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from tests.bench.gpu_record import Section, Settings, prepare, record_text
 
-SECTIONS = ("parity", "loss", "attention", "compilation", "speed")
+# Seconds of each section at most, in the order in which they run.
+BUDGETS = {"speed": 240, "parity": 120, "loss": 30, "attention": 30, "compilation": 90}
+# Below this a section is not begun.
+LEAST_S = 10.0
 
 
 def main() -> int:
@@ -32,42 +38,63 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, nothing compiled: the script's own test")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--only", choices=SECTIONS, help="one section instead of all")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all sections together, at most")
+    parser.add_argument("--only", choices=list(BUDGETS), help="one section instead of all")
     parser.add_argument("--worker", choices=("public", "bytetwin"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = Settings(args.device, args.quick, args.script, args.rounds, args.trace)
+    deadline_s = time.monotonic() + 60.0 * args.minutes
     prepare(settings, worker=bool(args.worker))
     from tests.bench import gpu_checks, gpu_speed  # they import torch
 
     if args.worker:
         gpu_speed.work(settings, args.worker)
         return 0
-    makers = (gpu_checks.parity, gpu_checks.fused_loss, gpu_checks.decoder_attention, gpu_checks.compilation)
-    named = dict(zip(SECTIONS, (*makers, gpu_speed.speed), strict=True))
-    sections = [run_section(make, settings) for name, make in named.items() if args.only in (None, name)]
-    text = record_text(settings, sections)
-    print(text)
-    if args.out:
-        args.out.write_text(text, encoding="utf-8")
+    makers = {
+        "speed": gpu_speed.speed,
+        "parity": gpu_checks.parity,
+        "loss": gpu_checks.fused_loss,
+        "attention": gpu_checks.decoder_attention,
+        "compilation": gpu_checks.compilation,
+    }
+    sections: list[Section] = []
+    for name in [args.only] if args.only else BUDGETS:
+        budget_s = min(float(BUDGETS[name]), deadline_s - time.monotonic())
+        sections.append(run_section(makers[name], settings, budget_s))
+        print("\n".join(sections[-1].text()), flush=True)
+        if args.out:
+            args.out.write_text(record_text(settings, sections), encoding="utf-8")
     failures = [failure for section in sections for failure in section.failures]
     for failure in failures:
         print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def run_section(make: Callable[[Settings, Section], None], settings: Settings) -> Section:
+def run_section(make: Callable[[Settings, Section], None], settings: Settings, budget_s: float) -> Section:
     """One section; what goes wrong in it is written down, and the next one has its turn."""
     section = Section((make.__doc__ or "").split("\n", 1)[0].rstrip("."))
     print(f"{section.title} ...", file=sys.stderr, flush=True)
     begin = time.perf_counter()
+    if budget_s < LEAST_S:
+        section.failures.append(f"{section.title}: no time left")
+        section.lines.append("Not run: no time left.")
+        return section
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, budget_s)
     try:
         make(settings, section)
     except Exception as error:
         traceback.print_exc()
         section.failures.append(f"{section.title}: {type(error).__name__}: {error}")
         section.lines.append(f"Broke off: `{type(error).__name__}: {error}`")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
     section.lines.append(f"({time.perf_counter() - begin:.0f} s)")
     return section
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError("its budget is spent")
 
 
 if __name__ == "__main__":

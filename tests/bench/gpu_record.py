@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.engine.package import create_engine
+from shared.engine.microbatch import with_micro_batches
+from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.model import initial_weights
 from shared.spec import Spec, spec_from_dict
@@ -40,6 +41,7 @@ class Settings:
         sizes = (256, 1, 32, 4, 2, 2, 64) if self.quick else (256, 9, 512, 8, 4, 2, 1024)
         object.__setattr__(self, "shape", dict(zip(names, sizes, strict=True)))
         object.__setattr__(self, "rows", 4 if self.quick else 512)
+        # Of the public script, as its own default for one GPU.
         object.__setattr__(self, "micro_batches", 2 if self.quick else 8)
         object.__setattr__(self, "turn_steps", 2 if self.quick else 10)
 
@@ -56,6 +58,10 @@ class Section:
     title: str
     lines: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def text(self) -> list[str]:
+        """The section as lines of markdown."""
+        return [f"## {self.title}", "", *self.lines]
 
     def check(self, holds: bool, what: str) -> str:
         """`ok` or `FAILED`, and remember which."""
@@ -102,12 +108,13 @@ def record_text(settings: Settings, sections: list[Section]) -> str:
         "",
         f"torch {torch.__version__}, Python {platform.python_version()}. Model: "
         + ", ".join(f"{key} {value}" for key, value in settings.shape.items())
-        + f"; {settings.batch_symbols:,} symbols a step in {settings.micro_batches} micro-batches.",
+        + f"; {settings.batch_symbols:,} symbols a step, the public script in {settings.micro_batches} micro-batches, "
+        f"here in {settings.batch_symbols // baseline_spec(settings).training.micro_batch_symbols}.",
         "",
         f"Checks that failed: {', '.join(failures) or 'none'}.",
     ]
     for section in sections:
-        lines += ["", f"## {section.title}", "", *section.lines]
+        lines += ["", *section.text()]
     return "\n".join(lines) + "\n"
 
 
@@ -118,9 +125,10 @@ def baseline_spec(settings: Settings) -> Spec:
     model: dict[str, int | float] = {key: shape[key] for key in same}
     model |= {"mlp_dim": shape["mlp_mult"] * shape["model_dim"], "mlp_negative_slope": 0.0}
     training = {"steps": 1000, "batch_symbols": settings.batch_symbols, "dtype": "bfloat16"}
-    training |= {"micro_batch_symbols": settings.batch_symbols // settings.micro_batches}
+    training |= {"micro_batch_symbols": "auto"}
     optimizer = {"ns_dtype": "bfloat16", "matrix_lr": 0.04, "embed_lr": 0.05, "scalar_lr": 0.04}
-    return spec_from_dict({"name": "baseline", "model": model, "training": training, "optimizer": optimizer})
+    spec = spec_from_dict({"name": "baseline", "model": model, "training": training, "optimizer": optimizer})
+    return with_micro_batches(spec, "torch", engine_package("torch").device_facts())
 
 
 def own_engine(settings: Settings) -> tuple[Engine, Callable[[], np.ndarray]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from cuda_train import device
+from cuda_train.compiling import CACHE_VARIABLES
 from shared.engine.flops import training_flops
 from shared.engine.protocol import StepResult
 from shared.model import parameter_counts
@@ -25,15 +29,30 @@ def speed(settings: Settings, section: Section) -> None:
     names = ["bytetwin", *(["public"] if settings.script else [])]
     words = ["--device", settings.device, *(["--quick"] if settings.quick else [])]
     words += ["--script", str(settings.script.resolve())] if settings.script else []
-    workers = {name: Worker("tests.bench.gpu", "--worker", name, *words) for name in names}
-    ready = {name: worker.ask("ready") for name, worker in workers.items()}
+    workers: dict[str, Worker] = {}
+    ready: dict[str, tuple[float, int]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(settings.rounds):
-        for name, worker in workers.items():
-            seconds[name].append(float(worker.ask("turn")[0]) / settings.turn_steps)
-    memory = {name: int(worker.ask("memory")[0]) for name, worker in workers.items()}
-    for worker in workers.values():
-        worker.stop()
+
+    def start(name: str) -> tuple[float, int]:
+        """(seconds until it is ready to train, number of parameters)."""
+        begin = time.perf_counter()
+        workers[name] = Worker("tests.bench.gpu", "--worker", name.split(" ")[0], *words)
+        (parameters,) = workers[name].ask("ready")
+        return time.perf_counter() - begin, int(parameters)
+
+    with tempfile.TemporaryDirectory() as cold, contextlib.ExitStack() as stack:
+        for variable in CACHE_VARIABLES:
+            os.environ[variable] = f"{cold}/{variable}"
+        stack.callback(lambda: stop_all(workers.values()))
+        for name in names:  # One after the other: each compiles with all of the machine's processors.
+            ready[name] = start(name)
+        for _ in range(settings.rounds):
+            for name, worker in workers.items():
+                seconds[name].append(float(worker.ask("turn")[0]) / settings.turn_steps)
+        memory = {name: int(worker.ask("memory")[0]) for name, worker in workers.items()}
+        for worker in workers.values():
+            worker.stop()
+        warm_s, _ = start("bytetwin again")
     flops = training_flops(baseline_spec(settings)).per_symbol
     known = find_peak(device.device_name()) if settings.device == "cuda" else None
     peak = known[1].flops_per_s("bfloat16") if known else device.matrix_product_flops_per_s("bfloat16")
@@ -42,13 +61,17 @@ def speed(settings: Settings, section: Section) -> None:
     for name, times in seconds.items():
         rates = sorted(settings.batch_symbols / value for value in times)
         middle = statistics.median(rates)
-        first_s, parameters = ready[name]
+        ready_s, parameters = ready[name]
         spread = f"{rates[0]:,.0f} to {rates[-1]:,.0f}"
         share = f"{middle * flops / peak:.1%}"
         rows.append(
-            (name, f"{int(parameters):,}", first_s, f"{middle:,.0f}", spread, share, f"{memory[name] / 1e6:,.0f}")
+            (name, f"{parameters:,}", f"{ready_s:.1f}", f"{middle:,.0f}", spread, share, f"{memory[name] / 1e6:,.0f}")
         )
     section.table(*rows)
+    section.lines.append(
+        f"Ready: from the start of the process, with nothing compiled before. Bytetwin again after {warm_s:.1f} s, "
+        "with what it compiled the first time.\n"
+    )
     source = f"{known[0]} data sheet, dense bfloat16" if known else "measured product of large squares"
     section.lines.append(f"MFU: {flops / 1e6:.1f} MFLOP a symbol x tokens/s / {peak / 1e12:.1f} TFLOP/s ({source}).\n")
     if "public" in seconds:
@@ -56,6 +79,12 @@ def speed(settings: Settings, section: Section) -> None:
         section.lines.append(
             f"Tokens per second, bytetwin to public: {ratios} of {settings.turn_steps} steps each, taking turns."
         )
+
+
+def stop_all(workers: Iterable[Worker]) -> None:
+    """End the processes, whatever they are doing."""
+    for worker in workers:
+        worker.process.kill()
 
 
 def own_step(settings: Settings) -> tuple[Callable[[], None], int]:
@@ -75,7 +104,6 @@ def own_step(settings: Settings) -> tuple[Callable[[], None], int]:
 
 def work(settings: Settings, name: str) -> None:
     """A worker: takes `turn_steps` steps for each `turn`, tells its peak memory for `memory`."""
-    begin = time.perf_counter()
     if name == "public":
         assert settings.script is not None
         where = torch.device(settings.device)
@@ -87,7 +115,6 @@ def work(settings: Settings, name: str) -> None:
     wait = torch.cuda.synchronize if settings.device == "cuda" else lambda: None
     step()
     wait()
-    ready = f"{time.perf_counter() - begin:.1f} {parameters}"
 
     def turn() -> float:
         begin = time.perf_counter()
@@ -96,4 +123,4 @@ def work(settings: Settings, name: str) -> None:
         wait()
         return time.perf_counter() - begin
 
-    serve({"ready": lambda: ready, "turn": turn, "memory": device.peak_memory_bytes})
+    serve({"ready": lambda: parameters, "turn": turn, "memory": device.peak_memory_bytes})

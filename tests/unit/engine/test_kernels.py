@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,11 @@ from shared.model import random_weights
 from shared.ops import NumpyOps
 from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERATION_REL
-from tests import ROOT
 from tests.implementations import examples, seeds
 from tests.processes import run_python
+from tests.triton_interpreter import interpreter as interpreter
+from tests.triton_interpreter import needs_triton
 
-needs_triton = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -97,25 +95,18 @@ def check_registration() -> dict[str, str]:
 
 def engine_gradients(fused: bool) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of the tiny preset by the torch engine."""
-    from cuda_train.kernels import softcapped_cross_entropy as kernel
+    import cuda_train.engine
+    from cuda_train.fused_ops import FusedTorchOps
 
-    engine: Any = create_engine("torch", load_spec("tiny", ["training.compile=false"]))
-    engine.ops._fused_cross_entropy = kernel if fused else None
+    with pytest.MonkeyPatch.context() as patch:
+        made = FusedTorchOps if fused else TorchOps
+        patch.setattr(cuda_train.engine, "make_ops", lambda: made(torch.device("cpu")))
+        engine: Any = create_engine("torch", load_spec("tiny", ["training.compile=false"]))
     engine.initialise(random_weights(engine.spec, 3))
     return engine.gradients(np.random.default_rng(0).integers(0, 256, (4, 64)).astype(np.int32))
 
 
 # The tests -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process in which Triton was imported with its interpreter switched on."""
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.syspath_prepend(str(ROOT))  # the new process imports this module by its name
-        assert pool.submit(os.getpid).result() != os.getpid()
-        yield pool
 
 
 def oracle(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +256,7 @@ def test_everything_imports_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch, cuda_train.engine, cuda_train.ops
-assert cuda_train.ops.TorchOps(torch.device("cuda"))._fused_cross_entropy is None
+assert type(cuda_train.ops.ops_for(torch.device("cuda"))) is cuda_train.ops.TorchOps
 """
     run_python(code)
 
@@ -275,9 +266,10 @@ assert cuda_train.ops.TorchOps(torch.device("cuda"))._fused_cross_entropy is Non
 def test_the_kernels_serve_gpus_only_and_what_they_can_hold():
     code = """
 import torch
-from cuda_train.ops import TorchOps
-kernel = TorchOps(torch.device("cuda"))._fused_cross_entropy
-assert TorchOps(torch.device("cpu"))._fused_cross_entropy is None
+from cuda_train.fused_ops import FusedTorchOps
+from cuda_train.kernels import softcapped_cross_entropy as kernel
+from cuda_train.ops import TorchOps, ops_for
+assert type(ops_for(torch.device("cuda"))) is FusedTorchOps and type(ops_for(torch.device("cpu"))) is TorchOps
 fits = {dtype: kernel.can_fuse(torch.empty(1, 8192, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)}
 assert all(fits.values())
 assert not kernel.can_fuse(torch.empty(1, 8193)) and not kernel.can_fuse(torch.empty(1, 8, dtype=torch.float64))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.engine.activations import activation_bytes, rows_within
-from shared.engine.microbatch import micro_batches
+from shared.engine.device_facts import DeviceFacts
+from shared.engine.microbatch import CPU_SYMBOLS, MEMORY_FRAC, micro_batches, with_micro_batches, with_symbols
+from shared.optim import state_bytes
 from shared.spec import Spec, load_spec
 from tests.implementations import examples
 
@@ -95,3 +99,42 @@ def test_the_rows_within_a_limit_are_the_most_that_are(preset: str):
         limit = max(activation_bytes(spec, engine, rows).most for engine in ("mlx", "torch"))
         assert rows_within(spec, limit + 10 * rows) == rows
         assert rows_within(spec, int(0.99 * limit)) < rows
+
+
+def device(kind: Literal["cpu", "gpu"], memory_bytes: int) -> DeviceFacts:
+    return DeviceFacts(kind, ("a device",), memory_bytes, memory_bytes, "a framework")
+
+
+def rows_on(memory_bytes: int, ranks: int = 1, kind: Literal["cpu", "gpu"] = "gpu") -> int:
+    spec = load_spec("tiny", ["training.micro_batch_symbols='auto'", f"training.batch_symbols={24 * SEQ_LEN}"])
+    found = with_micro_batches(spec, "torch", device(kind, memory_bytes), ranks)
+    assert found.training.micro_batch_symbols % SEQ_LEN == 0
+    return found.training.micro_batch_symbols // SEQ_LEN
+
+
+def test_micro_batches_fill_the_memory_in_equal_parts():
+    spec = tiny()
+    state = 2 * state_bytes(spec)
+
+    def memory_for(rows: int) -> int:
+        return int((activation_bytes(spec, "torch", rows).most + state + SLACK) / MEMORY_FRAC) + 1
+
+    assert rows_on(10**12) == 24
+    assert rows_on(10**12, ranks=2) == 12
+    assert rows_on(memory_for(12)) == 12
+    assert rows_on(memory_for(11)) == 8, "11 rows fit, and 8 are the most of them that divide 24"
+    assert rows_on(memory_for(7), ranks=2) == 6
+    assert rows_on(1) == 1
+    assert rows_on(10**12, kind="cpu") == min(24, CPU_SYMBOLS // SEQ_LEN)
+
+
+def test_a_run_keeps_the_micro_batches_it_began_with():
+    left = load_spec("tiny", ["training.micro_batch_symbols=auto"])
+    assert with_symbols(left, 3 * SEQ_LEN) == tiny(3)
+    assert with_symbols(tiny(3), SEQ_LEN) == with_micro_batches(tiny(3), "torch", device("gpu", 10**12)) == tiny(3)
+
+
+def test_left_to_the_device_a_batch_is_whole_until_the_device_is_known():
+    spec = load_spec("tiny", ["training.micro_batch_symbols=auto"])
+    assert spec.training.micro_batch_symbols == 0
+    assert [len(part) for _, part in micro_batches(spec, np.zeros((5, SEQ_LEN), np.int32))] == [5]

@@ -58,6 +58,14 @@ CASES: dict[str, Case] = {
     "float16": (lambda o, x, s: o.float16(o.stop_gradient(x)) * x, [X], []),
     "stop_gradient": (lambda o, x, s: o.stop_gradient(x) * x, [X], []),
     "row_noise": (lambda o, x, s: o.row_noise(x, s[0, 0], 1) + x, [X], []),
+    "gained_linear": (lambda o, x, w, g, s: o.gained_linear(x, w, g), [X], [UP, (12,)]),
+    "gained_mlp": (lambda o, x, u, d, g, s: o.gained_mlp(x, u, d, 0.5, g), [X], [UP, DOWN, (8,)]),
+    "residual_norm": (lambda o, x, y, z, m, s: sum(o.residual_norm(x, y, z, m, 1e-6)), [X, X, X], [(2, 8)]),
+    "attention_inputs": (
+        lambda o, x, q, k, v, g, s: o.concatenate(o.attention_inputs(x, (q, k, v), g, 0, 1e4, 1e-6), -2),
+        [X],
+        [(32, 8), (16, 8), (16, 8), (4,)],
+    ),
     "plus": (lambda o, x, y, s: x + y - 1.0, [X, X], []),
     "times": (lambda o, x, y, s: 2.0 * (x * y), [X, (8,)], []),
     "divided": (lambda o, x, y, s: x / y, [X, X], []),
@@ -82,7 +90,7 @@ def kept(ops: Ops, case: Case, arrays: list[Any], symbols: Any, dtype: str) -> A
 
 
 # Of float32 alone; torch's norm reads bfloat16 itself on a GPU, and a float32 copy on a CPU.
-ONLY_FLOAT32 = ("rms_norm", "float16", "round", "row_noise")
+ONLY_FLOAT32 = ("rms_norm", "residual_norm", "attention_inputs", "float16", "round", "row_noise")
 
 
 @pytest.mark.parametrize(

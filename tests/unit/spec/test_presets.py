@@ -44,7 +44,10 @@ SIZES = {
     *(f"decoder.{field}" for field in ("dim", "num_layers", "num_heads", "mlp_dim")),
 }
 # What depends on the machine, or on how long a run is.
-MACHINE = {"optimizer.ns_dtype", "schedule.driver", "training.dtype", "training.time_limit_s"}
+MACHINE = {
+    *("optimizer.ns_dtype", "schedule.driver"),
+    *(f"training.{field}" for field in ("dtype", "micro_batch_symbols", "time_limit_s")),
+}
 # What else differs, by design: the sibling of a token model that reads patches of bytes, trained by the clock.
 EXCEPTIONS = {
     "recurrent": {

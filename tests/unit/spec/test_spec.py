@@ -321,7 +321,7 @@ LIMITS = {
 }
 ANNOTATIONS = {
     *("title", "description", "default", "type", "properties", "required", "items"),
-    *("additionalProperties", "$defs", "$ref"),
+    *("additionalProperties", "anyOf", "$defs", "$ref"),
 }
 
 
@@ -329,6 +329,8 @@ def schema_problems(schema: dict[str, Any], node: dict[str, Any], value: Any, pa
     """What a JSON Schema validator would complain about; every keyword the schema uses must be known here."""
     node = resolve(schema, node)
     assert node.keys() <= LIMITS.keys() | ANNOTATIONS, f"{path}: unknown keywords {node.keys()}"
+    if "anyOf" in node and all(schema_problems(schema, each, value, path) for each in node["anyOf"]):
+        return [f"{path}: none of anyOf"]
     if "type" in node and (
         not isinstance(value, TYPES[node["type"]]) or (isinstance(value, bool) != (node["type"] == "boolean"))
     ):

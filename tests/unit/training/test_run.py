@@ -129,6 +129,13 @@ def test_no_finish_stops_after_training(cli: CommandLine, tmp_path: Path) -> Non
     assert not (tmp_path / "a" / "artifact.btw").exists()
 
 
+def test_micro_batches_left_to_the_device_are_those_of_the_run(cli: CommandLine, tmp_path: Path) -> None:
+    words = (*WORDS, tmp_path, "--run", "a", "--set", "training.micro_batch_symbols=auto")
+    cli.document(*words)
+    assert load_spec(tmp_path / "a" / "spec.toml").training.micro_batch_symbols > 0
+    assert cli.document(*words, "--resume")["message"].endswith("already finished")
+
+
 @pytest.mark.slow
 def test_a_run_over_budget_has_status_1(cli: CommandLine, tmp_path: Path) -> None:
     found = cli(*WORDS, tmp_path, "--set", "budget.total_bytes=1000", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,21 @@ def test_a_slow_stage_reports_its_progress_with_the_time_left(monkeypatch: pytes
         "scoring: 20.0 k of 40.0 k symbols  0:20 left",
         "scoring: 30.0 k of 40.0 k symbols  0:10 left",
     ]
+
+
+def test_a_silent_stage_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shared.views.plain.PROGRESS_EVERY_S", 0.02)
+    path = tmp_path / "output"
+    with path.open("w") as stream, PlainObserver(Console(file=stream, width=80)) as observer:
+        observer.on_phase("compiling")
+        while path.read_text().count("\n") < 2:
+            time.sleep(0.01)
+        observer.on_end("finished")
+        stream.flush()
+        said = path.read_text().splitlines()
+        time.sleep(0.1)
+    assert set(said[:-1]) == {"compiling: 0:00"} and said[-1] == "run finished"
+    assert path.read_text().splitlines() == said, "the clock stops with the stage"
 
 
 def test_a_stop_notice_needs_nothing_but_a_file_descriptor(tmp_path: Path) -> None:

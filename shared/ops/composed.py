@@ -1,0 +1,49 @@
+"""Operations that are made of others: a base for every `Ops`. An engine may compute one in a form of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shared.ops.protocol import Array
+
+
+class ComposedOps:
+    """Each operation by its definition in shared.ops.protocol, from the operations of the subclass."""
+
+    def gained_linear(self: Any, x: Array, weight: Array, gain: Array) -> Array:
+        return self.cast_like(gain, x) * self.linear(x, weight)
+
+    def gained_mlp(self: Any, x: Array, up: Array, down: Array, negative_slope: float, gain: Array) -> Array:
+        return self.cast_like(gain, x) * self.leaky_relu_squared_mlp(x, up, down, negative_slope)
+
+    def residual_norm(
+        self: Any, x: Array, added: Array | None, first: Array | None, mix: Array | None, eps: float
+    ) -> tuple[Array, Array]:
+        total = x if added is None else x + added
+        if mix is not None:
+            mix = self.cast_like(mix, total)
+            total = mix[0] * total + mix[1] * first
+        return total, self.rms_norm(total, eps)
+
+    def attention_inputs(
+        self: Any, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> tuple[Array, Array, Array]:
+        batch, time, _ = x.shape
+        heads = gain.shape[0]
+        width = weights[0].shape[0] // heads
+
+        def projected(weight: Array) -> Array:
+            return self.linear(x, weight).reshape((batch, time, weight.shape[0] // width, width))
+
+        q, k = (self.rms_norm(projected(weight), eps) for weight in weights[:2])
+        v = projected(weights[2])
+        if rope_dims:
+            q, k = (self._rotated(each, rope_dims, rope_base) for each in (q, k))
+        return q * self.cast_like(gain, q)[:, None], k, v
+
+    def _rotated(self: Any, x: Array, dims: int, base: float) -> Array:
+        """RoPE on the first `dims` features of every head of x."""
+        if dims == x.shape[-1]:
+            return self.rope(x, base)
+        return self.concatenate([self.rope(x[..., :dims], base), x[..., dims:]], axis=-1)

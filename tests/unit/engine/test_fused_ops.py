@@ -1,0 +1,241 @@
+"""Operations with Triton kernels against the same operations composed, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cuda_train.ops import TorchOps
+from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
+from tests.triton_interpreter import interpreter as interpreter
+from tests.triton_interpreter import needs_triton
+
+CPU = torch.device("cpu")
+EPS = 1e-6
+Arrays = list[np.ndarray]
+
+
+def residual(ops: Any, x: Any, added: Any, first: Any, mix: Any) -> tuple[Any, ...]:
+    return tuple(ops.residual_norm(x, added, first, mix, EPS))
+
+
+def heads(ops: Any, x: Any, q: Any, k: Any, v: Any, gain: Any) -> tuple[Any, ...]:
+    return tuple(ops.attention_inputs(x, (q, k, v), gain, q.shape[0] // gain.shape[0], 1e4, EPS))
+
+
+def gained(ops: Any, x: Any, up: Any, down: Any, gain: Any) -> tuple[Any, ...]:
+    return ops.gained_linear(x, down.T, gain.repeat(3)), ops.gained_mlp(x, up, down, 0.5, gain)
+
+
+OPERATIONS: dict[str, Callable[..., tuple[Any, ...]]] = {"residual": residual, "heads": heads, "gained": gained}
+
+
+def run_both(name: str, seed: int, shapes: list[Any], weights: int, dtype: str) -> list[tuple[str, Arrays, Arrays]]:
+    """(what, composed in float64, fused) of results and gradients. None for a shape leaves an argument out; the last
+    `weights` arguments stay float32."""
+    from cuda_train.fused_ops import FusedTorchOps
+
+    generator = torch.Generator().manual_seed(seed)
+    values = [None if shape is None else torch.randn(shape, generator=generator) for shape in shapes]
+    activations = len(shapes) - weights
+    given = [
+        value if value is None or index >= activations else value.to(getattr(torch, dtype)).float()
+        for index, value in enumerate(values)
+    ]
+    found: list[Arrays] = []
+    slopes: list[Arrays] = []
+    for ops in (_Exact(CPU), FusedTorchOps(CPU)):
+        wide = type(ops) is _Exact
+        leaves = [None if value is None else value.clone().requires_grad_(True) for value in given]
+        cast = [
+            leaf if leaf is None or index >= activations else leaf.to(getattr(torch, dtype))
+            for index, leaf in enumerate(leaves)
+        ]
+        if wide:
+            cast = [None if leaf is None else leaf.double() for leaf in leaves]
+        results = OPERATIONS[name](ops, *cast)
+        assert wide or {result.dtype for result in results} == {getattr(torch, dtype)}
+        weigh = torch.Generator().manual_seed(seed + 1)
+        loss = sum((torch.randn(result.shape, generator=weigh) * result).sum() for result in results)
+        grads = torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
+        found.append([result.detach().double().numpy() for result in results])
+        slopes.append([grad.double().numpy() for grad in grads])
+    return [("result", *found), ("gradient", *slopes)]
+
+
+class _Exact(TorchOps):
+    """The composed operations in float64."""
+
+    def rope(self, x: torch.Tensor, base: float) -> torch.Tensor:
+        return torch.from_numpy(_rope(x, base)) if not x.requires_grad else _RopeInFloat64.apply(x, base)
+
+
+def _rope(x: torch.Tensor, base: float, sign: float = 1.0) -> np.ndarray:
+    from shared.ops import NumpyOps
+
+    values = x.detach().numpy()
+    if sign > 0:
+        return NumpyOps().rope(values, base)
+    half = values.shape[-1] // 2
+    back = NumpyOps().rope(np.concatenate([values[..., :half], -values[..., half:]], axis=-1), base)
+    return np.concatenate([back[..., :half], -back[..., half:]], axis=-1)
+
+
+class _RopeInFloat64(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, base: float) -> torch.Tensor:
+        ctx.base = base
+        return torch.from_numpy(_rope(x, base))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.from_numpy(_rope(grad, ctx.base, sign=-1.0)), None
+
+
+def check(interpreter: ProcessPoolExecutor, name: str, shapes: list[Any], weights: int, dtype: str) -> None:
+    for what, exact, fused in interpreter.submit(run_both, name, 3, shapes, weights, dtype).result():
+        for index, (one, other) in enumerate(zip(exact, fused, strict=True)):
+            rel = (OPERATION_REL if what == "result" else GRADIENT_REL) if dtype == "float32" else BF16_OPERATION_REL
+            assert np.linalg.norm(one - other) <= rel * np.linalg.norm(one), f"{what} {index}"
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 4), (3, 7, 20), (2, 5, 384)])
+@pytest.mark.parametrize(("has_added", "has_mix"), [(True, False), (False, True), (True, True)])
+def test_a_residual_sum_with_its_norm(
+    interpreter: ProcessPoolExecutor, has_added: bool, has_mix: bool, shape: tuple[int, ...], dtype: str
+):
+    added, first, mix = shape if has_added else None, shape if has_mix else None, (2, shape[-1]) if has_mix else None
+    check(interpreter, "residual", [shape, added, first, mix], 1, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(1, 1, 2), (4, 2, 8), (6, 3, 12), (5, 5, 64)])
+def test_heads_of_one_joined_product(interpreter: ProcessPoolExecutor, heads: int, groups: int, width: int, dtype: str):
+    weights = [(count * width, 6) for count in (heads, groups, groups)]
+    check(interpreter, "heads", [(2, 5, 6), *weights, (heads,)], 4, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gains_in_the_weights(interpreter: ProcessPoolExecutor, dtype: str):
+    check(interpreter, "gained", [(2, 3, 4), (12, 4), (4, 12), (4,)], 3, dtype)
+
+
+def run_mlp(slope: float) -> list[tuple[Arrays, Arrays]]:
+    """(in float64, by the kernels) of the result and of the gradients. In float32, because Triton's interpreter
+    multiplies no bfloat16 matrices, and in tiles smaller than the arrays."""
+    from cuda_train.kernels import squared_mlp
+
+    generator = torch.Generator().manual_seed(5)
+    values = [torch.randn(shape, generator=generator) for shape in ((3, 13, 24), (40, 24), (24, 40))]
+    weigh = torch.randn(values[0].shape, generator=generator)
+    exact = [value.double().requires_grad_(True) for value in values]
+    leaves = [value.requires_grad_(True) for value in values]
+    expected = TorchOps(CPU).leaky_relu_squared_mlp(*exact, slope)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 32, "BLOCK_INNER": 16, "GROUP_ROWS": 2}.items():
+            patch.setattr(squared_mlp, name, size)
+        found = squared_mlp.squared_mlp(*leaves, slope)
+        grads = torch.autograd.grad((weigh * found).sum(), leaves)
+    exact_grads = torch.autograd.grad((weigh * expected).sum(), exact)
+    pairs = [([expected], [found]), (exact_grads, grads)]
+    return [tuple([each.detach().double().numpy() for each in side] for side in pair) for pair in pairs]  # type: ignore
+
+
+@needs_triton
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_an_mlp_with_its_activation_in_the_products(interpreter: ProcessPoolExecutor, slope: float):
+    for exact, fused in interpreter.submit(run_mlp, slope).result():
+        for one, other in zip(exact, fused, strict=True):
+            assert np.linalg.norm(one - other) <= GRADIENT_REL * np.linalg.norm(one)
+
+
+def test_what_the_mlp_kernels_serve():
+    from cuda_train.kernels import squared_mlp
+
+    up = torch.empty(40, 24)
+    assert squared_mlp.can_fuse(torch.empty(2, 24, dtype=torch.bfloat16), up)
+    assert not squared_mlp.can_fuse(torch.empty(2, 24), up)
+    assert not squared_mlp.can_fuse(torch.empty(2, 20, dtype=torch.bfloat16), torch.empty(40, 20))
+    assert not squared_mlp.serves(CPU)
+
+
+def check_registrations() -> dict[str, str]:
+    """What torch finds out about the operators: schema, autograd, fake implementation, compilation."""
+    from cuda_train.kernels import attention_heads, residual_norm, squared_mlp
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(shape).requires_grad_(True)
+
+    table = torch.rand(2, 3, 4)
+    cases: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "sum": (residual_norm._residual_norm, (rand(6, 8), rand(6, 8), None, None, EPS)),
+        "mix": (residual_norm._residual_norm, (rand(6, 8), None, rand(6, 8), rand(2, 8), EPS)),
+        "mlp": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.5)),
+        "heads": (attention_heads._attention_heads, (rand(6, 32), rand(2), table[0], table[1], 1, 3, EPS)),
+    }
+    return {
+        f"{case} {name}": result
+        for case, (operator, arguments) in cases.items()
+        for name, result in torch.library.opcheck(operator, arguments).items()
+    }
+
+
+@pytest.mark.slow
+@needs_triton
+def test_torch_accepts_the_registrations(interpreter: ProcessPoolExecutor):
+    results = interpreter.submit(check_registrations).result()
+    assert len(results) >= 12 and set(results.values()) == {"SUCCESS"}
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from cuda_train.kernels import attention_heads, residual_norm
+
+array, architecture = sys.argv[1], int(sys.argv[2])
+
+
+def compiles(function, constants):
+    number = {"num_rows": "i32", "time": "i32", "eps": "fp32"}
+    float32 = ("mix", "scales", "grad_mix", "gain", "cosines", "sines", "grad_gain")
+    signature = {
+        name: "constexpr" if name in constants else number.get(name, "*fp32" if name in float32 else array)
+        for name in function.arg_names
+    }
+    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(ASTSource(function, signature, places), target=GPUTarget("cuda", architecture, 32))
+    assert len(compiled.asm["cubin"]) > 1000
+
+
+heads = {"heads": 8, "kv_heads": 4, "half": 32, "block_rows": 4, "block_heads": 16, "block_half": 32}
+rows = {"dim": 512, "block_rows": 4, "block_dim": 512}
+for absent in ({"added": None, "has_added": False, "has_mix": True}, {"has_added": True, "has_mix": True}):
+    for function in (residual_norm._forward_kernel, residual_norm._backward_kernel):
+        compiles(function, rows | absent)
+compiles(attention_heads._forward_kernel, heads)
+compiles(attention_heads._backward_kernel, heads)
+"""
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize(("array", "architecture"), [("*bf16", 90), ("*fp32", 80)])
+def test_the_kernels_compile_for_gpus(array: str, architecture: int, tmp_path: Path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    subprocess.run([sys.executable, "-c", COMPILE, array, str(architecture)], check=True, env=environment)
