@@ -25,7 +25,7 @@ from shared.artifact.predict_model import FEATURES, Calibration, role_features, 
 from shared.artifact.quantise import storage_of, storages_of
 from shared.errors import ArtifactError
 from shared.model.manifest import Parameter, parameter_manifest
-from shared.quantisers import Float32, LowRank, Quantiser
+from shared.quantisers import Float32, LowRank, Quantiser, Uniform
 from shared.spec import Spec
 from shared.spec.artifact import Codec
 
@@ -42,12 +42,17 @@ QUALITY_BAND_FRAC = 0.023
 RANGE_FACTOR = 0.98
 RANGE_BAND_FRAC = 0.008
 
+# The row of tensors whose steps follow the loss.
+LOSS_STEPS = "steps by loss"
+
 # The fit is of row_max, whose codes depend on the largest weight of a row. What codes of the others have beyond those
 # of Gaussian weights, mean over the matrices of models of the preset smoke; single roles are between 0 and -0.28. What
 # the range coder gains more on these than on row_max is in it.
-EXCESS_BITS = {"uniform": -0.20, "sd_clip": -0.07, "clip_search": -0.10, "ternary": -0.02}
+EXCESS_BITS = {"uniform": -0.20, LOSS_STEPS: 0.0, "sd_clip": -0.07, "clip_search": -0.10, "ternary": -0.02}
 # How far packed smoke models are from that: SDClip 0.5 %, uniform steps 1.5 %.
 EXCESS_BAND_FRAC = 0.02
+# Where steps follow the loss, the bits depend on how evenly a model uses its tensors.
+LOSS_STEPS_BAND_FRAC = 0.4
 
 # Of the small integers of low-rank corrections, stored in int8, what is left of their bytes.
 CORRECTION_FRAC = 0.5
@@ -104,6 +109,11 @@ def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Ca
     if others <= EXCESS_BITS.keys():
         error = math.hypot(EXCESS_BAND_FRAC, _codec_band_frac(spec))
         how = f"Gaussian weights, less what trained ones of the preset smoke have under {' and '.join(sorted(others))}"
+        if LOSS_STEPS in others:
+            error, how = (
+                LOSS_STEPS_BAND_FRAC,
+                "steps follow the loss: between a model of minutes and one of 380 M symbols",
+            )
         return _prediction(expected, expected * (1 - error), expected * (1 + error), worst, how)
     if not reasons:
         how = f"fit to {calibration.num_models} trained models; left out in turn, 95 % are within {error:.1%}"
@@ -185,10 +195,11 @@ def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
         widest = float(np.log2(2 * coded.code_limit + 1)) - gaussian
         fitted = min(max(fitted, 0.1 - gaussian), widest)
         excess = (1 - large) * fitted + large * LARGE_BATCH_EXCESS_BITS
-        if coded.method in EXCESS_BITS:
-            fitted = excess = max(EXCESS_BITS[coded.method], 0.1 - gaussian)
+        method = LOSS_STEPS if isinstance(coded, Uniform) and coded.unit == "loss" else coded.method
+        if method in EXCESS_BITS:
+            fitted = excess = max(EXCESS_BITS[method], 0.1 - gaussian)
         count = sum(parameter.count for parameter in parameters)
-        rows.append(_Row(role, coded.method, f"{first.quantisation}.codes", count, gaussian, fitted, excess, features))
+        rows.append(_Row(role, method, f"{first.quantisation}.codes", count, gaussian, fitted, excess, features))
     return rows
 
 

@@ -80,7 +80,7 @@ def test_a_model_trained_here_lies_within_the_band() -> None:
 
 @pytest.mark.parametrize("preset", ["tiny", "smoke", "itchy"])
 def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
-    spec = load_spec(preset, ["artifact.brotli_quality=1", "model.num_layers=2"])
+    spec = load_spec(preset, ["artifact.brotli_quality=1", "artifact.matrix={}", "model.num_layers=2"])
     info = unpack_bytes(pack_bytes(spec, random_weights(spec, 0))).info
     sections = {name: float(stored) for name, (_, stored) in info.section_bytes.items()}
     assert abs(header_bytes(spec, sections) - info.header_bytes) <= PREDICTED_HEADER_BYTES
@@ -155,7 +155,7 @@ def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
 
 
 def test_a_large_batch_is_predicted_as_gaussian_and_said_to_be_outside() -> None:
-    spec = load_spec("h100")
+    spec = load_spec("h100", ["artifact.matrix={}"])
     prediction = predict_artifact_bytes(spec)
     assert "batch above theirs" in prediction.how
     assert prediction.high_bytes / prediction.low_bytes > 1 + 2 * CALIBRATION.error_frac
@@ -177,6 +177,14 @@ def test_the_h100_preset_fills_the_budget_in_time() -> None:
     assert time.process_time() - begin < 5.0
     share = (prediction.expected_bytes + code_bytes("torch", spec)) / spec.budget.total_bytes
     assert 0.96 < share < 0.99, f"{share:.4f} of the budget: change the dimensions of the preset"
+
+
+def test_steps_that_follow_the_loss_are_predicted_in_a_wide_band() -> None:
+    sizes = [predict_artifact_bytes(load_spec("smoke", [f"artifact.matrix.step={step}"])) for step in (0.05, 0.1, 0.2)]
+    assert sizes[0].expected_bytes > sizes[1].expected_bytes > sizes[2].expected_bytes
+    assert all("steps follow the loss" in size.how for size in sizes)
+    # What models of this preset took, trained 350 steps (records/2026-11-26-quantisation.md).
+    assert sizes[0].low_bytes < 648_112 < sizes[0].high_bytes and sizes[1].low_bytes < 575_924 < sizes[1].high_bytes
 
 
 def test_no_steps_at_all_is_refused() -> None:
