@@ -9,20 +9,54 @@ from pathlib import Path
 from typing import Any
 
 import brotli
+import numpy as np
 
+from shared.artifact import pack_bytes, read_artifact
+from shared.artifact.calibration import needs_statistics
 from shared.artifact.container import MAGIC, PREFIX, READABLE_VERSIONS
 from shared.artifact.header import canonical_json
+from shared.model import random_weights
+from shared.quantisers import InputStatistics
 from shared.runs.target import load_trained
+from shared.spec import load_spec, with_overrides
 from tests.fuzz.mutate import Rng, change, damage, hostile, to_json
 from tests.fuzz.worker import GOLDEN, Broken, Reader, command
 
-PATHS = sorted(GOLDEN.rglob("*.btw"))
+# How artifacts of today are packed that are damaged here: every method, both codecs.
+SETTINGS: tuple[list[str], ...] = (
+    [],
+    ["matrix={method='uniform',step=0.3}", "embed={method='uniform',step=0.1}"],
+    ["matrix={method='uniform',rounding='gptq',step=0.2}"],
+    ["matrix={method='sd_clip',bits=6,lqer_rank=2}", "lqer_tensors=2"],
+    ["matrix={method='ternary',group=16}", "tensors=[{pattern='*down*',method='clip_search',bits=4}]"],
+)
 
 
 @cache
-def parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
-    """(whole file, header, unpacked sections)."""
-    content = path.read_bytes()
+def contents() -> list[bytes]:
+    """Artifacts of earlier versions, and of this one: models of all golden files, and one large enough for the range
+    coder to be worth it."""
+    old = [read_artifact(path) for path in sorted(GOLDEN.rglob("*.btw"))]
+    models = [(artifact.spec, artifact.weights) for artifact in old]
+    large = load_spec("tiny", ["data.train=golden", "data.heldout=golden"])
+    models.append((large, random_weights(large, 1)))
+    found = [path.read_bytes() for path in sorted(GOLDEN.rglob("*.btw"))]
+    for index, settings in enumerate(SETTINGS * 3):
+        spec, weights = models[index % len(models)] if index < len(models) - 1 else models[-1]
+        codec = "range" if index % 3 else "brotli"
+        spec = with_overrides(spec, [f"artifact.{setting}" for setting in ["matrix={}", f"codec={codec}", *settings]])
+        statistics = {
+            name: InputStatistics(9, np.eye(value.shape[-1]))
+            for name, value in weights.items()
+            if value.ndim == 2 and needs_statistics(spec)
+        }
+        found.append(pack_bytes(spec, weights, None, statistics))
+    return found
+
+
+@cache
+def parts(content: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(header, unpacked sections)."""
     at = PREFIX.size + PREFIX.unpack(content[: PREFIX.size])[3]
     header, sections = json.loads(brotli.decompress(content[PREFIX.size : at])), {}
     for row in header["sections"]:
@@ -30,7 +64,7 @@ def parts(path: Path) -> tuple[bytes, dict[str, Any], dict[str, bytes]]:
         stored = content[at : at + size]
         sections[row["name"]] = stored if is_range_coded(row) else brotli.decompress(stored)
         at += size
-    return content, header, sections
+    return header, sections
 
 
 def is_range_coded(row: dict[str, Any]) -> bool:
@@ -43,8 +77,8 @@ def forge(version: int, header: bytes, payload: bytes) -> bytes:
     return PREFIX.pack(MAGIC, version, len(header), len(stored), hashlib.sha256(stored).digest()) + stored + payload
 
 
-def forged(rng: Rng, path: Path) -> bytes:
-    content, header, sections = parts(path)
+def forged(rng: Rng, content: bytes) -> bytes:
+    header, sections = parts(content)
     version = PREFIX.unpack(content[: PREFIX.size])[1]
     how = rng.random()
     if how < 0.35:
@@ -77,16 +111,16 @@ def hostile_payload(rng: Rng, payload: bytes) -> bytes:
 
 
 def make(rng: Rng, folder: Path) -> Reader:
-    path, input_path = rng.choice(PATHS), folder / "input.btw"
+    whole, input_path = rng.choice(contents()), folder / "input.btw"
     signed = rng.random() < 0.75
-    content = forged(rng, path) if signed else damage(rng, path.read_bytes())
+    content = forged(rng, whole) if signed else damage(rng, whole)
     input_path.write_bytes(content)
     score = rng.random() < 0.5
     seed = hostile(rng, 1) if rng.random() < 0.1 else 1
 
     def read() -> None:
         target = load_trained(str(input_path))
-        if not signed and content != path.read_bytes():
+        if not signed and content != whole:
             raise Broken("a damaged file was read")
         data = target.spec.data.heldout
         if not data.isprintable() or not data.isascii():
