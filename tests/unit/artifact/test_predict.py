@@ -179,6 +179,12 @@ def test_the_h100_preset_fills_the_budget_in_time() -> None:
     assert 0.96 < share < 0.99, f"{share:.4f} of the budget: change the dimensions of the preset"
 
 
+def test_pr1855_fits_with_its_published_scheme_even_at_the_high_estimate() -> None:
+    spec = load_spec("pr1855")
+    assert spec.artifact.matrix.method == "sd_clip" and spec.artifact.matrix.rounding == "gptq"
+    assert predict_artifact_bytes(spec).high_bytes + code_bytes("torch", spec) < spec.budget.total_bytes
+
+
 def test_steps_that_follow_the_loss_are_predicted_in_a_wide_band() -> None:
     sizes = [predict_artifact_bytes(load_spec("smoke", [f"artifact.matrix.step={step}"])) for step in (0.05, 0.1, 0.2)]
     assert sizes[0].expected_bytes > sizes[1].expected_bytes > sizes[2].expected_bytes
