@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,16 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
+from data.importing import import_dataset
 from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.model.stages import StepNumbers
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec, load_spec
+from shared.training.run import train_run
 from shared.views.plain import PlainObserver
 
 # A run of few steps whose score takes little.
@@ -187,3 +191,14 @@ class RecordingObserver:
 def quiet_observer() -> PlainObserver:
     """A view that prints into memory."""
     return PlainObserver(Console(file=io.StringIO(), width=100))
+
+
+def train_toy(root: Path) -> None:
+    """A dataset `toy` in root/datasets, and the finished run `first` of a tiny model on it in root, by MLX."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
+        documents = [f"document {index}: {index * 7919 % 9973} words, or so they say.\n" for index in range(300)]
+        (root / "toy.jsonl").write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
+        import_dataset("toy", [root / "toy.jsonl"], heldout_frac=0.2)
+        spec = tiny_spec(*SHORT, "data.train=toy", "data.heldout=toy")
+        assert train_run(spec, "mlx", quiet_observer(), runs_dir=root, run_name="first").exit_status == 0

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from data.importing import import_dataset
 from shared.artifact import code_bytes, read_artifact
 from shared.artifact.fill import LANDING_BYTES
 from shared.runs.run_directory import RunDirectory
 from shared.spec import load_spec
-from shared.training.run import train_run
 from tests.command_line import CommandLine
-from tests.fake_training import SHORT, quiet_observer, tiny_spec
+from tests.fake_training import train_toy
 
 QUICK = ("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8", "--minutes", 1)
 
@@ -23,13 +20,7 @@ QUICK = ("--set", "artifact.calibration.source=train", "--set", "artifact.calibr
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset `toy` and the finished run `first` on it."""
     root = tmp_path_factory.mktemp("filled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
-        documents = [f"document {index}: {index * 7919 % 9973} words, or so they say.\n" for index in range(300)]
-        (root / "toy.jsonl").write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
-        import_dataset("toy", [root / "toy.jsonl"], heldout_frac=0.2)
-        spec = tiny_spec(*SHORT, "data.train=toy", "data.heldout=toy")
-        assert train_run(spec, "mlx", quiet_observer(), runs_dir=root, run_name="first").exit_status == 0
+    train_toy(root)
     return root
 
 

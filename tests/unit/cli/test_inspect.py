@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from data.importing import import_dataset
 from shared.artifact import pack_bytes, read_artifact
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import load_trained
-from shared.training.run import train_run
 from tests.command_line import CommandLine
-from tests.fake_training import SHORT, quiet_observer, tiny_spec
+from tests.fake_training import train_toy
 from tests.unit.views.test_report import Page
 
 
@@ -21,13 +18,7 @@ from tests.unit.views.test_report import Page
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset `toy` and the finished run `first` on it."""
     root = tmp_path_factory.mktemp("inspected")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
-        documents = [f"document {index}: {index * 7919 % 9973} words, or so they say.\n" for index in range(300)]
-        (root / "toy.jsonl").write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
-        import_dataset("toy", [root / "toy.jsonl"], heldout_frac=0.2)
-        spec = tiny_spec(*SHORT, "data.train=toy", "data.heldout=toy")
-        assert train_run(spec, "mlx", quiet_observer(), runs_dir=root, run_name="first").exit_status == 0
+    train_toy(root)
     return root
 
 
