@@ -99,4 +99,18 @@ def deviation_in_steps(ops: Ops, rows: Array) -> tuple[Array, Array]:
     apart = whole - centre
     squares = ops.float16(ops.sum(apart * apart, axes=(-1,), keepdims=True) / max(columns - 1, 1))
     variance = ops.float16(ops.relu(squares - distance * distance))
-    return step, ops.float16(ops.sqrt(variance))
+    return step, sqrt_as_float16(ops, variance)
+
+
+def sqrt_as_float16(ops: Ops, x: Array) -> Array:
+    """The float16 number nearest to the square root of float16 numbers.
+
+    A root may be so near to the middle of two of them that the last bit of float32 decides, which not every library has
+    right. So the lower one or its neighbour below is taken first; then the square of the middle to the next, which
+    has 24 bits, is compared.
+    """
+    low = ops.float16(ops.sqrt(x) * (1.0 - 2.0**-12))
+    above = ops.float16(low * (1.0 + 3 * 2.0**-12))
+    middle = (low + above) / 2
+    is_above = ops.unit_step(x - middle * middle)
+    return low + is_above * (above - low)

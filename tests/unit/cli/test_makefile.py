@@ -124,7 +124,8 @@ def test_the_whole_chain_with_two_ranks_on_the_cpu(environment: Path, tmp_path: 
     result = make(*words)
     assert result.returncode == 0, result.stderr
     record = tmp_path / "records" / "chain"
-    assert {"README.md", "submission.json", "spec.toml", "seed1337"} == {path.name for path in record.iterdir()}
+    files = {"README.md", "submission.json", "spec.toml", "train.py", "score.py", "seed1337"}
+    assert files == {path.name for path in record.iterdir()}
     assert (record / "seed1337" / "preflight.json").exists()
     assert read_json(record / "seed1337" / "environment.json")["ranks"] == 2
     metrics = (tmp_path / "runs" / "chain" / "metrics.jsonl").read_bytes()
