@@ -6,7 +6,7 @@ Speed, memory and start of a model with the size of the public baseline, with th
 beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; parity of the GPU
 with the float64 oracle; the kernels beside the plain operations; recompilations and a trace. The most important comes
 first, each section has a budget of its own, and what a section found is printed and written to --out when it ends: a
-session that is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of time.
+run that is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of time.
 
 `--device cpu --quick` runs the same code on tiny shapes, with Triton's interpreter and without compiling.
 """
