@@ -21,8 +21,7 @@ Gradients = Callable[[NDArray[np.int32]], tuple[float, Mapping[str, NDArray[np.f
 
 def needs_curvature(spec: Spec) -> bool:
     """Whether a tensor of a spec is rounded by the curvature of the loss."""
-    everything = (spec.artifact.matrix, spec.artifact.embed, spec.artifact.head, *spec.artifact.tensors)
-    return any(settings.rounding == "two_sided" for settings in everything)
+    return any(settings.rounding == "two_sided" for settings in spec.artifact.all_settings)
 
 
 def loss_curvature(gradients: Gradients, spec: Spec, batches: Iterable[NDArray[np.int32]]) -> dict[str, Curvature]:

@@ -107,6 +107,11 @@ class ArtifactSpec(Section):
         24, description="base-2 logarithm of the bytes that brotli searches for repetitions"
     )
 
+    @property
+    def all_settings(self) -> tuple[QuantiserSpec, ...]:
+        """The settings of the classes, then those by name."""
+        return (self.matrix, self.embed, self.head, *self.tensors)
+
     def settings_of(self, name: str, table_class: TableClass) -> QuantiserSpec:
         """The settings of a quantised tensor: of the last pattern that matches its name, else of its class."""
         for rule in reversed(self.tensors):
@@ -116,8 +121,7 @@ class ArtifactSpec(Section):
 
     @model_validator(mode="after")
     def _check_calibration(self) -> ArtifactSpec:
-        everything = (self.matrix, self.embed, self.head, *self.tensors)
-        for settings in everything:
+        for settings in self.all_settings:
             by_loss, rounding = settings.step_unit == "loss", settings.rounding
             is_uniform, two_sided = settings.method == "uniform", rounding == "two_sided"
             require(is_uniform or not two_sided, "artifact rounding", rounding, "nearest or gptq but for uniform")
@@ -128,7 +132,7 @@ class ArtifactSpec(Section):
                 "nearest or gptq with a trellis",
             )
             require(two_sided or not by_loss, "artifact step_unit", "loss", "rms unless rounding is two_sided")
-        needed = any(settings.rounding != "nearest" or settings.hessian_clip > 0.0 for settings in everything)
+        needed = any(settings.rounding != "nearest" or settings.hessian_clip > 0.0 for settings in self.all_settings)
         source = self.calibration.source
         allowed = "self_generated or train unless rounding is nearest and hessian_clip 0"
         require(not needed or source != "none", "artifact.calibration.source", source, allowed)
