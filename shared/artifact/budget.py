@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.engine.registry import ENGINES
+from shared.quantisers.entropy import entropy_of_shares
 from shared.script.running import running_script
 from shared.spec import Spec
 
@@ -57,5 +58,4 @@ def entropy_bits(codes: NDArray[np.int8]) -> float:
     if codes.size == 0:
         return 0.0
     counts = np.bincount(codes.reshape(-1).astype(np.int16) + 128)
-    frequencies = counts[counts > 0] / codes.size
-    return float(-(frequencies * np.log2(frequencies)).sum()) + 0.0
+    return entropy_of_shares(counts / codes.size)

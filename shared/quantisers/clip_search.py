@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shared.errors import SpecError
 from shared.ops import Array, NumpyOps, Ops
+from shared.quantisers.entropy import entropy_of_shares
 from shared.quantisers.row_grid import RowGrid, divisors, nearest_codes, scales_of_largest
 
 QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
@@ -53,4 +54,4 @@ def _gaussian_code_bits(grid: ClipSearch, row_length: int) -> float:
     rows = np.random.default_rng(0).standard_normal((max(2, _SAMPLE // row_length), row_length))
     counts = np.bincount(grid.grid.encode(rows.astype(np.float32))["codes"].reshape(-1).astype(int) + grid.code_limit)
     shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
+    return entropy_of_shares(shares)

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from shared.ops import Array, Ops
+from shared.quantisers.entropy import entropy_of_shares
 from shared.quantisers.row_grid import RowGrid, scales_of_largest
 
 _QUANTILES = 96
@@ -47,5 +48,4 @@ def _gaussian_code_bits(row_length: int, limit: int) -> float:
         shares += inner / inner.sum() * (row_length - 1) / row_length
         shares[[0, -1]] += 0.5 / row_length
     shares /= _QUANTILES
-    shares = shares[shares > 0]
-    return float(-(shares * np.log2(shares)).sum())
+    return entropy_of_shares(shares)

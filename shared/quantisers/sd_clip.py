@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.ops import Array, NumpyOps, Ops
+from shared.quantisers.entropy import entropy_of_shares
 from shared.quantisers.row_grid import RowGrid, divisors, nearest_codes, scales_of_largest
 
 EXACT_SUM = 2**24
@@ -78,8 +79,7 @@ class SdClip(RowGrid):
         step, normal = self.clip_sd / self.code_limit, NormalDist()
         borders = (np.arange(2 * self.code_limit) - self.code_limit + 0.5) * step
         shares = np.diff([0.0, *(normal.cdf(border) for border in borders), 1.0])
-        shares = shares[shares > 0]
-        return float(-(shares * np.log2(shares)).sum())
+        return entropy_of_shares(shares)
 
 
 def deviation_in_steps(ops: Ops, rows: Array) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from shared.errors import ArtifactError
 from shared.ops import Array, NumpyOps, Ops
+from shared.quantisers.entropy import entropy_of_shares
 from shared.quantisers.gptq import DAMP_FRAC, feedback_factor, mean_gram
 from shared.quantisers.protocol import Curvature, InputStatistics, Part, Parts
 from shared.quantisers.trellis import best_codes
@@ -175,9 +176,8 @@ class Uniform:
         normal = NormalDist()
         borders = (np.arange(2 * CODE_LIMIT + 2) - CODE_LIMIT - 0.5) * self.step
         shares = np.diff([normal.cdf(float(border)) for border in borders])
-        shares = shares[shares > 0]
         a, b = TRELLIS_EXCESS if self.trellis else (0.0, 0.0)
-        return float(-(shares * np.log2(shares)).sum()) + a * self.step / (1 + b * self.step)
+        return entropy_of_shares(shares) + a * self.step / (1 + b * self.step)
 
     def _surrogate_step(self, ops: Ops, weights: Array) -> Array:
         assert self.has_surrogate, "training knows no step in units of the loss and no path of a trellis"
