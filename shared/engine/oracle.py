@@ -6,8 +6,9 @@ import numpy as np
 
 from shared.engine.protocol import Stepper, Weights
 from shared.engine.window_stepper import WindowStepper
-from shared.model import Forward, forward, log_probs, symbol_nats
+from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats
 from shared.ops import NumpyOps
+from shared.ops.numpy_stepping import NumpySteppingOps
 from shared.spec import Spec
 
 
@@ -25,4 +26,6 @@ class Oracle:
         return log_probs(self.ops, self.spec, self.params, x, self.model)
 
     def stepper(self, rows: int) -> Stepper:
-        return WindowStepper(self, rows)
+        if self.model is not forward:
+            return WindowStepper(self, rows)
+        return ModelStepper(self.ops, self.spec, self.params, rows, NumpySteppingOps)
