@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.ops.stepping_ops import MASKED, SteppingOps, rotations
+from shared.ops.stepping_ops import SteppingOps
 
 
 class NumpySteppingOps(SteppingOps):

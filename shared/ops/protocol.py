@@ -185,8 +185,8 @@ class Ops(Protocol):
         ... up to T entries."""
 
     def lookback(self, x: Array, first: Array, count: int) -> Array:
-        """x[:, t], x[:, t - 1], ..., x[:, t - count + 1] joined along the last axis, [B, T, count D] of x [B, T, D]; before
-        x lies first [B, 1, D]."""
+        """x[:, t], x[:, t - 1], ..., x[:, t - count + 1] joined along the last axis: [B, T, count D] of x [B, T, D].
+        Before x lies first [B, 1, D]."""
 
     def recurrent(self, scan: Scan, step: RecurrentStep, inputs: Sequence[Array]) -> Array:
         """`scan(ops, *inputs)`, [B, N, ...] of inputs [B, N, ...]. It is what `step` gives from position to position:
