@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -60,7 +60,7 @@ class Order:
 
 def train_apart(
     orders: Iterable[Order], places: Sequence[Place], interruption: Interruption
-) -> Iterator[tuple[Order, Ending]]:
+) -> Generator[tuple[Order, Ending], None, None]:
     """Do what `train_run` does for each order, in another process with the same terminal: one at a time in each place.
 
     Yields how they ended as they end. After a signal no further order is taken. An error that is not the user's fault

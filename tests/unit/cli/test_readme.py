@@ -71,6 +71,11 @@ RUNS = {
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
     "fit RUN...": ["fit three --output fit.json"],
+    "prove ARTIFACT [--data NAME] [--bytes N]": ["prove eight.btw --data mytext --bytes 150 --engine numpy"],
+    "compress FILE --model ARTIFACT [--output F] [--engine E]": ["compress fit.json --model eight.btw"],
+    "decompress FILE --model ARTIFACT [--output F] [--engine E]": [
+        "decompress fit.json.btz --model eight.btw --output back.json --engine numpy"
+    ],
     "soup RUN... [--recipe uniform|inverse|greedy]": ["soup one one --recipe greedy --output soup.btw"],
     "spec SPEC|--list|--schema": ["spec tiny", "spec --list", "spec --schema"],
 }
