@@ -12,6 +12,7 @@ from shared.model.adapters import with_adapters
 from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
 from shared.model.layer import trunk_context
+from shared.model.row_factors import symbols_of, with_row_factors
 from shared.model.trunk import run_trunk
 from shared.ops import Array, Ops
 from shared.spec import Spec
@@ -24,6 +25,7 @@ def forward(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> A
 
     Row t is the model's belief about x[:, t] and depends on x[:, :t] only.
     """
+    ops, params, x_BT = with_row_factors(ops, spec, params, x_BT)
     params = with_adapters(ops, spec.model, params)
     return decode_patches(ops, spec, params, trunk_outputs(ops, spec, params, x_BT), x_BT)
 
@@ -37,7 +39,8 @@ def trunk_outputs(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
 
 def symbol_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:
     """-ln p(x[:, t] | x[:, :t]) of every symbol: [B, T] float32, nats."""
-    return ops.softcapped_cross_entropy(model(ops, spec, params, x_BT), x_BT, spec.model.logit_softcap)
+    targets_BT = symbols_of(spec.model, x_BT)
+    return ops.softcapped_cross_entropy(model(ops, spec, params, x_BT), targets_BT, spec.model.logit_softcap)
 
 
 def mean_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:

@@ -244,9 +244,10 @@ def _adapter_parameters(model: ModelSpec, parameters: list[Parameter]) -> list[P
         in_trunk = each.name.startswith("layers.") and each.name.endswith(endings)
         if in_trunk or (each.name == "head.weight" and "head" in model.lora.targets):
             stem, (rows, columns) = each.name.removesuffix(".weight"), each.shape
+            many = (model.lora.rows,) if model.lora.rows else ()
             a = Initial("uniform", columns**-0.5)
-            factors.append(Parameter(f"{stem}{ADAPTER_A}", (rank, columns), a, "adapter", "matrix"))
-            factors.append(Parameter(f"{stem}{ADAPTER_B}", (rows, rank), ZEROS, "adapter", "matrix"))
+            factors.append(Parameter(f"{stem}{ADAPTER_A}", (*many, rank, columns), a, "adapter", "matrix"))
+            factors.append(Parameter(f"{stem}{ADAPTER_B}", (*many, rows, rank), ZEROS, "adapter", "matrix"))
     return factors
 
 

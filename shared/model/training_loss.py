@@ -16,6 +16,7 @@ from shared.model.counted import split_counted
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights
+from shared.model.row_factors import symbols_of
 from shared.model.stages import COUNTED, SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.spec import Spec
@@ -31,7 +32,7 @@ def training_loss(
     Both are of the function that is trained; without options of `training.loss` they are the same array. With
     `counts` "marked" they are means over the symbols that count, which `COUNTED` says the share of.
     """
-    loss, count = spec.training.loss, x_BT.shape[0] * x_BT.shape[1]
+    loss = spec.training.loss
     stored, h_BND, counts_BT = params, None, None
     if loss.counts == "marked":
         x_BT, counts_BT = split_counted(ops, x_BT)
@@ -43,9 +44,11 @@ def training_loss(
     # The same function either way; where it is known to be made of trunk outputs they are not made twice.
     shares_trunk = h_BND is not None and model is forward
     logits = decode_patches(ops, spec, params, h_BND, x_BT) if shares_trunk else model(ops, spec, params, x_BT)
-    nats = ops.softcapped_cross_entropy(logits, x_BT, spec.model.logit_softcap)
+    targets_BT = symbols_of(spec.model, x_BT)
+    count = targets_BT.shape[0] * targets_BT.shape[1]
+    nats = ops.softcapped_cross_entropy(logits, targets_BT, spec.model.logit_softcap)
     if counts_BT is not None:
-        nats = ops.cast_like(counts_BT, nats) * nats / params.get(COUNTED, 1.0)
+        nats = ops.cast_like(symbols_of(spec.model, counts_BT), nats) * nats / params.get(COUNTED, 1.0)
     mean_nats = ops.sum(nats) / count
     if loss.is_plain:
         return mean_nats, mean_nats

@@ -7,11 +7,9 @@ counted. A coder follows the same passes with the same adapter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
-
-import numpy as np
 
 from data.stream import SymbolStream
 from shared.engine.leader import another
@@ -19,23 +17,14 @@ from shared.engine.protocol import Engine, Scorer
 from shared.errors import DataError, RunError, UserError
 from shared.model import model_weights
 from shared.scoring.bits_per_byte import Progress, Score, Tally, score_together
+from shared.scoring.document_learner import document_learner
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
-from shared.scoring.passes import Adapter, Pass, Span, Tallied
-from shared.scoring.windows import Window, even_rows, plan_windows
-from shared.spec import Spec
+from shared.scoring.passes import Adapter, Tallied
+from shared.scoring.plans import Plan, document_starts, make_plan
+from shared.spec.adaptation import AdaptationSpec
 
-# Document ids that are read at a time.
-_IDS = 1 << 22
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`passes` in order; every pass is scored as `rows` windows of `seq_len` symbols."""
-
-    passes: Sequence[Pass]
-    rows: int
-    seq_len: int
+__all__ = ["Plan", "adapter_of", "document_starts", "make_plan", "score_adapted"]
 
 
 def score_adapted(
@@ -49,12 +38,13 @@ def score_adapted(
     stride = spec.evaluation.stride_symbols if stride is None else stride
     plan = make_plan(spec, stream.num_symbols, document_starts(stream), stride)
     tally = Tally(stream, plan.seq_len, frozenset())
+    what = _what_learns(spec.evaluation.adaptation)
     text, journal = Tallied(stream.read, stream.num_symbols), Journal()
-    with adapter_of(scorer, stride) as adapter:
+    with adapter_of(scorer, stride, plan.rows) as adapter:
         for chosen in plan.passes:
             try:
                 adapter.reset(chosen)
-                score_together(adapter.score, chosen.windows, plan.rows, tally)
+                score_together(adapter.score, chosen.windows, plan.rows, tally, chosen.width)
                 for window in chosen.windows:
                     text.count(window)
                 adapter.learn(chosen, text)
@@ -63,15 +53,16 @@ def score_adapted(
                     raise
                 rate = spec.evaluation.adaptation.rate
                 raise RunError(f"{error}; evaluation.adaptation.rate {rate} is too high") from None
-            journal.add(chosen, "factors" if spec.evaluation.adaptation.lora.rank else "weights", closes=True)
+            journal.add(chosen, what)
             if progress is not None:
                 progress(tally.symbols, stream.num_symbols)
-    return replace(tally.result(stride, plan.rows, spec.evaluation.confidence), journal=tuple(journal.lines))
+    return replace(tally.result(plan.stride, plan.rows, spec.evaluation.confidence), journal=tuple(journal.lines))
 
 
 @contextlib.contextmanager
-def adapter_of(scorer: Scorer, stride: int) -> Iterator[Adapter]:
+def adapter_of(scorer: Scorer, stride: int, rows: int = 1) -> Iterator[Adapter]:
     """The adapter of the scorer's spec with the scorer's weights, on an engine of its own of the same kind and ranks.
+    `stride` is that of the score's windows, `rows` how many documents are scored side by side.
 
     Raises UserError for a scorer that has no gradients.
     """
@@ -80,58 +71,20 @@ def adapter_of(scorer: Scorer, stride: int) -> Iterator[Adapter]:
             "evaluation.adaptation needs gradients, which the engine numpy has not: use --engine mlx or torch"
         )
     engine, spec = cast(Engine, scorer), scorer.spec
-    settings = spec.evaluation.adaptation
-    rows = lesson_rows(settings, spec.model.seq_len, stride, engine.ranks.world_size)
+    settings, world_size = spec.evaluation.adaptation, engine.ranks.world_size
+    weights = model_weights(spec, engine.export_weights("trained"))
+    if settings.kind == "document":
+        with document_learner(engine, spec, weights, rows) as adapter:
+            yield adapter
+        return
+    rows = lesson_rows(settings, spec.model.seq_len, stride, world_size)
     derived = adaptation_spec(spec, rows)
-    weights = starting_weights(spec, derived, model_weights(spec, engine.export_weights("trained")))
     with another(engine, derived) as learner:
-        yield Learner(learner, settings, weights, rows)
+        yield Learner(learner, settings, starting_weights(spec, derived, weights), rows)
 
 
-def make_plan(spec: Spec, num_symbols: int, starts: np.ndarray, stride: int) -> Plan:
-    """The passes over a text of `num_symbols` whose documents begin at `starts` [D], under the spec's adaptation and
-    window, and a stride. Nothing of the text itself is needed, so a decoder can make it too."""
-    settings, seq_len = spec.evaluation.adaptation, spec.model.seq_len
-    windows = plan_windows(num_symbols, seq_len, stride)
-    chunks = list(_chunks(windows, settings.chunk_symbols, starts if settings.reset == "document" else starts[:1]))
-    rows = even_rows(max(map(len, chunks)), spec.evaluation.batch_symbols // seq_len)
-    return Plan(list(_score_first_passes(chunks, rows, settings.reset == "document", starts)), rows, seq_len)
-
-
-def _chunks(windows: Sequence[Window], symbols: int, starts: np.ndarray) -> Iterator[list[Window]]:
-    """Windows by chunk of `symbols`, counted from the last of `starts` before: each belongs to the chunk of the first
-    symbol that it counts."""
-    counted = np.array([window.count_start for window in windows])
-    section = np.searchsorted(starts, counted, side="right") - 1
-    chunk = (counted - starts[section]) // symbols
-    begins = np.flatnonzero((np.diff(section, prepend=-1) != 0) | (np.diff(chunk, prepend=-1) != 0)).tolist()
-    for first, stop in zip(begins, [*begins[1:], len(windows)], strict=True):
-        yield list(windows[first:stop])
-
-
-def _score_first_passes(
-    chunks: Sequence[Sequence[Window]], rows: int, resets: bool, starts: np.ndarray
-) -> Iterator[Pass]:
-    """The passes of each chunk; after the last it is learnt, unless all is forgotten before anything is scored."""
-    counted = np.searchsorted(starts, [chunk[0].count_start for chunk in chunks], side="right")
-    forgets = [*(np.diff(counted, prepend=counted[0]) > 0) & resets, True]
-    for index, chunk in enumerate(chunks):
-        span = Span(chunk[0].count_start, chunk[-1].count_stop)
-        for first in range(0, len(chunk), rows):
-            learns = first + rows >= len(chunk) and not forgets[index + 1]
-            yield Pass(
-                tuple(chunk[first : first + rows]),
-                (span,) if learns else (),
-                bool(forgets[index]) and first == 0,
-                progress=index / len(chunks),
-            )
-
-
-def document_starts(stream: SymbolStream) -> np.ndarray:
-    """The positions at which the documents of a stream begin, int64 [D]."""
-    found, last = [], -1
-    for start in range(0, stream.num_symbols, _IDS):
-        ids = stream.document_ids(start, min(_IDS, stream.num_symbols - start))
-        found.append(start + np.flatnonzero(np.diff(ids, prepend=last)))
-        last = int(ids[-1])
-    return np.concatenate(found).astype(np.int64)
+def _what_learns(settings: AdaptationSpec) -> str:
+    """What learns, as the journal calls it."""
+    if settings.kind == "document":
+        return "factors of each document" + (", first ones go on" if settings.warm_start else "")
+    return "factors" if settings.lora.rank else "weights"

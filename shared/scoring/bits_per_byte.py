@@ -108,10 +108,11 @@ def score_stream(
 
 
 def score_together(
-    score: Callable[[np.ndarray], np.ndarray], windows: Sequence[Window], rows: int, tally: Tally
+    score: Callable[[np.ndarray], np.ndarray], windows: Sequence[Window], rows: int, tally: Tally, width: int = 0
 ) -> None:
-    """Score the windows of one pass, padded to `rows` of them, and count them."""
-    nats = score(read_windows(tally.stream, windows, rows, tally.seq_len))
+    """Score the windows of one pass, padded to `rows` of them, and count them. Of each the first `width` symbols are
+    read, by default all."""
+    nats = score(read_windows(tally.stream, windows, rows, width or tally.seq_len))
     for window, row in zip(windows, nats, strict=False):
         tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
 

@@ -46,17 +46,18 @@ class Journal:
         self._scored: list[Span] = []
         self._learnt: list[Span] = []
 
-    def add(self, chosen: Pass, what: str, closes: bool) -> None:
-        """Take note of a pass. `closes`: with it a line is complete, unless nothing was learnt; what was scored without
-        being learnt from belongs to the next line."""
+    def add(self, chosen: Pass, what: str) -> None:
+        """Take note of a pass in which `what` learns. What was scored and not learnt belongs to the next line."""
         self._scored += [Span(window.count_start, window.count_stop) for window in chosen.windows]
         self._learnt += chosen.learnt
-        if closes and self._learnt:
+        if chosen.closes and self._learnt:
             self._append(Line(_hull(self._scored), _hull(self._learnt), what))
             self._scored, self._learnt = [], []
         if chosen.base is not None:
-            last = _hull(self._scored or [self.lines[-1].scored])
-            self._append(Line(last, chosen.base, "weights"))
+            # Of documents of one chunk nothing was learnt.
+            last = self._scored or [self.lines[-1].scored]
+            self._append(Line(_hull(last), chosen.base, "weights"))
+            self._scored = []
 
     def _append(self, line: Line) -> None:
         if self.lines:

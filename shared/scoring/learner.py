@@ -25,10 +25,10 @@ KEPT = ("seed", "dtype", "float32_products", "compile", "micro_batch_symbols", "
 RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr", "adapter_lr")
 
 
-def adaptation_spec(spec: Spec, rows: int, settings: AdaptationSpec | None = None) -> Spec:
+def adaptation_spec(spec: Spec, rows: int, settings: AdaptationSpec | None = None, own_factors: bool = False) -> Spec:
     """The spec of the learner: the function that is scored, trained by `settings` (default: the spec's own) on batches
-    of `rows` windows. No average, no quantisation, no auxiliary loss; the rate is constant, or falls as half a cosine
-    over the progress.
+    of `rows` windows, with `own_factors` each with factors of its own. No average, no quantisation, no auxiliary loss;
+    the rate is constant, or falls as half a cosine over the progress.
     """
     settings = settings or spec.evaluation.adaptation
     values = spec_to_dict(spec)
@@ -41,7 +41,7 @@ def adaptation_spec(spec: Spec, rows: int, settings: AdaptationSpec | None = Non
         "loss": {"counts": "marked"},
     }
     if settings.lora.rank:
-        values["model"]["lora"] = settings.lora.model_dump(mode="json")
+        values["model"]["lora"] = {**settings.lora.model_dump(mode="json"), "rows": rows if own_factors else 0}
         values["training"]["freeze"] = "base"
     values["optimizer"] = _optimizer(settings) | {
         name: values["optimizer"][name] for name in ("ns_steps", "ns_coefficients", "ns_dtype")
@@ -120,7 +120,7 @@ class Learner:
         """Raises RunError where a step is not a number."""
         for span in chosen.learnt:
             batches = list(lessons(text, span, self.engine.spec.model.seq_len, self.rows))
-            results = [self._step(x, chosen.progress) for _ in range(self.settings.epochs) for x in batches]
+            results = [self.step(x, chosen.progress) for _ in range(self.settings.epochs) for x in batches]
             self._check(results)
 
     def save_state(self) -> dict[str, np.ndarray]:
@@ -133,7 +133,8 @@ class Learner:
         self.steps = int(rest.pop("steps")[0])
         self.engine.load_state(rest)
 
-    def _step(self, x: np.ndarray, progress: float) -> StepResult:
+    def step(self, x: np.ndarray, progress: float) -> StepResult:
+        """One optimizer step on a batch of `lessons`, at a progress that the rate follows."""
         numbers = step_hyperparameters(self.engine.spec, self.steps, progress, 0.0)
         self.steps += 1
         return self.engine.train_step(x, numbers.with_run({COUNTED: float(np.mean(x >= 0))}))

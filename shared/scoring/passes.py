@@ -27,16 +27,23 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """`windows` are scored together with what was learnt before the pass, and counted; then `learnt` is learnt, one
-    span after the other, or with factors for each row the spans of rows 0, 1, ... at once. `resets`: before all that,
-    everything learnt is forgotten. `base`: after all that, the weights under the factors learn this span too.
-    `progress` is the fraction of the plan's learning that was done before the pass."""
+    """`windows` are scored together with what was learnt before the pass, and counted; then `learnt` is learnt: one
+    span after the other, or where documents are scored side by side, one for each of the first rows.
+
+    `resets`: before all that, everything learnt is forgotten; `inherits`: but for the first factors, which go on from
+    those of the documents that were done since that happened last. `base`: after all that, the weights under the
+    factors learn this span. `progress` is the fraction of the text's chunks before this one. `closes`: a line of the
+    journal ends here. `width`: the symbols of a window that are read; 0 is all of them.
+    """
 
     windows: tuple[Window, ...]
     learnt: tuple[Span, ...] = ()
     resets: bool = False
+    inherits: bool = False
     base: Span | None = None
     progress: float = 0.0
+    closes: bool = True
+    width: int = 0
 
 
 class Tallied:

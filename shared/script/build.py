@@ -30,6 +30,8 @@ NEVER_ADAPTS = {
     "shared.scoring.adaptation": "from shared.errors import UserError\n"
     "def score_adapted(*_,**__):raise UserError('evaluation.adaptation: not in this script, whose spec had none')",
     "shared.scoring.journal": "def check_journal(*_):pass",
+    "shared.model.row_factors": "def with_row_factors(ops,spec,params,x):return ops,params,x\n"
+    "def symbols_of(model,x):return x",
     "shared.spec.adaptation": "from typing import Literal\nfrom pydantic import ConfigDict\n"
     "from shared.spec.base import Section\nclass AdaptationSpec(Section):\n"
     " model_config=ConfigDict(extra='ignore')\n kind:Literal['none']='none'\n is_on:Literal[False]=False\n"

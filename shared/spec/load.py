@@ -76,7 +76,7 @@ def read_stored_spec(path: Path) -> Spec:
 
 def stored_spec(values: Mapping[str, Any], origin: str) -> Spec:
     """The spec of nested mappings that this program, or an earlier version, wrote into a file. Raises SpecError."""
-    return spec_from_dict(_migrated(values, origin, complete=True), origin)
+    return _of_a_run(spec_from_dict(_migrated(values, origin, complete=True), origin), origin)
 
 
 def with_overrides(spec: Spec, overrides: Iterable[str]) -> Spec:
@@ -127,10 +127,17 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
+def _of_a_run(spec: Spec, origin: str) -> Spec:
+    """The spec, which is not that of a learner at evaluation."""
+    if spec.model.lora.rows:
+        raise SpecError(f"{origin}: model.lora.rows = {spec.model.lora.rows}: must be 0, only adaptation sets it")
+    return spec
+
+
 def _checked(values: dict[str, Any], overrides: Iterable[str], origin: str) -> Spec:
     for override in overrides:
         _apply_override(values, override)
-    return spec_from_dict(values, origin)
+    return _of_a_run(spec_from_dict(values, origin), origin)
 
 
 def _migrated(values: Mapping[str, Any], origin: str, *, complete: bool) -> dict[str, Any]:

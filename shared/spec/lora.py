@@ -28,6 +28,9 @@ class LoraSpec(Section):
         "being both matrices of the MLP; head: an output matrix that is not tied (published for one document each: "
         "rank 8; q, v, head)",
     )
+    rows: SizeOrZero = Field(
+        0, description="rows of a batch with factors of their own; set by adaptation to documents, in a spec it is 0"
+    )
 
 
 def check_lora(lora: LoraSpec, has_head: bool, narrowest: int, mixers: tuple[MixerKind, ...]) -> None:

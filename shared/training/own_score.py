@@ -39,9 +39,14 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
         return "the text that it was trained on is not there to compare with"
     if not data.complete:
         return "it is of a sample of the text"
-    if document.stride_symbols != spec.evaluation.stride_symbols:
-        return f"the run is scored with a stride of {spec.evaluation.stride_symbols}"
     adaptation = spec.evaluation.adaptation
+    stride = (
+        adaptation.stride(spec.model.seq_len, spec.evaluation.stride_symbols)
+        if adaptation.is_on
+        else spec.evaluation.stride_symbols
+    )
+    if document.stride_symbols != stride:
+        return f"the run is scored with a stride of {stride}"
     if document.protocol()["adaptation"] != (adaptation.model_dump(mode="json") if adaptation.is_on else "none"):
         return "the run is scored with another adaptation"
     if engine not in (None, document.engine):

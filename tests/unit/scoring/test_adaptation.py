@@ -79,7 +79,7 @@ def test_every_symbol_is_scored_once_and_learnt_after_that(
                 learnt[counted] += 1
                 known[counted] = True
                 assert np.maximum(x, ~x).max() < span.stop
-        journal.add(each, "weights", closes=True)
+        journal.add(each, "weights")
     assert np.all(times == 1) and learnt.max() <= 1
     assert check_journal(journal.lines, total).passed
     if reset == "never":
@@ -100,7 +100,7 @@ def test_the_journal_joins_equal_steps_and_shows_early_learning() -> None:
     journal, steps = Journal(), [(0, 6), (6, 10), (10, 14), (14, 18), (18, 20)]
     for start, stop in steps:
         learnt = (Span(start, stop),) if stop < 20 else ()
-        journal.add(Pass((Window(0, start, stop),), learnt), "weights", closes=True)
+        journal.add(Pass((Window(0, start, stop),), learnt), "weights")
     assert journal.lines == [
         Line(Span(0, 6), Span(0, 6), "weights"),
         Line(Span(6, 10), Span(6, 10), "weights", 3, 4),
