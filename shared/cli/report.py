@@ -35,9 +35,9 @@ from shared.scoring.documents import DocumentScores, read_document_scores
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.scoring.loss_profile import profile_loss
 from shared.spec import Spec, with_overrides
-from shared.study.comparison import Comparison, compare_groups, notes
+from shared.study.comparison import Comparison, compare_groups
 from shared.study.groups import group_runs
-from shared.study.table import cells, headings, protocol_line
+from shared.study.table import cells, facts, headings
 from shared.views.report.bars import Mark
 from shared.views.report.comparison import ComparisonTables
 from shared.views.report.contents import ReportedRun
@@ -120,14 +120,13 @@ def _compare(runs: Sequence[ReportedRun]) -> tuple[Comparison | None, Comparison
         comparison = compare_groups(group_runs(finished))
     except UserError as error:
         return None, ComparisonTables(notes=[f"not compared: {error}", *left_out])
-    facts = [protocol_line(comparison), *notes(comparison), *comparison.problems, *left_out]
     baseline = comparison.rows[0].group.label
     return comparison, ComparisonTables(
         headings(comparison),
         [cells(row) for row in comparison.rows],
         _marks(comparison),
         f"Bits per byte more than {baseline}, with {comparison.level:.0%} intervals over seeds; left is better",
-        facts,
+        [*facts(comparison), *comparison.problems, *left_out],
     )
 
 

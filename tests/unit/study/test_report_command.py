@@ -28,6 +28,7 @@ INK = """
   return points.filter((value, index) => index % 4 === 3 && value > 0).length;
 })()
 """
+UNFOLD = "document.querySelectorAll('details:first-of-type').forEach((part) => { part.open = true; })"
 QUICK = ("--symbols", "512", "--engine", "numpy")
 
 
@@ -123,7 +124,7 @@ def test_ten_runs_in_a_browser(trained: Path, tmp_path: Path) -> None:
     with open_browser(str(find_browser()), tmp_path / "profile") as browser:
         for width, dark in ((1280, False), (390, True)):
             browser.open(page, width, dark=dark)
-            browser.evaluate("document.querySelectorAll('details:first-of-type').forEach((part) => { part.open = true; })")
+            browser.evaluate(UNFOLD)
             assert browser.evaluate(OUTSIDE) == [] and browser.errors == []
             assert browser.evaluate("document.querySelectorAll('.chart canvas').length") == 4
             for axis in ("bytes", "seconds"):
