@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "audit": "check a score for leaks and accounting errors; status 1 if a check fails",
     "generate": "sample text from a run or an artifact",
+    "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
