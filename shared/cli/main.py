@@ -34,6 +34,9 @@ COMMANDS = {
         "keeps any other"
     ),
     "audit": "check a score for leaks and accounting errors; status 1 if a check fails",
+    "prove": "compress held-out text with an artifact, decompress it, compare: the score as the size of a file",
+    "compress": "code a file with an artifact as its model",
+    "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
     "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",

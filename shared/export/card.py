@@ -93,9 +93,9 @@ def _what_it_is(spec: Spec, parameters: int) -> str:
     reads = f"{symbols}, {model.patch_size} at a time" if model.patch_size > 1 else symbols
     return (
         f"A language model over {reads}: {parameters:,} parameters, {model.num_layers} layers of {model.model_dim}, "
-        f"windows of {model.seq_len:,} symbols. Made with bytetwin to fit {spec.budget.total_bytes:,} bytes of code and "
-        "weights. It is small, has had no instruction tuning and no safety training, and what it writes is not to be "
-        "relied on."
+        f"windows of {model.seq_len:,} symbols. Made with bytetwin to fit {spec.budget.total_bytes:,} bytes of code "
+        "and weights. It is small, has had no instruction tuning and no safety training, and what it writes is not to "
+        "be relied on."
     )
 
 
@@ -113,6 +113,10 @@ def _score_lines(score: ScoreDocument) -> list[str]:
         + (f"{score.artifact_bytes:,} bytes of artifact" if score.artifact_bytes is not None else "Not packed")
         + f" and {score.code_bytes:,} of code, of {score.limit_bytes:,}.",
     ]
+    if score.adaptation != "none":
+        lines.append(
+            "- The model learnt from the text that it had scored: these weights alone do not reach this figure."
+        )
     if score.chosen is not None:
         lines.append(f"- Chosen: {score.chosen}.")
     for name, result in score.compressors.items():

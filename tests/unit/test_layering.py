@@ -55,6 +55,7 @@ ARROWS = {
     "script": "files spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
+    "coding": "errors tolerances spec data engine scoring",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "files units spec model artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
@@ -63,8 +64,8 @@ ARROWS = {
     "study": "errors files parsing spec data model engine script scoring runs training",
     "export": "errors files spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
-    "cli": "errors files imports spec data model optim engine artifact scoring runs views training parity preflight "
-    "study export",
+    "cli": "errors files imports spec data model optim engine artifact scoring coding runs views training parity "
+    "preflight study export",
     "mlx_train": "errors spec data ops model optim engine cli",
     "cuda_train": "errors files spec data ops model optim engine cli",
 }
