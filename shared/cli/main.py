@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
+    "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
     "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; the JSON is for preflight --fit",
     "data": "list, build, import, download and verify datasets",
