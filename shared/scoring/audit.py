@@ -92,10 +92,10 @@ def audit_scorer(
             check_denominator(score),
             check_plausibility(score, parameter_counts(spec)["total"]),
         ]
-    if spec.vocabulary.document_start is not None:
-        checks.append(check_document_starts(stream))
-    if isinstance(stream, TokenStream):
-        checks.append(check_case(stream))
+        if spec.vocabulary.document_start is not None:
+            checks.append(check_document_starts(stream))
+        if isinstance(stream, TokenStream):
+            checks.append(check_case(stream))
     return AuditReport(tuple(checks))
 
 
