@@ -1,6 +1,12 @@
-"""`python -m mlx_train SPEC ...` is `bytetwin train SPEC --engine mlx ...`."""
+"""`python -m mlx_train SPEC ...` is `bytetwin train SPEC --engine mlx ...`, also as one of mlx.launch's processes."""
 
 import sys
+
+from shared.engine.ranks import is_launched, stop_with_parent
+
+if is_launched():
+    # Before MLX is imported: the launcher may be killed meanwhile.
+    stop_with_parent()
 
 from shared.cli.main import main
 

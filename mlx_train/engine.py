@@ -12,9 +12,10 @@ import numpy as np
 from mlx_train import device, distributed
 from mlx_train.ops import make_ops
 from shared.engine.microbatch import micro_batches
-from shared.engine.protocol import StepResult
+from shared.engine.protocol import Stepper, StepResult
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
+from shared.engine.window_stepper import WindowStepper
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
@@ -70,6 +71,9 @@ class TrainingEngine(EngineState):
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._log_probs, x)
+
+    def stepper(self, rows: int) -> Stepper:
+        return WindowStepper(self, rows)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()

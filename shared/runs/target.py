@@ -80,8 +80,12 @@ def load_audited(
     step: int | None = None,
     runs_dir: Path = RUNS,
 ) -> Target:
-    """A run, an artifact file, or a spec (preset or .toml) with random weights, because fresh ones hide leaks."""
-    if source.endswith(".toml") or source in preset_names():
+    """A run, an artifact file, or a spec (preset or .toml) with random weights, because fresh ones hide leaks.
+
+    A run that has the name of a preset comes first, unless there are overrides, which only a spec takes.
+    """
+    is_preset = source in preset_names() and (bool(overrides) or not (runs_dir / source / "spec.toml").is_file())
+    if source.endswith(".toml") or is_preset:
         if step is not None:
             raise UserError(f"{source}: --step {step} chooses a checkpoint of a run, this is a spec")
         spec = bind_tokenizer(load_spec(source, overrides))

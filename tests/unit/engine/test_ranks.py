@@ -17,10 +17,11 @@ import pytest
 from cuda_train import distributed
 from shared.engine.package import engine_package
 from shared.engine.ranks import OneRank
+from shared.engine.registry import ENGINES
 from shared.errors import RunError, UserError
 from shared.tolerances import RANKS_LOSS_ABS
 from tests import ROOT
-from tests.processes import WAIT_S, alive, children, started, wait_until
+from tests.processes import WAIT_S, alive, children, run_python, started, wait_until
 
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
@@ -224,3 +225,10 @@ def test_a_rank_whose_launcher_was_killed_saves_and_ends(tmp_path: Path) -> None
         parent.kill()
         wait_until(lambda: not alive(rank), "the rank ends")
     assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_launched_rank_watches_its_launcher(engine: str) -> None:
+    package, variable = ENGINES[engine].package, ENGINES[engine].rank_variable
+    code = f"import threading, {package}.__main__; print([thread.name for thread in threading.enumerate()])"
+    assert "parent" in run_python(code, **{variable: "0"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,13 @@ def test_what_cannot_be_used(artifact: Path, run_folder: Path, tmp_path: Path) -
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):
             call()  # type: ignore[operator]
+
+
+def test_a_run_named_like_a_preset_comes_first(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "tiny")
+    assert load_audited("tiny", runs_dir=tmp_path).run is not None
+    assert load_audited("tiny", ["training.seed=1"], runs_dir=tmp_path).weights_name == "random"
+    assert load_audited("bytes", runs_dir=tmp_path).weights_name == "random"
 
 
 def test_a_run_with_nothing_to_score(tmp_path: Path) -> None:
