@@ -100,6 +100,10 @@ class Tokenizer:
         if text := decoded(b"", final=True):
             yield text
 
+    def piece(self, token: int) -> bytes:
+        """Bytes that a token adds to a text that has begun; none for a special one."""
+        return self._pieces[token]
+
     def _piece_text(self, token: int) -> bytes:
         """Bytes that a token adds to a text that has begun."""
         processor = self._processor

@@ -34,9 +34,13 @@ COMMANDS = {
         "keeps any other"
     ),
     "audit": "check a score for leaks and accounting errors; status 1 if a check fails",
+    "prove": "compress held-out text with an artifact, decompress it, compare: the score as the size of a file",
+    "compress": "code a file with an artifact as its model",
+    "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
+    "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
     "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; the JSON is for preflight --fit",
     "data": "list, build, import, download and verify datasets",
