@@ -10,7 +10,7 @@ from rich.table import Table
 from data.datasets import make_missing
 from data.encoding import encode_dataset
 from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
-from data.tokenizer_training import train_tokenizer
+from data.tokenizer_training import Normalisation, train_tokenizer
 from shared.cli.command import CommandResult, console, positive, result_console, say
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _train(args: argparse.Namespace) -> CommandResult:
-    normalisation = args.normalisation or ("identity" if args.caseops else "nmt_nfkc")
+    normalisation: Normalisation = args.normalisation or ("identity" if args.caseops else "nmt_nfkc")
     make_missing(args.dataset)
     out = console()
     with progress_bar(out, f"reading {args.dataset}", "bytes") as progress:
