@@ -38,6 +38,7 @@ COMMANDS = {
     "compress": "code a file with an artifact as its model",
     "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
+    "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
