@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from shared.ops.stepping_ops import SteppingOps
+from shared.ops.stepping_ops import MASKED, SteppingOps
+
+# Up to it the exponential of a logit needs no maximum.
+UNSHIFTED_SOFTCAP = 500.0
 
 
 class NumpySteppingOps(SteppingOps):
@@ -67,6 +70,31 @@ class NumpySteppingOps(SteppingOps):
         if rope_dims:
             qk = self._rotated(qk, rope_dims, rope_base)
         return qk[:, :, :heads] * gain[:, None], qk[:, :, heads:], heads_of_all[:, :, heads + groups :]
+
+    def attention(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, documents: np.ndarray | None = None
+    ) -> np.ndarray:
+        if self.position == 0 or q.shape[1] > 1:
+            return super().attention(q, k, v, window, documents)
+        state, end = self._state(), self.position + 1
+        keys, values, numbers = state
+        self._keep(state)
+        keys[..., self.position], values[:, :, self.position] = k[:, 0], v[:, 0]
+        first = max(0, end - window) if window else 0
+        scores = (q[:, 0] * q.shape[-1] ** -0.5).reshape((*keys.shape[:2], -1, q.shape[-1])) @ keys[..., first:end]
+        if documents is not None:
+            numbers[:, self.position] = documents[:, 0]
+            scores -= MASKED * (documents != numbers[:, first:end])[:, None, None]
+        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
+        return (scores @ values[:, :, first:end]).reshape(q.shape)
+
+    def softcapped_log_softmax(self, logits: np.ndarray, softcap: float) -> np.ndarray:
+        if softcap > UNSHIFTED_SOFTCAP:
+            return self.ops.softcapped_log_softmax(logits, softcap)
+        capped = softcap * np.tanh(logits / softcap)
+        return capped - np.log(np.add.reduce(np.exp(capped), axis=-1, keepdims=True))
 
     def lookback(self, x: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
         if self.position == 0:

@@ -78,7 +78,7 @@ class SteppingOps(WrappedOps):
     def attention(self, q: Array, k: Array, v: Array, window: int = 0, documents: Array | None = None) -> Array:
         begin, end = self.position, self.position + q.shape[1]
         keys, values, numbers = self._remember(begin, end, k, v, documents)
-        if begin == 0:
+        if q.shape[1] > 1:
             return self.ops.attention(q, k, v, window, documents)
         first = max(0, end - window) if window else 0
         scores = self.cast(q, "float32").reshape((*k.shape[:1], k.shape[2], -1, k.shape[3])) * k.shape[3] ** -0.5
