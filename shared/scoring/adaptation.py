@@ -18,7 +18,7 @@ from shared.engine.leader import another
 from shared.engine.protocol import Engine, Scorer
 from shared.errors import DataError, RunError, UserError
 from shared.model import model_weights
-from shared.scoring.bits_per_byte import Progress, Score, Tally, score_together
+from shared.scoring.bits_per_byte import Progress, Score, Seen, Tally, score_by_spec, score_together
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
 from shared.scoring.passes import Adapter, Pass, Span, Tallied
@@ -38,17 +38,30 @@ class Plan:
     seq_len: int
 
 
-def score_adapted(
+def score_text(
     scorer: Scorer, stream: SymbolStream, *, stride: int | None = None, progress: Progress | None = None
 ) -> Score:
+    """Score a stream under the protocol of the scorer's spec, adaptation included; arguments as for `score_by_spec`."""
+    score = score_adapted if scorer.spec.evaluation.adaptation.is_on else score_by_spec
+    return score(scorer, stream, stride=stride, progress=progress)
+
+
+def score_adapted(
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    seen: Seen | None = None,
+) -> Score:
     """Score every symbol of a stream once under the adaptation of the scorer's spec. It starts from the scorer's
-    weights, which stay as they are. Arguments and errors as those of `score_by_spec`."""
+    weights, which stay as they are. Arguments and errors as those of `score_by_spec`; `seen` is told what counts."""
     spec = scorer.spec
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     stride = spec.evaluation.stride_symbols if stride is None else stride
     plan = make_plan(spec, stream.num_symbols, document_starts(stream), stride)
-    tally = Tally(stream, plan.seq_len, frozenset())
+    tally = Tally(stream, plan.seq_len, frozenset(), seen)
     text, journal = Tallied(stream.read, stream.num_symbols), Journal()
     with adapter_of(scorer, stride) as adapter:
         for chosen in plan.passes:

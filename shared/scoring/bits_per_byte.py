@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
+# Is told every window with the nats of its own symbols when they are counted, float64.
+Seen = Callable[[Window, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq
 class Tally:
     """Running sums of nats and bytes in float64, by document, and of nats by position in the window."""
 
-    def __init__(self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window]) -> None:
-        self.stream, self.seq_len, self.to_keep = stream, seq_len, to_keep
+    def __init__(
+        self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window], seen: Seen | None = None
+    ) -> None:
+        self.stream, self.seq_len, self.to_keep, self.seen = stream, seq_len, to_keep, seen
         self.positions = PositionSums.empty(seq_len)
         self.kept: list[tuple[Window, np.ndarray]] = []
         self.windows: list[Window] = []
@@ -163,6 +167,8 @@ class Tally:
             self.kept.append((window, values))
         self.windows.append(window)
         self.symbols += count
+        if self.seen is not None:
+            self.seen(window, values)
 
     def result(self, stride: int, rows: int, confidence: float) -> Score:
         """The score of what was counted, in windows that advance by `stride`, `rows` of them in a pass."""

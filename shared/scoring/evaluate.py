@@ -13,9 +13,9 @@ from data.stream import SymbolStream
 from shared.artifact import code_bytes
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
-from shared.scoring.adaptation import score_adapted
+from shared.scoring.adaptation import score_text
 from shared.scoring.audit import audit_scorer
-from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
+from shared.scoring.bits_per_byte import Progress, Score
 from shared.scoring.checks import Check, check_size
 from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, validated_score
 from shared.spec import Spec, spec_id
@@ -50,8 +50,6 @@ def evaluate(
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
-    adaptation = spec.evaluation.adaptation
-    score_text = score_adapted if adaptation.is_on else score_by_spec
     score = score_text(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
