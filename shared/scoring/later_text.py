@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.scoring.bits_per_byte import Seen
 from shared.scoring.checks import Check
+from shared.scoring.excerpt import Excerpt, with_spec
 from shared.scoring.windows import Window
 from shared.spec import Spec
 from shared.spec.adaptation import AdaptationSpec
@@ -51,7 +51,7 @@ def check_later_text(
     """
     rng = np.random.default_rng(seed)
     spec = _cheaper(scorer.spec)
-    scorer = cast(Scorer, _WithSpec(scorer, spec))
+    scorer = with_spec(scorer, spec)
     excerpt = _excerpt(spec, stream)
     before = _nats(score_text, scorer, excerpt, excerpt.num_symbols)
     again = _nats(score_text, scorer, excerpt, excerpt.num_symbols)
@@ -115,62 +115,8 @@ def _cheaper(spec: Spec) -> Spec:
     return spec.model_copy(update={"evaluation": evaluation, "training": training})
 
 
-class _WithSpec:
-    """A scorer under another spec of the same function."""
-
-    def __init__(self, scorer: Scorer, spec: Spec) -> None:
-        self._scorer, self.spec = scorer, spec
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scorer, name)
-
-
 class _Enough(Exception):
     """Everything that is compared was counted."""
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """The part of a SymbolStream that scoring reads: symbols [T] int32, of which those in `fixed` [T] stay, and the
-    positions `starts` at which documents begin. A symbol counts as a byte."""
-
-    name: str
-    symbols: np.ndarray
-    fixed: np.ndarray
-    starts: np.ndarray
-
-    @property
-    def num_symbols(self) -> int:
-        return len(self.symbols)
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.symbols)
-
-    @property
-    def num_documents(self) -> int:
-        return len(self.starts)
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        return self.symbols[start : start + count]
-
-    def byte_counts(self, start: int, count: int) -> np.ndarray:
-        return np.ones(count, np.int64)
-
-    def document_ids(self, start: int, count: int) -> np.ndarray:
-        return np.searchsorted(self.starts, np.arange(start, start + count), side="right") - 1
-
-    def replaced(self, cut: int, rng: np.random.Generator) -> Excerpt:
-        """The same with other symbols of the excerpt from position `cut` on."""
-        symbols = self.symbols.copy()
-        later = np.flatnonzero(~self.fixed[cut:]) + cut
-        symbols[later] = rng.choice(self.symbols[~self.fixed], len(later))
-        # At the cut itself chance may not leave things as they are.
-        for position in later[:1]:
-            symbols[position] = next(
-                (symbol for symbol in self.symbols[~self.fixed] if symbol != self.symbols[position]), symbols[position]
-            )
-        return Excerpt(self.name, symbols, self.fixed, self.starts)
 
 
 def _excerpt(spec: Spec, stream: SymbolStream) -> Excerpt:
