@@ -17,9 +17,10 @@ from cuda_train.joined import Joined
 from cuda_train.ops import make_ops
 from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
-from shared.engine.protocol import StepResult, Weights
+from shared.engine.protocol import Stepper, StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
+from shared.engine.window_stepper import WindowStepper
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise
@@ -95,6 +96,9 @@ class TrainingEngine(EngineState):
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._log_probs(self._scored(), self._symbols(x)))
+
+    def stepper(self, rows: int) -> Stepper:
+        return WindowStepper(self, rows)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()

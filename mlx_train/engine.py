@@ -14,9 +14,10 @@ from mlx_train.failures import told
 from mlx_train.joints import Joints
 from mlx_train.ops import make_ops
 from shared.engine.microbatch import micro_batches
-from shared.engine.protocol import StepResult, Weights, WeightsKind
+from shared.engine.protocol import Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
+from shared.engine.window_stepper import WindowStepper
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step
@@ -100,6 +101,9 @@ class TrainingEngine(EngineState):
     @told
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._log_probs, x)
+
+    def stepper(self, rows: int) -> Stepper:
+        return WindowStepper(self, rows)
 
     def use_weights(self, kind: WeightsKind) -> None:
         super().use_weights(kind)

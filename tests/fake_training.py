@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from data.importing import import_dataset
-from shared.engine.protocol import NonFiniteError, StepResult, Weights, WeightsKind
+from shared.engine.protocol import NonFiniteError, Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.model.stages import StepNumbers
 from shared.runs.observer import RunStart, StepReport, ValidationReport
@@ -118,6 +118,9 @@ class FakeEngine:
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         raise AssertionError("training never asks for whole distributions")
+
+    def stepper(self, rows: int) -> Stepper:
+        raise AssertionError("training never goes symbol by symbol")
 
     def export_weights(self, kind: WeightsKind) -> dict[str, np.ndarray]:
         return {"w": self.state["weight/w"].copy()}

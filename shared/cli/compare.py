@@ -27,7 +27,9 @@ from shared.study.table import markdown, print_comparison
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's name or folder, or a folder of runs (a sweep)")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run's name or folder, a sweep's folder, or a record's"
+    )
     add_runs_dir_argument(parser)
     add_comparison_arguments(parser)
 

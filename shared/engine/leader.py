@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as arrays_to_bytes
 
-from shared.engine.protocol import Engine, StepResult, Weights, WeightsKind
+from shared.engine.protocol import Engine, Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import Ranks
 from shared.errors import RanksError, RunError, SpecError, UserError
 from shared.model.stages import StepNumbers
@@ -65,6 +65,9 @@ class LeadingEngine:
         audit could not compare them with a score from a pass of another shape."""
         shares = [rows_to_score(x, rank, self.ranks) for rank in range(self.ranks.world_size)]
         return np.concatenate([self.engine.log_probs(x[share]) for share in shares])[: len(x)]
+
+    def stepper(self, rows: int) -> Stepper:
+        return self.engine.stepper(rows)
 
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         self._tell("use_symbol_weights", {"weights": weights})

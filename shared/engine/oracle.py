@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.engine.protocol import Weights
+from shared.engine.protocol import Stepper, Weights
+from shared.engine.window_stepper import WindowStepper
 from shared.model import Forward, forward, log_probs, symbol_nats
 from shared.ops import NumpyOps
 from shared.spec import Spec
@@ -22,3 +23,6 @@ class Oracle:
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return log_probs(self.ops, self.spec, self.params, x, self.model)
+
+    def stepper(self, rows: int) -> Stepper:
+        return WindowStepper(self, rows)

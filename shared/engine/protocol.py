@@ -26,6 +26,23 @@ class NonFiniteError(Exception):
         self.parameter = parameter
 
 
+class Stepper(Protocol):
+    """The distribution of the next symbol in each of `rows` windows, advanced by one symbol at a time.
+
+    A window never exceeds seq_len: who needs more begins anew. Log-probabilities are in nats, float32 from an engine
+    and float64 from the oracle, and within the tolerance of logits those of `Scorer.log_probs`.
+    """
+
+    rows: int
+
+    def start(self, x: np.ndarray) -> np.ndarray:
+        """Begin new windows with the symbols x [rows, T0] int32, T0 >= 0 any length below seq_len: ln p [rows, V] of
+        the symbol after them."""
+
+    def advance(self, symbols: np.ndarray) -> np.ndarray:
+        """Append one symbol to each window, int32 [rows]: ln p [rows, V] of the symbol after it."""
+
+
 class Scorer(Protocol):
     """Anything that gives symbols a probability. `x` is [B, T] int32, T a multiple of patch_size."""
 
@@ -36,6 +53,10 @@ class Scorer(Protocol):
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         """ln p(v | x[:, :t]) for every symbol v: [B, T, V] float32, nats."""
+
+    def stepper(self, rows: int) -> Stepper:
+        """The same distributions symbol by symbol, for `rows` windows at a time, of the weights as they are now. With
+        several ranks rank 0 steps alone."""
 
 
 class Engine(Scorer, Protocol):

@@ -29,7 +29,7 @@ from shared.spec import Spec, read_stored_spec, spec_to_toml
 from shared.spec.difference import first_difference, free_in_run
 
 # Types of the values of environment.json that readers take for granted.
-ENVIRONMENT = {"data": dict, "packages": dict, "ranks": int, "earlier_starts": list}
+ENVIRONMENT = {"data": dict, "git": dict | None, "packages": dict, "ranks": int, "earlier_starts": list}
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -74,7 +74,7 @@ class RunDirectory:
         parts = {f"data.{role}": part for role, part in data.items()} if isinstance(data, dict) else {}
         for key, value in {**{key: values[key] for key in ENVIRONMENT if key in values}, **parts}.items():
             if not isinstance(value, kind := ENVIRONMENT.get(key, dict)):
-                raise RunError(f"{self.environment_path}: {key} must be of type {kind.__name__}")
+                raise RunError(f"{self.environment_path}: {key} must be of type {getattr(kind, '__name__', kind)}")
         return values
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:

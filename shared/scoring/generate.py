@@ -1,8 +1,8 @@
 """Sampling text from a scorer, one symbol after the other.
 
-Each symbol is drawn from `Scorer.log_probs` at the position after the context. The window behind that position
-is padding, which a causal model cannot see; window lengths come from a short list, so that a compiled
-engine compiles a few times and not once per symbol. They are windows that compute the function that is scored.
+Each symbol is drawn from the distribution that `Scorer.stepper` gives after the context, at most seq_len symbols of it:
+up to there it is the scored one. Where the window is full its older half is dropped, in whole patches, and it begins
+anew with the rest.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from data.tokenizer import tokenizer_by_hash
 from shared.engine.protocol import Scorer
 from shared.errors import UserError
 from shared.spec import Spec, VocabularySpec
-
-_SHORTEST_WINDOW = 32
 
 
 def encode_prompt(vocabulary: VocabularySpec, text: bytes) -> list[int]:
@@ -85,39 +83,25 @@ def first_bytes(pieces: Iterable[str], max_bytes: int) -> Iterator[str]:
 def _continue(
     scorer: Scorer, context: list[int], count: int, temperature: float, top_p: float, rng: np.random.Generator
 ) -> Iterator[int]:
-    vocabulary = scorer.spec.vocabulary
+    spec, stepper, begin = scorer.spec, scorer.stepper(rows=1), -1
     for _ in range(count):
-        log_probs = _next_log_probs(scorer, context)
-        symbol = _draw(_allowed(vocabulary, log_probs), temperature, top_p, rng)
-        if symbol == vocabulary.document_start:
+        before, begin = begin, window_start(spec, len(context))
+        if begin == before:
+            log_probs = stepper.advance(np.array(context[-1:], np.int32))
+        else:
+            log_probs = stepper.start(np.array([context[begin:]], np.int32))
+        symbol = _draw(_allowed(spec.vocabulary, log_probs[0].astype(np.float64)), temperature, top_p, rng)
+        if symbol == spec.vocabulary.document_start:
             return
         yield symbol
         context.append(symbol)
 
 
-def _next_log_probs(scorer: Scorer, context: list[int]) -> np.ndarray:
-    """ln p of the symbol after the context, [V] float64. Of a long context the end is used, whole patches
-    dropped, so that patches stay aligned."""
-    spec = scorer.spec
-    patch_size, seq_len = spec.model.patch_size, spec.model.seq_len
-    excess = max(0, len(context) + 1 - seq_len)
-    recent = context[-(-excess // patch_size) * patch_size :]
-    x = np.zeros((1, _window_symbols(spec, len(recent) + 1)), np.int32)
-    x[0, : len(recent)] = recent
-    return scorer.log_probs(x)[0, len(recent)].astype(np.float64)
-
-
-def _window_symbols(spec: Spec, needed: int) -> int:
-    """The shortest allowed window of at least `needed` symbols: patch_size times a power of two, or seq_len.
-
-    Only seq_len where the angles of RoPE depend on the length of the window, so that the function is the scored one.
-    """
-    if 0 < spec.model.attention.ntk_positions < spec.model.num_patches:
-        return spec.model.seq_len
-    length = spec.model.patch_size
-    while length < max(needed, _SHORTEST_WINDOW):
-        length *= 2
-    return min(length, spec.model.seq_len)
+def window_start(spec: Spec, length: int) -> int:
+    """The first symbol that the window after `length` symbols begins with: a multiple of half a window, in whole
+    patches, the first one that leaves the next symbol a place in the window."""
+    half = -(-spec.model.num_patches // 2) * spec.model.patch_size
+    return -(-max(0, length + 1 - spec.model.seq_len) // half) * half
 
 
 def _allowed(vocabulary: VocabularySpec, log_probs: np.ndarray) -> np.ndarray:

@@ -66,7 +66,8 @@ def summarise(values: Sequence[float], level: float) -> Summary:
 
 
 def difference(new: Mapping[int, float], old: Mapping[int, float], level: float, margin: float = 0.0) -> Difference:
-    """New minus old, both by seed: paired over the seeds they share, or after Welch where they share fewer than two.
+    """New minus old, both by seed: paired over the seeds they share, or after Welch where they share fewer than two, or
+    too few for a verdict that all of them are enough for.
 
     The same seed means the same batches and, where shapes agree, the same initial weights, so pairing removes what
     a seed does to both. `margin` is that of the one-sided test, in the unit of the values.
@@ -75,7 +76,8 @@ def difference(new: Mapping[int, float], old: Mapping[int, float], level: float,
     shared = sorted(new.keys() & old.keys())
     if len(shared) == 1 and min(len(new), len(old)) < 2:
         return Difference("none", 1, new[shared[0]] - old[shared[0]])
-    method: Literal["paired", "welch"] = "paired" if len(shared) >= 2 else "welch"
+    fewest = FEWEST_SEEDS if min(len(new), len(old)) >= FEWEST_SEEDS else 2
+    method: Literal["paired", "welch"] = "paired" if len(shared) >= fewest else "welch"
     std = None
     if method == "paired":
         values, n = [new[seed] - old[seed] for seed in shared], len(shared)

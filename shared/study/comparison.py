@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from shared.scoring.statistics import (
     summarise,
 )
 from shared.study.groups import Group, differences
+from shared.study.significance import Significance, compared_seeds, nats_in_bpb, significance
 
 # docs/techniques.md 1.6 asks for t at .995.
 LEVEL = 0.99
@@ -32,7 +32,7 @@ Verdict = Literal["baseline", "better", "worse", "undecided", "too few seeds", "
 @dataclass(frozen=True)
 class ComparedGroup:
     """One group against the baseline; the baseline's own row has no difference. `over_documents` is None
-    where a run kept no scores by document.
+    where a run kept no scores by document, `significance` says whether the group beats the baseline as a record must.
 
     `summary` is of the seeds that were compared, those that both groups have if there are any such, and
     `baseline_summary` that of the baseline over the seeds it was compared with: their means differ by `difference`.
@@ -44,6 +44,7 @@ class ComparedGroup:
     difference: Difference | None
     over_documents: Confidence | None
     verdict: Verdict
+    significance: Significance | None = None
 
     @property
     def steps_per_s(self) -> tuple[float, float]:
@@ -91,8 +92,7 @@ def compare_groups(
     if baseline is not None and baseline not in labels:
         raise UserError(f"--baseline {baseline!r}: no such group; groups: {', '.join(labels)}")
     old = groups[0] if baseline is None else groups[labels.index(baseline)]
-    run = old.runs[0]
-    margin_bpb = margin_nats / math.log(2.0) * run.score.symbols / run.score.bytes
+    margin_bpb = nats_in_bpb(margin_nats, old.runs[0].score)
     others = [_row(group, old, level, margin_bpb) for group in groups if group is not old]
     return Comparison((_baseline_row(old, others, level), *others), level, margin_bpb)
 
@@ -194,14 +194,13 @@ def _baseline_row(old: Group, others: Sequence[ComparedGroup], level: float) -> 
 
 def _row(group: Group, old: Group, level: float, margin_bpb: float) -> ComparedGroup:
     found = difference(group.bpb, old.bpb, level, margin_bpb)
-    shared = sorted(group.bpb.keys() & old.bpb.keys())
-    paired = found.method == "paired" or (found.method == "none" and shared)
-    new_seeds, old_seeds = (shared, shared) if paired else (list(group.bpb), list(old.bpb))
+    new_seeds, old_seeds = compared_seeds(found, group, old)
     over_documents = document_interval(group.documents(new_seeds), old.documents(old_seeds), level)
     verdict = _counts(group) or _counts(old) or _verdict(found, over_documents)
     summary = summarise([group.bpb[seed] for seed in new_seeds], level)
     baseline_summary = summarise([old.bpb[seed] for seed in old_seeds], level)
-    return ComparedGroup(group, summary, baseline_summary, found, over_documents, verdict)
+    record = significance(group, old)
+    return ComparedGroup(group, summary, baseline_summary, found, over_documents, verdict, record)
 
 
 def _counts(group: Group) -> Verdict | None:
@@ -235,6 +234,7 @@ def _row_document(row: ComparedGroup) -> dict[str, Any]:
         "baseline_bpb": asdict(row.baseline_summary),
         "difference_bpb": asdict(row.difference) if row.difference is not None else None,
         "over_documents": asdict(row.over_documents) if row.over_documents is not None else None,
+        "significance": row.significance.to_document() if row.significance is not None else None,
         "steps_per_s": {"slowest": slow, "fastest": fast},
         "runs": [
             {

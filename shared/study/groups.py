@@ -22,6 +22,9 @@ SAME_TEXT = ("text_sha256", "adaptation", "weights")
 SAME_WINDOWS = ("window_symbols", "stride_symbols")
 ABSENT = "absent"
 SEED_SUFFIX = re.compile(r"-seed[0-9]+$")
+# A record is known by this file; its runs are in folders of these names.
+SUBMISSION_FILE = "submission.json"
+SEED_FOLDER = re.compile(r"seed[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 def find_finished_runs(words: Sequence[str], runs_dir: Path = RUNS) -> list[FinishedRun]:
     """Read the finished runs that the words of a command line name, each once: runs by name or path, and folders of
-    runs (a sweep's), which stand for the finished runs in them. Raises UserError for a word that names none."""
+    runs (a sweep's or a record's), which stand for the finished runs in them. Raises UserError for a word that names
+    none."""
     runs: dict[Path, RunDirectory] = {}
     for run in itertools.chain.from_iterable(_runs_of(word, runs_dir) for word in words):
         runs.setdefault(run.path.resolve(), run)
@@ -106,7 +110,7 @@ def find_finished_runs(words: Sequence[str], runs_dir: Path = RUNS) -> list[Fini
 def _runs_of(word: str, runs_dir: Path) -> list[RunDirectory]:
     """The run of that name, or the finished runs of that folder in order of name."""
     run = run_named(word, runs_dir)
-    if run.spec_path.is_file():
+    if run.spec_path.is_file() and not (run.path / SUBMISSION_FILE).is_file():
         return [run]
     inside = [RunDirectory(path) for path in sorted(run.path.iterdir()) if (path / "spec.toml").is_file()]
     finished = [inner for inner in inside if inner.score_path.is_file()]
@@ -125,9 +129,9 @@ def _traits(run: FinishedRun) -> Mapping[str, Any]:
 
 
 def _labels(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
-    """A name for each group: that of its run folders without the seed, as a sweep makes them; where the folders
-    of a group do not agree in it or two groups do, the first run's folder, or its whole path."""
-    stems = [{SEED_SUFFIX.sub("", run.path.name) for run in group} for group in groups]
+    """A name for each group: that of its run folders without the seed, as a sweep makes them, or that of its record;
+    where the folders of a group do not agree in it or two groups do, the first run's folder, or its whole path."""
+    stems = [{_stem(run.path) for run in group} for group in groups]
     candidates = (
         [min(stem) if len(stem) == 1 else group[0].path.name for stem, group in zip(stems, groups, strict=True)],
         [group[0].path.name for group in groups],
@@ -136,3 +140,8 @@ def _labels(groups: Sequence[Sequence[FinishedRun]]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(group[0].path) for group in groups]
+
+
+def _stem(path: Path) -> str:
+    """The name of a run without its seed: x of x-seed7, and of seed7 in the record x."""
+    return path.resolve().parent.name if SEED_FOLDER.fullmatch(path.name) else SEED_SUFFIX.sub("", path.name)

@@ -28,9 +28,10 @@ from shared.runs.finished_run import FinishedRun
 from shared.script.build import scoring_script, training_script
 from shared.spec import spec_id, spec_to_toml
 from shared.spec.difference import FREE_IN_RECORD, SEED_KEY, first_difference
+from shared.study.groups import SUBMISSION_FILE
+from shared.study.significance import Significance
 
 PREFLIGHT_FILE = "preflight.json"
-SUBMISSION_FILE = "submission.json"
 TRAIN_SCRIPT, SCORE_SCRIPT = "train.py", "score.py"
 KEPT_FILES = (
     "spec.toml",
@@ -98,11 +99,17 @@ def over_budget(results: Sequence[FinishedRun], code_bytes: int) -> list[str]:
 
 
 def submission(
-    results: Sequence[FinishedRun], code_bytes: int, title: str, blurb: str, author: Author
+    results: Sequence[FinishedRun],
+    code_bytes: int,
+    title: str,
+    blurb: str,
+    author: Author,
+    against: Significance | None = None,
 ) -> dict[str, Any]:
     """submission.json. Scores are means over the seeds, deviations have ddof = 1 and are null for one seed,
     bytes are those of the largest. `val_loss` is in nats per symbol, a byte or a token; `code_bytes` are those of the
-    record's own script, whatever was counted when the runs were scored."""
+    record's own script, whatever was counted when the runs were scored.
+    `against` is there only if the record was compared with another."""
     bpb = [result.score.bpb for result in results]
     loss = [result.score.nats_per_symbol for result in results]
     artifact = [result.artifact_bytes for result in results]
@@ -138,6 +145,7 @@ def submission(
             "all_heldout_text": all(result.score.dataset.complete for result in results),
             "three_seeds": len(results) >= FEWEST_SEEDS,
         },
+        **({} if against is None else {"against": against.to_document()}),
     }
 
 

@@ -16,6 +16,7 @@ from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
 from shared.spec import QuantiserSpec, Spec
 from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation
+from shared.study.significance import Significance
 
 LEVEL = 0.99
 
@@ -33,10 +34,12 @@ def default_blurb(results: Sequence[FinishedRun]) -> str:
     )
 
 
-def readme(results: Sequence[FinishedRun], document: Mapping[str, Any]) -> str:
-    """README.md of the record whose submission.json is `document`."""
+def readme(results: Sequence[FinishedRun], document: Mapping[str, Any], against: Significance | None = None) -> str:
+    """README.md of the record whose submission.json is `document`, with the answer to whether another is beaten."""
     lines = [f"# {document['name']}", "", _headline(results), "", str(document["blurb"]), ""]
     lines += ["## Scores", "", *_score_table(results, document), ""]
+    if against is not None:
+        lines += ["## Against another record", "", f"{against.text}.", ""]
     lines += ["## What was scored", "", *_bullets(_protocol(results)), ""]
     lines += ["## Make it again", "", *_commands(results), ""]
     lines += ["## The model", "", *_model(results[0].spec), ""]

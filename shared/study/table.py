@@ -32,7 +32,7 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
         for row, style in zip(cells, styles, strict=True):
             table.add_row(*(row[column] for column in columns), style=style)
         out.print(table)
-    for line in [*difference_lines(comparison), protocol_line(comparison), *notes(comparison)]:
+    for line in _facts(comparison):
         out.print(line, soft_wrap=True)
     for problem in comparison.problems:
         out.print(f"bytetwin: {problem}", style="red", soft_wrap=True)
@@ -44,7 +44,7 @@ def markdown(comparison: Comparison, title: str, command: str) -> str:
     lines = [f"# {title}", "", "Bits per byte, lower is better.", ""]
     lines += _markdown_table(headings, [_cells(row) for row in comparison.rows])
     lines += ["", "## Runs", "", *_markdown_table(*_run_cells(comparison))]
-    facts = [*difference_lines(comparison), protocol_line(comparison), *notes(comparison), *comparison.problems]
+    facts = [*_facts(comparison), *comparison.problems]
     lines += ["", "## What was compared", "", *(f"- {fact}" for fact in facts)]
     lines += ["", "## Make it again", "", f"    {command}", ""]
     return "\n".join(lines)
@@ -66,6 +66,14 @@ def protocol_line(comparison: Comparison) -> str:
         f"scored: {score.bytes:,} bytes of {score.dataset.name} (text sha256 {score.dataset.text_sha256[:16]}), "
         f"{score.weights} weights, {score.windows_text}"
     )
+
+
+def _facts(comparison: Comparison) -> list[str]:
+    """The lines below the table. Whether the baseline is beaten as a record must be is said of each group with enough
+    seeds; that others have too few is a note."""
+    asked = [row.significance for row in comparison.rows]
+    answers = [found.text for found in asked if found is not None and found.answer != "too few seeds"]
+    return [*difference_lines(comparison), protocol_line(comparison), *answers, *notes(comparison)]
 
 
 def _headings(comparison: Comparison) -> list[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.engine.protocol import Scorer
+from shared.engine.protocol import Scorer, Stepper
+from shared.engine.window_stepper import WindowStepper
 from shared.scoring.windows import Window
 from tests.museum.fake_stream import FakeStream
 
@@ -23,6 +24,9 @@ class WrappedScorer:
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self.adjust(self.inner.log_probs(x), x)
+
+    def stepper(self, rows: int) -> Stepper:
+        return WindowStepper(self, rows)
 
     def adjust(self, log_probs: np.ndarray, x: np.ndarray) -> np.ndarray:
         """What the wrapper makes of them; nothing, unless a planted bug says otherwise."""

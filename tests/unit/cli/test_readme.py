@@ -59,7 +59,7 @@ RUNS = {
     "inspect --sizes SPEC": ["inspect --sizes tiny"],
     "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect eight.btw"],
     "generate RUN|ARTIFACT --prompt TEXT": ["generate eight.btw --prompt Once --bytes 4"],
-    "record RUN... [--output DIR]": ["record one --output records/mine"],
+    "record RUN... [--output DIR] [--against RECORD]": ["record one --output records/mine"],
     "prepare SPEC [--shards N]": [f"prepare {SMALL} {MINE} --shards 1"],
     "tokenizer train sp1024 mytext --vocab-size 1024": ["tokenizer train sp1024 mytext --vocab-size 1024"],
     "tokenizer encode mytext-sp1024 mytext --tokenizer sp1024": [
@@ -69,7 +69,7 @@ RUNS = {
     "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v]": [
         f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2,3 --try model.ln_scale=true --engine torch"
     ],
-    "compare RUN...": ["compare one two"],
+    "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
     "fit RUN...": ["fit three --output fit.json"],
     "soup RUN... [--recipe uniform|inverse|greedy]": ["soup one one --recipe greedy --output soup.btw"],
     "spec SPEC|--list|--schema": ["spec tiny", "spec --list", "spec --schema"],

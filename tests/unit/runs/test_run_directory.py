@@ -194,7 +194,10 @@ def test_a_line_that_is_written_in_part_is_an_error(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", "[" * 100_000, '{"data": []}', '{"data": {"train": 3}}', '{"ranks": "two"}', '{"packages": null}'],
+    [
+        *("[]", "{", "[" * 100_000),
+        *('{"data": []}', '{"data": {"train": 3}}', '{"ranks": "two"}', '{"packages": null}', '{"git": "1f3"}'),
+    ],
     ids=lambda content: content[:20],
 )
 def test_an_environment_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:

@@ -57,9 +57,18 @@ def test_a_margin_makes_better_harder() -> None:
 
 
 def test_only_shared_seeds_are_paired() -> None:
-    found = difference({0: 1.0, 1: 2.0, 7: 50.0}, {1: 2.5, 0: 1.25, 9: -4.0}, 0.99)
-    assert (found.method, found.n) == ("paired", 2)
-    assert found.mean == pytest.approx(-0.375)
+    found = difference({0: 1.0, 1: 2.0, 2: 0.5, 7: 50.0}, {1: 2.5, 0: 1.25, 2: 0.125, 9: -4.0}, 0.99)
+    assert (found.method, found.n) == ("paired", 3)
+    assert found.mean == pytest.approx(-0.125)
+
+
+def test_two_shared_seeds_are_paired_only_where_there_are_not_three_of_each() -> None:
+    new, old = {0: 1.0, 1: 2.0, 7: 3.0}, {1: 2.5, 0: 1.25, 9: 3.75}
+    found = difference(new, old, 0.99)
+    assert (found.method, found.n) == ("welch", 3) and found.mean == pytest.approx(-0.5)
+    del old[9]
+    found = difference(new, old, 0.99)
+    assert (found.method, found.n) == ("paired", 2) and found.mean == pytest.approx(-0.375)
 
 
 def test_welch_by_hand() -> None:
