@@ -47,14 +47,15 @@ class TrainingEngine(EngineState):
         # One function for each stage of the run: (gradients of a first micro-batch, of a later one).
         self._gradients = [
             (
-                self._on_streams(lambda _, stage=stage: partial(self._weighted_gradients, stage)),
-                self._on_streams(lambda _, stage=stage: partial(self._accumulate, stage)),
+                self._on_streams(partial(self._weighted_gradients, stage)),
+                self._on_streams(partial(self._accumulate, stage)),
             )
             for stage in training_stages(spec)
         ]
-        self._update = self._on_streams(lambda index: partial(self._optimizer_step, index))
-        self._score = self._on_streams(lambda _: lambda params, x: symbol_nats(self.ops, spec, params, x, model))
-        self._log_probs = self._on_streams(lambda _: lambda params, x: log_probs(self.ops, spec, params, x, model))
+        parts = enumerate(self.streams)
+        self._update = [self._on_stream(stream, partial(self._optimizer_step, part)) for part, stream in parts]
+        self._score = self._on_streams(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
+        self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
     @property
     def params(self) -> Arrays:
@@ -211,17 +212,18 @@ class TrainingEngine(EngineState):
             loss, grads = loss + more_loss, {joint: grads[joint] + more[joint] for joint in grads}
         return distributed.average(self.ranks, loss, grads)
 
-    def _on_streams(self, function_of: Callable[[int], Callable]) -> list[Callable]:
-        """A function of its own for each stream, by the stream's number; compiled if the spec says so."""
+    def _on_streams(self, function: Callable) -> list[Callable]:
+        """The function once for each stream."""
+        return [self._on_stream(stream, function) for stream in self.streams]
 
-        def on(stream: mx.Stream, function: Callable) -> Callable:
-            def run(*arguments: Any) -> Any:
-                with mx.stream(stream):
-                    return function(*arguments)
+    def _on_stream(self, stream: mx.Stream, function: Callable) -> Callable:
+        """The function on a stream, compiled if the spec says so."""
 
-            return mx.compile(run) if self.spec.training.compile else run
+        def run(*arguments: Any) -> Any:
+            with mx.stream(stream):
+                return function(*arguments)
 
-        return [on(stream, function_of(index)) for index, stream in enumerate(self.streams)]
+        return mx.compile(run) if self.spec.training.compile else run
 
     def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
         """A scoring function of x [B, T], its rows divided among the streams."""
