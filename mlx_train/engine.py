@@ -18,7 +18,11 @@ from shared.engine.protocol import Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
+<<<<<<< HEAD
 from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
+=======
+from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss
+>>>>>>> main
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step
 from shared.spec import Spec
@@ -104,7 +108,9 @@ class TrainingEngine(EngineState):
         return self._spread(self._log_probs, x)
 
     def stepper(self, rows: int) -> Stepper:
-        return WindowStepper(self, rows)
+        if self.model is not forward:
+            return WindowStepper(self, rows)
+        return ModelStepper(self.ops, self.spec, self._weights(self.scoring_kind), rows)
 
     def use_weights(self, kind: WeightsKind) -> None:
         super().use_weights(kind)

@@ -12,6 +12,10 @@ LOGITS_ABS = 1e-5
 # of which may be off by LOGITS_ABS.
 NATS_ABS = 2 * LOGITS_ABS
 
+# Largest absolute difference of a log-probability of the float64 oracle symbol by symbol from that of the window.
+# 400 random specs reach 3.3e-14.
+ORACLE_STEPS_ABS = 1e-12
+
 # Relative L2 difference of one parameter's gradient between two engines.
 GRADIENT_REL = 1e-4
 
@@ -166,6 +170,10 @@ AVERAGE_START_FRAC = 1e-3
 # They differ in the order of summation alone; 1, 2 and 4 ranks were measured to agree to 3e-6.
 RANKS_LOSS_ABS = 1e-4
 
+# Largest absolute difference, in bits per byte, between scores that learn from the text: of two engines, or of other
+# numbers of ranks. Hundreds of optimizer steps lie behind the last symbols.
+ADAPTED_BPB_ABS = 2e-4
+
 # Predicted over packed artifact bytes of models that were not fitted, minus one: six of eight are within it
 # (records/2026-11-22-artifact-prediction.md).
 PREDICTED_ARTIFACT_REL = 0.01
@@ -185,3 +193,17 @@ SAMPLED_CODE_BITS_ABS = 1e-2
 PREDICTED_COST_REL = 0.30
 """The predicted cost of stored weights against the measured one. Costs are added over tensors and scaled from another
 error of each: on smoke 0.000239 against 0.000234 bits per byte with widths, 0.000137 against 0.000136 with SDClip."""
+
+# Difference of a cumulative probability in float64 between two machines or engines, or between whole windows and steps,
+# up to which a coded file is read back: 2e-15 to 5e-15 were measured on smoke. Each step has a chance of twice this
+# times the number of slots to need an escape of some 22 bits, so a wide margin costs next to nothing.
+CODING_CUMULATIVE_ABS = 2e-13
+
+# The same where a model multiplies rounding: this many times the change when the weights are rounded otherwise.
+CODING_OVER_ROUNDING = 64.0
+
+# |sum of probabilities - 1| of one float64 distribution that is coded with.
+CODING_SUM_ABS = 1e-9
+
+# Bytes of a coded file against the bits of the score on the same text, relative, its head aside: `prove` fails beyond.
+PROOF_REL = 1e-3

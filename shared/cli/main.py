@@ -34,6 +34,9 @@ COMMANDS = {
         "keeps any other"
     ),
     "audit": "check a score for leaks and accounting errors; status 1 if a check fails",
+    "prove": "compress held-out text with an artifact, decompress it, compare: the score as the size of a file",
+    "compress": "code a file with an artifact as its model",
+    "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",

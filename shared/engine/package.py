@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,16 @@ class EnginePackage:
     # Trains with several processes: (command line after `train`, --ranks, --port) to an exit status. None where the
     # engine's registration names another launcher.
     launch: Callable[[Sequence[str], str, int | None], int] | None = None
+    # The same operations in float64, as the oracle computes; None where the framework has no exact ones.
+    make_float64_ops: Callable[[], Ops] | None = None
     # Keeps what this process compiles in a folder, and uses what is there. None where compiling takes no time.
     keep_compiled: Callable[[Path], None] | None = None
     # Limits the framework's memory in this process to what the device has; returns what was set, in bytes by name. None
     # where the framework needs no limit.
     limit_memory: Callable[[], dict[str, int]] | None = None
+    # The environments in which a process sees one of this machine's GPUs each, empty without any. None where all
+    # processes use the same device.
+    gpu_environments: Callable[[], Sequence[Mapping[str, str]]] | None = None
 
 
 def available_engines() -> list[str]:
@@ -98,6 +103,17 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     engine = create_engine(name, spec)
     engine.initialise(weights)
     return engine
+
+
+def create_float64_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
+    """The oracle on the operations of the named engine, or with "numpy" on its own: all agree to some 1e-14. Raises
+    UserError as `engine_package`, and for an engine that does not compute in float64."""
+    if name == "numpy":
+        return Oracle(spec, weights)
+    make_ops = engine_package(name).make_float64_ops
+    if make_ops is None:
+        raise UserError(f"engine {name!r} does not compute in float64; numpy does, which needs no engine")
+    return Oracle(spec, weights, ops=make_ops())
 
 
 def make_scorer_of(name: str, spec: Spec) -> Callable[[Weights], Scorer]:

@@ -55,6 +55,7 @@ ARROWS = {
     "script": "files spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
+    "coding": "errors tolerances spec data engine scoring",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "files units spec model artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
@@ -62,8 +63,8 @@ ARROWS = {
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "study": "errors files parsing spec data model engine script scoring runs training",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
-    "cli": "errors files imports spec data model optim engine artifact scoring runs views training parity preflight "
-    "study",
+    "cli": "errors files imports spec data model optim engine artifact scoring coding runs views training parity "
+    "preflight study",
     "mlx_train": "errors spec ops model optim engine cli",
     "cuda_train": "errors files spec ops model optim engine cli",
 }
