@@ -18,11 +18,15 @@ from shared.engine.protocol import Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
-<<<<<<< HEAD
-from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
-=======
-from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss
->>>>>>> main
+from shared.model import (
+    Forward,
+    ModelStepper,
+    forward,
+    log_probs,
+    symbol_nats,
+    training_loss,
+    training_parameters,
+)
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step
 from shared.spec import Spec

@@ -24,6 +24,7 @@ from tests.techniques import TECHNIQUES, tiny
 import mlx.core as mx  # isort: skip
 
 OPTIONS = [
+    ("optimizer.form=sgd",),
     ("training.ema_decay=0.9", "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
     ("optimizer.normuon=true", "optimizer.muon_row_normalise=true", "optimizer.grad_clip_norm=0.5"),
     ("model.lora.rank=2", "model.lora.targets=['q', 'mlp']", "training.freeze=base"),
