@@ -268,7 +268,9 @@ def test_an_average_in_a_run_by_the_clock() -> None:
 
 def test_memory_of_a_gpu_leaves_room_for_its_driver_but_that_of_a_mac_does_not() -> None:
     free, larger = STEP.peak_bytes + speed.GPU_RESERVE_BYTES, replace(STEP, scored_bytes=9 * 10**9)
-    mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
+    mac = DeviceFacts(
+        "gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal", shares_memory=True
+    )
     for facts, step, verdict in (
         (replace(H100, free_bytes=free), STEP, "go"),
         (replace(H100, free_bytes=free - 1), STEP, "no-go"),
