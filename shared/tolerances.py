@@ -170,6 +170,10 @@ AVERAGE_START_FRAC = 1e-3
 # They differ in the order of summation alone; 1, 2 and 4 ranks were measured to agree to 3e-6.
 RANKS_LOSS_ABS = 1e-4
 
+# Largest absolute difference, in bits per byte, between scores that learn from the text: of two engines, or of other
+# numbers of ranks. Hundreds of optimizer steps lie behind the last symbols.
+ADAPTED_BPB_ABS = 2e-4
+
 # Predicted over packed artifact bytes of models that were not fitted, minus one: six of eight are within it
 # (records/2026-11-22-artifact-prediction.md).
 PREDICTED_ARTIFACT_REL = 0.01
