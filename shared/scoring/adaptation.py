@@ -7,16 +7,18 @@ counted. A coder follows the same passes with the same adapter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from data.stream import SymbolStream
 from shared.engine.leader import another
 from shared.engine.protocol import Engine, Scorer
 from shared.errors import DataError, RunError, UserError
 from shared.model import model_weights
-from shared.scoring.bits_per_byte import Progress, Score, Tally, score_together
+from shared.scoring.bits_per_byte import Progress, Score, Seen, Tally, score_by_spec, score_together
 from shared.scoring.document_learner import document_learner
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
@@ -24,29 +26,60 @@ from shared.scoring.passes import Adapter, Tallied
 from shared.scoring.plans import Plan, document_starts, make_plan
 from shared.spec.adaptation import AdaptationSpec
 
-__all__ = ["Plan", "adapter_of", "document_starts", "make_plan", "score_adapted"]
+if TYPE_CHECKING:
+    from shared.scoring.resume import ScoreState
+
+__all__ = ["Plan", "adapter_of", "document_starts", "make_plan", "score_adapted", "score_text"]
+
+# The names of what an adapter knows begin so, in the state of a score.
+LEARNT = "learnt."
+
+
+def score_text(
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    state: ScoreState | None = None,
+) -> Score:
+    """Score a stream under the protocol of the scorer's spec, adaptation included; arguments as for `score_by_spec`."""
+    score = score_adapted if scorer.spec.evaluation.adaptation.is_on else score_by_spec
+    return score(scorer, stream, stride=stride, progress=progress, state=state)
 
 
 def score_adapted(
-    scorer: Scorer, stream: SymbolStream, *, stride: int | None = None, progress: Progress | None = None
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    seen: Seen | None = None,
+    state: ScoreState | None = None,
 ) -> Score:
     """Score every symbol of a stream once under the adaptation of the scorer's spec. It starts from the scorer's
-    weights, which stay as they are. Arguments and errors as those of `score_by_spec`."""
+    weights, which stay as they are. Arguments and errors as those of `score_by_spec`; `seen` is told what counts."""
     spec = scorer.spec
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     stride = spec.evaluation.stride_symbols if stride is None else stride
     plan = make_plan(spec, stream.num_symbols, document_starts(stream), stride)
-    tally = Tally(stream, plan.seq_len, frozenset())
-    what = _what_learns(spec.evaluation.adaptation)
+    tally = Tally(stream, plan.seq_len, frozenset(), seen)
     text, journal = Tallied(stream.read, stream.num_symbols), Journal()
+    what = _what_learns(spec.evaluation.adaptation)
+    done, arrays = state.load(len(plan.passes)) if state is not None else (0, {})
     with adapter_of(scorer, stride, plan.rows) as adapter:
-        for chosen in plan.passes:
+        for chosen in plan.passes[:done]:
+            text.count_all(chosen)
+            journal.add(chosen, what)
+        if done:
+            tally.load_state(arrays, [window for chosen in plan.passes[:done] for window in chosen.windows])
+            adapter.load_state(_under(LEARNT, arrays))
+        for number, chosen in enumerate(plan.passes[done:], done + 1):
             try:
                 adapter.reset(chosen)
                 score_together(adapter.score, chosen.windows, plan.rows, tally, chosen.width)
-                for window in chosen.windows:
-                    text.count(window)
+                text.count_all(chosen)
                 adapter.learn(chosen, text)
             except RunError as error:
                 if not journal.lines:
@@ -54,9 +87,19 @@ def score_adapted(
                 rate = spec.evaluation.adaptation.rate
                 raise RunError(f"{error}; evaluation.adaptation.rate {rate} is too high") from None
             journal.add(chosen, what)
+            if state is not None:
+                state.offer(number, lambda: _state(tally, adapter))
             if progress is not None:
                 progress(tally.symbols, stream.num_symbols)
     return replace(tally.result(plan.stride, plan.rows, spec.evaluation.confidence), journal=tuple(journal.lines))
+
+
+def _state(tally: Tally, adapter: Adapter) -> dict[str, np.ndarray]:
+    return tally.save_state() | {f"{LEARNT}{name}": value for name, value in adapter.save_state().items()}
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Documents that are learnt side by side: low-rank factors for each, and phases in which the weights learn too.
 
 What reaches one document from others: nothing, but for the weights after a phase and, with a warm start, the first
-factors. Both come from documents before it in the text that were scored to their ends (docs/techniques.md 14.3).
+factors. Both come from documents before it in the text that were scored to their ends (docs/techniques.md 14.6).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DocumentLearner:
         # Of documents that are done: the sums of their first factors, and how many they are.
         self.sums = {name: np.zeros_like(value) for name, value in factors.items() if name.endswith(ADAPTER_A)}
         self.done = self.steps = self.learning = 0
-        self.is_fresh = False
+        self.is_fresh: int = False
         self._start()
 
     def score(self, x: np.ndarray) -> np.ndarray:
@@ -66,6 +66,26 @@ class DocumentLearner:
                 self._learn_base(chosen.base, text)
         except NonFiniteError as error:
             raise RunError(str(error)) from None
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """All that was learnt: `Engine.save_state`, and as `base/NAME`, `first/NAME` and `sum/NAME` the weights under
+        the factors, what documents start with, and the sums over those that are done; `counts` has the numbers."""
+        parts = {"base": self.weights, "first": self.factors, "sum": self.sums}
+        counts = [self.done, self.steps, self.learning, self.is_fresh]
+        return {
+            **self.engine.save_state(),
+            **{f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()},
+            "counts": np.array(counts, np.float32),
+        }
+
+    def load_state(self, state: Weights) -> None:
+        """Take over the result of `save_state`."""
+        rest = dict(state)
+        self.done, self.steps, self.learning, self.is_fresh = map(int, rest.pop("counts"))
+        for part, values in (("base", self.weights), ("first", self.factors), ("sum", self.sums)):
+            for name in values:
+                values[name] = np.array(rest.pop(f"{part}/{name}"))
+        self.engine.load_state(rest)
 
     def _start(self) -> None:
         """All rows begin with the same factors."""

@@ -114,7 +114,9 @@ class AdaptationSpec(Section):
             ("warm_start", self.warm_start, False),
             ("phases.count", self.phases.count, 0),
         ):
-            require(document or value == off, f"{section}.{field}", value, f"{off} unless kind is 'document'")
+            require(
+                self.kind != "score_first" or value == off, f"{section}.{field}", value, f"{off} with 'score_first'"
+            )
         require(not document or self.reset == "never", f"{section}.reset", self.reset, "never with 'document'")
         return self
 
