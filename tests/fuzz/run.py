@@ -25,8 +25,7 @@ FILES = (
     "documents.safetensors",
     "artifact.btw",
 )
-WAYS = ("read", "read", "report", "page", "watch", "compare", "compare")
-WAYS += ("record", "fit", "train", "score", "audit", "pack", "soup")
+WAYS = "read read report page watch compare compare record fit train score audit pack soup".split()
 
 
 def change_events(rng: Rng, content: bytes) -> bytes:
