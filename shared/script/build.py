@@ -23,6 +23,7 @@ REPLACED = {
     "shared.script.build": "",
     "cuda_train.launch": "",
     "cuda_train.float64_ops": "",
+    "mlx_train.float64_ops": "",
     "shared.views.report": "def write_report(run): pass",
 }
 # What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
