@@ -17,6 +17,8 @@ from shared.spec.base import Float32Products
 
 # Which of this machine's GPUs a rank takes; set by torchrun.
 LOCAL_RANK_VARIABLE = "LOCAL_RANK"
+# The GPUs that CUDA shows to a process, by number or identifier.
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def default_device() -> torch.device:
@@ -31,6 +33,13 @@ def check_local_rank() -> None:
     local_rank, count = int(os.environ.get(LOCAL_RANK_VARIABLE, "0")), torch.cuda.device_count()
     if count and local_rank >= count:
         raise UserError(f"local rank {local_rank} has no GPU: this machine has {count}, one rank each is allowed")
+
+
+def gpu_environments() -> list[dict[str, str]]:
+    """The environments in which a process sees one each of the GPUs that this process sees. Starts nothing on them."""
+    count, visible = torch.cuda.device_count(), os.environ.get(VISIBLE_VARIABLE)
+    names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
+    return [{VISIBLE_VARIABLE: name.strip()} for name in names]
 
 
 def to_device(values: np.ndarray) -> torch.Tensor:

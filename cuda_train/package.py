@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cuda_train.compiling import keep_compiled
-from cuda_train.device import device_facts, float32_products, matrix_product_flops_per_s
+from cuda_train.device import device_facts, float32_products, gpu_environments, matrix_product_flops_per_s
 from cuda_train.distributed import connect
 from cuda_train.engine import TrainingEngine
 from cuda_train.ops import make_ops
@@ -41,4 +41,5 @@ PACKAGE = EnginePackage(
     make_profiler=make_profiler,
     launch=launch,
     keep_compiled=keep_compiled,
+    gpu_environments=gpu_environments,
 )

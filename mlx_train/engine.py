@@ -16,7 +16,7 @@ from shared.engine.protocol import Stepper, StepResult
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
-from shared.model import Forward, forward, log_probs, symbol_nats, training_loss
+from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
 from shared.spec import Spec
@@ -73,7 +73,9 @@ class TrainingEngine(EngineState):
         return self._spread(self._log_probs, x)
 
     def stepper(self, rows: int) -> Stepper:
-        return WindowStepper(self, rows)
+        if self.model is not forward:
+            return WindowStepper(self, rows)
+        return ModelStepper(self.ops, self.spec, self._weights(self.scoring_kind), rows)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()

@@ -1,6 +1,6 @@
 """A sweep as a program whose runs train little or nothing, for tests of their processes.
 
-    python -m tests.sweep_standin FOLDER LABEL...
+    JOBS=1 python -m tests.sweep_standin FOLDER LABEL...
 
 What a run does in place of training is the first word of its label: the name of a function below. Prints
 (name, status, message) of each run as JSON.
@@ -27,6 +27,7 @@ from shared.runs.observer import Observer
 from shared.runs.run_directory import RunDirectory
 from shared.spec import Spec, load_spec
 from shared.study import own_process
+from shared.study.places import ANYWHERE, own_cores
 from shared.study.plan import PlannedRun
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
@@ -66,7 +67,7 @@ def compiled_graphs(spec: Spec) -> int:
     return int(counted["unique_graphs"] - before)
 
 
-def observer() -> Observer:
+def observer(name: str) -> Observer:
     """Called in a run's process, which from then on trains as `stand_in` does."""
     own_process.train_run = stand_in
     return quiet_observer()
@@ -127,6 +128,13 @@ def refuses(spec: Spec, path: Path, interruption: Interruption) -> str:
     raise RunError("the data is gone")
 
 
+def meets(spec: Spec, path: Path, interruption: Interruption) -> str:
+    """Ends once another run that meets has begun, so never if it is alone; says in which place it was."""
+    while len(list(path.parent.glob("meets-*.pid"))) < 2:
+        time.sleep(0.01)
+    return f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}, cores {own_cores()}"
+
+
 def compiles(spec: Spec, path: Path, interruption: Interruption) -> str:
     """The loss of a model that no other run has."""
     return f"{compiled_graphs(spec)} graphs"
@@ -142,7 +150,8 @@ def main(folder: Path, labels: list[str]) -> int:
         # Each run is still a process without any graph, but does not import torch anew.
         own_process.CONTEXT = multiprocessing.get_context("forkserver")
         own_process.CONTEXT.set_forkserver_preload(["tests.warm_torch"])
-    result = sweep(planned(labels), "torch", folder, observer, lambda number, run, before: None)
+    places = [ANYWHERE] * int(os.environ.get("JOBS", "1"))
+    result = sweep(planned(labels), "torch", folder, observer, lambda number, run, before: None, places)
     print(json.dumps([(run.planned.name, run.status, run.message) for run in result.runs]))
     return result.exit_status
 

@@ -7,6 +7,8 @@ packed again. Any other score is written only to --output.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from shared.cli.command import (
     add_engine_argument,
     add_output_argument,
     add_runs_dir_argument,
+    add_set_argument,
     console,
     result_console,
     say,
@@ -31,11 +34,14 @@ from shared.cli.scoring import (
     say_warnings,
 )
 from shared.engine.package import available_engines, create_scorer
+from shared.errors import UserError
 from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.windows import check_window
+from shared.spec import Spec, with_overrides
+from shared.spec.base import shown
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
 
@@ -46,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_runs_dir_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
+    add_set_argument(parser)
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
     parser.add_argument(
         "--weights",
@@ -60,6 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
     target = load_trained(args.target, args.weights, args.step, args.runs_dir)
+    target = replace(target, spec=_with_protocol(target.spec, args.overrides))
     say_warnings(console(), target)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
@@ -93,6 +101,14 @@ def run(args: argparse.Namespace) -> CommandResult:
         if path is not None:
             write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
+
+
+def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:
+    """The spec with another protocol. Raises UserError for an override of anything else, which the weights are of."""
+    other = next((each for each in overrides if not each.strip().startswith("evaluation.")), None)
+    if other is not None:
+        raise UserError(f"--set {shown(other)}: only the section evaluation can be changed for a score")
+    return with_overrides(spec, overrides)
 
 
 def _default_engine(target: Target) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,9 @@ class EnginePackage:
     launch: Callable[[Sequence[str], str, int | None], int] | None = None
     # Keeps what this process compiles in a folder, and uses what is there. None where compiling takes no time.
     keep_compiled: Callable[[Path], None] | None = None
+    # The environments in which a process sees one of this machine's GPUs each, empty without any. None where all
+    # processes use the same device.
+    gpu_environments: Callable[[], Sequence[Mapping[str, str]]] | None = None
 
 
 def available_engines() -> list[str]:

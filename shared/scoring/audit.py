@@ -20,6 +20,7 @@ from shared.model import parameter_counts
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.checks import Check, check_coverage, check_denominator, check_plausibility
 from shared.scoring.isolation import check_isolation
+from shared.scoring.journal import check_journal
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
@@ -77,8 +78,12 @@ def audit_scorer(
     if score is None:
         checks.append(check_order(scorer, probe))
     else:
+        if score.journal:
+            # No window could be scored again: the model is another one by now.
+            checks += [check_order(scorer, probe), check_journal(score.journal, stream.num_symbols)]
+        else:
+            checks.append(check_order_of_score(scorer, score, stream))
         checks += [
-            check_order_of_score(scorer, score, stream),
             check_positions(score, spec.model.patch_size, stream),
             check_coverage(score, stream.num_symbols),
             check_denominator(score),

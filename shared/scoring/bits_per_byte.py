@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from shared.engine.protocol import Scorer
 from shared.errors import DataError, RunError
 from shared.scoring.confidence import Confidence, ratio_interval
 from shared.scoring.documents import NO_DOCUMENTS, DocumentScores
-from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, kept_windows, plan_windows
+from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, even_rows, kept_windows, plan_windows
 from shared.spec import Spec
+
+if TYPE_CHECKING:
+    from shared.scoring.journal import Line
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
@@ -30,7 +34,7 @@ class Score:
 
     `nats` is the sum over all `symbols`; `bytes` is counted symbol by symbol, `text_bytes` from the joined text;
     `windows` lists what was counted, in order; `by_document` splits nats and bytes by document; `evidence` is kept for
-    the audit.
+    the audit. `journal` says what was learnt and when, empty for a fixed predictor.
     """
 
     nats: float
@@ -44,6 +48,7 @@ class Score:
     windows: tuple[Window, ...]
     by_document: DocumentScores = field(default=NO_DOCUMENTS, compare=False, repr=False)
     evidence: Evidence = field(default=NO_EVIDENCE, compare=False, repr=False)
+    journal: tuple[Line, ...] = ()
 
     @property
     def bpb(self) -> float:
@@ -93,41 +98,29 @@ def score_stream(
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     windows = plan(stream.num_symbols, seq_len, stride)
-    rows = _rows_of_passes(len(windows), batch_rows)
-    tally = _Tally(stream, seq_len, kept_windows(windows, rows))
+    rows = even_rows(len(windows), batch_rows)
+    tally = Tally(stream, seq_len, kept_windows(windows, rows))
     for first in range(0, len(windows), rows):
-        chosen = windows[first : first + rows]
-        nats = scorer.score(read_windows(stream, chosen, rows, seq_len))
-        for window, row in zip(chosen, nats, strict=False):
-            tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
+        score_together(scorer.score, windows[first : first + rows], rows, tally)
         if progress is not None:
             progress(tally.symbols, stream.num_symbols)
-    nats, sizes = tally.by_document[:, tally.documents_seen]
-    return Score(
-        nats=float(tally.by_document[0].sum()),
-        symbols=tally.symbols,
-        bytes=int(tally.by_document[1].sum()),
-        text_bytes=len(stream.text_bytes()),
-        documents=len(nats),
-        seq_len=seq_len,
-        stride=stride,
-        confidence=ratio_interval(nats, sizes, confidence),
-        windows=tuple(tally.windows),
-        by_document=DocumentScores(nats, sizes.astype(np.int64)),
-        evidence=Evidence(tally.positions, tuple(tally.kept), rows),
-    )
+    return tally.result(stride, rows, confidence)
+
+
+def score_together(
+    score: Callable[[np.ndarray], np.ndarray], windows: Sequence[Window], rows: int, tally: Tally
+) -> None:
+    """Score the windows of one pass, padded to `rows` of them, and count them."""
+    nats = score(read_windows(tally.stream, windows, rows, tally.seq_len))
+    for window, row in zip(windows, nats, strict=False):
+        tally.add(window, row[window.count_start - window.start : window.count_stop - window.start])
 
 
 def passes_shape(spec: Spec, stream: SymbolStream) -> tuple[int, int]:
     """(windows, symbols) of every pass that `score_by_spec` makes over a stream."""
     seq_len, evaluation = spec.model.seq_len, spec.evaluation
     windows = plan_windows(stream.num_symbols, seq_len, evaluation.stride_symbols)
-    return _rows_of_passes(len(windows), evaluation.batch_symbols // seq_len), seq_len
-
-
-def _rows_of_passes(windows: int, batch_rows: int) -> int:
-    """Windows in each of the fewest passes of at most `batch_rows`."""
-    return -(-windows // -(-windows // batch_rows)) if windows else 0
+    return even_rows(len(windows), evaluation.batch_symbols // seq_len), seq_len
 
 
 def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq_len: int) -> np.ndarray:
@@ -139,11 +132,11 @@ def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq
     return x
 
 
-class _Tally:
+class Tally:
     """Running sums of nats and bytes in float64, by document, and of nats by position in the window."""
 
     def __init__(self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window]) -> None:
-        self.stream, self.to_keep = stream, to_keep
+        self.stream, self.seq_len, self.to_keep = stream, seq_len, to_keep
         self.positions = PositionSums.empty(seq_len)
         self.kept: list[tuple[Window, np.ndarray]] = []
         self.windows: list[Window] = []
@@ -170,3 +163,20 @@ class _Tally:
             self.kept.append((window, values))
         self.windows.append(window)
         self.symbols += count
+
+    def result(self, stride: int, rows: int, confidence: float) -> Score:
+        """The score of what was counted, in windows that advance by `stride`, `rows` of them in a pass."""
+        nats, sizes = self.by_document[:, self.documents_seen]
+        return Score(
+            nats=float(self.by_document[0].sum()),
+            symbols=self.symbols,
+            bytes=int(self.by_document[1].sum()),
+            text_bytes=len(self.stream.text_bytes()),
+            documents=len(nats),
+            seq_len=self.seq_len,
+            stride=stride,
+            confidence=ratio_interval(nats, sizes, confidence),
+            windows=tuple(self.windows),
+            by_document=DocumentScores(nats, sizes.astype(np.int64)),
+            evidence=Evidence(self.positions, tuple(self.kept), rows),
+        )

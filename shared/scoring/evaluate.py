@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from data.compressed import find_results, measure
 from data.compressors import Progress as BytesProgress
@@ -12,11 +13,12 @@ from data.stream import SymbolStream
 from shared.artifact import code_bytes
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
 from shared.scoring.checks import Check, check_size
 from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, validated_score
-from shared.spec import spec_id
+from shared.spec import Spec, spec_id
 
 # One fixed choice of documents, so that scores on a part of a text compare.
 SAMPLE_SEED = 0
@@ -48,7 +50,9 @@ def evaluate(
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
-    score = score_by_spec(scorer, scored, stride=stride, progress=progress)
+    adaptation = spec.evaluation.adaptation
+    score_text = score_adapted if adaptation.is_on else score_by_spec
+    score = score_text(scorer, scored, stride=stride, progress=progress)
     if on_score is not None:
         on_score(score)
     counted_code_bytes = code_bytes(engine, spec)
@@ -62,7 +66,7 @@ def evaluate(
         "documents": score.documents,
         "window_symbols": score.seq_len,
         "stride_symbols": score.stride,
-        "adaptation": "none",
+        "adaptation": _adaptation(spec, score),
         "confidence": asdict(score.confidence),
         "dataset": {
             "name": stream.name,
@@ -85,6 +89,15 @@ def evaluate(
         "chosen": chosen.model_dump() if chosen is not None else None,
     }
     return validated_score(values, "score")
+
+
+def _adaptation(spec: Spec, score: Score) -> Any:
+    """The adaptation and its journal as they stand in a score document."""
+    settings = spec.evaluation.adaptation
+    if not settings.is_on:
+        return "none"
+    journal = [line.to_document() for line in score.journal]
+    return {"settings": settings.model_dump(mode="json"), "journal": journal}
 
 
 def with_compressors(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from shared.spec.adaptation import AdaptationSpec
 from shared.spec.base import Batch, Positive, Section, Window
 
 
@@ -21,3 +22,5 @@ class EvaluationSpec(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.95, description="confidence level of the interval around a score, over its documents"
     )
+    # Not written where there is none: nothing that its section says has an effect.
+    adaptation: AdaptationSpec = Field(AdaptationSpec(), exclude_if=lambda adaptation: not adaptation.is_on)

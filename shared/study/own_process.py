@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ from shared.engine.ranks import killer_in_words
 from shared.errors import UserError
 from shared.runs.observer import Observer
 from shared.spec import Spec
+from shared.study.places import Place
 from shared.training.interruption import SIGNALS, Interruption
 from shared.training.run import train_run
 
@@ -57,48 +58,82 @@ class Order:
     make_observer: Callable[[], Observer]
 
 
-def train_apart(order: Order, interruption: Interruption) -> Ending:
-    """Do what `train_run` does, in another process with the same terminal.
+def train_apart(
+    orders: Iterable[Order], places: Sequence[Place], interruption: Interruption
+) -> Generator[tuple[Order, Ending], None, None]:
+    """Do what `train_run` does for each order, in another process with the same terminal: one at a time in each place.
 
-    An error that is not the user's fault is printed there and is a failed run here; so is a process that was killed.
-    Raises UserError and OSError as `train_run` does. `interruption` is that of this process, already entered.
+    Yields how they ended as they end. After a signal no further order is taken. An error that is not the user's fault
+    is printed in the run's process and is a failed run here; so is a process that was killed. Raises UserError and
+    OSError as `train_run` does, after the other runs have saved and ended, as they do if the iterator is closed.
+    `interruption` is that of this process, already entered.
     """
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
-    # Started here, because starting it lets signals through.
-    resource_tracker.ensure_running()
-    # Signals wait meanwhile: here until it is started, in the other process until it is ready and unblocks them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    waiting, free, live = iter(orders), list(places), list[_Started]()
     try:
-        process.start()
+        while True:
+            while free and interruption.signal_number is None and (order := next(waiting, None)) is not None:
+                live.append(_Started(order, free.pop(0)))
+            if not live:
+                return
+            for run in _await_ends(live, interruption):
+                live.remove(run)
+                free.append(run.place)
+                yield run.order, run.ending(interruption)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    try:
-        answer = _await_answer(ours, process, interruption)
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        process.join()
-    ours.close()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer or _without_answer(process.exitcode, interruption)
+        for run in live:
+            run.pipe.close()
+        for run in live:
+            run.process.join()
 
 
-def _await_answer(pipe: Connection, process: BaseProcess, interruption: Interruption) -> Ending | Exception | None:
-    """Return the answer of the run's process at its end, None if it sends none. Passes a signal on to it once."""
-    sent = False
-    while not wait([pipe, process.sentinel], POLL_S):
-        if interruption.signal_number is not None and not sent:
-            sent = True
+class _Started:
+    """The process of a run, and this end of the pipe to it."""
+
+    def __init__(self, order: Order, place: Place) -> None:
+        self.order, self.place, self.told = order, place, False
+        self.pipe, theirs = CONTEXT.Pipe()
+        self.process: BaseProcess = CONTEXT.Process(target=_train, args=(theirs, order, sys.orig_argv), name=order.name)
+        # Started here, because starting it lets signals through.
+        resource_tracker.ensure_running()
+        # Signals wait meanwhile: here until it is started, in the other process until it is ready and unblocks them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            with place.taken():
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def tell(self, number: int) -> None:
+        """Pass a signal on, once."""
+        if not self.told:
+            self.told = True
             with contextlib.suppress(OSError):
-                pipe.send(interruption.signal_number)
-    with contextlib.suppress(EOFError, OSError):
-        answer: Ending | Exception | None = pipe.recv() if pipe.poll() else None
-        return answer
-    return None
+                self.pipe.send(number)
+
+    def ending(self, interruption: Interruption) -> Ending:
+        """How it ended, once it has sent an answer or is gone. Raises the error that it sent."""
+        answer: Ending | Exception | None = None
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                answer = self.pipe.recv() if self.pipe.poll() else None
+        finally:
+            self.process.join()
+            self.pipe.close()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or _without_answer(self.process.exitcode, interruption)
+
+
+def _await_ends(live: Sequence[_Started], interruption: Interruption) -> list[_Started]:
+    """Wait until a run has sent its answer or is gone, and return all of these. Passes a signal on to every run."""
+    while True:
+        if interruption.signal_number is not None:
+            for run in live:
+                run.tell(interruption.signal_number)
+        ready = wait([handle for run in live for handle in (run.pipe, run.process.sentinel)], POLL_S)
+        if ready:
+            return [run for run in live if run.pipe in ready or run.process.sentinel in ready]
 
 
 def _without_answer(exit_code: int | None, interruption: Interruption) -> Ending:

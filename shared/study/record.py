@@ -85,7 +85,10 @@ def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
     engine = str(first.environment.get("engine", first.score.engine))
     if engine not in ENGINES:
         raise RunError(f"{first.directory.environment_path}: engine {engine!r}; engines: {', '.join(ENGINES)}")
-    return {TRAIN_SCRIPT: training_script(engine, first.spec), SCORE_SCRIPT: scoring_script(engine)}
+    return {
+        TRAIN_SCRIPT: training_script(engine, first.spec),
+        SCORE_SCRIPT: scoring_script(engine, first.spec.evaluation.adaptation.is_on),
+    }
 
 
 def over_budget(results: Sequence[FinishedRun], code_bytes: int) -> list[str]:

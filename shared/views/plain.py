@@ -20,10 +20,10 @@ STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second sign
 
 
 class PlainObserver:
-    """Prints to a console that is not a terminal."""
+    """Prints to a console that is not a terminal, or that several runs share: `prefix` says then which one it is."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, prefix: str = "") -> None:
+        self.console, self.prefix = console, prefix
         self._phase = ""
         self._phase_start_s = self._last_progress_s = 0.0
         self._steps = 0
@@ -84,7 +84,7 @@ class PlainObserver:
         self._print(f"run {status}")
 
     def on_stop_requested(self) -> None:
-        notify(self.console, STOP_NOTICE + "\n")
+        notify(self.console, f"{self.prefix}{STOP_NOTICE}\n")
 
     def _start_clock(self) -> None:
         """Say which phase it is, and for how long, every so often while nothing else is reported."""
@@ -92,7 +92,7 @@ class PlainObserver:
 
         def tick() -> None:
             if self._phase == phase and self._clock is timer:
-                notify(self.console, f"{phase}: {format_clock(time.monotonic() - start_s)}\n")
+                notify(self.console, f"{self.prefix}{phase}: {format_clock(time.monotonic() - start_s)}\n")
                 self._start_clock()
 
         timer = self._clock = threading.Timer(PROGRESS_EVERY_S, tick)
@@ -105,7 +105,7 @@ class PlainObserver:
             self._clock = None
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(self.prefix + line, markup=False, highlight=False, soft_wrap=True)
 
 
 def start_lines(start: RunStart) -> list[str]:

@@ -66,8 +66,8 @@ RUNS = {
         "tokenizer encode mytext-sp1024 mytext --tokenizer sp1024"
     ],
     "tokenizer train|encode|list": ["tokenizer list"],
-    "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v]": [
-        f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2,3 --try model.ln_scale=true --engine torch"
+    "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v] [--jobs N|gpus]": [
+        f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2 --try model.ln_scale=true --jobs 2 --engine torch"
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
     "fit RUN...": ["fit three --output fit.json"],
@@ -146,8 +146,9 @@ def test_every_bench_is_there(words: str) -> None:
 
 @of_kind("sky")
 def test_the_cluster_file_takes_these_settings(words: str) -> None:
-    settings = yaml.safe_load((ROOT / "cluster" / "skypilot.yaml").read_text())["envs"]
-    assert set(re.findall(r"--env (\w+)=", words)) <= settings.keys() and "cluster/skypilot.yaml" in words
+    (task,) = re.findall(r"cluster/\w+\.yaml", words)
+    settings = yaml.safe_load((ROOT / task).read_text())["envs"]
+    assert set(re.findall(r"--env (\w+)=", words)) <= settings.keys()
 
 
 def test_the_tree_of_the_readme_names_every_room() -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import shared.study.sweep
+from cuda_train.device import gpu_environments
 from shared.cli.main import main
 from shared.errors import SpecError, UserError
 from shared.spec import spec_to_toml
 from shared.study.own_process import Ending, Order
+from shared.study.places import ANYWHERE, Place, own_cores, places
 from shared.study.plan import parse_seeds, parse_vary, plan_runs
 from shared.study.sweep import sweep
 from shared.training.interruption import Interruption
@@ -132,12 +136,19 @@ def test_two_specs_of_different_names_but_equal_content(tmp_path: Path) -> None:
 
 
 class FakeTraining:
-    """Stands in for `train_apart`; `endings` are the statuses of the calls, in order."""
+    """Stands in for `train_apart`, one run at a time; `endings` are the statuses of the runs, in order."""
 
     def __init__(self, *endings: str) -> None:
         self.endings, self.names = endings, list[str]()
 
-    def __call__(self, order: Order, interruption: Interruption) -> Ending:
+    def __call__(
+        self, orders: Iterable[Order], places: Sequence[Place], interruption: Interruption
+    ) -> Iterator[tuple[Order, Ending]]:
+        waiting = iter(orders)
+        while interruption.signal_number is None and (order := next(waiting, None)) is not None:
+            yield order, self.train(order)
+
+    def train(self, order: Order) -> Ending:
         self.names.append(order.name)
         status: Any = self.endings[len(self.names) - 1]
         message = "" if status == "finished" else f"it {status}"
@@ -147,9 +158,9 @@ class FakeTraining:
 class Signalled(FakeTraining):
     """A signal comes while a run is trained, and the run finishes nevertheless."""
 
-    def __call__(self, order: Order, interruption: Interruption) -> Ending:
+    def train(self, order: Order) -> Ending:
         os.kill(os.getpid(), signal.SIGTERM)
-        return super().__call__(order, interruption)
+        return super().train(order)
 
 
 @pytest.mark.parametrize(
@@ -166,29 +177,86 @@ def test_what_ends_a_sweep(
 ) -> None:
     monkeypatch.setattr(shared.study.sweep, "train_apart", training)
     plan = plan_runs(["tiny"], SHORT, ["model.patch_size=2,4"], [0, 1])
-    result = sweep(plan, "mlx", tmp_path, quiet_observer, lambda number, planned, before: None)
+    result = sweep(plan, "mlx", tmp_path, lambda name: quiet_observer(), lambda number, planned, before: None)
     assert (result.exit_status, [run.status for run in result.runs]) == (status, statuses)
     assert len(training.names) == len(training.endings)
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs folder after a real sweep of one spec and one seed."""
+    """The runs folder after a real sweep of one spec and two seeds at the same time."""
     runs = tmp_path_factory.mktemp("runs")
-    assert main([str(word) for word in words(runs, "--seeds", "0,")]) == 0
+    assert main([str(word) for word in words(runs, "--seeds", "0,1337", "--jobs", "2")]) == 0
     return runs
 
 
 def words(runs: Path, *more: object) -> list[object]:
-    return ["sweep", "tiny", *set_words(*QUICK), "--engine", "mlx", "--runs-dir", runs, *more]
+    return ["sweep", "tiny", *set_words(*QUICK), "--engine", "torch", "--runs-dir", runs, *more]
+
+
+def test_a_run_next_to_another_is_the_run_that_it_is_alone(once: Path, trained: Path) -> None:
+    """To the last bit, artifact and scores: one was trained by itself, the other in a process beside that of seed 0."""
+    beside = once / "tiny-sweep/tiny-seed1337"
+    for name in ("artifact.btw", "documents.safetensors"):
+        assert (beside / name).read_bytes() == (trained / name).read_bytes(), name
+    found, alone = (read_json(run / "score.json") for run in (beside, trained))
+    assert (found["nats"], found["bpb"]) == (alone["nats"], alone["bpb"])
+
+
+def test_one_run_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine) -> None:
+    """For a machine that trains its part: nothing is compared, and no document hides what the others do."""
+    training = FakeTraining("finished")
+    monkeypatch.setattr(shared.study.sweep, "train_apart", training)
+    done = cli(*words(tmp_path, "--seeds", "3", "--only", "2", "--json"))
+    assert done.status == 0 and training.names == ["tiny-seed1"] and done.document["comparison"] is None
+    assert "run 2 of 3: tiny-seed1: training" in done.err and not (tmp_path / "tiny-sweep/sweep.json").exists()
+    refusal = cli.refusal(*words(tmp_path, "--seeds", "2", "--only", "3"))
+    assert "--only 3: this sweep has 2 runs: 1 tiny-seed0, 2 tiny-seed1" in refusal
+
+
+GPUS = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+
+
+def test_a_place_for_each_job() -> None:
+    assert places("1", None, []) == [ANYWHERE]
+    assert places("gpus", None, GPUS) == [Place(gpu) for gpu in GPUS] == places("2", None, GPUS)
+    # Threads are as many as alone, and let the cores go while they wait.
+    assert places("3", None, []) == [Place({"OMP_WAIT_POLICY": "PASSIVE"})] * 3
+    cores = own_cores()
+    found = places("3", 1, [])
+    assert all(place.environment["OMP_NUM_THREADS"] == "1" for place in found)
+    assert not cores or [list(place.cores) for place in found] == [[cores[job % len(cores)]] for job in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "threads", "gpus", "message"),
+    [
+        ("0", None, 0, "--jobs 0: must be a number from 1 to 64, or gpus"),
+        ("-1", None, 0, "--jobs -1: must be"),
+        ("65", None, 0, "--jobs 65: must be"),
+        ("all", None, 2, "--jobs all: must be"),
+        ("gpus", None, 0, "no NVIDIA GPU found"),
+        ("3", None, 2, "--jobs 3: this machine has 2 NVIDIA GPUs"),
+        ("1", 4096, 0, "--threads 4096: this machine has"),
+    ],
+)
+def test_impossible_jobs(jobs: str, threads: int | None, gpus: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        places(jobs, threads, GPUS[:gpus])
+
+
+def test_the_gpus_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was given some of them shares out those."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_environments() == GPUS
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, MIG-4a,-1")
+    assert gpu_environments() == [{"CUDA_VISIBLE_DEVICES": name} for name in ("7", "MIG-4a")]
 
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_apart(order: Order, interruption: Interruption) -> Ending:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
+    monkeypatch.setattr(shared.study.sweep, "train_apart", FakeTraining())
 
 
 def test_a_finished_run_is_not_repeated(once: Path, no_training: None, cli: CommandLine) -> None:
@@ -210,17 +278,17 @@ def test_an_interrupted_run_goes_on_and_the_others_stay(
     other = copy_run(folder / "tiny-seed0", folder / "tiny-seed1", "training.seed=1", factor=1.01)
     assert finished_with(shared.study.sweep.RunDirectory(other), tiny_spec(*SHORT, "training.seed=1")) is not None
     (other / "score.json").unlink()
-    resumed = []
 
-    def train_apart(order: Order, interruption: Interruption) -> Ending:
-        resumed.append(order.name)
-        (other / "score.json").write_text((folder / "tiny-seed0/score.json").read_text())
-        (other / "documents.safetensors").unlink()
-        return Ending("finished", "", 0)
+    class Finishing(FakeTraining):
+        def train(self, order: Order) -> Ending:
+            (other / "score.json").write_text((folder / "tiny-seed0/score.json").read_text())
+            (other / "documents.safetensors").unlink()
+            return super().train(order)
 
-    monkeypatch.setattr(shared.study.sweep, "train_apart", train_apart)
+    training = Finishing("finished")
+    monkeypatch.setattr(shared.study.sweep, "train_apart", training)
     document = cli.document(*words(once, "--seeds", "2", "--output", once / "r.md"))
-    assert resumed == ["tiny-seed1"]
+    assert training.names == ["tiny-seed1"]
     assert [run["status"] for run in document["runs"]] == ["finished before", "finished"]
     assert document["comparison"]["groups"][0]["bpb"]["n"] == 2
     assert "bytetwin sweep tiny --seeds 2 --set training.compile=false" in (once / "r.md").read_text()
