@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from shared.coding.codec import Codec
-from shared.coding.container import CHECK_BYTES, MAGIC, NAME_BYTES, SUM_BYTES, _checksum, _varint
+from shared.coding.container import CHECK_BYTES, MAGIC, NAME_BYTES, SUM_BYTES, checksum, varint
 from shared.coding.text import symbols_of
 from shared.runs.target import Target, load_trained
 from tests.fuzz.mutate import NUMBERS, Rng, damage
@@ -37,7 +37,7 @@ def forged(rng: Rng, content: bytes) -> bytes:
     fixed, head, payload = rest[: NAME_BYTES + CHECK_BYTES], rest[NAME_BYTES + CHECK_BYTES :][:2], rest[16:]
     match rng.randrange(4):
         case 0:
-            head = b"".join(_varint(abs(rng.choice((1, 3, *NUMBERS)))) for _ in range(2))
+            head = b"".join(varint(abs(rng.choice((1, 3, *NUMBERS)))) for _ in range(2))
         case 1:
             head = damage(rng, head)
         case 2:
@@ -45,7 +45,7 @@ def forged(rng: Rng, content: bytes) -> bytes:
         case 3:
             fixed = damage(rng, fixed)
     start = content[:START] if rng.random() < 0.9 else damage(rng, content[:START])
-    return start + _checksum(start + fixed + head + payload) + fixed + head + payload
+    return start + checksum(start + fixed + head + payload) + fixed + head + payload
 
 
 def make(rng: Rng, folder: Path) -> Reader:

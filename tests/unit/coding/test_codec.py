@@ -11,7 +11,7 @@ import pytest
 from data.datasets import open_split
 from shared.coding import streams
 from shared.coding.codec import Codec
-from shared.coding.container import CHECK_BYTES, FIXED_BYTES, SUM_BYTES, _checksum, parse
+from shared.coding.container import CHECK_BYTES, FIXED_BYTES, SUM_BYTES, checksum, parse
 from shared.coding.intervals import cumulative
 from shared.coding.proof import prove
 from shared.coding.streams import Streams
@@ -144,7 +144,7 @@ def test_damage_is_found_even_under_a_checksum_that_is_right() -> None:
         with pytest.raises(DataError):
             codec().decompress(bytes(damaged))
         if at >= 4 + SUM_BYTES:
-            damaged[4:6] = _checksum(bytes(damaged[:4] + damaged[6:]))
+            damaged[4:6] = checksum(bytes(damaged[:4] + damaged[6:]))
             with pytest.raises(DataError):
                 codec().decompress(bytes(damaged))
     for wrong in (b"", b"BT", content[:-1], content + b"\0", content[: FIXED_BYTES - 1]):
@@ -157,7 +157,7 @@ def test_a_file_cannot_claim_more_symbols_than_its_payload_holds() -> None:
     assert parse(content, 256).num_symbols == 8
     claim = bytearray(content)
     claim[FIXED_BYTES : FIXED_BYTES + 1] = b"\xff\xff\xff\x7f"
-    claim[4:6] = _checksum(bytes(claim[:4] + claim[6:]))
+    claim[4:6] = checksum(bytes(claim[:4] + claim[6:]))
     with pytest.raises(DataError, match="cannot hold as many"):
         parse(bytes(claim), 256)
 
@@ -165,10 +165,10 @@ def test_a_file_cannot_claim_more_symbols_than_its_payload_holds() -> None:
 def test_a_model_that_multiplies_rounding_gets_a_wider_tolerance() -> None:
     plain = codec()
     symbols = np.frombuffer(TEXT[:32], np.uint8).astype(np.int32)
-    assert plain._tolerance(plain._scorer(plain.weights), symbols) == CODING_CUMULATIVE_ABS
+    assert plain._tolerance(symbols) == CODING_CUMULATIVE_ABS
     wild = {name: value * (1e5 if "embed" in name else 1.0) for name, value in plain.weights.items()}
     sharp = replace(plain, weights=wild)
-    assert sharp._tolerance(sharp._scorer(wild), symbols) > CODING_CUMULATIVE_ABS
+    assert sharp._tolerance(symbols) > CODING_CUMULATIVE_ABS
     assert sharp.decompress(sharp.compress(symbols)[0])[1] == TEXT[:32]
 
 
