@@ -55,7 +55,7 @@ ARROWS = {
     "script": "files spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
-    "coding": "errors tolerances spec data engine scoring",
+    "coding": "errors parsing tolerances spec data engine scoring",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "files units spec model artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
