@@ -105,7 +105,7 @@ def _script(entry: str, engine: str, adapts: bool, title: str, usage: str, spec:
     head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
     # A traceback shows the line of the call, so the code is not in it.
     start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
-    return f'{head}{spec}{_boot()}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
+    return f'{head}{spec}{emit(boot("start"))}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
 
 
 def _quoted(code: bytes) -> str:
@@ -121,13 +121,13 @@ def _quoted(code: bytes) -> str:
 
 
 @cache
-def _boot() -> str:
-    """shared.script.boot, without what readers alone need."""
+def boot(word: str) -> ast.Module:
+    """shared.script.boot as far as one of its names reaches, without what readers alone need."""
     name = "shared.script.boot"
-    reach = Reach([(name, "start")])
+    reach = Reach([(name, word)])
     # An import from the future would have to stand above the spec.
     body = [item for item in reach.body(reach.modules[name]) if getattr(item, "module", None) != "__future__"]
-    return emit(ast.Module(body, []))
+    return ast.Module(body, [])
 
 
 @cache
