@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
@@ -158,7 +157,9 @@ class Codec:
         """The learner of the score with these settings. Raises UserError for an engine that cannot learn."""
         spec = self.adapted_spec(settings)
         with adapter_of(create_scorer(engine, spec, self.weights), spec.evaluation.stride_symbols) as adapter:
-            yield cast(Learner, adapter)
+            if not isinstance(adapter, Learner):
+                raise UserError(f"evaluation.adaptation.kind {settings.kind!r}: only 'score_first' can be coded with")
+            yield adapter
 
     def _plan(self, settings: AdaptationSpec, num_symbols: int, starts: tuple[int, ...]) -> Plan:
         stride = self.spec.evaluation.stride_symbols
