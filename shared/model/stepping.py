@@ -15,6 +15,7 @@ from shared.model.attention import rope_base
 from shared.model.block_shape import attention_addons
 from shared.model.decoder import decode_patches, earlier_symbols, patch_conditions, patch_logits
 from shared.model.forward import trunk_outputs
+from shared.model.logits import log_probs_of_logits
 from shared.ops import Array, Ops, SteppingOps
 from shared.spec import Spec
 
@@ -80,7 +81,7 @@ class ModelStepper:
             logits = patch_logits(self._inside, self.spec, self.params, said, previous, within)[:, -1]
         else:
             logits = self._said[:, self._length % self.spec.model.patch_size]
-        return self._ops.to_numpy(self._inside.softcapped_log_softmax(logits, self.spec.model.logit_softcap))
+        return self._ops.to_numpy(log_probs_of_logits(self._ops, self.spec, self.params, logits))
 
     def _is_autoregressive(self) -> bool:
         return self.spec.model.decoder.kind == "autoregressive"
