@@ -7,7 +7,7 @@ diagonal of its curvature. Sums are in float64, and the results are rounded to a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from shared.model.logits import BIAS, TEMPERATURE
 from shared.quantisers import Float32, QuantisedTensor
 
 PASSES = 6
-"""Over the windows. On `smoke` nothing moves by more than half a step of the grid in all passes after these."""
+"""Over the windows. On `smoke` the next one would move no bias by more than a sixth of the grid."""
 
 LOG_PROBS_BYTES = 1 << 28
 """Most bytes of float32 log-probabilities that are asked for at once."""
@@ -34,6 +34,7 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE, MOST_BIAS = 0.25, 4.0, 4.0
 
 Progress = Callable[[int, int], None]
 ScorerOf = Callable[[Weights], Scorer]
+Tensors = dict[str, QuantisedTensor]
 
 
 def fit_logits(
@@ -71,11 +72,11 @@ def fit_logits(
 
 
 def with_logits(
-    tensors: Mapping[str, QuantisedTensor],
+    tensors: Tensors,
     scorer_of: ScorerOf,
     windows: NDArray[np.int32],
     progress: Progress = lambda done, total: None,
-) -> dict[str, QuantisedTensor]:
+) -> Tensors:
     """The tensors of an artifact with logits fitted to what they stand for, in place of any."""
     model = {name: tensor for name, tensor in tensors.items() if name not in (TEMPERATURE, BIAS)}
     fitted = fit_logits(scorer_of(dequantise(model)), windows, progress)

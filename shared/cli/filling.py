@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
             "red",
         )
         return CommandResult({"fits": False, "smallest_bytes": smallest, "code_bytes": code, "limit_bytes": limit}, 1)
-    write_atomically(path, _with_logits(args, engine, spec, found, extra))
+    found = _with_logits(args, engine, spec, found, extra)
+    write_atomically(path, found.filled.content)
     artifact = read_artifact(path)
     measured = _measure(engine, target, artifact, stream)
     _print(result_console(args), path, found, measured, code, limit)
@@ -143,15 +144,16 @@ def _codec(args: argparse.Namespace, spec: Spec) -> Codec:
     return spec.artifact.codec if args.keep_methods else "range"
 
 
-def _with_logits(args: argparse.Namespace, engine: str, spec: Spec, found: Search, extra: dict[str, Any]) -> bytes:
-    """The artifact that was found, with logits fitted to it where the spec has any."""
+def _with_logits(args: argparse.Namespace, engine: str, spec: Spec, found: Search, extra: dict[str, Any]) -> Search:
+    """What was found, with logits fitted to its artifact where the spec has any."""
     artifact = unpack_bytes(found.filled.content)
     with progress_bar(console(), f"fitting logits on {engine}", "symbols") as progress:
         tensors, fit = fit_packed(spec, artifact.tensors, make_scorer_of(engine, spec), progress=progress)
     if fit is None:
-        return found.filled.content
+        return found
     coding = spec.artifact.model_copy(update={"codec": _codec(args, spec)})
-    return assemble(spec, tensors, extra | fit.extra(), coding)[0]
+    content, _ = assemble(spec, tensors, extra | fit.extra(), coding)
+    return replace(found, filled=replace(found.filled, content=content))
 
 
 def _extra(target: Target, calibration: Calibration, limit: int) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import numpy as np
 from data.stream import TrainingText
 from shared.artifact import ArtifactInfo, quantise_model, write_tensors
 from shared.artifact.calibration import LOGITS_KEY, Calibration, CalibrationRecord, training_record
-from shared.artifact.logit_fit import Progress, ScorerOf, with_logits
+from shared.artifact.logit_fit import Progress, ScorerOf, Tensors, with_logits
 from shared.engine.protocol import Weights
-from shared.quantisers import QuantisedTensor
 from shared.spec import Spec
 from shared.training.calibration import logit_windows
 from shared.training.sources import open_training_text
@@ -59,11 +58,11 @@ def pack_weights(
 
 def fit_packed(
     spec: Spec,
-    tensors: dict[str, QuantisedTensor],
+    tensors: Tensors,
     scorer_of: ScorerOf,
     text: TrainingText | None = None,
     progress: Progress = lambda done, total: None,
-) -> tuple[dict[str, QuantisedTensor], LogitFit | None]:
+) -> tuple[Tensors, LogitFit | None]:
     """The tensors with logits fitted to them, and the fit; as they are, and None, where the spec has no logits."""
     if spec.artifact.logits == "none":
         return tensors, None
