@@ -21,7 +21,7 @@ from shared.engine.protocol import Stepper, StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
-from shared.model import Forward, forward, log_probs, symbol_nats, training_loss, training_parameters
+from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise
 from shared.spec import Spec
@@ -51,7 +51,7 @@ class TrainingEngine(EngineState):
         alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         self._records = device.on_gpu() and spec.training.compile and alone and wanted
         self._loss = _Loss(self)
-        self.params = self._loss.named
+        self.params, self.state = self._loss.named, {}
         self._ranked_loss = self._with_ranks(self._loss)
         self._losses = self._compile(self._ranked_loss, "the training loss")
         self._update = self._compile(self._updated_joints, "the optimizer step")
@@ -98,7 +98,9 @@ class TrainingEngine(EngineState):
             return self.ops.to_numpy(self._log_probs(self._scored(), self._symbols(x)))
 
     def stepper(self, rows: int) -> Stepper:
-        return WindowStepper(self, rows)
+        if self.model is not forward:
+            return WindowStepper(self, rows)
+        return ModelStepper(self.ops, self.spec, self._scored(), rows)
 
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()

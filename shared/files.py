@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from ctypes import CDLL
@@ -56,6 +57,49 @@ def replacing(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             os.close(lock)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Like `replacing`, for a folder: yields a new one next to it, which takes its name at the end of the block.
+
+    What killed writers left is put right first (`recover_folder`). Raises OSError; the old folder is then untouched."""
+    recover_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if not folder.exists() or not exchange(temporary, folder):
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put right what a killed `replacing_folder` left: a folder without its name, between the two renames, gets it
+    back."""
+    start = f".{folder.name}."
+    # Not by a pattern: a name may have brackets.
+    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    leftovers = [path for path in beside if path.name.startswith(start) and path.is_dir() and not path.is_symlink()]
+    for old in (path for path in leftovers if path.suffix == ".old"):
+        if os.path.lexists(folder):
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    for temporary in (path for path in leftovers if path.suffix == ".tmp"):
+        shutil.rmtree(temporary)
 
 
 def check_regular(path: Path) -> None:

@@ -12,6 +12,10 @@ LOGITS_ABS = 1e-5
 # of which may be off by LOGITS_ABS.
 NATS_ABS = 2 * LOGITS_ABS
 
+# Largest absolute difference of a log-probability of the float64 oracle symbol by symbol from that of the window.
+# 400 random specs reach 3.3e-14.
+ORACLE_STEPS_ABS = 1e-12
+
 # Relative L2 difference of one parameter's gradient between two engines.
 GRADIENT_REL = 1e-4
 
@@ -165,6 +169,10 @@ AVERAGE_START_FRAC = 1e-3
 # Largest absolute difference, in nats, between the 50-step loss curves of runs with different numbers of ranks.
 # They differ in the order of summation alone; 1, 2 and 4 ranks were measured to agree to 3e-6.
 RANKS_LOSS_ABS = 1e-4
+
+# Largest absolute difference, in bits per byte, between scores that learn from the text: of two engines, or of other
+# numbers of ranks. Hundreds of optimizer steps lie behind the last symbols.
+ADAPTED_BPB_ABS = 2e-4
 
 # Predicted over packed artifact bytes of models that were not fitted, minus one: six of eight are within it
 # (records/2026-11-22-artifact-prediction.md).

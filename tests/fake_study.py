@@ -95,9 +95,9 @@ def finished_run(
     return FinishedRun(
         RunDirectory(Path(path or f"runs/{name}-seed{seed}")),
         spec,
-        score_of(spec, bpb=bpb, nats=nats, limit_bytes=1000, **sizes).model_copy(update=score),
         environment,
         [{"event": "step", "step": 100, "elapsed_s": train_s}],
+        score_of(spec, bpb=bpb, nats=nats, limit_bytes=1000, **sizes).model_copy(update=score),
         documents(bpb),
     )
 

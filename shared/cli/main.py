@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
-from shared.errors import RanksError, UserError, nearest
+from shared.errors import DeviceError, RanksError, UserError, nearest
 from shared.imports import import_by_name
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ COMMANDS = {
     "compress": "code a file with an artifact as its model",
     "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
+    "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
+    "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
+    "watch": "see a running or finished run from another terminal or over ssh; several runs as rows",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
     "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; the JSON is for preflight --fit",
     "data": "list, build, import, download and verify datasets",
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("interrupted", status=130)
         finally:
             signal.signal(signal.SIGINT, before)
-    except RanksError as error:
+    except (RanksError, DeviceError) as error:
         return _fail(str(error), status=1)
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         return _fail(_in_words(error))

@@ -7,6 +7,8 @@ packed again. Any other score is written only to --output.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from shared.cli.command import (
     add_engine_argument,
     add_output_argument,
     add_runs_dir_argument,
+    add_set_argument,
     console,
     result_console,
     say,
@@ -31,11 +34,16 @@ from shared.cli.scoring import (
     say_warnings,
 )
 from shared.engine.package import available_engines, create_scorer
+from shared.errors import UserError
 from shared.runs.target import Target, load_trained
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
+from shared.scoring.duration import within
 from shared.scoring.evaluate import evaluate, with_compressors
+from shared.scoring.resume import STATE_SUFFIX, ScoreState, weights_sha256
 from shared.scoring.windows import check_window
+from shared.spec import Spec, with_overrides
+from shared.spec.base import shown
 from shared.training.own_score import replace_score, training_engine, why_not_own
 from shared.training.run_data import check_target_data
 
@@ -46,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_runs_dir_argument(parser)
     add_text_arguments(parser)
     add_engine_argument(parser, oracle=True)
+    add_set_argument(parser)
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
     parser.add_argument(
         "--weights",
@@ -54,12 +63,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "of the one that was best on held-out text, which makes the score optimistic",
     )
     add_step_argument(parser)
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="end after the first passes if all of them would take longer"
+    )
     add_output_argument(parser, "write the score document here, not into the run")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
     target = load_trained(args.target, args.weights, args.step, args.runs_dir)
+    target = replace(target, spec=_with_protocol(target.spec, args.overrides))
     say_warnings(console(), target)
     engine = args.engine or _default_engine(target)
     stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
@@ -67,6 +80,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     scorer = create_scorer(engine, target.spec, target.weights)
     out = console()
     scores: list[Score] = []
+    state = _state(args, target, out)
     with progress_bar(out, f"scoring {target.source} on {stream.name}", "symbols") as progress:
         document = evaluate(
             scorer,
@@ -78,13 +92,17 @@ def run(args: argparse.Namespace) -> CommandResult:
             chosen=target.chosen,
             stride=args.stride,
             max_symbols=args.max_symbols,
-            progress=progress,
+            progress=progress if args.minutes is None else within(args.minutes, progress),
             on_score=scores.append,
             data_checks=check_target_data(target, stream),
+            state=state,
+            weights_hash=weights_sha256(target.weights),
         )
     shown = result_console(args)
     print_score(shown, document)
     path = _save(args, target, document, scores[0], out)
+    if state is not None:
+        state.remove()
     if not document.compressors:
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
             document = with_compressors(document, stream, args.max_symbols, progress)
@@ -93,6 +111,22 @@ def run(args: argparse.Namespace) -> CommandResult:
         if path is not None:
             write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
+
+
+def _state(args: argparse.Namespace, target: Target, out: Console) -> ScoreState | None:
+    """Where the score is kept while it is under way: beside its document, or in the run."""
+    if args.output is None and target.run is None:
+        return None
+    path = args.output if args.output is not None else target.run.score_path  # type: ignore[union-attr]
+    return ScoreState(path.with_name(path.name + STATE_SUFFIX), lambda line: say(out, line))
+
+
+def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:
+    """The spec with another protocol. Raises UserError for an override of anything else, which the weights are of."""
+    other = next((each for each in overrides if not each.strip().startswith("evaluation.")), None)
+    if other is not None:
+        raise UserError(f"--set {shown(other)}: only the section evaluation can be changed for a score")
+    return with_overrides(spec, overrides)
 
 
 def _default_engine(target: Target) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
+from shared.training.awake import awake
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
 from shared.training.run import RunResult, earlier_result, follow_run, train_run
@@ -51,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one per GPU"
     )
+    parser.add_argument("--let-sleep", action="store_true", help="on a Mac: do not keep it awake while it trains")
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         return CommandResult(None)
     out = console()
     profiles: list[Profile] = []
-    with make_observer(out) as observer:
+    with make_observer(out) as observer, contextlib.nullcontext() if args.let_sleep else awake():
         result = train_run(
             spec,
             engine_name,
@@ -136,7 +139,7 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
     outcome = result.outcome
     if outcome.message:
         say(out, f"bytetwin: {outcome.message}", "red" if outcome.status == "failed" else "yellow")
-    if outcome.status == "interrupted":
+    if outcome.status == "interrupted" or outcome.device_failed:
         say(out, f"resume with: {_resume_command(args, result.run.name)}")
     if result.finished is not None:
         _print_finished(out, result.run, result.finished)
@@ -172,6 +175,7 @@ def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list
         "--port": args.port or None,
         "--no-finish": args.no_finish,
         "--profile": args.profile or None,
+        "--let-sleep": args.let_sleep,
         "--json": args.json,
         "--run": run_name,
         "--resume": resume,

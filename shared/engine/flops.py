@@ -11,7 +11,7 @@ from shared.engine.activations import loss_of_shapes
 from shared.engine.microbatch import micro_batches
 from shared.model import forward, parameter_manifest, trained_parameters
 from shared.ops import ShapeOps
-from shared.optim import orthogonalise
+from shared.optim import by_muon, orthogonalise
 from shared.spec import Spec
 
 
@@ -66,7 +66,7 @@ def newton_schulz_flops(spec: Spec) -> float:
     """Operations of one step's orthogonalisation of all matrices that are trained (docs/techniques.md 9.2)."""
     ops, optimizer = ShapeOps(), spec.optimizer
     for parameter in trained_parameters(spec):
-        if parameter.group == "matrix":
+        if by_muon(optimizer, parameter.group):
             update = ops.array((1, *parameter.shape))
             orthogonalise(ops, update, optimizer.ns_steps, optimizer.ns_dtype, optimizer.ns_coefficients)
     return float(ops.forward.total())

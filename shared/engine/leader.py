@@ -9,19 +9,21 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors.numpy import load as arrays_from_bytes
 from safetensors.numpy import save as arrays_to_bytes
 
+from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import Ranks
-from shared.errors import RanksError, RunError, SpecError
+from shared.errors import RanksError, RunError, SpecError, UserError
 from shared.model.stages import StepNumbers
-from shared.spec import Spec
+from shared.spec import Spec, spec_from_dict, spec_to_dict
 
 HEADER_LENGTH_BYTES = 4
+DEVICE_NAME_BYTES = 256
 # Wide enough for every alphabet, at half the bytes of int32.
 SYMBOL_DTYPE = np.uint16
 
@@ -44,19 +46,19 @@ class LeadingEngine:
         self.engine.initialise(weights)
 
     def warm_up(self, x: np.ndarray) -> None:
-        self._tell("warm_up", {"x": x.astype(SYMBOL_DTYPE)})
+        self._tell("warm_up", {"x": _packed(x)})
         self.engine.warm_up(share_of_rows(x, self.ranks))
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
-        self._tell("train_step", {"x": x.astype(SYMBOL_DTYPE)}, numbers=asdict(numbers))
+        self._tell("train_step", {"x": _packed(x)}, numbers=asdict(numbers))
         return self.engine.train_step(share_of_rows(x, self.ranks), numbers)
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        self._tell("gradients", {"x": x.astype(SYMBOL_DTYPE)}, numbers=asdict(numbers) if numbers else None)
+        self._tell("gradients", {"x": _packed(x)}, numbers=asdict(numbers) if numbers else None)
         return self.engine.gradients(share_of_rows(x, self.ranks), numbers)
 
     def score(self, x: np.ndarray) -> np.ndarray:
-        self._tell("score", {"x": x.astype(SYMBOL_DTYPE)})
+        self._tell("score", {"x": _packed(x)})
         return score_together(self.engine, x)
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
@@ -118,6 +120,19 @@ class LeadingEngine:
 
 
 @contextlib.contextmanager
+def another(engine: Engine, spec: Spec) -> Iterator[Engine]:
+    """An engine of the same kind on the same ranks for another spec, for as long as it is needed. Meanwhile nobody uses
+    the first one."""
+    if engine.ranks.world_size == 1:
+        yield create_engine(engine.name, spec)
+        return
+    text = json.dumps(spec_to_dict(spec)).encode()
+    own = cast(LeadingEngine, engine).together("another", {"spec": np.frombuffer(text, np.uint8)})
+    with leading(create_engine(own.name, spec, ranks=own.ranks)) as other:
+        yield other
+
+
+@contextlib.contextmanager
 def leading(engine: Engine) -> Iterator[Engine]:
     """Rank 0's engine for as long as the followers are needed; the engine itself where there are none."""
     if engine.ranks.world_size == 1:
@@ -146,6 +161,19 @@ def follow(engine: Engine, tasks: Mapping[str, Task] | None = None) -> None:
             task(engine, arrays)
         else:
             _obey(engine, header["call"], arrays, header["arguments"])
+
+
+def check_alike(ranks: Ranks, device: str) -> None:
+    """Raise UserError on every rank unless all name the same kind of device: others round otherwise, and the weights of
+    the ranks would differ."""
+    name = device.encode()[:DEVICE_NAME_BYTES]
+    padded = np.frombuffer(name.ljust(DEVICE_NAME_BYTES, b"\0"), np.uint8)
+    names = [part.tobytes().rstrip(b"\0").decode(errors="replace") for part in ranks.gather(padded)]
+    odd = next((rank for rank, other in enumerate(names) if other != names[0]), None)
+    if odd is not None:
+        raise UserError(
+            f"rank 0 runs on {names[0]} and rank {odd} on {names[odd]}: all ranks need the same kind of device"
+        )
 
 
 def check_divisible(spec: Spec, ranks: Ranks) -> None:
@@ -186,6 +214,11 @@ def compare(engine: Engine) -> None:
         raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes other values")
 
 
+def _packed(x: np.ndarray) -> np.ndarray:
+    """Symbols for a message, of which a negative one does not count (shared.model.counted)."""
+    return x.astype(SYMBOL_DTYPE if x.min(initial=0) >= 0 else np.int32)
+
+
 def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> None:
     """One call of rank 0, on this rank's share."""
     x = arrays["x"].astype(np.int32) if "x" in arrays else np.zeros((0, 0), np.int32)
@@ -199,6 +232,8 @@ def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: d
         engine.use_weights(arguments["kind"])
     elif call == "compare":
         compare(engine)
+    elif call == "another":
+        follow(create_engine(engine.name, spec_from_dict(json.loads(arrays["spec"].tobytes())), ranks=engine.ranks))
     elif call == "score":
         score_together(engine, x)
     elif call == "train_step":

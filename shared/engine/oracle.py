@@ -6,8 +6,9 @@ import numpy as np
 
 from shared.engine.protocol import Stepper, Weights
 from shared.engine.window_stepper import WindowStepper
-from shared.model import Forward, forward, log_probs, symbol_nats
-from shared.ops import NumpyOps, Ops
+from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats
+from shared.ops import NumpyOps, Ops, SteppingOps
+from shared.ops.numpy_stepping import NumpySteppingOps
 from shared.spec import Spec
 
 
@@ -26,4 +27,7 @@ class Oracle:
         return self.ops.to_numpy(log_probs(self.ops, self.spec, self.params, self.ops.asarray(x), self.model))
 
     def stepper(self, rows: int) -> Stepper:
-        return WindowStepper(self, rows)
+        if self.model is not forward:
+            return WindowStepper(self, rows)
+        stepping = NumpySteppingOps if isinstance(self.ops, NumpyOps) else SteppingOps
+        return ModelStepper(self.ops, self.spec, self.params, rows, stepping)

@@ -15,10 +15,12 @@ from shared.model.auxiliary import auxiliary_parameters, model_weights, training
 from shared.model.forward import Forward, forward, log_probs, mean_nats, symbol_nats
 from shared.model.initialise import initial_weights, random_weights, reads_text, with_auxiliary
 from shared.model.manifest import Parameter, QuantisationClass, parameter_counts, parameter_manifest
+from shared.model.stepping import ModelStepper
 from shared.model.training_loss import symbol_weights, training_loss
 
 __all__ = [
     "Forward",
+    "ModelStepper",
     "Parameter",
     "QuantisationClass",
     "auxiliary_parameters",

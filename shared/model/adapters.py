@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from shared.errors import SpecError
 from shared.model.auxiliary import AUXILIARY, training_parameters
 from shared.model.manifest import ADAPTER_A, ADAPTER_B, Parameter
-from shared.ops import Array, Ops
+from shared.ops import Array, NumpyOps, Ops
 from shared.spec import ModelSpec, Spec
+from shared.spec.artifact import matches
 
 
 def with_adapters(ops: Ops, model: ModelSpec, params: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -34,9 +38,22 @@ def with_adapters(ops: Ops, model: ModelSpec, params: Mapping[str, Array]) -> Ma
     return adapted
 
 
+def folded(model: ModelSpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """float32 weights of the same function without adapters: `with_adapters` of weights on the host, in float64."""
+    ops = NumpyOps()
+    full = with_adapters(ops, model, {name: ops.asarray(value) for name, value in weights.items()})
+    return {name: np.asarray(value, np.float32) for name, value in full.items()}
+
+
 def trained_parameters(spec: Spec) -> tuple[Parameter, ...]:
-    """The optimizer's parameters, in the order of `training_parameters`: all of them, unless the base is frozen."""
-    parameters = training_parameters(spec)
-    if spec.training.freeze == "none":
+    """The optimizer's parameters, in the order of `training_parameters`: all of them, unless the base is frozen or
+    training.parameters names some. Raises SpecError where it names none."""
+    parameters, patterns = training_parameters(spec), spec.training.parameters
+    if spec.training.freeze == "base":
+        parameters = tuple(each for each in parameters if each.group == "adapter" or each.name.startswith(AUXILIARY))
+    if patterns == ("*",):
         return parameters
-    return tuple(each for each in parameters if each.group == "adapter" or each.name.startswith(AUXILIARY))
+    found = tuple(each for each in parameters if any(matches(each.name, pattern) for pattern in patterns))
+    if not found:
+        raise SpecError(f"training.parameters = {list(patterns)}: matches no parameter that is trained")
+    return found

@@ -19,9 +19,9 @@ def short_convolution(ops: Ops, x: Array, taps: Array) -> Array:
     """silu(sum_i taps[i] x[t - i]) for x [B, N, F] and taps [4, F], per feature; x is 0 before position 0."""
     taps = ops.cast_like(taps, x)
     total = taps[0] * x
-    for back in range(1, min(CONV_WIDTH, x.shape[1])):
-        earlier = ops.concatenate([0.0 * x[:, :back], x[:, :-back]], axis=1)
-        total = total + taps[back] * earlier
+    batch, _, width = x.shape
+    for back in range(1, CONV_WIDTH):
+        total = total + taps[back] * ops.delayed(x, ops.broadcast_to(0.0 * x[:, :1], (batch, back, width)))
     return silu(ops, total)
 
 

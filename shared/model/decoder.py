@@ -11,14 +11,15 @@ from collections.abc import Mapping
 
 from shared.model.adapters import with_adapters
 from shared.model.block import run_block
-from shared.model.embedding import shift_right, tied_logits
+from shared.model.embedding import start_entry, tied_logits
 from shared.model.layer import decoder_layer
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
 
-def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
-    """Logits [B, T, V] before the softcap, from trunk outputs h and symbols x."""
+def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array = None) -> Array:
+    """Logits [B, T, V] before the softcap, from trunk outputs h and symbols x, which only an autoregressive decoder
+    reads."""
     params = with_adapters(ops, spec.model, params)
     kind = spec.model.decoder.kind
     if kind == "autoregressive":
@@ -35,24 +36,39 @@ def decode_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Arr
 
 
 def _autoregressive(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array, x_BT: Array) -> Array:
-    """z[i, p] = W[p] h[i] + rms(c[iP + p]) + position[p], blocks inside the patch, head: [B * N, P, V].
+    """z[i, p] = W[p] h[i] + rms(c[iP + p]) + position[p], blocks inside the patch, head: [B * N, P, V]."""
+    condition = patch_conditions(ops, spec, params, h_BND)
+    return patch_logits(ops, spec, params, condition, earlier_symbols(ops, spec, params, x_BT), 0)
 
-    c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ..., E[x[t - K]]).
-    """
-    model = spec.model
+
+def patch_conditions(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: Array) -> Array:
+    """W[p] h[i], [B * N, P, dim]: to the decoder each patch is a sequence of its own."""
     batch, num_patches, _ = h_BND.shape
-    # To the decoder each patch is a sequence of its own.
-    patches = (batch * num_patches, model.patch_size, model.decoder.dim)
-    condition = ops.linear(h_BND, params["decoder.cond_proj.weight"]).reshape(patches)
+    patches = (batch * num_patches, spec.model.patch_size, spec.model.decoder.dim)
+    return ops.linear(h_BND, params["decoder.cond_proj.weight"]).reshape(patches)
+
+
+def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
+    """rms(c[t]), [B, T, dim]: c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ...,
+    E[x[t - K]])."""
+    model = spec.model
     embedded = ops.embedding(params["decoder.embed.weight"], x_BT, spec.training.dtype)
-    earlier = [shift_right(ops, embedded, params["decoder.start"])]
-    for _ in range(model.decoder.context - 1):
-        earlier.append(shift_right(ops, earlier[-1], params["decoder.start"]))
-    previous = earlier[0]
+    start = start_entry(ops, embedded, params["decoder.start"])
+    previous = ops.shift_right(embedded, start)
     if model.decoder.context > 1:
-        previous = ops.linear(ops.concatenate(earlier, axis=-1), params["decoder.context_proj.weight"])
-    previous = ops.rms_norm(previous, model.norm_eps)
-    z = condition + previous.reshape(patches) + ops.cast_like(params["decoder.position"], h_BND)
+        context = ops.lookback(previous, start, model.decoder.context)
+        previous = ops.linear(context, params["decoder.context_proj.weight"])
+    return ops.rms_norm(previous, model.norm_eps)
+
+
+def patch_logits(
+    ops: Ops, spec: Spec, params: Mapping[str, Array], condition: Array, previous: Array, first: int
+) -> Array:
+    """Logits [S, L, V] of positions first ... first + L - 1 of S patches from what the trunk says of them
+    [S, L, dim] and their earlier symbols, reshaped to that."""
+    model = spec.model
+    position = params["decoder.position"][first : first + condition.shape[1]]
+    z = condition + previous.reshape(condition.shape) + ops.cast_like(position, condition)
     mlp: Array | None = None
     for index in range(model.decoder.num_layers):
         z, mlp = run_block(decoder_layer(ops, model, params, index), z, mlp)

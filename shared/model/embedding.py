@@ -57,9 +57,12 @@ def tied_logits(ops: Ops, spec: Spec, params: Mapping[str, Array], h: Array) -> 
 
 def shift_right(ops: Ops, x_BTD: Array, start_D: Array) -> Array:
     """x moved one position later, with `start` at position 0: out[:, t] = x[:, t - 1]."""
-    batch, _, dim = x_BTD.shape
-    first = ops.broadcast_to(ops.cast_like(start_D, x_BTD), (batch, 1, dim))
-    return ops.concatenate([first, x_BTD[:, :-1]], axis=1)
+    return ops.shift_right(x_BTD, start_entry(ops, x_BTD, start_D))
+
+
+def start_entry(ops: Ops, x_BTD: Array, start_D: Array) -> Array:
+    """The entry `start` before those of x: [B, 1, D]."""
+    return ops.broadcast_to(ops.cast_like(start_D, x_BTD), (x_BTD.shape[0], 1, x_BTD.shape[2]))
 
 
 def window_start(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
@@ -74,10 +77,11 @@ def window_start(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array)
 
 def previous_position(ops: Ops, x_BND: Array, documents_BN: Array | None) -> Array:
     """x one position later: zero at position 0 and, given documents, where another one begins."""
-    previous = ops.concatenate([0.0 * x_BND[:, :1], x_BND[:, :-1]], axis=1)
+    previous = ops.delayed(x_BND, 0.0 * x_BND[:, :1])
     if documents_BN is None:
         return previous
-    rise = ops.concatenate([0 * documents_BN[:, :1], documents_BN[:, 1:] - documents_BN[:, :-1]], axis=1)
+    # The first position is in document 0.
+    rise = documents_BN - ops.delayed(documents_BN, 0 * documents_BN[:, :1])
     begins_BN = ops.minimum(ops.cast_like(rise, x_BND), 1.0)
     return (1.0 - begins_BN)[:, :, None] * previous
 

@@ -22,7 +22,7 @@ def gated_delta(layer: Layer, u_BND: Array) -> Array:
     q_BNHC, k_BNHC = layer.rms_norm(q_BNHC), layer.rms_norm(k_BNHC) * width**-0.5
     _, log_decay_BNH = chunks.step_and_log_decay(layer, u_BND)
     strength_BNH = ops.sigmoid(ops.cast(layer.linear("gated_delta.strength_proj", u_BND), "float32"))
-    y_BNHC = delta_scan(ops, q_BNHC, k_BNHC, v_BNHC, log_decay_BNH, strength_BNH)
+    y_BNHC = ops.recurrent(delta_scan, delta_step, (q_BNHC, k_BNHC, v_BNHC, log_decay_BNH, strength_BNH))
     y = ops.cast_like(y_BNHC.reshape((batch, positions, heads * width)), u_BND)
     y = y * chunks.silu(ops, layer.linear("gated_delta.z_proj", u_BND))
     return layer.linear("gated_delta.o_proj", y)
@@ -60,6 +60,20 @@ def delta_scan(
     if states is not None:
         y_BKHLC = y_BKHLC + from_start * (q_BKHLS @ states)
     return chunks.out_of_chunks(ops, y_BKHLC, positions)
+
+
+def delta_step(
+    ops: Ops, state: Array | None, q_BHS: Array, k_BHS: Array, v_BHC: Array, log_decay_BH: Array, strength_BH: Array
+) -> tuple[Array, Array]:
+    """(S[t] [B, H, C, S], y[t] [B, H, C]) of one position, from S[t-1] or None for 0: see `delta_scan`."""
+    strength_BH1 = strength_BH[..., None]
+    if state is None:
+        state = (strength_BH1 * v_BHC)[..., None] * k_BHS[:, :, None]
+    else:
+        state = ops.exp(log_decay_BH)[..., None, None] * state
+        written_BHC = strength_BH1 * (v_BHC - (state @ k_BHS[..., None])[..., 0])
+        state = state + written_BHC[..., None] * k_BHS[:, :, None]
+    return state, (state @ q_BHS[..., None])[..., 0]
 
 
 def unit_lower_inverse(ops: Ops, x: Array) -> Array:

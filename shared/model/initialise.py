@@ -45,6 +45,16 @@ def with_auxiliary(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, n
     return {**weights, **{parameter.name: _initial_value(spec, parameter, None) for parameter in missing}}
 
 
+def with_fresh_factors(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights with initial factors of model.lora, in place of any that they have."""
+    fresh = {
+        each.name: _drawn_value(each, spec.training.seed)
+        for each in training_parameters(spec)
+        if each.group == "adapter"
+    }
+    return {**weights, **fresh}
+
+
 def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     """float32 weights in which no two values are alike and none is zero, for checks on an untrained model.
 

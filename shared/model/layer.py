@@ -84,7 +84,7 @@ def position_documents(ops: Ops, spec: Spec, x_BT: Array) -> Array | None:
     batch, time = x_BT.shape
     counts_BNP = ops.running_count(x_BT, start).reshape((batch, time // patch_size, patch_size))
     counts_BN = counts_BNP[:, :, patch_size - 1]
-    return ops.concatenate([0 * counts_BN[:, :1], counts_BN[:, :-1]], axis=1)
+    return ops.shift_right(counts_BN, 0 * counts_BN[:, :1])
 
 
 def _value_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array | None:
@@ -96,4 +96,4 @@ def _value_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
     rows = ops.embedding(params["value_embed.weight"], x_BT, spec.training.dtype)
     rows = rows.reshape((batch, time // patch_size, patch_size * dim))
     values = ops.linear(rows, params["value_embed.value_proj.weight"])
-    return ops.concatenate([0.0 * values[:, :1], values[:, :-1]], axis=1)
+    return ops.shift_right(values, 0.0 * values[:, :1])

@@ -23,7 +23,8 @@ def mamba2(layer: Layer, u_BND: Array) -> Array:
     b_BNGS = mixed[..., inner : inner + shared].reshape((batch, positions, groups, shape.state_dim))
     c_BNGS = mixed[..., inner + shared :].reshape((batch, positions, groups, shape.state_dim))
     step_BNH, log_decay_BNH = chunks.step_and_log_decay(layer, u_BND)
-    y_BNHC = selective_scan(ops, step_BNH[..., None] * x_BNHC, log_decay_BNH, b_BNGS, c_BNGS)
+    inputs = (step_BNH[..., None] * x_BNHC, log_decay_BNH, b_BNGS, c_BNGS)
+    y_BNHC = ops.recurrent(selective_scan, selective_step, inputs)
     y_BNHC = y_BNHC + layer.control("mamba2.skip")[:, None] * x_BNHC
     y = ops.cast_like(y_BNHC.reshape((batch, positions, inner)), u_BND)
     y = y * chunks.silu(ops, layer.linear("mamba2.z_proj", u_BND))
@@ -59,6 +60,17 @@ def selective_scan(
         read = c_BKGLS[:, :, :, None] @ ops.transpose(before.reshape((*grouped, width, state)))
         inside = inside + from_start.reshape((*grouped, size, 1)) * read
     return chunks.out_of_chunks(ops, inside.reshape((batch, count, heads, size, width)), positions)
+
+
+def selective_step(
+    ops: Ops, state: Array | None, x_BHC: Array, log_decay_BH: Array, b_BGS: Array, c_BGS: Array
+) -> tuple[Array, Array]:
+    """(S[t] [B, G, H / G, C, S], y[t] [B, H, C]) of one position, from S[t-1] or None for 0: see `selective_scan`."""
+    batch, heads, width = x_BHC.shape
+    grouped = (batch, b_BGS.shape[1], heads // b_BGS.shape[1])
+    added = x_BHC.reshape((*grouped, width, 1)) * b_BGS[:, :, None, None]
+    state = added if state is None else ops.exp(log_decay_BH).reshape((*grouped, 1, 1)) * state + added
+    return state, ops.sum(state * c_BGS[:, :, None, None], axes=(-1,)).reshape((batch, heads, width))
 
 
 def states_before(ops: Ops, added_BKHCS: Array, decay: Array) -> Array:

@@ -21,7 +21,8 @@ def ngram_embeds(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array)
     batch, time = x_BT.shape
     patches = (batch, time // model.patch_size, model.patch_size)
     start = spec.vocabulary.document_start
-    documents_BT = 0 * x_BT if start is None else ops.running_count(x_BT, start)
+    # No symbol is -1: one document.
+    documents_BT = ops.running_count(x_BT, -1 if start is None else start)
     # The trunk position that reads a patch belongs to the document that the patch ends in (position_documents).
     last_BN1 = documents_BT.reshape(patches)[:, :, model.patch_size - 1 :]
     own_BT = ops.broadcast_to(last_BN1, patches).reshape((batch, time))
@@ -53,4 +54,4 @@ def ngram_rows(symbols: list[Array], multiplier: int, rows: int) -> Array:
 
 def _earlier(ops: Ops, x_BT: Array, before: int) -> Array:
     """x one position later, with `before` at position 0."""
-    return ops.concatenate([0 * x_BT[:, :1] + before, x_BT[:, :-1]], axis=1)
+    return ops.delayed(x_BT, 0 * x_BT[:, :1] + before)

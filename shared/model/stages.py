@@ -23,6 +23,8 @@ QAT, QAT_STEP = RUN_PREFIX + "qat", RUN_PREFIX + "qat_step"
 MULTI_SYMBOL, DIRECTIONS_STEP = RUN_PREFIX + "multi_symbol", RUN_PREFIX + "directions_step"
 # Whether the entropy of codes is minimised, 0 or 1, and the first row of each matrix that this step looks at.
 CODE_ENTROPY, CODE_ENTROPY_ROW = RUN_PREFIX + "code_entropy", RUN_PREFIX + "code_entropy_row"
+# The share of a batch's symbols that count, with training.loss.counts "marked".
+COUNTED = RUN_PREFIX + "counted"
 # What each symbol weighs in the loss [V, 1]: given to the engine once, not with the numbers of a step.
 SYMBOL_WEIGHTS = RUN_PREFIX + "symbol_weights"
 
@@ -64,6 +66,8 @@ def run_numbers(spec: Spec, step: int, progress: float) -> dict[str, float]:
         values[QAT] = float(qat.is_acting(step, progress))
     if qat.form == "noise":
         values[QAT_STEP] = float(step)
+    if spec.training.loss.counts == "marked":
+        values[COUNTED] = 1.0
     return values | _auxiliary_numbers(spec, step, progress)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from shared.errors import RunError
 from shared.model.adapters import with_adapters
 from shared.model.auxiliary import auxiliary_loss
+from shared.model.counted import split_counted
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
 from shared.model.qat import quantised_matrices, training_weights
-from shared.model.stages import SYMBOL_WEIGHTS
+from shared.model.stages import COUNTED, SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -27,10 +28,13 @@ def training_loss(
 ) -> tuple[Array, Array]:
     """(the loss to differentiate, mean nats) over all B * T symbols of x, two scalars.
 
-    Both are of the function that is trained; without options of `training.loss` they are the same array.
+    Both are of the function that is trained; without options of `training.loss` they are the same array. With
+    `counts` "marked" they are means over the symbols that count, which `COUNTED` says the share of.
     """
     loss, count = spec.training.loss, x_BT.shape[0] * x_BT.shape[1]
-    stored, h_BND = params, None
+    stored, h_BND, counts_BT = params, None, None
+    if loss.counts == "marked":
+        x_BT, counts_BT = split_counted(ops, x_BT)
     if spec.training.qat.form != "off":
         params = training_weights(ops, spec, params, quantised_matrices(spec), x_BT)
     if loss.has_auxiliary:
@@ -40,6 +44,8 @@ def training_loss(
     shares_trunk = h_BND is not None and model is forward
     logits = decode_patches(ops, spec, params, h_BND, x_BT) if shares_trunk else model(ops, spec, params, x_BT)
     nats = ops.softcapped_cross_entropy(logits, x_BT, spec.model.logit_softcap)
+    if counts_BT is not None:
+        nats = ops.cast_like(counts_BT, nats) * nats / params.get(COUNTED, 1.0)
     mean_nats = ops.sum(nats) / count
     if loss.is_plain:
         return mean_nats, mean_nats

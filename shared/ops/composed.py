@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shared.ops.protocol import Array
+from shared.ops.protocol import Array, RecurrentStep, Scan
 
 
 class ComposedOps:
@@ -41,6 +41,22 @@ class ComposedOps:
         if rope_dims:
             q, k = (self._rotated(each, rope_dims, rope_base) for each in (q, k))
         return q * self.cast_like(gain, q)[:, None], k, v
+
+    def shift_right(self: Any, x: Array, first: Array) -> Array:
+        return self.concatenate([first, x[:, :-1]], axis=1)
+
+    def delayed(self: Any, x: Array, first: Array) -> Array:
+        later = first.shape[1]
+        return self.concatenate([first, x[:, :-later]], axis=1) if later < x.shape[1] else first[:, : x.shape[1]]
+
+    def lookback(self: Any, x: Array, first: Array, count: int) -> Array:
+        entries = [x]
+        while len(entries) < count:
+            entries.append(self.delayed(entries[-1], first))
+        return self.concatenate(entries, axis=-1)
+
+    def recurrent(self: Any, scan: Scan, step: RecurrentStep, inputs: Sequence[Array]) -> Array:
+        return scan(self, *inputs)
 
     def _rotated(self: Any, x: Array, dims: int, base: float) -> Array:
         """RoPE on the first `dims` features of every head of x."""

@@ -13,12 +13,15 @@ Shape letters are those of shared.model. `dtype` arguments are "float32" or "bfl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 Array = Any
+# Both take the operations first: see `Ops.recurrent`.
+Scan = Callable[..., Array]
+RecurrentStep = Callable[..., tuple[Array, Array]]
 
 
 class Ops(Protocol):
@@ -169,6 +172,25 @@ class Ops(Protocol):
 
         Without `added` nothing is added; without `mix`, and so without `first`, s is the sum alone.
         """
+
+    # What follows mixes the entries of axis 1, as rope, attention and running_count do: a wrapper that is given a
+    # sequence in pieces (shared.ops.stepping_ops) computes these from the pieces before.
+
+    def shift_right(self, x: Array, first: Array) -> Array:
+        """What each position may read of x [B, T, ...], whose entries it predicts: first [B, 1, ...], x[:, 0], x[:, 1],
+        ... up to T entries."""
+
+    def delayed(self, x: Array, first: Array) -> Array:
+        """x [B, T, ...] moved later in its own sequence by the K entries of first [B, K, ...]: first, x[:, 0], x[:, 1],
+        ... up to T entries."""
+
+    def lookback(self, x: Array, first: Array, count: int) -> Array:
+        """x[:, t], x[:, t - 1], ..., x[:, t - count + 1] joined along the last axis: [B, T, count D] of x [B, T, D].
+        Before x lies first [B, 1, D]."""
+
+    def recurrent(self, scan: Scan, step: RecurrentStep, inputs: Sequence[Array]) -> Array:
+        """`scan(ops, *inputs)`, [B, N, ...] of inputs [B, N, ...]. It is what `step` gives from position to position:
+        (state, output [B, ...]) = step(ops, state before, *inputs at the position), from the state None."""
 
     def attention_inputs(
         self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float

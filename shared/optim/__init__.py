@@ -5,6 +5,7 @@ from shared.optim.newton_schulz import Orthogonalise, orthogonalise
 from shared.optim.schedule import HYPERPARAMETERS, lr_factor, muon_momentum, progress_frac, step_hyperparameters
 from shared.optim.update import (
     WEIGHTS,
+    by_muon,
     global_norm,
     initial_state,
     optimizer_groups,
@@ -20,6 +21,7 @@ __all__ = [
     "WEIGHTS",
     "Orthogonalise",
     "averaged_weights",
+    "by_muon",
     "global_norm",
     "initial_state",
     "keeps_average",

@@ -1,8 +1,8 @@
-"""One optimizer step over all parameters: clip, Muon, Adam, weight averages.
+"""One optimizer step over all parameters: clip, Muon, Adam or SGD, weight averages.
 
 A pure function from (params, gradients, state, hyperparameters) to (params, state). The state is a
 flat dict, `kind/parameter name`, so that checkpoints are engine-neutral:
-`momentum/...` for Muon (with NorMuon also `second/...`), `first/...` and `second/...` for Adam, and the weight
+`momentum/...` for Muon (with NorMuon also `second/...`) and SGD, `first/...` and `second/...` for Adam, and the weight
 averages of `shared.optim.averaging`.
 """
 
@@ -21,7 +21,8 @@ from shared.optim.averaging import average_shapes, initial_averages, update_aver
 from shared.optim.muon import muon_state_shapes, muon_update
 from shared.optim.newton_schulz import Orthogonalise, orthogonalise
 from shared.optim.schedule import changes_decay
-from shared.spec import Spec
+from shared.optim.sgd import sgd_update
+from shared.spec import OptimizerSpec, Spec
 
 CLIP_EPS = 1e-6
 # The prefix of weights in a checkpoint; that of the rest is its kind of state.
@@ -34,13 +35,19 @@ def state_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     is trained."""
     shapes = {f"{WEIGHTS}{parameter.name}": parameter.shape for parameter in training_parameters(spec)}
     for parameter in trained_parameters(spec):
-        if parameter.group == "matrix":
+        if by_muon(spec.optimizer, parameter.group):
             kinds = muon_state_shapes(spec.optimizer, parameter.shape)
         else:
-            kinds = dict.fromkeys(("first", "second"), parameter.shape)
+            moments = ("momentum",) if spec.optimizer.form == "sgd" else ("first", "second")
+            kinds = dict.fromkeys(moments, parameter.shape)
         kinds |= average_shapes(spec.training, parameter.shape)
         shapes |= {f"{kind}/{parameter.name}": shape for kind, shape in kinds.items()}
     return shapes
+
+
+def by_muon(optimizer: OptimizerSpec, group: str) -> bool:
+    """Whether Muon updates the parameters of an optimizer group."""
+    return group == "matrix" and optimizer.form == "muon"
 
 
 def state_bytes(spec: Spec) -> int:
@@ -66,7 +73,7 @@ def partition_parameters(spec: Spec, parts: int) -> list[list[str]]:
     """
     manifest = trained_parameters(spec)
     cost = {
-        parameter.name: parameter.count * (min(parameter.shape) if parameter.group == "matrix" else 1)
+        parameter.name: parameter.count * (min(parameter.shape) if by_muon(spec.optimizer, parameter.group) else 1)
         for parameter in manifest
     }
     loads = [0] * parts
@@ -115,15 +122,21 @@ def optimizer_step(
         factor = ops.minimum(optimizer.grad_clip_norm / (grad_norm + CLIP_EPS), 1.0)
         grads = {name: grad * factor for name, grad in grads.items()}
     groups = optimizer_groups(spec) if groups is None else groups
-    matrices = {name: params[name] for name, group in groups.items() if group == "matrix" and name in params}
+    matrices = {name: params[name] for name, group in groups.items() if by_muon(optimizer, group) and name in params}
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
     corrections = hyper["first_correction"], hyper["second_correction"]
     for name, group in groups.items():
-        if group == "matrix" or name not in params:
+        if name not in params or name in matrices:
             continue
-        moments, lr = (state[f"first/{name}"], state[f"second/{name}"]), hyper[f"{group}_lr"]
+        lr = hyper[f"{group}_lr"]
+        if optimizer.form == "sgd":
+            new_params[name], new_state[f"momentum/{name}"] = sgd_update(
+                params[name], grads[name], state[f"momentum/{name}"], lr, hyper["momentum"]
+            )
+            continue
+        moments = state[f"first/{name}"], state[f"second/{name}"]
         new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
             ops, optimizer, params[name], grads[name], *moments, lr, *corrections, decay_factor
         )

@@ -13,7 +13,7 @@ from shared.engine.protocol import Engine, NonFiniteError
 from shared.model import training_parameters
 from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps
-from shared.optim import global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
+from shared.optim import by_muon, global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
 from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import ParityRow, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
@@ -185,4 +185,6 @@ def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
 def _described(spec: Spec, name: str) -> str:
     """A parameter and what updates it."""
     groups = {parameter.name: parameter.group for parameter in training_parameters(spec)}
-    return f"{name} ({'Muon' if groups[name] == 'matrix' else f'Adam, {groups[name]} group'})"
+    if by_muon(spec.optimizer, groups[name]):
+        return f"{name} (Muon)"
+    return f"{name} ({'SGD' if spec.optimizer.form == 'sgd' else 'Adam'}, {groups[name]} group)"

@@ -116,6 +116,25 @@ def run_named(source: str, runs_dir: Path = RUNS) -> RunDirectory:
     return run
 
 
+def runs_in(folder: RunDirectory) -> list[RunDirectory]:
+    """The runs in a folder of runs, finished or not, in order of name."""
+    return [RunDirectory(path) for path in sorted(folder.path.iterdir()) if (path / "spec.toml").is_file()]
+
+
+def find_runs(sources: Sequence[str], runs_dir: Path = RUNS) -> list[RunDirectory]:
+    """The runs that the words of a command line name, finished or not, each once: by name or path, or all in a folder.
+    Raises UserError for a word that names none."""
+    found: dict[Path, RunDirectory] = {}
+    for source in sources:
+        run = run_named(source, runs_dir)
+        runs = [run] if run.spec_path.is_file() else runs_in(run)
+        if not runs:
+            raise UserError(f"{run.path}: neither a run nor a folder of runs")
+        for each in runs:
+            found.setdefault(each.path.resolve(), each)
+    return list(found.values())
+
+
 def _no_run(source: str, runs_dir: Path) -> str:
     names = [path.parent.name for path in runs_dir.glob("*/spec.toml")]
     return f"no run named {source!r} in {runs_dir}/{nearest(source, names)}"

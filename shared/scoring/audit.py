@@ -14,12 +14,23 @@ from typing import Any
 import numpy as np
 
 from data.stream import SymbolStream
+from data.token_stream import TokenStream
 from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.bits_per_byte import Score
-from shared.scoring.checks import Check, check_coverage, check_denominator, check_plausibility
+from shared.scoring.checks import (
+    Check,
+    check_case,
+    check_coverage,
+    check_denominator,
+    check_document_starts,
+    check_plausibility,
+)
 from shared.scoring.isolation import check_isolation
+from shared.scoring.journal import check_journal
+from shared.scoring.later_text import check_later_text
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
@@ -64,7 +75,8 @@ def audit_scorer(
     """Check a scorer on text of a stream and on noise; with `score`, its accounting on that stream as well.
 
     `score` must be of the whole of `stream`. Every position of a window is disturbed if `seconds` are enough for that;
-    those where mistakes are likely always are. The rest takes a few passes.
+    those where mistakes are likely always are. A score with adaptation is repeated on an excerpt for as long. The rest
+    takes a few passes.
     """
     spec = scorer.spec
     text = stream.read(0, min(stream.num_symbols, _TEXT_SYMBOLS))
@@ -77,13 +89,22 @@ def audit_scorer(
     if score is None:
         checks.append(check_order(scorer, probe))
     else:
+        if score.journal:
+            # No window could be scored again: the model is another one by now.
+            checks += [check_order(scorer, probe), check_journal(score.journal, stream.num_symbols)]
+            checks.append(check_later_text(score_adapted, scorer, stream, seed=seed, seconds=seconds))
+        else:
+            checks.append(check_order_of_score(scorer, score, stream))
         checks += [
-            check_order_of_score(scorer, score, stream),
             check_positions(score, spec.model.patch_size, stream),
             check_coverage(score, stream.num_symbols),
             check_denominator(score),
             check_plausibility(score, parameter_counts(spec)["total"]),
         ]
+        if spec.vocabulary.document_start is not None:
+            checks.append(check_document_starts(stream))
+        if isinstance(stream, TokenStream):
+            checks.append(check_case(stream))
     return AuditReport(tuple(checks))
 
 

@@ -16,6 +16,7 @@ from shared.artifact import ArtifactInfo
 from shared.errors import RunError
 from shared.files import check_regular, write_atomically
 from shared.parsing import parse_json
+from shared.spec.adaptation import AdaptationSpec
 
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -104,6 +105,43 @@ class ChosenPart(_Part):
         )
 
 
+class JournalLine(_Part):
+    """`scored` [start, stop) was scored, then `learnt` was learnt by `what`: `times` over, each time `advance` symbols
+    further on."""
+
+    scored: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    learnt: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    what: Annotated[str, Field(min_length=1)]
+    times: Annotated[int, Field(gt=0)]
+    advance: Count
+
+
+class AdaptationPart(_Part):
+    """How the model learnt from scored text: the settings, which determine it, and the journal of what it did."""
+
+    settings: AdaptationSpec
+    journal: list[JournalLine]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AdaptationPart:
+        first, last = math.inf, 0
+        for number, line in enumerate(self.journal):
+            first, last = min(first, line.scored[0]), max(last, line.scored[1])
+            if not (first <= line.learnt[0] <= line.learnt[1] <= last):
+                raise ValueError(f"line {number} of the journal learns {line.learnt}, which was not scored before")
+            if line.learnt[1] > line.scored[1] and line.times > 1:
+                raise ValueError(f"line {number} of the journal learns beyond what it scores each time")
+            last = max(last, line.scored[1] + (line.times - 1) * line.advance)
+        return self
+
+    def __str__(self) -> str:
+        chosen = self.settings
+        what = f"factors of rank {chosen.lora.rank}" if chosen.lora.rank else ", ".join(chosen.parameters)
+        epochs = "once" if chosen.epochs == 1 else f"{chosen.epochs} times"
+        chunks = f"chunks of {chosen.chunk_symbols:,} {epochs}"
+        return f"{chosen.kind} ({what} by {chosen.optimizer} at {chosen.rate:g}, {chunks})"
+
+
 class ScoreDocument(_Part):
     """score.json. A score that lacks a part is refused; a field has a default only if older files lack it.
 
@@ -120,7 +158,7 @@ class ScoreDocument(_Part):
     documents: Count
     window_symbols: Count
     stride_symbols: Count
-    adaptation: Literal["none"]
+    adaptation: Literal["none"] | AdaptationPart
     confidence: ConfidencePart
     dataset: DatasetPart
     compressors: dict[str, CompressorPart]
@@ -189,7 +227,7 @@ class ScoreDocument(_Part):
             "text_sha256": self.dataset.text_sha256,
             "window_symbols": self.window_symbols,
             "stride_symbols": self.stride_symbols,
-            "adaptation": self.adaptation,
+            "adaptation": "none" if self.adaptation == "none" else self.adaptation.settings.model_dump(mode="json"),
             "weights": self.weights,
         }
 

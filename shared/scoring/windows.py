@@ -46,6 +46,11 @@ def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, .
     return tuple(windows)
 
 
+def even_rows(windows: int, most: int) -> int:
+    """Windows in each of the fewest passes of at most `most`."""
+    return -(-windows // -(-windows // most)) if windows else 0
+
+
 def check_window(seq_len: int, num_symbols: int) -> None:
     """Raise UserError for a window far longer than the text of `num_symbols`: an artifact of unknown origin may say any
     length, and memory is taken for all of it."""

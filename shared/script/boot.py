@@ -1,7 +1,7 @@
-"""The end of a self-contained script: imports the modules whose sources are in it, then runs the entry.
+"""Imports modules whose sources are text in a file: at the end of a self-contained script, or of an exported module.
 
-This text stands in the script itself, after its code and without its comments, so it imports what the code needs to be
-read and nothing of the house.
+This text stands in the file itself, without its comments, so it imports what the sources need to be read and nothing of
+the house.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -22,11 +22,9 @@ class Modules(MetaPathFinder, InspectLoader):
     """Imports modules from texts in memory. Their files are named as if the script were a folder, like those in a zip
     archive, so that tracebacks and compilers of kernels find the lines."""
 
-    def __init__(self, script: str, code: bytes) -> None:
-        """`code` is brotli of name, text, name, text, ... with zero bytes between."""
-        parts = brotli.decompress(code).decode().split("\0")
-        self.script = Path(script).resolve()
-        self.texts = dict(zip(parts[::2], parts[1::2], strict=True))
+    def __init__(self, script: str, texts: Mapping[str, str]) -> None:
+        """`texts` are the sources by name of module."""
+        self.script, self.texts = Path(script).resolve(), texts
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -48,6 +46,8 @@ class Modules(MetaPathFinder, InspectLoader):
 
 
 def start(script: str, code: str, entry: str, engine: str, spec: str) -> None:
-    """Run `main` of the entry module and end the process with its status. `code` has one character for each byte."""
-    sys.meta_path.insert(0, Modules(script, code.encode("latin-1")))
+    """Run `main` of the entry module and end the process with its status. `code` has one character for each byte of
+    brotli of name, text, name, text, ... with zero bytes between."""
+    parts = brotli.decompress(code.encode("latin-1")).decode().split("\0")
+    sys.meta_path.insert(0, Modules(script, dict(zip(parts[::2], parts[1::2], strict=True))))
     sys.exit(importlib.import_module(entry).main(sys.argv[1:], engine, spec))

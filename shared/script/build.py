@@ -25,6 +25,16 @@ REPLACED = {
     "cuda_train.float64_ops": "",
     "shared.views.report": "def write_report(run): pass",
 }
+# What a script of a spec without adaptation has in place of what learns from scored text.
+NEVER_ADAPTS = {
+    "shared.scoring.adaptation": "from shared.errors import UserError\n"
+    "def score_adapted(*_,**__):raise UserError('evaluation.adaptation: not in this script, whose spec had none')",
+    "shared.scoring.journal": "def check_journal(*_):pass",
+    "shared.spec.adaptation": "from typing import Literal\nfrom pydantic import ConfigDict\n"
+    "from shared.spec.base import Section\nclass AdaptationSpec(Section):\n"
+    " model_config=ConfigDict(extra='ignore')\n kind:Literal['none']='none'\n is_on:Literal[False]=False\n"
+    "def named_adaptation(values):return values",
+}
 # What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
 REQUIREMENTS = {
     "brotli": ("brotli==1.2.1",),
@@ -77,22 +87,24 @@ def training_script(engine: str, spec: Spec) -> bytes:
     usage = TRAIN_USAGE + ("" if ENGINES[engine].launcher else LAUNCHER)
     lines = (line.encode("unicode_escape").decode() for line in spec_to_short_toml(spec).split("\n"))
     escaped = "\n".join(lines).replace("'", "\\'")
-    return _script(TRAIN_ENTRY, engine, title, usage, SPEC.format(spec=escaped), "SPEC")
+    adapts = spec.evaluation.adaptation.is_on
+    return _script(TRAIN_ENTRY, engine, adapts, title, usage, SPEC.format(spec=escaped), "SPEC")
 
 
-def scoring_script(engine: str) -> bytes:
-    """The file that scores an artifact on an engine, or with "numpy" on none."""
+def scoring_script(engine: str, adapts: bool = False) -> bytes:
+    """The file that scores an artifact on an engine, or with "numpy" on none; `adapts`: also one whose spec has an
+    adaptation."""
     title = f"Scores a packed language model on {engine}, in bits per byte."
-    return _script(SCORE_ENTRY, engine, title, SCORE_USAGE)
+    return _script(SCORE_ENTRY, engine, adapts, title, SCORE_USAGE)
 
 
-def _script(entry: str, engine: str, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
+def _script(entry: str, engine: str, adapts: bool, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
     """The whole file; `spec` is the statement that binds `name` to a spec."""
-    code, packages = _code(entry, engine)
+    code, packages = _code(entry, engine, adapts)
     head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
     # A traceback shows the line of the call, so the code is not in it.
     start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
-    return f'{head}{spec}{_boot()}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
+    return f'{head}{spec}{emit(boot("start"))}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
 
 
 def _quoted(code: bytes) -> str:
@@ -108,31 +120,32 @@ def _quoted(code: bytes) -> str:
 
 
 @cache
-def _boot() -> str:
-    """shared.script.boot, without what readers alone need."""
+def boot(word: str) -> ast.Module:
+    """shared.script.boot as far as one of its names reaches, without what readers alone need."""
     name = "shared.script.boot"
-    reach = Reach([(name, "start")])
+    reach = Reach([(name, word)])
     # An import from the future would have to stand above the spec.
     body = [item for item in reach.body(reach.modules[name]) if getattr(item, "module", None) != "__future__"]
-    return emit(ast.Module(body, []))
+    return ast.Module(body, [])
 
 
 @cache
-def _code(entry: str, engine: str) -> tuple[bytes, list[str]]:
+def _code(entry: str, engine: str, adapts: bool) -> tuple[bytes, list[str]]:
     """(brotli of name, text, name, text, ... with zero bytes between, what to install) of all that an entry reaches."""
     roots = [(entry, "main")]
     if engine in ENGINES:
         roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
-    key = source_hash(repr((roots, REPLACED, REQUIREMENTS)))
+    replaced = REPLACED if adapts else REPLACED | NEVER_ADAPTS
+    key = source_hash(repr((roots, replaced, REQUIREMENTS)))
     kept = recall(key)
     if kept is None:
-        kept = _made(roots)
+        kept = _made(roots, replaced)
         remember(key, *kept)
     return kept
 
 
-def _made(roots: list[tuple[str, str]]) -> tuple[bytes, list[str]]:
-    reach = Reach(roots, REPLACED)
+def _made(roots: list[tuple[str, str]], replaced: dict[str, str]) -> tuple[bytes, list[str]]:
+    reach = Reach(roots, replaced)
     fixed = reach.keywords | reach.words
     parts = []
     for name in sorted(reach.modules):

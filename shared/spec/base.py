@@ -24,6 +24,10 @@ Rate = Annotated[float, Field(ge=0.0)]
 AboveZero = Annotated[float, Field(gt=0.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+# Names with * for any letters and ? for one.
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
+Patterns = Annotated[tuple[Pattern, ...], Field(strict=False, max_length=4096)]
+
 DType = Literal["float32", "bfloat16"]
 Float32Products = Literal["exact", "fast"]
 

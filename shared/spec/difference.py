@@ -78,10 +78,11 @@ def fields(spec: Spec, free: Collection[str] = ()) -> dict[str, Any]:
 
 def first_difference(first: Spec, second: Spec, free: Collection[str] = ()) -> Difference | None:
     """The first field outside `free` that differs, in the order of the schema; None if there is none."""
-    theirs = fields(second, free)
-    for key, value in fields(first, free).items():
-        if value != theirs[key]:
-            return Difference(key, value, theirs[key])
+    ours, theirs = fields(first, free), fields(second, free)
+    for key in {**ours, **theirs}:
+        # A section that is off is not written.
+        if ours.get(key) != theirs.get(key):
+            return Difference(key, ours.get(key), theirs.get(key))
     return None
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import SpecError, nearest
 from shared.files import check_regular
 from shared.parsing import parse_toml
+from shared.spec.adaptation import named_adaptation
 from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width, check_surrogates
@@ -182,6 +183,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {shown(override)}: {error}") from None
     target: Any = values
     for part in path[:-1]:
+        if part == "adaptation":
+            # Fields may follow the name of a setting.
+            try:
+                target[part] = named_adaptation(target.get(part, {}))
+            except ValueError as error:
+                raise SpecError(f"--set: {error}") from None
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise SpecError(f"--set {shown(override)}: {shown(part)} is a value, not a section")

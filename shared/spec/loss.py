@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from shared.spec.auxiliary import ChunkPredictionSpec, CodeEntropySpec, EmbedPredictionSpec, MultiSymbolSpec
@@ -22,7 +24,10 @@ class LossSpec(Section):
     byte_weighted: bool = Field(
         False, description="each token weighs max(0.1, its bytes / the bytes of the training text's mean token)"
     )
-
+    counts: Literal["all", "marked"] = Field(
+        "all",
+        description="symbols of a batch that count: all, or those that the batch marks, as adaptation to text does",
+    )
     multi_symbol: MultiSymbolSpec = MultiSymbolSpec()
     embed_prediction: EmbedPredictionSpec = EmbedPredictionSpec()
     chunk_prediction: ChunkPredictionSpec = ChunkPredictionSpec()
@@ -42,6 +47,7 @@ class LossSpec(Section):
 
 def check_loss(loss: LossSpec, vocabulary: VocabularySpec) -> None:
     """Raise ValueError for a loss whose gradient may be infinite, or that means nothing for the vocabulary."""
+    require(loss.counts == "all" or loss.is_plain, "training.loss.counts", loss.counts, "all but for the plain loss")
     gamma = loss.focal_gamma
     allowed = "0 or at least 1, below which its slope is infinite for a symbol that is certain"
     require(gamma == 0.0 or gamma >= 1.0, "training.loss.focal_gamma", gamma, allowed)

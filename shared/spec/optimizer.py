@@ -9,12 +9,19 @@ from pydantic import Field, model_validator
 from shared.spec.base import AboveZero, BelowOne, Count, DType, Fraction, Rate, Section, require_all
 
 NSCoefficients = Literal["quintic", "polar_express"]
+OptimizerForm = Literal["muon", "adam", "sgd"]
 
 
 class OptimizerSpec(Section):
-    """Muon for matrices, Adam for everything else (docs/techniques.md 9). Learning rates are peak values."""
+    """Muon for matrices, Adam for everything else (docs/techniques.md 9); or one of Adam and SGD for everything, each
+    group at its own rate. Learning rates are peak values."""
 
-    matrix_lr: Rate = Field(0.02, description="peak rate of Muon, for matrices; times max(1, sqrt(rows / columns))")
+    form: OptimizerForm = Field(
+        "muon",
+        description="muon: Muon for matrices, Adam for the rest; adam: Adam for everything; sgd: gradient descent with "
+        "the momentum of muon_momentum for everything, without decay",
+    )
+    matrix_lr: Rate = Field(0.02, description="peak rate of matrices; with Muon times max(1, sqrt(rows / columns))")
     embed_lr: Rate = Field(0.03, description="peak rate of Adam for tables of symbols, tied heads included")
     head_lr: Rate = Field(0.008, description="peak rate of Adam for output matrices that are not tied to a table")
     scalar_lr: Rate = Field(0.02, description="peak rate of Adam for gains, scales, gates and other small parameters")
@@ -56,9 +63,15 @@ class OptimizerSpec(Section):
     grad_clip_norm: Rate = Field(0.0, description="limit on the norm of all gradients together; 0 is no limit")
 
     @model_validator(mode="after")
-    def _check_cautious_decay(self) -> OptimizerSpec:
+    def _check_decay(self) -> OptimizerSpec:
         for kind in ("muon", "adam"):
             cautious, decay = f"{kind}_cautious_decay", f"{kind}_weight_decay"
             used = not getattr(self, cautious) or getattr(self, decay) > 0
-            require_all(self, "optimizer", (used, cautious, f"false where optimizer.{decay} is 0"))
+            no_decay = self.form != "sgd" or getattr(self, decay) == 0
+            require_all(
+                self,
+                "optimizer",
+                (used, cautious, f"false where optimizer.{decay} is 0"),
+                (no_decay, decay, "0 with optimizer.form 'sgd', which has none"),
+            )
         return self

@@ -14,6 +14,7 @@ from shared.spec.base import (
     DType,
     Float32Products,
     Fraction,
+    Patterns,
     Positive,
     Rate,
     Section,
@@ -69,6 +70,11 @@ class TrainingSpec(Section):
         "none",
         description="base: only the adapters of model.lora are trained, all other weights of the model keep their "
         "values",
+    )
+    parameters: Patterns = Field(
+        ("*",),
+        description="names of the parameters that are trained, of those that `freeze` leaves: * for any letters and ? "
+        "for one, as layers.*.mlp.*; all others keep their values",
     )
     loss: LossSpec = LossSpec()
     qat: QatSpec

@@ -19,6 +19,7 @@ from data.stream import SymbolStream
 from shared.artifact import read_artifact
 from shared.engine.package import create_scorer
 from shared.errors import DataError
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.windows import check_window
 from shared.spec import Spec, spec_id
@@ -46,7 +47,9 @@ def score(path: Path, engine: str, data: str | None, stride: int | None) -> int:
     stream = open_text(data or spec.data.heldout, spec)
     check_window(spec.model.seq_len, stream.num_symbols)
     say(f"scoring {path} on {stream.name}, {stream.num_bytes:,} bytes")
-    found = score_by_spec(create_scorer(engine, spec, dict(artifact.weights)), stream, stride=stride)
+    adaptation = spec.evaluation.adaptation
+    score_text = score_adapted if adaptation.is_on else score_by_spec
+    found = score_text(create_scorer(engine, spec, dict(artifact.weights)), stream, stride=stride)
     document = {
         "bpb": found.bpb,
         "low_bpb": found.confidence.low_bpb,
@@ -57,6 +60,7 @@ def score(path: Path, engine: str, data: str | None, stride: int | None) -> int:
         "documents": found.documents,
         "window_symbols": found.seq_len,
         "stride_symbols": found.stride,
+        "adaptation": adaptation.model_dump(mode="json") if adaptation.is_on else "none",
         "dataset": {"name": stream.name, "sha256": stream.sha256},
         "artifact_bytes": artifact.info.artifact_bytes,
         "artifact_sha256": artifact.info.sha256,

@@ -12,7 +12,7 @@ from typing import Any
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
-from shared.runs.target import RUNS, run_named
+from shared.runs.target import RUNS, run_named, runs_in
 from shared.scoring.documents import DocumentScores
 from shared.spec.difference import FREE_IN_EXPERIMENT, fields
 
@@ -112,8 +112,7 @@ def _runs_of(word: str, runs_dir: Path) -> list[RunDirectory]:
     run = run_named(word, runs_dir)
     if run.spec_path.is_file() and not (run.path / SUBMISSION_FILE).is_file():
         return [run]
-    inside = [RunDirectory(path) for path in sorted(run.path.iterdir()) if (path / "spec.toml").is_file()]
-    finished = [inner for inner in inside if inner.score_path.is_file()]
+    finished = [inner for inner in runs_in(run) if inner.score_path.is_file()]
     if not finished:
         raise UserError(f"{run.path}: neither a run nor a folder of finished runs")
     return finished

@@ -13,7 +13,6 @@ A record is made of files that exist: nothing is trained or scored for it. Only 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from shared.engine.registry import ENGINES
 from shared.errors import RunError
-from shared.files import exchange, sync_folder
+from shared.files import recover_folder, replacing_folder
 from shared.runs.finished_run import FinishedRun
 from shared.script.build import scoring_script, training_script
 from shared.spec import spec_id, spec_to_toml
@@ -85,7 +84,10 @@ def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
     engine = str(first.environment.get("engine", first.score.engine))
     if engine not in ENGINES:
         raise RunError(f"{first.directory.environment_path}: engine {engine!r}; engines: {', '.join(ENGINES)}")
-    return {TRAIN_SCRIPT: training_script(engine, first.spec), SCORE_SCRIPT: scoring_script(engine)}
+    return {
+        TRAIN_SCRIPT: training_script(engine, first.spec),
+        SCORE_SCRIPT: scoring_script(engine, first.spec.evaluation.adaptation.is_on),
+    }
 
 
 def over_budget(results: Sequence[FinishedRun], code_bytes: int) -> list[str]:
@@ -167,40 +169,13 @@ def write_record(
 
     Raises RunError if there is a folder already, unless `replace` and it is a record.
     """
-    _recover(folder)
+    recover_folder(folder)
     if folder.exists() and not replace:
         raise RunError(f"{folder} exists; --replace overwrites it, --output names another folder")
     if folder.exists() and not (folder / SUBMISSION_FILE).is_file():
         raise RunError(f"{folder} exists and is not a record (it has no {SUBMISSION_FILE}): it is not replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
+    with replacing_folder(folder) as temporary:
         _fill(temporary, results, readme, document, code)
-        if not folder.exists() or not exchange(temporary, folder):
-            if folder.exists():
-                folder.rename(old)
-            temporary.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(folder: Path) -> None:
-    """Put right what a killed process left: a record without its name, between the two renames, gets it back."""
-    start = f".{folder.name}."
-    # Not by a pattern: a name may have brackets.
-    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
-    leftovers = [path for path in beside if path.name.startswith(start) and path.is_dir() and not path.is_symlink()]
-    for old in (path for path in leftovers if path.suffix == ".old"):
-        if os.path.lexists(folder):
-            shutil.rmtree(old)
-        else:
-            old.rename(folder)
-    for temporary in (path for path in leftovers if path.suffix == ".tmp"):
-        shutil.rmtree(temporary)
 
 
 def _fill(
@@ -210,7 +185,6 @@ def _fill(
     document: Mapping[str, Any],
     code: Mapping[str, bytes],
 ) -> None:
-    folder.mkdir()
     texts = {
         "README.md": readme,
         SUBMISSION_FILE: json.dumps(document, indent=2, allow_nan=False) + "\n",
@@ -226,10 +200,6 @@ def _fill(
         for name in KEPT_FILES:
             if (result.path / name).exists():
                 shutil.copyfile(result.path / name, target / name)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _seed_entry(result: FinishedRun, code_bytes: int) -> dict[str, Any]:

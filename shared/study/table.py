@@ -14,7 +14,7 @@ from shared.study.comparison import ComparedGroup, Comparison, notes
 from shared.study.groups import TRAIN_TEXT_KEY, differences
 
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
-# The columns of `_headings` in two tables, so that each fits a terminal of 80 columns.
+# The columns of `headings` in two tables, so that each fits a terminal of 80 columns.
 RESULT_COLUMNS, OTHER_COLUMNS = (0, 1, 2, 3, 4, 5, 9), (0, 6, 7, 8)
 # Spec fields that many groups differ in are listed this far, then counted.
 MOST_FIELDS = 12
@@ -22,17 +22,17 @@ MOST_FIELDS = 12
 
 def print_comparison(out: Console, comparison: Comparison) -> None:
     """The tables, what the specs differ in, and the notes."""
-    headings, cells = _headings(comparison), [_cells(row) for row in comparison.rows]
+    names, lines = headings(comparison), [cells(row) for row in comparison.rows]
     styles = [STYLES.get(row.verdict, "") for row in comparison.rows]
     for title, columns in (("bits per byte, lower is better", RESULT_COLUMNS), ("", OTHER_COLUMNS)):
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for column in columns:
             side: Literal["left", "right"] = "right" if column else "left"
-            table.add_column(headings[column], overflow="fold", no_wrap=column > 0, justify=side)
-        for row, style in zip(cells, styles, strict=True):
+            table.add_column(names[column], overflow="fold", no_wrap=column > 0, justify=side)
+        for row, style in zip(lines, styles, strict=True):
             table.add_row(*(row[column] for column in columns), style=style)
         out.print(table)
-    for line in _facts(comparison):
+    for line in facts(comparison):
         out.print(line, soft_wrap=True)
     for problem in comparison.problems:
         out.print(f"bytetwin: {problem}", style="red", soft_wrap=True)
@@ -40,12 +40,11 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
 
 def markdown(comparison: Comparison, title: str, command: str) -> str:
     """A page for records/: the table, each run, what was compared how, and the command that makes it again."""
-    headings = _headings(comparison)
     lines = [f"# {title}", "", "Bits per byte, lower is better.", ""]
-    lines += _markdown_table(headings, [_cells(row) for row in comparison.rows])
+    lines += _markdown_table(headings(comparison), [cells(row) for row in comparison.rows])
     lines += ["", "## Runs", "", *_markdown_table(*_run_cells(comparison))]
-    facts = [*_facts(comparison), *comparison.problems]
-    lines += ["", "## What was compared", "", *(f"- {fact}" for fact in facts)]
+    found = [*facts(comparison), *comparison.problems]
+    lines += ["", "## What was compared", "", *(f"- {fact}" for fact in found)]
     lines += ["", "## Make it again", "", f"    {command}", ""]
     return "\n".join(lines)
 
@@ -68,7 +67,7 @@ def protocol_line(comparison: Comparison) -> str:
     )
 
 
-def _facts(comparison: Comparison) -> list[str]:
+def facts(comparison: Comparison) -> list[str]:
     """The lines below the table. Whether the baseline is beaten as a record must be is said of each group with enough
     seeds; that others have too few is a note."""
     asked = [row.significance for row in comparison.rows]
@@ -76,7 +75,8 @@ def _facts(comparison: Comparison) -> list[str]:
     return [*difference_lines(comparison), protocol_line(comparison), *answers, *notes(comparison)]
 
 
-def _headings(comparison: Comparison) -> list[str]:
+def headings(comparison: Comparison) -> list[str]:
+    """The names of the columns of `cells`."""
     level = f"{comparison.level:.0%}"
     test = "p (better)" if comparison.margin_bpb == 0 else f"p (better by {comparison.margin_bpb:.4f})"
     return [
@@ -93,7 +93,8 @@ def _headings(comparison: Comparison) -> list[str]:
     ]
 
 
-def _cells(row: ComparedGroup) -> list[str]:
+def cells(row: ComparedGroup) -> list[str]:
+    """What a table says of a group; the first column names it, the last is the verdict."""
     found, documents = row.difference, row.over_documents
     slow, fast = row.steps_per_s
     within = None
@@ -114,7 +115,7 @@ def _cells(row: ComparedGroup) -> list[str]:
 
 
 def _run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    headings = ["what", "seed", "bits per byte", "steps", "training s", "symbols read", "parameters", "bytes", "engine"]
+    names = ["what", "seed", "bits per byte", "steps", "training s", "symbols read", "parameters", "bytes", "engine"]
     rows = []
     for row in comparison.rows:
         for run in row.group.runs:
@@ -122,15 +123,15 @@ def _run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             figures = [run.seed, f"{score.bpb:.4f}", f"{run.steps:,}", f"{run.train_s:.1f}", f"{symbols:,}"]
             sizes = [f"{score.parameters:,}", f"{score.total_bytes:,}", f"{score.engine} on {run.device}"]
             rows.append([row.group.label, *map(str, figures), *sizes])
-    return headings, rows
+    return names, rows
 
 
 def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [headings, ["---"] * len(headings), *rows]
+def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [names, ["---"] * len(names), *rows]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
 
 

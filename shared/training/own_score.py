@@ -41,6 +41,9 @@ def why_not_own(run: RunDirectory, packed: Spec, document: ScoreDocument) -> str
         return "it is of a sample of the text"
     if document.stride_symbols != spec.evaluation.stride_symbols:
         return f"the run is scored with a stride of {spec.evaluation.stride_symbols}"
+    adaptation = spec.evaluation.adaptation
+    if document.protocol()["adaptation"] != (adaptation.model_dump(mode="json") if adaptation.is_on else "none"):
+        return "the run is scored with another adaptation"
     if engine not in (None, document.engine):
         return f"it is by {document.engine}, the run is one of {engine}"
     return ""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import sentencepiece
 
 from data.datasets import open_split
 from data.token_bytes import TokenBytes
+from data.tokenizer import Tokenizer
 from shared.artifact import pack_bytes
 from shared.artifact.calibration import make_record
 from shared.engine.oracle import Oracle
@@ -23,12 +25,14 @@ from shared.engine.state import EngineState
 from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
 from shared.scoring import evaluate as evaluation
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.audit import audit_scorer
 from shared.scoring.average_check import check_average
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
+from shared.scoring.later_text import ScoreText, check_later_text
 from shared.scoring.overlap import check_overlap, check_selection
 from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.scoring.windows import plan_windows
@@ -40,6 +44,7 @@ from tests.museum import (
     averaging,
     contamination,
     dead_switch,
+    late_text,
     leaks,
     ngrams,
     other_grid,
@@ -47,7 +52,7 @@ from tests.museum import (
     token_tables,
 )
 from tests.museum.fake_stream import FakeStream
-from tests.token_text import documents, small_tokenizer, token_spec, token_stream
+from tests.token_text import caseops_tokenizer, documents, small_tokenizer, token_spec, token_stream
 
 SMALL = (
     *("model.num_layers=2", "model.seq_len=48", "training.batch_symbols=480", "evaluation.batch_symbols=480"),
@@ -58,6 +63,11 @@ DOCUMENTS = ("vocabulary.kind=byte260", "model.attention.document_mask=true")
 # Windows in which every 128th position is one.
 LONG = ("model.seq_len=144", "training.batch_symbols=2304", "evaluation.batch_symbols=2304")
 PLAIN = ("model.patch_size=1", "model.decoder.kind=linear")
+
+ADAPTATION = (
+    *("evaluation.batch_symbols=48", "evaluation.stride_symbols=24", "evaluation.adaptation.kind=score_first"),
+    *("evaluation.adaptation.chunk_symbols=48", "evaluation.adaptation.rate=0.01"),
+)
 
 Weights = dict[str, np.ndarray]
 
@@ -118,26 +128,35 @@ def _scorer(planted: type[accounting.WrappedScorer], *caught_by: str) -> Exhibit
 
 
 def score_failures(
-    stream_kind: type[FakeStream] = FakeStream, plan: WindowPlan = plan_windows, stride: int = 8
+    stream_kind: type[FakeStream] = FakeStream, plan: WindowPlan = plan_windows, stride: int = 8, *overrides: str
 ) -> list[str]:
     """The checks that fail on a score of an honest model."""
-    spec = small_spec()
+    spec = small_spec(*overrides)
     oracle, stream = Oracle(spec, random_weights(spec, 0)), _text(spec, stream_kind)
     score = score_stream(oracle, stream, seq_len=48, stride=stride, batch_rows=16, confidence=0.95, plan=plan)
     return [check.name for check in audit_scorer(oracle, stream, score).failures]
 
 
-def table_of_bytes(planted: type[TokenBytes]) -> Exhibit:
+def table_of_bytes(planted: type[TokenBytes], tokenizer_of: Callable[[], Tokenizer] = small_tokenizer) -> Exhibit:
     """A table of the bytes of every token."""
 
     def failing() -> list[str]:
-        tokenizer = small_tokenizer()
+        tokenizer = tokenizer_of()
         spec = token_spec({"vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.sha256})
         table = planted(sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content))
-        stream, oracle = token_stream(documents(24), tokenizer, table), Oracle(spec, random_weights(spec, 0))
+        texts = [text.title() for text in documents(24)]
+        stream, oracle = token_stream(texts, tokenizer, table), Oracle(spec, random_weights(spec, 0))
         return [check.name for check in audit_scorer(oracle, stream, score_by_spec(oracle, stream)).failures]
 
     return Exhibit(planted, ("denominator",), failing)
+
+
+def _folded_case() -> list[str]:
+    stream = token_tables.folded_case("The Cat sat on the Mat and NASA saw it. " * 9)
+    assert stream.folds_case and stream.text_bytes().islower()
+    spec = token_spec({"vocab_size": stream.vocabulary.size})
+    oracle = Oracle(spec, random_weights(spec, 0))
+    return [check.name for check in audit_scorer(oracle, stream, score_by_spec(oracle, stream)).failures]
 
 
 def _batch(spec: Spec) -> np.ndarray:
@@ -242,6 +261,21 @@ def _calibrated_on_heldout() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _late(planted: ScoreText) -> Exhibit:
+    """A score with adaptation that knows later text, beside the honest one."""
+
+    def failing() -> list[str]:
+        spec = small_spec("model.seq_len=24", "training.batch_symbols=48", *ADAPTATION)
+        scorer = create_engine("torch", spec)
+        scorer.initialise(random_weights(spec, 0))
+        text = _text(spec)
+        assert check_later_text(score_adapted, scorer, text, seconds=0.0).passed
+        check = check_later_text(planted, scorer, text, seconds=0.0)
+        return [] if check.passed else [check.name]
+
+    return Exhibit(cast(Callable[..., object], planted), ("later_text",), failing)
+
+
 def _size_without_code() -> list[str]:
     spec = small_spec()
     honest, evaluation.code_bytes = evaluation.code_bytes, packing.artifact_alone
@@ -293,15 +327,29 @@ EXHIBITS = (
     ),
     Exhibit(accounting.plan_without_tail, ("coverage",), lambda: score_failures(plan=accounting.plan_without_tail)),
     Exhibit(accounting.SpacesTwice, ("denominator",), lambda: score_failures(accounting.SpacesTwice)),
+    Exhibit(
+        accounting.WithoutDocumentStarts,
+        ("document_starts",),
+        lambda: score_failures(accounting.WithoutDocumentStarts, plan_windows, 8, "vocabulary.kind=byte260"),
+    ),
     table_of_bytes(token_tables.SpaceInPieceAndBefore),
     table_of_bytes(token_tables.FallbackBytesAsThree),
     table_of_bytes(token_tables.SpecialsAsText),
+    table_of_bytes(token_tables.SentinelsAsText, caseops_tokenizer),
+    Exhibit(token_tables.folded_case, ("case",), _folded_case),
     _average(averaging.forget_snapshots, "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
     _average(averaging.start_at_the_initial_weights, "training.ema_decay=0.9"),
     Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
     _contaminated(contamination.heldout_in_training),
     _contaminated(contamination.heldout_with_other_white_space),
     _contaminated(contamination.a_twentieth_of_heldout),
+    _contaminated(contamination.default_number_of_validation_documents),
+    _late(late_text.learn_then_score),
+    _late(late_text.last_epoch_of_several),
+    _late(late_text.best_of_two_passes),
+    _late(late_text.other_rows_of_the_batch),
+    _late(late_text.state_of_a_later_document),
+    _late(late_text.warm_up_on_heldout),
     Exhibit(packing.calibrate_on_heldout, ("calibration",), _calibrated_on_heldout),
     Exhibit(packing.artifact_alone, ("size",), _size_without_code),
 )

@@ -21,8 +21,10 @@ STEPS = 3
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """A small model with everything drawn that decides what a step does with a gradient."""
-    decays = {kind: draw(st.sampled_from([0.0, 0.1, 1.2])) for kind in ("muon", "adam")}
+    form = draw(st.sampled_from(["muon", "muon", "adam", "sgd"]))
+    decays = {kind: 0.0 if form == "sgd" else draw(st.sampled_from([0.0, 0.1, 1.2])) for kind in ("muon", "adam")}
     optimizer: dict[str, Any] = {
+        "form": form,
         "muon_row_normalise": draw(st.booleans()),
         "normuon": draw(st.booleans()),
         "normuon_beta2": draw(st.sampled_from([0.0, 0.9, 0.95])),

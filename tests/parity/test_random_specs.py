@@ -118,15 +118,21 @@ def specs(draw: st.DrawFn) -> Spec:
     )
 
 
+def random_symbols(spec: Spec, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Windows of symbols with document starts, int32 [rows, seq_len]."""
+    x = rng.integers(0, spec.vocabulary.size, (rows, spec.model.seq_len)).astype(np.int32)
+    if spec.vocabulary.document_start is not None:
+        x[rng.random(x.shape) < DOCUMENT_STARTS_FRAC] = spec.vocabulary.document_start
+    return x
+
+
 @pytest.mark.slow
 @settings(examples, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16), cut=st.floats(0.0, 1.0, exclude_max=True))
 def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) -> None:
     weights = comparison_weights(spec, seed)
     rng = np.random.default_rng(seed)
-    x = rng.integers(0, spec.vocabulary.size, (ROWS + 1, spec.model.seq_len)).astype(np.int32)
-    if spec.vocabulary.document_start is not None:
-        x[rng.random(x.shape) < DOCUMENT_STARTS_FRAC] = spec.vocabulary.document_start
+    x = random_symbols(spec, ROWS + 1, rng)
 
     engines = {name: synthetic_engine(name, spec) for name in ENGINES}
     for engine in engines.values():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shared.runs.finished_run import FinishedRun
 from shared.runs.metrics import Event, number
+from shared.runs.run_files import RunFiles
 from shared.units import format_duration
 from shared.views.report.markup import Child, Element, section, table
 
@@ -27,7 +27,7 @@ def phases_text(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{phase} {format_duration(value)}" for phase, value in shown)
 
 
-def time_section(run: FinishedRun) -> Element | None:
+def time_section(run: RunFiles) -> Element | None:
     """The section; None for a run that did not note its phases."""
     seconds = phase_seconds(run.metrics)
     total = sum(seconds.values())

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shared.artifact import read_artifact
 from shared.artifact.inspection import TensorFacts, histogram_text, inspect_artifact
-from shared.runs.finished_run import FinishedRun
-from shared.views.report.markup import Child, Element, element, section, table
+from shared.model import parameter_counts
+from shared.runs.run_files import RunFiles
+from shared.scoring.document import ScoreDocument
+from shared.spec import Spec
+from shared.views.report.bars import Bar, bar_chart
+from shared.views.report.markup import Child, Element, details, element, section, share_text, table
+
+GROUPS = {
+    "matrix": "matrices of attention and MLP",
+    "embedding": "embeddings",
+    "head": "output heads",
+    "scalar": "gains, mixes and start vectors",
+    "adapter": "low-rank adapters",
+}
 
 HEADINGS = ("tensor", "stored", "weights", "bytes", "bits each", "coded", "entropy", "Gaussian", "codes")
 MEANING = (
@@ -14,13 +28,26 @@ MEANING = (
 )
 
 
-def tensor_section(run: FinishedRun) -> Element | None:
+def parameter_section(spec: Spec) -> Element:
+    """Parameters by group, without the groups that the model does not have."""
+    counts = parameter_counts(spec)
+    total = counts["total"]
+    rows = [
+        (f"{name}: {meaning}", f"{counts[name]:,}", share_text(counts[name], total))
+        for name, meaning in GROUPS.items()
+        if counts.get(name)
+    ]
+    rows.append(("total", f"{total:,}", share_text(total, total)))
+    return section("Parameters", table(("group", "parameters", "share"), rows, numeric=(1, 2)))
+
+
+def tensor_section(run: RunFiles, score: ScoreDocument | None) -> Element | None:
     """The table of the tensors in the artifact that was scored; None where another or no artifact lies there. Raises
     ArtifactError if it is damaged."""
     if not run.directory.artifact_path.is_file():
         return None
     artifact = read_artifact(run.directory.artifact_path)
-    if not run.score.is_of(artifact.info):
+    if score is not None and not score.is_of(artifact.info):
         return None
     facts = inspect_artifact(artifact)
     coded = [each for each in facts if each.code_bits is not None]
@@ -30,10 +57,23 @@ def tensor_section(run: FinishedRun) -> Element | None:
     rows.append((f"{len(plain)} other tensors", "float32", f"{weights:,}", f"{size:,.0f}", "", "", "", "", ""))
     rows.append(("header", "", "", f"{artifact.info.header_bytes:,}", "", "", "", "", ""))
     return section(
-        "Tensors",
-        element("p", MEANING, class_="quiet"),
-        element("div", table(HEADINGS, rows, numeric=range(2, 8)), class_="wide"),
+        "Where the bytes are",
+        bar_chart(_bars(facts), "bytes by part of the model"),
+        details("every tensor", element("p", MEANING, class_="quiet"), table(HEADINGS, rows, numeric=range(2, 8))),
     )
+
+
+def _bars(facts: Sequence[TensorFacts]) -> list[Bar]:
+    """Bytes by part of the model: the first word of a name that is not the number of a layer."""
+    sizes: dict[str, float] = {}
+    for each in facts:
+        words = [word for word in each.name.split(".") if word != "layers" and not word.isdigit()]
+        sizes[words[0]] = sizes.get(words[0], 0.0) + each.stored_bytes
+    total = sum(sizes.values())
+    return [
+        Bar(name, size, f"{size:,.0f} bytes, {share_text(size, total)}")
+        for name, size in sorted(sizes.items(), key=lambda item: -item[1])
+    ]
 
 
 def _row(facts: TensorFacts) -> tuple[Child, ...]:

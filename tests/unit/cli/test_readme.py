@@ -59,6 +59,7 @@ RUNS = {
     "inspect --sizes SPEC": ["inspect --sizes tiny"],
     "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect eight.btw"],
     "generate RUN|ARTIFACT --prompt TEXT": ["generate eight.btw --prompt Once --bytes 4"],
+    "export RUN|ARTIFACT --to safetensors|hf|mlx --output DIR": ["export one --to hf --output exported"],
     "record RUN... [--output DIR] [--against RECORD]": ["record one --output records/mine"],
     "prepare SPEC [--shards N]": [f"prepare {SMALL} {MINE} --shards 1"],
     "tokenizer train sp1024 mytext --vocab-size 1024": ["tokenizer train sp1024 mytext --vocab-size 1024"],

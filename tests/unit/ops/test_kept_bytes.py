@@ -61,6 +61,10 @@ CASES: dict[str, Case] = {
     "gained_linear": (lambda o, x, w, g, s: o.gained_linear(x, w, g), [X], [UP, (12,)]),
     "gained_mlp": (lambda o, x, u, d, g, s: o.gained_mlp(x, u, d, 0.5, g), [X], [UP, DOWN, (8,)]),
     "residual_norm": (lambda o, x, y, z, m, s: sum(o.residual_norm(x, y, z, m, 1e-6)), [X, X, X], [(2, 8)]),
+    "shift_right": (lambda o, x, y, s: o.shift_right(x, y[:, :1]), [X, X], []),
+    "delayed": (lambda o, x, y, s: o.delayed(x, y[:, :2]), [X, X], []),
+    "lookback": (lambda o, x, y, s: o.lookback(x, y[:, :1], 3), [X, X], []),
+    "recurrent": (lambda o, x, y, s: o.recurrent(lambda o, x, y: x * y, None, (x, y)), [X, X], []),
     "attention_inputs": (
         lambda o, x, q, k, v, g, s: o.concatenate(o.attention_inputs(x, (q, k, v), g, 0, 1e4, 1e-6), -2),
         [X],

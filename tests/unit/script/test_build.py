@@ -55,7 +55,7 @@ def test_the_spec_in_a_script_is_the_spec(monkeypatch: pytest.MonkeyPatch, tmp_p
     for name in preset_names():
         spec = load_spec(name)
         assert stored_spec(tomllib.loads(spec_to_short_toml(spec)), name) == spec
-    monkeypatch.setattr(build, "_code", lambda entry, engine: (b"code", ["numpy"]))
+    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts: (b"code", ["numpy"]))
     odd = load_spec("tiny", [r"""data.train="it's \\n\n \"\"\" '''\u00e9" """])
     path = tmp_path / "train.py"
     path.write_bytes(build.training_script("torch", odd))
@@ -69,11 +69,11 @@ def test_modules_in_a_script_show_their_lines(tmp_path: Path, monkeypatch: pytes
     script = tmp_path / "script.py"
     code = build.brotli.compress(b"odd_house\0\0odd_house.room\0def f():\n return 1\n", quality=0)
     code += bytes(range(256)) + b"\0\0001\\x00"
-    monkeypatch.setattr(build, "_code", lambda entry, engine: (code, []))
+    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts: (code, []))
     script.write_bytes(build.scoring_script("numpy"))
     found = runpy.run_path(str(script), run_name="imported")
     assert found["CODE"].encode("latin-1") == code
-    modules = found["Modules"](str(script), code[: -256 - 7])
+    modules = found["Modules"](str(script), {"odd_house": "", "odd_house.room": "def f():\n return 1\n"})
     monkeypatch.setattr(sys, "meta_path", [modules, *sys.meta_path])
     room = __import__("odd_house.room").room
     assert room.f() == 1 and inspect.getsource(room.f) == "def f():\n return 1\n"

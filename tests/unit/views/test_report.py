@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import math
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import RunError
@@ -21,16 +23,16 @@ from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import write_score
 from shared.spec import Spec
-from shared.views.report import svg_chart
+from shared.views.report import bars
+from shared.views.report.bars import Bar, Mark
+from shared.views.report.curves import CURVES, MOST_POINTS, Row, thinned
 from shared.views.report.document import write_report
-from shared.views.report.markup import element, page
-from shared.views.report.svg_chart import Axis, Bar, Point, Series
+from shared.views.report.markup import data_block, element, page
 from tests.fake_study import score_of
 from tests.fake_training import tiny_spec
 
 HOSTILE = "<script>alert('x')</script>\"&amp;\x00\x1b[31m\u202e\ud800"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class Page(HTMLParser):
@@ -39,6 +41,7 @@ class Page(HTMLParser):
     def __init__(self, content: bytes) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
+        self.data: dict[str, Any] = {}
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.texts: list[str] = []
         self.feed(content.decode("utf-8"))
@@ -55,12 +58,20 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script" and "id" in self.elements[-1][1]:
+            self.data = json.loads(data)
+        elif self.open and self.open[-1] not in ("style", "script"):
             self.texts.append(data)
 
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.texts).split())
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The curves of the first run, as the script of the page draws them."""
+        found: dict[str, Any] = self.data["runs"][0]
+        return found
 
     def named(self, tag: str, class_: str = "") -> list[dict[str, str]]:
         return [values for name, values in self.elements if name == tag and class_ in values.get("class", "")]
@@ -134,11 +145,6 @@ def report(
     return found
 
 
-def coordinates(path: Mapping[str, str]) -> list[tuple[float, float]]:
-    numbers = [float(number) for number in NUMBER.findall(path["d"])]
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
 def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     text = report(tmp_path / "first").text
     for fact in (
@@ -152,7 +158,7 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         "60 of 60 steps, 30.7 k symbols",
         "30.0 s of training alone",
         "7.00 MB",
-        "future passed 1.5e-07 0.0001 moved",
+        "future passed 1.5e-07, at most 0.0001 moved",
         "artifact 123,456 0.8%",
         "code 234,567 1.5%",
         "together 358,023 2.2%",
@@ -172,15 +178,31 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     found = report(tmp_path / "first")
-    assert not found.named("script") and not found.named("link") and not found.named("img")
+    assert not found.named("link") and not found.named("img")
     for _, values in found.elements:
         assert not {"src", "href", "onload", "onclick", "style"} & values.keys()
     content = (tmp_path / "first" / "report.html").read_text()
-    assert "://" not in content and "@import" not in content and "url(" not in content
+    assert re.findall(r"\S+://\S+", content) == ["https://github.com/leeoniya/uPlot"], "the library says what it is"
+    assert "@import" not in content and "url(" not in content
     assert "prefers-color-scheme: dark" in content and "@media print" in content
-    assert {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"} in (
-        found.named("meta")
-    )
+    assert len(content) < 100_000
+
+
+def test_the_page_runs_its_own_scripts_alone(tmp_path: Path) -> None:
+    report(tmp_path / "first")
+    content = (tmp_path / "first" / "report.html").read_text()
+    scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+    assert len(scripts) == 2
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}' 'sha256-{}'".format(*hashes)
+    assert html.escape(policy, quote=False) in content.replace("&#x27;", "'")
+
+
+def test_the_library_is_the_one_that_was_published() -> None:
+    """uPlot 1.6.32 from the npm registry: dist/uPlot.iife.min.js and dist/uPlot.min.css."""
+    folder = Path(bars.__file__).parent
+    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ("uplot.js", "uplot.css")]
+    assert digests == ["19c8d4c6ad88929a", "df630c6a8d6f8eea"]
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -207,7 +229,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         compressors={plain: {"compressed_bytes": 1, "bpb": 1.0}},
         audit={"passed": False, "checks": [json.loads(json.dumps(check).replace("\\ud800", ""))]},
     )
-    assert not found.named("script") and not found.named("b") and not found.named("i")
+    assert len(found.named("script")) == 3 and not found.named("b") and not found.named("i")
     assert "<b>&'run\"" in found.text and "<i>text</i>" in found.text
     assert "<script>alert('x')</script>\"&amp;\ufffd\ufffd[31m\ufffd" in found.text
     assert "failed" in found.text and "not a number" in found.text and "fixed sample" in found.text
@@ -223,26 +245,47 @@ def test_any_text_survives_as_text(text: str, value: str) -> None:
     assert readable in re.sub(r"[^!-~]+", "", html.unescape("".join(found.texts)))
 
 
+@given(st.text(st.characters()))
+def test_no_text_ends_the_data_of_a_script(text: str) -> None:
+    hostile = text + "</script><!--<script>" + text
+    found = Page(page("", "", [data_block("curves", {"name": hostile})]))
+    assert found.data == {"name": hostile}
+
+
 def test_without_validation_the_loss_stands_alone(tmp_path: Path) -> None:
     found = report(tmp_path / "a", [event for event in EVENTS if event["event"] != "validation"])
-    assert len(found.named("path", "line first")) == 3 and not found.named("path", "second")
-    assert "Validation is" not in found.text
+    assert len(found.named("div", "chart")) == 4 and found.run["validation"]["bpb"] == []
+    assert "Validation (dots)" not in found.text
+
+
+def test_the_curves_lie_over_steps_seconds_and_bytes(tmp_path: Path) -> None:
+    run = report(tmp_path / "a").run
+    assert run["x"] == {
+        "step": list(range(1, 61)),
+        "seconds": [0.5 * step for step in range(1, 61)],
+        "bytes": [1024 * step for step in range(1, 61)],
+    }
+    assert run["y"]["grad_norm"] == [1.0] * 60 and run["y"]["speed"] == [1_500_000] * 60
+    assert run["y"]["rate"][9] == pytest.approx(0.9 * tiny_spec().optimizer.matrix_lr)
+    scored = run["validation"]
+    assert (scored["step"], scored["seconds"], scored["bytes"]) == ([30, 60], [15, 30], [30 * 1024, 60 * 1024])
+    assert (scored["bpb"], scored["low"], scored["high"]) == ([3.7, 2.4], [3.6, 2.3], [3.8, 2.5])
 
 
 def test_the_caption_says_which_weights_were_validated(tmp_path: Path) -> None:
-    assert "Validation is the score on a fixed sample" in report(tmp_path / "unknown").text
+    assert "Validation (dots) is the score on a fixed sample" in report(tmp_path / "unknown").text
     events = [{**event, "weights": "averaged"} if event["event"] == "validation" else event for event in EVENTS]
-    assert "Validation is the score of the averaged weights on a fixed sample" in report(tmp_path / "a", events).text
+    assert (
+        "Validation (dots) is the score of the averaged weights on a fixed sample"
+        in report(tmp_path / "a", events).text
+    )
 
 
-def test_a_single_step_is_a_dot(tmp_path: Path) -> None:
+def test_few_steps_or_none(tmp_path: Path) -> None:
     found = report(tmp_path / "a", [step_event(1, 5.5), validation_event(1, 4.0), FINISHED])
-    assert len(found.named("circle", "first")) == 3 and len(found.named("circle", "second")) == 1
+    assert found.run["x"]["step"] == [1] and found.run["validation"]["seconds"] == [0.5]
     assert "1 of 60 steps" in found.text
-
-
-def test_without_steps_the_charts_say_so(tmp_path: Path) -> None:
-    assert report(tmp_path / "a", [FINISHED]).text.count("no points were logged") == 3
+    assert report(tmp_path / "b", [FINISHED]).run["y"] == {name: [] for name in CURVES}
 
 
 def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
@@ -250,9 +293,11 @@ def test_what_is_not_a_number_is_left_out(tmp_path: Path) -> None:
         {**step_event(61, math.nan), "lr_factor": math.inf, "bytes_per_s": None, "peak_memory_bytes": "much"},
         {**validation_event(61, math.nan), "low_bpb": None},
         {"event": "step", "step": 62},
+        {**step_event(63, 1.0), "bytes_per_s": None, "grad_norm": "much"},
     ]
     found = report(tmp_path / "a", [*EVENTS[:-1], *spoiled, FINISHED])
-    assert len(found.named("circle", "second")) == 2 and "nan" not in found.text.lower().split()
+    assert found.run["validation"]["step"] == [30, 60] and "nan" not in found.text.lower().split()
+    assert found.run["x"]["step"][-1] == 63 and found.run["y"]["speed"][-1] is found.run["y"]["grad_norm"][-1] is None
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
@@ -263,18 +308,16 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
     found = report(tmp_path / "a", [*EVENTS, *again, validation_event(60, 2.3), ending], environment)
     assert "resumed at step 30 (torch)" in found.text and "before: engine mlx on old one" in found.text
     assert "2.4111" in found.text and "2.4044" not in found.text
-    places = [x for x, _ in coordinates(found.named("path", "line first")[0])]
+    places = found.run["x"]["step"]
     assert len(places) == 60 and places == sorted(set(places))
-    assert len(found.named("circle", "second")) == 2
+    assert found.run["validation"]["bpb"] == [3.7, 2.3]
 
 
 def test_training_loss_is_converted_with_the_bytes_of_a_symbol(tmp_path: Path) -> None:
     """Two bytes a symbol: 4 ln 2 nats per symbol are 2 bits per byte, where the validation stands."""
     events = [step_event(1, 8 * math.log(2)), step_event(2, 4 * math.log(2)), validation_event(2, 2.0), FINISHED]
-    found = report(tmp_path / "a", events)
-    end = coordinates(found.named("path", "line first")[0])[-1]
-    mark = found.named("circle", "second")[0]
-    assert end == (float(mark["cx"]), float(mark["cy"]))
+    run = report(tmp_path / "a", events).run
+    assert run["y"]["bpb"] == [4.0, 2.0] and run["validation"]["bpb"] == [2.0]
 
 
 def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
@@ -283,9 +326,9 @@ def test_problems_and_missing_figures_are_shown(tmp_path: Path) -> None:
     ending = {**FINISHED, "problems": ["budget: too much"]}
     found = report(tmp_path / "a", [*EVENTS[:-1], ending], {"git": None}, limit_bytes=1000, confidence=nothing)
     assert "budget: too much" in found.text and "Every check" not in found.text
-    assert "357,023 bytes over the budget" in found.text and len(found.named("path", "limit")) == 1
+    assert "357,023 bytes over the budget" in found.text and len(found.named("line", "limit")) == 1
     assert "no confidence interval: 1 document, at least 5 are needed" in found.text
-    assert "not run from a git checkout" in found.text and not found.named("path", "whisker")
+    assert "not run from a git checkout" in found.text and not found.named("line", "whisker")
 
 
 @pytest.mark.parametrize("name", ["environment.json", "score.json", "spec.toml"])
@@ -298,39 +341,34 @@ def test_a_missing_file_is_an_error_and_no_report(tmp_path: Path, name: str) -> 
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_limit_says_on_which_side_of_it_is_good(tmp_path: Path) -> None:
+    """Plausibility passes above its limit, the other checks below theirs."""
+    check = {"name": "plausibility", "passed": True, "measured": 2.19, "limit": 1.0, "detail": "", "warning": False}
+    leak = {**check, "name": "future", "passed": False, "measured": 0.3, "limit": 1e-4}
+    low = {**check, "passed": False, "measured": 0.3}
+    text = report(tmp_path / "a", audit={"passed": False, "checks": [check, leak, low]}).text
+    assert "plausibility passed 2.19, at least 1" in text and "future failed 0.3, at most 0.0001" in text
+    assert "plausibility failed 0.3, at least 1" in text
+
+
 def test_bars_are_proportional_from_zero() -> None:
-    chart = svg_chart.bar_chart([Bar("a", 2.0, "2", 1.5, 2.5, emphasised=True), Bar("b", 4.0, "4")], "sizes")
-    first, second = (float(bar.attrib["width"]) for bar in chart.findall("rect"))
-    assert second == pytest.approx(2 * first, abs=0.1)
-    assert len(chart.findall("path")) == 3
+    chart = bars.bar_chart([Bar("a", 2.0, "2", 1.5, 2.5, emphasised=True), Bar("b", 4.0, "4")], "sizes")
+    first, second = (float(bar.attrib["width"].rstrip("%")) for bar in chart.iter("rect"))
+    assert (first, second) == (50.0, 100.0) and len(list(chart.iter("line"))) == 3
 
 
-@given(st.lists(st.floats(width=32), max_size=30), st.sampled_from(["near", "zero", "log"]))
-def test_any_curve_stays_in_its_chart(values: list[float], axis: Axis) -> None:
-    points = [Point(index, value, value, value) for index, value in enumerate(values)]
-    chart = svg_chart.line_chart([Series("s", points, marked=True)], x_name="step", y_name="y", axis=axis)
-    marks = chart.findall("circle")
-    assert len(marks) == sum(map(math.isfinite, values))
-    for mark in marks:
-        assert 0.0 <= float(mark.attrib["cx"]) <= 720.0 and 0.0 <= float(mark.attrib["cy"]) <= 300.0
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
-@example(1.0, 400_001.0, 2)
-def test_ticks_are_few_and_in_range(low: float, span: float, most: int) -> None:
-    found = svg_chart.ticks(low, low + span, most)
-    assert 1 <= len(found) <= most + 1 and found == sorted(set(found))
-    assert low - span * 1e-6 <= found[0] and found[-1] <= low + span * (1 + 1e-6)
-
-
-def test_logarithmic_ticks_are_round() -> None:
-    assert svg_chart.log_ticks(1.9, 8.3, 6) == [2.0, 3.0, 4.0, 6.0, 8.0]
-    assert svg_chart.log_ticks(2.01, 2.19, 6) == pytest.approx([2.05, 2.1, 2.15])
-    assert svg_chart.log_ticks(0.9, 1e5, 6) == [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+@given(st.lists(st.floats(width=32), max_size=20))
+def test_any_bar_stays_in_its_chart(values: list[float]) -> None:
+    rows = [Bar(str(index), value, "", value, value) for index, value in enumerate(values)]
+    marks = [Mark(row.name, row.value, row.text, row.low, row.high) for row in rows]
+    charts = [bars.bar_chart(rows, "a"), bars.column_chart(rows, "b"), bars.mark_chart(marks, "c")]
+    drawn = [each.attrib.items() for chart in charts for each in chart.iter() if each.tag in ("rect", "line", "circle")]
+    shares = [float(value[:-1]) for items in drawn for _, value in items if value.endswith("%")]
+    assert len(drawn) >= 3 * len(values) and all(0.0 <= share <= 100.0 for share in shares)
 
 
 def test_very_long_curves_are_thinned_to_their_means() -> None:
-    points = [Point(step, float(step % 2)) for step in range(1, 10 * svg_chart.MOST_POINTS + 1)]
-    thin = svg_chart.finite_points(points)
-    assert len(thin) == svg_chart.MOST_POINTS and thin[-1].x == points[-1].x
-    assert all(point.y == 0.5 for point in thin)
+    rows: list[Row] = [(step, step, step, float(step % 2), math.nan) for step in range(1, 10 * MOST_POINTS + 1)]
+    thin = thinned(rows, MOST_POINTS)
+    assert len(thin) == MOST_POINTS and thin[-1][:3] == rows[-1][:3]
+    assert all(row[3] == 0.5 and math.isnan(row[4]) for row in thin)

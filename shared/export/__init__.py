@@ -1,0 +1,1 @@
+"""Trained weights for others: a folder that safetensors, transformers or plain MLX reads, with a model card."""

@@ -1,0 +1,94 @@
+"""The model symbol by symbol: the forward pass over operations with state (shared.ops.stepping_ops).
+
+The trunk advances once in a patch, by the patch that is complete; the local decoder once a symbol, inside the patch in
+progress. Only symbols that are known are ever given to either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from shared.model.adapters import with_adapters
+from shared.model.attention import rope_base
+from shared.model.block_shape import attention_addons
+from shared.model.decoder import decode_patches, earlier_symbols, patch_conditions, patch_logits
+from shared.model.forward import trunk_outputs
+from shared.ops import Array, Ops, SteppingOps
+from shared.spec import Spec
+
+
+class ModelStepper:
+    """shared.engine.protocol.Stepper of `forward` with fixed weights, over the operations of any implementation."""
+
+    def __init__(
+        self, ops: Ops, spec: Spec, params: Mapping[str, Array], rows: int, stepping: type[SteppingOps] = SteppingOps
+    ) -> None:
+        self.rows, self.spec = rows, with_fixed_angles(spec)
+        self.params = with_adapters(ops, spec.model, params)
+        model = spec.model
+        self._ops = ops
+        self._trunk = stepping(ops, model.num_patches, model.patch_size)
+        # The context of the decoder goes through all symbols, its attention through those of a patch.
+        self._symbols, self._inside = stepping(ops, model.seq_len, 1), stepping(ops, model.patch_size, 1)
+        self._length = 0
+        # The symbols of the patch in progress, [rows, P].
+        self._patch = np.zeros((rows, model.patch_size), np.int32)
+        # What the trunk says of it: conditions [rows, P, dim] of an autoregressive decoder, else logits [rows, P, V].
+        self._said: Array = None
+
+    def start(self, x: np.ndarray) -> np.ndarray:
+        rows, self._length = x.shape
+        patch_size = self.spec.model.patch_size
+        whole = self._length // patch_size * patch_size
+        assert rows == self.rows and self._length < self.spec.model.seq_len, x.shape
+        self._patch[:, : self._length - whole] = x[:, whole:]
+        before = 1 if self.spec.vocabulary.document_start == 0 else 0
+        known = np.concatenate([np.full((rows, patch_size), before, np.int32), x], axis=1)
+        self._enter_patch(0, known[:, : patch_size + whole])
+        return self._log_probs(0, known[:, patch_size - 1 :], whole)
+
+    def advance(self, symbols: np.ndarray) -> np.ndarray:
+        patch_size = self.spec.model.patch_size
+        self._patch[:, self._length % patch_size] = symbols
+        self._length += 1
+        assert self._length < self.spec.model.seq_len, self._length
+        if self._length % patch_size == 0:
+            self._enter_patch(self._length // patch_size, self._patch)
+        return self._log_probs(self._length, symbols[:, None], self._length)
+
+    def _enter_patch(self, position: int, patches: np.ndarray) -> None:
+        """Advance the trunk from a position on by the patches before each, [rows, n * P]."""
+        self._trunk.begin(position)
+        h_BND = trunk_outputs(self._trunk, self.spec, self.params, self._ops.asarray(patches))
+        if self._is_autoregressive():
+            self._said = patch_conditions(self._inside, self.spec, self.params, h_BND[:, -1:])
+        else:
+            self._said = decode_patches(self._inside, self.spec, self.params, h_BND[:, -1:])
+
+    def _log_probs(self, first: int, symbols: np.ndarray, needed: int) -> np.ndarray:
+        """ln p of the next symbol, [rows, V]. `symbols` [rows, n] precede symbols first ... first + n - 1, of which the
+        decoder computes those from `needed` on: the others are context of theirs."""
+        within = needed % self.spec.model.patch_size
+        if self._is_autoregressive():
+            self._symbols.begin(first)
+            previous = earlier_symbols(self._symbols, self.spec, self.params, self._ops.asarray(symbols))
+            previous = previous[:, needed - first :]
+            said = self._said[:, within : within + previous.shape[1]]
+            self._inside.begin(within)
+            logits = patch_logits(self._inside, self.spec, self.params, said, previous, within)[:, -1]
+        else:
+            logits = self._said[:, self._length % self.spec.model.patch_size]
+        return self._ops.to_numpy(self._inside.softcapped_log_softmax(logits, self.spec.model.logit_softcap))
+
+    def _is_autoregressive(self) -> bool:
+        return self.spec.model.decoder.kind == "autoregressive"
+
+
+def with_fixed_angles(spec: Spec) -> Spec:
+    """The spec with the angles of RoPE that a whole window of it has, which do not depend on the length."""
+    model = spec.model
+    base = rope_base(model.rope_base, attention_addons(model, 0), model.num_patches)
+    attention = model.attention.model_copy(update={"ntk_positions": 0})
+    return spec.model_copy(update={"model": model.model_copy(update={"attention": attention, "rope_base": base})})
