@@ -22,13 +22,8 @@ settings.load_profile("any machine")
 start_with_default_signals()
 
 
-def pytest_configure() -> None:
-    """What is imported stays, so the garbage collector need not look at it again and again."""
-    gc.disable()
-
-
 def pytest_collection_finish() -> None:
-    gc.enable()
+    """What is imported stays, so the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
 

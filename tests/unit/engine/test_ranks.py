@@ -30,7 +30,7 @@ from tests.processes import WAIT_S, alive, children, run_python, started, wait_u
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
-STEPS = 30
+STEPS = 50
 SMALL = ["training.compile=false", f"training.steps={STEPS}"]
 SMALL += ["evaluation.val_symbols=1024", "evaluation.batch_symbols=16384"]
 TINY = ["tiny", *set_words(*SMALL)]
