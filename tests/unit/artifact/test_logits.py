@@ -48,8 +48,10 @@ def test_every_implementation_computes_the_definition(with_bias: bool) -> None:
         np.testing.assert_allclose(scorer.log_probs(x), expected, atol=LOGITS_ABS)
         nats = -np.take_along_axis(expected, x[..., None], axis=-1)[..., 0]
         np.testing.assert_allclose(scorer.score(x), nats, atol=LOGITS_ABS)
-        stepped = scorer.stepper(2).start(x[:, :30])
-        np.testing.assert_allclose(stepped, expected[:, 30], atol=LOGITS_ABS)
+        stepper = scorer.stepper(2)
+        np.testing.assert_allclose(stepper.start(x[:, :30]), expected[:, 30], atol=LOGITS_ABS)
+        for t in range(30, 34):
+            np.testing.assert_allclose(stepper.advance(x[:, t]), expected[:, t + 1], atol=LOGITS_ABS)
 
 
 def test_the_fit_finds_what_was_planted() -> None:
