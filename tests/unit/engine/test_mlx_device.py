@@ -91,7 +91,9 @@ def test_a_run_notes_its_limits_and_keeps_them(
 
     def mac(rows: int) -> dict[str, Any]:
         usable = max(activation_bytes(spec, engine, rows).most for engine in ENGINES) if rows else 0
-        return AIR | {"max_recommended_working_set_size": int((held + usable) / MEMORY_FRAC) + 100}
+        return AIR | {
+            "max_recommended_working_set_size": int((held + device.ACTIVATIONS_FACTOR * usable) / MEMORY_FRAC) + 100
+        }
 
     words = ("train", "tiny", "--engine", "mlx", "--no-finish", "--runs-dir", tmp_path, "--run")
     sets = ("training.compile=false", "training.steps=2", "evaluation.val_symbols=1024")
@@ -122,7 +124,7 @@ def test_what_is_meant_for_a_laptop_fits_8_gb(preset: str, monkeypatch: pytest.M
     parts = list(micro_batches(spec, np.zeros((rows, spec.model.seq_len), np.int32)))
     whole = len(parts[0][1]) * spec.model.seq_len >= spec.training.micro_batch_symbols
     assert whole == (cut_by_memory(spec) == "")
-    used = usable_bytes(spec, facts) + 2 * state_bytes(spec) + facts.in_flight_bytes
+    used = device.ACTIVATIONS_FACTOR * usable_bytes(spec, facts) + 2 * state_bytes(spec) + facts.in_flight_bytes
     assert spec.training.memory_limit_bytes == usable_bytes(spec, facts) and used < facts.total_bytes
 
 
