@@ -29,6 +29,8 @@ from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
+from shared.sinks.following import Sinks
+from shared.sinks.kinds import KINDS
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
 from shared.training.run import RunResult, earlier_result, follow_run, train_run
@@ -51,6 +53,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one per GPU"
     )
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=list(KINDS),
+        help="also send the numbers of metrics.jsonl, the spec and the artifact there; may be repeated. Local or "
+        "offline unless its own environment variables say otherwise",
+    )
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 
@@ -71,7 +81,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         return CommandResult(None)
     out = console()
     profiles: list[Profile] = []
-    with make_observer(out) as observer:
+    with make_observer(out) as observer, Sinks(args.log, observer.on_warning) as sinks:
         result = train_run(
             spec,
             engine_name,
@@ -83,6 +93,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
             ranks=ranks,
             resume_command=lambda name: _resume_command(args, name),
+            on_event=sinks.on_event if args.log else None,
         )
     for profile in profiles:
         print_profile(out, profile)
@@ -170,6 +181,7 @@ def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list
         "--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir,
         "--ranks": args.ranks,
         "--port": args.port or None,
+        "--log": args.log,
         "--no-finish": args.no_finish,
         "--profile": args.profile or None,
         "--json": args.json,

@@ -62,10 +62,11 @@ ARROWS = {
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "study": "errors files parsing spec data model engine script scoring runs training",
+    "sinks": "errors runs spec",
     "export": "errors files spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
     "cli": "errors files imports spec data model optim engine artifact scoring coding runs views training parity "
-    "preflight study export",
+    "preflight study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
     "cuda_train": "errors files spec data ops model optim engine cli",
 }
