@@ -15,15 +15,15 @@ from data.sketch_file import read_sketch, sketch_path
 from data.stream import SymbolStream
 from data.token_stream import TokenStream
 from data.tokenizer import Tokenizer, read_tokenizer, tokenizer_path
-from data.tokenizer_training import train_tokenizer
+from data.tokenizer_training import Normalisation, train_tokenizer
 from data.writer import DatasetWriter
 from shared.errors import DataError
 from shared.spec import Spec, VocabularySpec
 
 BUILTIN = builtin.NAME
 
-# The built-in corpus in tokens of a tokenizer of this size, trained on it.
-_BUILTIN_TOKENS = re.compile(rf"{BUILTIN}-sp([1-9][0-9]{{2,4}})")
+# The built-in corpus in tokens of a tokenizer of this size, trained on it, with or without CaseOps.
+_BUILTIN_TOKENS = re.compile(rf"{BUILTIN}-sp([1-9][0-9]{{2,4}})(-caseops)?")
 
 
 def make_missing(name: str) -> None:
@@ -32,7 +32,7 @@ def make_missing(name: str) -> None:
         return
     if match := _BUILTIN_TOKENS.fullmatch(name):
         make_missing(BUILTIN)
-        _build_builtin_tokens(name, int(match[1]))
+        _build_builtin_tokens(name, int(match[1]), with_caseops=bool(match[2]))
     elif name == BUILTIN:
         build_builtin()
 
@@ -118,11 +118,14 @@ def build_builtin(
     return read_manifest(folder)
 
 
-def _build_builtin_tokens(name: str, vocab_size: int) -> None:
+def _build_builtin_tokens(name: str, vocab_size: int, with_caseops: bool) -> None:
     """Train a tokenizer called `name` on the built-in corpus, unless there is one, and encode the corpus with it as
     dataset `name`; a process that loses a race uses the winner's. Raises DataError."""
     path = tokenizer_path(name)
-    tokenizer = read_tokenizer(path) if path.exists() else train_tokenizer(name, BUILTIN, vocab_size, replace=True)
+    if not path.exists():
+        normalisation: Normalisation = "identity" if with_caseops else "nmt_nfkc"
+        train_tokenizer(name, BUILTIN, vocab_size, normalisation=normalisation, with_caseops=with_caseops, replace=True)
+    tokenizer = read_tokenizer(path)
     encode_dataset(name, BUILTIN, tokenizer, keep_existing=True)
     measure_heldout(name)
 

@@ -94,7 +94,7 @@ class TokenDocuments:
                 )
             self._stream_bytes += int(self._table.counts(tokens, self._previous).sum())
             self.num_tokens += len(tokens)
-            self._previous = int(tokens[-1])
+            self._previous = self._table.following(tokens, self._previous)
             yield tokens
             self._advance(tokens.nbytes)
 

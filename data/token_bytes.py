@@ -2,7 +2,8 @@
 
 The community scores bits per byte with a table: a control, unknown or unused id counts 0 bytes and is a
 boundary, a byte piece counts 1, any other piece its UTF-8 length without a leading U+2581; that leading
-space counts 1 more, unless the token before is a boundary. A document's text is defined here so that it
+space counts 1 more, unless the token before is a boundary. With CaseOps (docs/techniques.md 2.6) a sentinel counts 0,
+or 3 where an escape before it makes it text. A document's text is defined here so that it
 has exactly these bytes: the decoded pieces, without the one space that a first piece may begin with.
 Legend: T tokens, V vocabulary size.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data import caseops
 from shared.errors import DataError
 
 SPACE_MARK = "\u2581"
@@ -27,7 +29,9 @@ Int64 = npt.NDArray[np.int64]
 class TokenBytes:
     """The byte table of a SentencePiece model, and the decoder that agrees with it.
 
-    Attributes: `vocab_size`, `document_start` (the id before every document), `is_byte_piece` bool `[V]`.
+    Attributes: `vocab_size`, `document_start` (the id before every document), `is_byte_piece` bool `[V]`,
+    `folds_case`: whether the model writes capital letters small, and they are lost; `has_caseops`: whether the
+    sentinels of CaseOps are tokens; `escape`: the id of one of them, -1 without.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -39,6 +43,12 @@ class TokenBytes:
         self._has_space = np.zeros(self.vocab_size, dtype=bool)
         self.is_byte_piece = np.zeros(self.vocab_size, dtype=bool)
         self._is_boundary = np.zeros(self.vocab_size, dtype=bool)
+        self.folds_case = "A" not in processor.normalize("A")
+        sentinels = [int(processor.piece_to_id(sentinel)) for sentinel in caseops.SENTINELS]
+        self.has_caseops = not any(map(processor.is_unknown, sentinels))
+        self.escape = sentinels[-1] if self.has_caseops else -1
+        self._is_sentinel = np.zeros(self.vocab_size, dtype=bool)
+        self._is_sentinel[sentinels] = self.has_caseops
         self._guard = -1
         for token in range(self.vocab_size):
             self._enter(token)
@@ -50,11 +60,30 @@ class TokenBytes:
         return self.document_start >= 0 and self._guard >= 0
 
     def counts(self, tokens: Tokens, previous: int) -> Int64:
-        """Text bytes of every token, int64 `[T]`; `tokens` uint16 `[T]`, `previous` the id before the first."""
+        """Text bytes of every token, int64 `[T]`; `tokens` uint16 `[T]`, `previous` the id before the first, or what
+        `following` says of those before it."""
         before = np.empty(len(tokens), dtype=np.intp)
         before[:1] = previous
         before[1:] = tokens[:-1]
-        return self._base_bytes[tokens] + (self._has_space[tokens] & ~self._is_boundary[before])
+        counts = self._base_bytes[tokens] + (self._has_space[tokens] & ~self._is_boundary[before])
+        if self.has_caseops:
+            counts[self._is_escaped(tokens, previous)] = caseops.SENTINEL_BYTES
+        return counts
+
+    def following(self, tokens: Tokens, previous: int) -> int:
+        """The id that counts as the previous one after tokens `[T]`, at least one: the last, but for an escape that an
+        escape made text."""
+        escaped = self.has_caseops and tokens[-1] == self.escape and self._is_escaped(tokens, previous)[-1]
+        return self._guard if escaped else int(tokens[-1])
+
+    def _is_escaped(self, tokens: Tokens, previous: int) -> npt.NDArray[np.bool_]:
+        """Whether each token is a sentinel after an escape that is not escaped itself, bool `[T]`."""
+        # Of a run of escapes every second one is text, so the length of the run before a token tells.
+        joined = np.concatenate([[previous], tokens])
+        index = np.arange(len(joined))
+        last_other = np.maximum.accumulate(np.where(joined == self.escape, -1, index))
+        run: Int64 = (index - last_other)[:-1]
+        return self._is_sentinel[tokens] & (run % 2 == 1)
 
     def in_text(self) -> Int64:
         """Text bytes of every token of the vocabulary where it follows one that is not a boundary, int64 `[V]`."""
@@ -76,7 +105,8 @@ class TokenBytes:
         texts = []
         for tokens, text in zip(documents, self._processor.decode(guarded), strict=True):
             spaced = len(tokens) > 1 and bool(self._has_space[tokens[1]])
-            texts.append(text.encode()[self._guard_bytes + spaced :])
+            content = text.encode()[self._guard_bytes + spaced :]
+            texts.append(caseops.decode(content.decode()).encode() if self.has_caseops else content)
         return texts
 
     def _enter(self, token: int) -> None:
@@ -87,6 +117,8 @@ class TokenBytes:
         if processor.is_byte(token):
             self._base_bytes[token] = 1
             self.is_byte_piece[token] = True
+            return
+        if self._is_sentinel[token]:
             return
         piece = processor.id_to_piece(token)
         self._has_space[token] = piece.startswith(SPACE_MARK)

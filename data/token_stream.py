@@ -51,16 +51,20 @@ class TokenStream:
         self._text: bytes | None = None
         self._make_sketch = make_sketch
 
+    @property
+    def folds_case(self) -> bool:
+        """Whether the tokenizer lost the capital letters of the text."""
+        return self._table.folds_case
+
     def read(self, start: int, count: int) -> Int32:
         """Tokens [start, start + count) as int32 `[T]`. Raises IndexError outside the stream."""
         return self._tokens.read(start, count).astype(np.int32)
 
     def byte_counts(self, start: int, count: int) -> Int64:
         """Text bytes that each token of [start, start + count) stands for, int64 `[T]`."""
-        # A token's leading space counts unless the token before is a boundary, so that one is read too.
-        before = min(start, 1)
-        tokens = self._tokens.read(start - before, count + before)
-        return self._table.counts(tokens, self._table.document_start)[before:]
+        begin = self._context_start(start)
+        tokens = self._tokens.read(begin, start + count - begin)
+        return self._table.counts(tokens, self._table.document_start)[start - begin :]
 
     def document_ids(self, start: int, count: int) -> Int64:
         if not 0 <= start <= start + count <= self.num_symbols:
@@ -126,6 +130,18 @@ class TokenStream:
             sha256=hashlib.sha256(f"{self.sha256} sample {max_symbols} {seed} tokens".encode()).hexdigest(),
             num_bytes=int(self._table.counts(tokens, self._table.document_start).sum()),
         )
+
+    def _context_start(self, start: int) -> int:
+        """The first token of those on which the bytes of the one at `start` depend: the one before it, which may be a
+        boundary, and while it is an escape of CaseOps those before that."""
+        begin, span = start, 1
+        while begin > 0:
+            begin = max(0, start - span)
+            others = np.flatnonzero(self._tokens.read(begin, start - begin) != self._table.escape)
+            if len(others):
+                return begin + int(others[-1])
+            span *= 64
+        return begin
 
     def _cut(self, document: int, num_tokens: int, only: bool) -> int:
         """The largest length up to `num_tokens` that no two byte pieces touch; if it is the `only` document, any."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import folders
+from data import caseops, folders
 from data.shards import require_regular
 from data.token_bytes import SPACE_MARK, TokenBytes, Tokens, has_space_piece, load_processor
 from data.writer import TOKENIZER_FILE
@@ -46,9 +46,14 @@ class Tokenizer:
         self._is_exact = all(map(self._processor.is_byte, self._byte_pieces)) and all(
             self._processor.normalize(text) == text.replace(" ", SPACE_MARK) for text in _CHANGED_BY_OTHERS
         )
+        # Small letters compose with marks with which capitals do not (h and U+0331), so a normal form would lose case.
+        if self.table.has_caseops and not self._is_exact:
+            raise DataError(f"{origin}: it has the sentinels of CaseOps and changes text; allowed is `identity`")
 
     def encode(self, texts: list[str]) -> list[Tokens]:
         """One document of tokens for each text, uint16 `[T]`, the document start in front."""
+        if self.table.has_caseops:
+            texts = list(map(caseops.encode, texts))
         if self._is_exact:
             encoded = [self._encode_exactly(text) for text in texts]
         else:
@@ -79,13 +84,20 @@ class Tokenizer:
         (tokens,) = self.encode([text.decode("utf-8", errors="replace")])
         return [int(token) for token in tokens]
 
-    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of tokens that come one by one, as soon as each character is complete."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    def decode_stream(self, tokens: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
+        """The text of tokens that come one by one, as soon as each character is complete. They continue the tokens of
+        `prompt`, in whose last word CaseOps may have left all letters capital."""
+        decoder, case = codecs.getincrementaldecoder("utf-8")(errors="replace"), caseops.CaseDecoder()
+
+        def decoded(content: bytes, final: bool = False) -> str:
+            text = decoder.decode(content, final)
+            return case.decode(text) if self.table.has_caseops else text
+
+        decoded(b"".join(self._pieces[token] for token in prompt), final=True)
         for token in tokens:
-            if text := decoder.decode(self._pieces[token]):
+            if text := decoded(self._pieces[token]):
                 yield text
-        if text := decoder.decode(b"", final=True):
+        if text := decoded(b"", final=True):
             yield text
 
     def piece(self, token: int) -> bytes:
@@ -110,6 +122,8 @@ class Tokenizer:
         for token in range(NUM_SPECIALS):
             if not (processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)):
                 raise DataError(f"{origin}: id {token} must be a special token, it is {processor.id_to_piece(token)!r}")
+        if table.folds_case:
+            raise DataError(f"{origin}: it folds capital letters, so its tokens are not those of the text")
         # Without it every space becomes three byte pieces, and the score is a fifth too low (docs/techniques.md 1.2).
         if not has_space_piece(processor):
             raise DataError(f"{origin}: it has no piece for a lone space; its bytes cannot be counted")

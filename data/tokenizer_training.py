@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from data import caseops
 from data.byte_stream import ByteStream
 from data.opening import existing_manifest, open_existing
 from data.stream import random_permutation
@@ -49,6 +50,7 @@ def train_tokenizer(
     vocab_size: int,
     *,
     normalisation: Normalisation = "nmt_nfkc",
+    with_caseops: bool = False,
     max_bytes: int = DEFAULT_MAX_BYTES,
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -56,7 +58,8 @@ def train_tokenizer(
     """Train tokenizer `name` on documents of the dataset's training text, drawn until `max_bytes` are read.
 
     `identity` leaves the text as it is, so that tokens decode to the very bytes; `nmt_nfkc` unifies characters
-    and turns every run of white space, line ends too, into one space. The same text gives the same model.
+    and turns every run of white space, line ends too, into one space. CaseOps (docs/techniques.md 2.6) needs
+    `identity`. The same text gives the same model.
     A small text may give fewer than `vocab_size` tokens. `progress(done_bytes, total_bytes)` counts what was
     read. Raises DataError; nothing is then written.
     """
@@ -64,6 +67,8 @@ def train_tokenizer(
         raise DataError(f"--vocab-size {vocab_size}: must be between 1 and {MAX_TOKENS}")
     if max_bytes < 1:
         raise DataError(f"--max-bytes {max_bytes}: must be at least 1")
+    if with_caseops and normalisation != "identity":
+        raise DataError(f"--normalisation {normalisation}: must be identity with --caseops, which keeps every byte")
     path = tokenizer_path(name)
     if path.exists() and not replace:
         raise DataError(f"tokenizer {name!r} exists in {path.parent}; --replace overwrites it")
@@ -74,15 +79,20 @@ def train_tokenizer(
     except ImportError:
         raise DataError("training a tokenizer needs sentencepiece; install the extra: bytetwin[data]") from None
 
+    # Only where asked for: every option is stored in the model, and tokenizers without it keep their hashes.
+    sentinels = {"user_defined_symbols": list(caseops.SENTINELS)} if with_caseops else {}
+
     def trained(**more: Any) -> bytes:
         model = io.BytesIO()
+        passages = _passages(dataset, max_bytes, progress)
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_passages(dataset, max_bytes, progress),
+            sentence_iterator=map(caseops.encode, passages) if with_caseops else passages,
             model_writer=model,
             vocab_size=vocab_size,
             normalization_rule_name=normalisation,
             remove_extra_whitespaces=normalisation != "identity",
             **SETTINGS,
+            **sentinels,
             **more,
         )
         return model.getvalue()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from data import caseops
 from data.shards import BYTES_VERSION, TOKENS_VERSION, ShardWriter
 from data.stream import JoinedShards
 from data.token_bytes import TokenBytes
@@ -33,6 +34,14 @@ def write_shard(path: Path, symbols: np.ndarray) -> None:
 def small_tokenizer(normalisation: Normalisation = "nmt_nfkc", size: int = SIZE) -> Tokenizer:
     """A tokenizer with the settings of the real ones, trained on a few words."""
     return Tokenizer(trained_model(" ".join(WORDS[:3]), normalisation, size), Path("small.model"))
+
+
+@functools.cache
+def caseops_tokenizer() -> Tokenizer:
+    """The same with CaseOps."""
+    text = caseops.encode(" ".join(WORDS[:3]).title())
+    content = trained_model(text, "identity", SIZE, user_defined_symbols=list(caseops.SENTINELS))
+    return Tokenizer(content, Path("caseops.model"))
 
 
 def trained_model(

@@ -36,9 +36,10 @@ def run(args: argparse.Namespace) -> CommandResult:
     engine = args.engine or default_engine()
     vocabulary = target.spec.vocabulary
     prompt = args.prompt.encode("utf-8", errors="surrogateescape")
+    prompt_symbols = encode_prompt(vocabulary, prompt)
     symbols = sample(
         create_scorer(engine, target.spec, target.weights),
-        encode_prompt(vocabulary, prompt),
+        prompt_symbols,
         args.bytes,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     pieces: list[str] = []
     if not args.json:
         _print(shown)
-    for piece in first_bytes(decode_text(symbols, vocabulary), args.bytes):
+    for piece in first_bytes(decode_text(symbols, vocabulary, prompt_symbols), args.bytes):
         pieces.append(piece)
         if not args.json:
             _print(piece)

@@ -42,6 +42,7 @@ COMMANDS = {
     "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
+    "watch": "see a running or finished run from another terminal or over ssh; several runs as rows",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
     "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; the JSON is for preflight --fit",
     "data": "list, build, import, download and verify datasets",

@@ -10,7 +10,7 @@ from rich.table import Table
 from data.datasets import make_missing
 from data.encoding import encode_dataset
 from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
-from data.tokenizer_training import train_tokenizer
+from data.tokenizer_training import Normalisation, train_tokenizer
 from shared.cli.command import CommandResult, console, positive, result_console, say
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
@@ -26,8 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--normalisation",
         choices=["nmt_nfkc", "identity"],
-        default="nmt_nfkc",
-        help="nmt_nfkc, like the public tokenizers: one kind of space, no line ends; identity: the text as it is",
+        help="nmt_nfkc, like the public tokenizers: one kind of space, no line ends; identity: the text as it is; "
+        "default: nmt_nfkc, with --caseops identity",
+    )
+    train.add_argument(
+        "--caseops", action="store_true", help="spell capital letters as sentinels before small ones, losing nothing"
     )
     train.add_argument(
         "--max-bytes",
@@ -53,6 +56,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _train(args: argparse.Namespace) -> CommandResult:
+    normalisation: Normalisation = args.normalisation or ("identity" if args.caseops else "nmt_nfkc")
     make_missing(args.dataset)
     out = console()
     with progress_bar(out, f"reading {args.dataset}", "bytes") as progress:
@@ -60,7 +64,8 @@ def _train(args: argparse.Namespace) -> CommandResult:
             args.name,
             args.dataset,
             args.vocab_size,
-            normalisation=args.normalisation,
+            normalisation=normalisation,
+            with_caseops=args.caseops,
             max_bytes=args.max_bytes,
             replace=args.replace,
             progress=progress,
@@ -69,7 +74,7 @@ def _train(args: argparse.Namespace) -> CommandResult:
     out.print(_table([entry]))
     if tokenizer.vocab_size < args.vocab_size:
         out.print(f"the text gave only {tokenizer.vocab_size} of {args.vocab_size} tokens", style="yellow")
-    return CommandResult({**entry, "dataset": args.dataset, "normalisation": args.normalisation})
+    return CommandResult({**entry, "dataset": args.dataset, "normalisation": normalisation})
 
 
 def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) -> CommandResult:
@@ -121,6 +126,7 @@ def _describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "sha256": tokenizer.sha256,
         "model_bytes": len(tokenizer.content),
+        "caseops": tokenizer.table.has_caseops,
     }
 
 
@@ -128,7 +134,9 @@ def _table(entries: list[dict[str, Any]]) -> Table:
     table = Table("name", box=None, header_style="bold")
     for heading in ("tokens", "bytes"):
         table.add_column(heading, justify="right")
-    table.add_column("SHA-256")
+    for heading in ("SHA-256", "CaseOps"):
+        table.add_column(heading)
     for entry in entries:
-        table.add_row(entry["name"], f"{entry['vocab_size']:,}", f"{entry['model_bytes']:,}", entry["sha256"][:16])
+        sizes = (f"{entry['vocab_size']:,}", f"{entry['model_bytes']:,}")
+        table.add_row(entry["name"], *sizes, entry["sha256"][:16], "yes" if entry["caseops"] else "no")
     return table

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from shared.artifact.calibration import window_length
 from shared.engine.flops import training_flops
+from shared.engine.hardware import TERA, Products, find_peak
 from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
-from shared.preflight.hardware import TERA, Products, find_peak
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, unknown

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +22,7 @@ from shared.parsing import parse_json
 from shared.runs.observer import ValidationReport
 
 Event = dict[str, Any]
+State = Literal["running", "trained", "finished", "interrupted", "failed"]
 
 _REPORT = TypeAdapter(ValidationReport)
 # What is a finite number wherever an event has it.
@@ -90,6 +91,21 @@ def last_ending(events: Sequence[Event]) -> Event | None:
     """The `finished` event of a run; None if it did not finish, or was trained further since."""
     found = [event for event in events if event["event"] in ("step", "finished")]
     return found[-1] if found and found[-1]["event"] == "finished" else None
+
+
+def state_of(events: Sequence[Event]) -> State:
+    """How a run stands by its events. `trained` is one that ended before it was packed; one whose process was killed
+    stays `running`."""
+    if last_ending(events) is not None:
+        return "finished"
+    found = [event["event"] for event in events if event["event"] != "calibration"]
+    ended = bool(found) and found[-1] == "phases"
+    last = found[-2] if ended and len(found) > 1 else found[-1] if found else ""
+    if last == "interrupted":
+        return "interrupted"
+    if last == "failed":
+        return "failed"
+    return "trained" if ended else "running"
 
 
 class MetricsLog:

@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 
 from data.stream import SymbolStream
+from data.token_stream import TokenStream
 from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
 from shared.scoring.bits_per_byte import Score
-from shared.scoring.checks import Check, check_coverage, check_denominator, check_plausibility
+from shared.scoring.checks import (
+    Check,
+    check_case,
+    check_coverage,
+    check_denominator,
+    check_document_starts,
+    check_plausibility,
+)
 from shared.scoring.isolation import check_isolation
 from shared.scoring.journal import check_journal
 from shared.scoring.leaks import check_leaks
@@ -89,6 +97,10 @@ def audit_scorer(
             check_denominator(score),
             check_plausibility(score, parameter_counts(spec)["total"]),
         ]
+        if spec.vocabulary.document_start is not None:
+            checks.append(check_document_starts(stream))
+        if isinstance(stream, TokenStream):
+            checks.append(check_case(stream))
     return AuditReport(tuple(checks))
 
 

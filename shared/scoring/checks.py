@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.stream import SymbolStream
+from data.token_stream import TokenStream
 from shared import tolerances
 from shared.artifact import budget
 from shared.scoring.bits_per_byte import Score
@@ -19,6 +21,7 @@ from shared.spec import Spec
 # A model of fewer parameters than this that scores below the limit is stopped (docs/techniques.md 1.4).
 PLAUSIBLE_PARAMETERS = 20_000_000
 PLAUSIBLE_BPB = 1.0
+_CHUNK_SYMBOLS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,27 @@ def check_denominator(score: Score) -> Check:
     detail = f"{score.bytes} bytes counted by symbol, {score.text_bytes} in the text"
     limit = tolerances.DENOMINATOR_REL
     return Check("denominator", off <= limit, off, limit, detail, off > tolerances.DENOMINATOR_WARN_REL)
+
+
+def check_document_starts(stream: SymbolStream) -> Check:
+    """Each document of a stream, and nothing else, begins with the vocabulary's document start
+    (docs/techniques.md 1.4). Without it a model reads on from one document to the next."""
+    start_symbol, wrong, last = stream.vocabulary.document_start, 0, -1
+    for start in range(0, stream.num_symbols, _CHUNK_SYMBOLS):
+        count = min(_CHUNK_SYMBOLS, stream.num_symbols - start)
+        begins = np.diff(stream.document_ids(start, count), prepend=last) > 0
+        wrong += int(np.sum((stream.read(start, count) == start_symbol) != begins))
+        last = int(stream.document_ids(start + count - 1, 1)[0])
+    detail = f"{wrong} symbols are a document start and begin none of {stream.num_documents} documents, or the reverse"
+    return Check("document_starts", wrong == 0, float(wrong), 0.0, detail)
+
+
+def check_case(stream: TokenStream) -> Check:
+    """The tokenizer of a text keeps its capital letters (docs/techniques.md 1.4): a score per byte of less text is
+    none of the text."""
+    folds = stream.folds_case
+    detail = f"the tokenizer of {stream.name} {'loses' if folds else 'keeps'} capital letters"
+    return Check("case", not folds, float(folds), 0.0, detail)
 
 
 def check_size(artifact_bytes: int | None, counted_code_bytes: int, engine: str, spec: Spec) -> Check:

@@ -53,10 +53,11 @@ def sample(
     return _continue(scorer, list(prompt_symbols), count, temperature, top_p, np.random.default_rng(seed))
 
 
-def decode_text(symbols: Iterable[int], vocabulary: VocabularySpec) -> Iterator[str]:
-    """The text of symbols, as soon as each character is complete; what is not UTF-8 becomes U+FFFD."""
+def decode_text(symbols: Iterable[int], vocabulary: VocabularySpec, prompt: Iterable[int] = ()) -> Iterator[str]:
+    """The text of symbols that continue those of a prompt, as soon as each character is complete; what is not UTF-8
+    becomes U+FFFD."""
     if vocabulary.reads_tokens:
-        yield from tokenizer_by_hash(vocabulary.tokenizer).decode_stream(symbols)
+        yield from tokenizer_by_hash(vocabulary.tokenizer).decode_stream(symbols, prompt)
         return
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for symbol in symbols:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
+from shared.spec import Spec
 from shared.units import format_bytes, format_clock, format_count, format_duration
 
 # A phase reports its progress no more often than this.
@@ -26,7 +27,7 @@ class PlainObserver:
         self.console, self.prefix = console, prefix
         self._phase = ""
         self._phase_start_s = self._last_progress_s = 0.0
-        self._steps = 0
+        self._spec: Spec | None = None
         self._clock: threading.Timer | None = None
 
     def __enter__(self) -> PlainObserver:
@@ -36,16 +37,17 @@ class PlainObserver:
         self._stop_clock()
 
     def on_start(self, start: RunStart) -> None:
-        self._steps = start.spec.training.steps
+        self._spec = start.spec
         for line in start_lines(start):
             self._print(line)
 
     def on_step(self, report: StepReport) -> None:
         self._stop_clock()
         if report.logged:
+            assert self._spec is not None, "a run starts before its first step"
             left = f"  {format_clock(report.left_s)} left" if report.left_s is not None else ""
             self._print(
-                f"step {report.step:>{len(str(self._steps))}}/{self._steps}  loss {report.bpb:.4f} bpb  "
+                f"{progress_text(self._spec, report.step, report.elapsed_s)}  loss {report.bpb:.4f} bpb  "
                 f"grad {report.grad_norm:.3g}  lr x{report.lr_factor:.3f}  {format_bytes(report.bytes_per_s)}/s  "
                 f"memory {format_bytes(report.peak_memory_bytes)}{left}"
             )
@@ -124,6 +126,14 @@ def start_lines(start: RunStart) -> list[str]:
     if start.step:
         lines.append(f"resumed after step {start.step}")
     return lines
+
+
+def progress_text(spec: Spec, step: int, elapsed_s: float) -> str:
+    """`step  40/600`, or where the clock decides `0:22 of 0:40, step 31`."""
+    if spec.schedule.driver == "time":
+        return f"{format_clock(elapsed_s)} of {format_clock(spec.training.steps_limit_s)}, step {step}"
+    steps = spec.training.steps
+    return f"step {step:>{len(str(steps))}}/{steps}"
 
 
 def score_text(report: ValidationReport) -> str:

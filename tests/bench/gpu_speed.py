@@ -15,10 +15,10 @@ import torch
 from cuda_train import device
 from cuda_train.compiling import CACHE_VARIABLES
 from shared.engine.flops import training_flops
+from shared.engine.hardware import find_peak
 from shared.engine.protocol import StepResult
 from shared.model import parameter_counts
 from shared.optim import step_hyperparameters
-from shared.preflight.hardware import find_peak
 from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine
 from tests.bench.public_script import public_step
 from tests.bench.turns import Worker, ratios_text, serve

@@ -5,11 +5,14 @@ Each is small and does one thing wrong, so that a test can say which check must 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shared.engine.protocol import Scorer, Stepper
 from shared.engine.window_stepper import WindowStepper
 from shared.scoring.windows import Window
+from shared.spec import VocabularySpec
 from tests.museum.fake_stream import FakeStream
 
 
@@ -104,6 +107,16 @@ class SpacesTwice(FakeStream):
     def byte_counts(self, start: int, count: int) -> np.ndarray:
         space = ord(" ") + self.vocabulary.byte_offset
         return super().byte_counts(start, count) + (self.read(start, count) == space)
+
+
+class WithoutDocumentStarts(FakeStream):
+    """A stream whose writer forgot the document starts: documents simply follow each other."""
+
+    def __init__(self, documents: Sequence[bytes], vocabulary: VocabularySpec | None = None) -> None:
+        super().__init__(documents, vocabulary)
+        kept = self.symbols != self.vocabulary.document_start
+        self.symbols, self.ids, self.sizes = self.symbols[kept], self.ids[kept], self.sizes[kept]
+        self.num_symbols = len(self.symbols)
 
 
 def plan_with_double_tail(num_symbols: int, seq_len: int, stride: int) -> list[Window]:

@@ -19,3 +19,9 @@ def heldout_with_other_white_space(training: Sequence[bytes], heldout: Sequence[
 def a_twentieth_of_heldout(training: Sequence[bytes], heldout: Sequence[bytes]) -> list[bytes]:
     """A few files imported on both sides: every twentieth held-out document."""
     return [*training, *heldout[::20]]
+
+
+def default_number_of_validation_documents(training: Sequence[bytes], heldout: Sequence[bytes]) -> list[bytes]:
+    """A script that prepares training text and takes 10,000 documents for validation unless told otherwise, where the
+    validation split has 50,000: the other four fifths are trained on."""
+    return [*heldout[len(heldout) // 5 :], *training]

@@ -14,6 +14,7 @@ import sentencepiece
 
 from data.datasets import open_split
 from data.token_bytes import TokenBytes
+from data.tokenizer import Tokenizer
 from shared.artifact import pack_bytes
 from shared.artifact.calibration import make_record
 from shared.engine.oracle import Oracle
@@ -47,7 +48,7 @@ from tests.museum import (
     token_tables,
 )
 from tests.museum.fake_stream import FakeStream
-from tests.token_text import documents, small_tokenizer, token_spec, token_stream
+from tests.token_text import caseops_tokenizer, documents, small_tokenizer, token_spec, token_stream
 
 SMALL = (
     *("model.num_layers=2", "model.seq_len=48", "training.batch_symbols=480", "evaluation.batch_symbols=480"),
@@ -118,26 +119,35 @@ def _scorer(planted: type[accounting.WrappedScorer], *caught_by: str) -> Exhibit
 
 
 def score_failures(
-    stream_kind: type[FakeStream] = FakeStream, plan: WindowPlan = plan_windows, stride: int = 8
+    stream_kind: type[FakeStream] = FakeStream, plan: WindowPlan = plan_windows, stride: int = 8, *overrides: str
 ) -> list[str]:
     """The checks that fail on a score of an honest model."""
-    spec = small_spec()
+    spec = small_spec(*overrides)
     oracle, stream = Oracle(spec, random_weights(spec, 0)), _text(spec, stream_kind)
     score = score_stream(oracle, stream, seq_len=48, stride=stride, batch_rows=16, confidence=0.95, plan=plan)
     return [check.name for check in audit_scorer(oracle, stream, score).failures]
 
 
-def table_of_bytes(planted: type[TokenBytes]) -> Exhibit:
+def table_of_bytes(planted: type[TokenBytes], tokenizer_of: Callable[[], Tokenizer] = small_tokenizer) -> Exhibit:
     """A table of the bytes of every token."""
 
     def failing() -> list[str]:
-        tokenizer = small_tokenizer()
+        tokenizer = tokenizer_of()
         spec = token_spec({"vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.sha256})
         table = planted(sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content))
-        stream, oracle = token_stream(documents(24), tokenizer, table), Oracle(spec, random_weights(spec, 0))
+        texts = [text.title() for text in documents(24)]
+        stream, oracle = token_stream(texts, tokenizer, table), Oracle(spec, random_weights(spec, 0))
         return [check.name for check in audit_scorer(oracle, stream, score_by_spec(oracle, stream)).failures]
 
     return Exhibit(planted, ("denominator",), failing)
+
+
+def _folded_case() -> list[str]:
+    stream = token_tables.folded_case("The Cat sat on the Mat and NASA saw it. " * 9)
+    assert stream.folds_case and stream.text_bytes().islower()
+    spec = token_spec({"vocab_size": stream.vocabulary.size})
+    oracle = Oracle(spec, random_weights(spec, 0))
+    return [check.name for check in audit_scorer(oracle, stream, score_by_spec(oracle, stream)).failures]
 
 
 def _batch(spec: Spec) -> np.ndarray:
@@ -293,15 +303,23 @@ EXHIBITS = (
     ),
     Exhibit(accounting.plan_without_tail, ("coverage",), lambda: score_failures(plan=accounting.plan_without_tail)),
     Exhibit(accounting.SpacesTwice, ("denominator",), lambda: score_failures(accounting.SpacesTwice)),
+    Exhibit(
+        accounting.WithoutDocumentStarts,
+        ("document_starts",),
+        lambda: score_failures(accounting.WithoutDocumentStarts, plan_windows, 8, "vocabulary.kind=byte260"),
+    ),
     table_of_bytes(token_tables.SpaceInPieceAndBefore),
     table_of_bytes(token_tables.FallbackBytesAsThree),
     table_of_bytes(token_tables.SpecialsAsText),
+    table_of_bytes(token_tables.SentinelsAsText, caseops_tokenizer),
+    Exhibit(token_tables.folded_case, ("case",), _folded_case),
     _average(averaging.forget_snapshots, "training.swa_every_steps=2", "training.swa_start_frac=0.0"),
     _average(averaging.start_at_the_initial_weights, "training.ema_decay=0.9"),
     Exhibit(averaging.choose_by_validation, ("selection",), _chosen_by_validation),
     _contaminated(contamination.heldout_in_training),
     _contaminated(contamination.heldout_with_other_white_space),
     _contaminated(contamination.a_twentieth_of_heldout),
+    _contaminated(contamination.default_number_of_validation_documents),
     Exhibit(packing.calibrate_on_heldout, ("calibration",), _calibrated_on_heldout),
     Exhibit(packing.artifact_alone, ("size",), _size_without_code),
 )

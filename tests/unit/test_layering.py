@@ -57,7 +57,7 @@ ARROWS = {
     "scoring": "errors files parsing tolerances spec data model optim engine artifact",
     "coding": "errors tolerances spec data engine scoring",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
-    "views": "files units spec model artifact scoring runs",
+    "views": "errors files units spec model engine artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",

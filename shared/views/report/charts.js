@@ -103,7 +103,8 @@
   function tell(plot, key, shown, tip) {
     const { left, idx } = plot.cursor;
     tip.replaceChildren();
-    tip.hidden = left == null || left < 0 || idx == null;
+    // Of several runs the rows would hide the other charts: they stand where the pointer is.
+    tip.hidden = left == null || left < 0 || idx == null || (data.runs.length > 1 && !plot.root.matches(":hover"));
     if (tip.hidden) return;
     tip.classList.toggle("left", left > plot.over.clientWidth / 2);
     const row = (text, line) => {

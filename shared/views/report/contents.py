@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shared.runs.metrics import last_ending
+from shared.runs.metrics import state_of
 from shared.runs.run_files import RunFiles
 from shared.scoring.document import ScoreDocument
 from shared.views.report.profile import ModelView
@@ -23,8 +23,5 @@ class ReportedRun:
 
     @property
     def state(self) -> str:
-        """`finished`, or the last that its metrics say."""
-        if last_ending(self.files.metrics) is not None:
-            return "finished"
-        last = next((event["event"] for event in reversed(self.files.metrics) if event["event"] != "phases"), "started")
-        return last if last in ("interrupted", "failed") else "not finished"
+        """How the run stands, by its metrics."""
+        return state_of(self.files.metrics)

@@ -25,6 +25,12 @@ from shared.views.report.style import STYLE
 from shared.views.report.tensors import parameter_section, tensor_section
 
 MORE = "`bytetwin report RUN` adds what it measures of the model: text that it writes, where its loss is, documents."
+UNFINISHED = {
+    "running": "This run is not finished yet.",
+    "trained": "This run is trained, but not packed yet.",
+    "interrupted": "This run was interrupted.",
+    "failed": "This run failed.",
+}
 
 
 def write_report(run: RunDirectory) -> None:
@@ -88,8 +94,7 @@ def _header(run: ReportedRun) -> Element:
         line += f", started {environment['started']}"
     header = element("header", element("h1", run.name), element("p", line, class_="quiet"))
     if run.state != "finished":
-        state = "not finished yet" if run.state == "not finished" else run.state
-        header.append(element("p", element("strong", f"This run is {state}.", class_="warn")))
+        header.append(element("p", element("strong", UNFINISHED[run.state], class_="warn")))
         return header
     problems = run.files.ending.get("problems")
     if problems == []:

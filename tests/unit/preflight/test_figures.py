@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cuda_train.engine import TrainingEngine
 from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
 from shared.engine.flops import scoring_flops, training_flops
+from shared.engine.hardware import PEAKS, find_peak
 from shared.engine.microbatch import micro_batches
 from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
@@ -28,7 +29,6 @@ from shared.preflight import speed_rows as speed
 from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
-from shared.preflight.hardware import PEAKS, find_peak
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
 from shared.preflight.memory import estimate_memory

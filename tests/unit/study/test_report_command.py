@@ -140,6 +140,6 @@ def test_the_run_of_a_page_without_a_score_has_its_state(trained: Path) -> None:
     run = command._read(RunDirectory(trained), "first")
     assert isinstance(run, ReportedRun) and run.state == "finished"
     events = [event for event in run.files.metrics if event["event"] != "finished"]
-    for last, state in (("interrupted", "interrupted"), ("step", "not finished")):
+    for last, state in (("interrupted", "interrupted"), ("step", "running"), ("phases", "trained")):
         files = replace(run.files, metrics=[*events, {"event": last, "step": 9}])
         assert replace(run, files=files).state == state

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
+from shared.engine.flops import training_flops
 from shared.runs.observer import Observer, RunStart, StepReport, ValidationReport
 from shared.training.pace import Pace
 from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.console import make_observer
+from shared.views.dashboard import FREE_COLUMNS
 from shared.views.live import LiveObserver
-from shared.views.plain import PlainObserver
-from shared.views.plot import BLANK, History, braille_lines, column_values
+from shared.views.plain import PlainObserver, progress_text
+from shared.views.plot import BLANK, MARGIN, MARK, History, braille_lines, column_values, plot_lines
+from shared.views.utilisation import peak_flops_per_s, utilisation_text
 from tests.fake_training import tiny_spec
 
 TEXT = {"name": "builtin/train", "symbols": 1000, "bytes": 2_700_000, "documents": 7, "sha256": "ab" * 32}
@@ -78,17 +81,21 @@ def test_the_live_view_shows_every_figure(width: int) -> None:
         "step 40/60",
         "0:42 left",
         "1.5776 bpb, 2.1870 nats/symbol",
-        "x0.875",
+        "0.0175 (x0.875)",
+        "0.25",
         "45.1 kB/s, 364 ms/step",
-        "20.5 k",
+        "FLOP/s",
+        "20.5 k symbols, 41.0 kB",
         "2.753 bpb [2.711, 2.795]",
-        "averaged weights after step 40",
+        "averaged weights, step 40",
         "812 MB",
         "checkpoint",
-        "5.600 ",
+        "0:12 of training",
+        "bpb, \u25cf validation",
+        "step 60",
     ):
         assert shown in text, f"{shown!r} is not in\n{text}"
-    assert {len(line) for line in lines} == {min(width, 120)}, "a clean rectangle"
+    assert {len(line) for line in lines} == {min(width - FREE_COLUMNS, 120)}, "a clean rectangle"
     assert sum(any(ord(character) > BLANK for character in line) for line in lines) >= 4, "the curve has some height"
 
 
@@ -98,7 +105,76 @@ def test_the_live_view_survives_any_size(width: int, height: int) -> None:
     with observer:
         play(observer)
     lines = rendered(observer, width, height)
-    assert all(len(line) == min(width, 120) for line in lines)
+    assert all(len(line) == min(width - FREE_COLUMNS, 120) for line in lines)
+
+
+def test_nothing_is_cut_at_50_columns() -> None:
+    wide, narrow = LiveObserver(terminal(120)), LiveObserver(terminal(50))
+    with wide, narrow:
+        play(wide)
+        play(narrow)
+    shown = " ".join("".join(line.strip("\u2502 ").ljust(46) for line in rendered(narrow, 50)).split())
+    for words in (
+        "step 40/60 0:42 left",
+        "1.5776 bpb, 2.1870 nats/symbol",
+        "2.753 bpb [2.711, 2.795]",
+        "averaged weights, step 40",
+        "45.1 kB/s, 364 ms/step,",
+        "runs/tiny-mlx-1",
+    ):
+        assert words in shown, f"{words!r} is not in\n{shown}"
+    assert "\u2026" not in shown
+
+
+def test_by_the_clock_progress_is_time() -> None:
+    spec = tiny_spec("schedule.driver=time", "training.time_limit_s=40", "training.reserve_s=0")
+    assert progress_text(spec, 31, 22.4) == "0:22 of 0:40, step 31"
+    assert progress_text(tiny_spec(), 7, 22.4) == "step  7/60"
+    observer = LiveObserver(terminal(80))
+    with observer:
+        observer.on_start(RunStart(Path("runs/a"), spec, "mlx", "CPU", 1, {"train": TEXT}))
+        observer.on_step(step_report(40))
+        text = "\n".join(rendered(observer, 80))
+    assert "0:12 of 0:40, step 40" in text and "0:42 left" in text and "0:40 \u2502" in text
+
+
+def test_the_share_of_a_known_peak() -> None:
+    fast = tiny_spec("training.dtype=bfloat16", "training.float32_products=fast")
+    exact, device = tiny_spec(), "NVIDIA H100 80GB HBM3 (CUDA 13.0), 8 ranks"
+    assert peak_flops_per_s(fast, device) == pytest.approx(8 * 989.4e12)
+    assert peak_flops_per_s(exact, device) == pytest.approx(8 * 66.9e12)
+    assert peak_flops_per_s(exact, "CPU, 2 threads") is None
+    per_symbol = training_flops(fast).per_symbol
+    assert utilisation_text(fast, device, 0.5 * 8 * 989.4e12 / per_symbol) == "50.0% MFU"
+    assert utilisation_text(exact, "CPU, 2 threads", 2e9 / per_symbol) == "2 GFLOP/s"
+
+
+def test_a_window_of_another_size_leaves_no_ghosts() -> None:
+    """The screen is cleared before the first picture of a new size, and only then."""
+    console = terminal(100)
+    observer = LiveObserver(console)
+    clear = "\x1b[2J"
+    with observer:
+        play(observer)
+        observer._live.refresh()
+        output = console.file
+        assert isinstance(output, io.StringIO) and clear not in output.getvalue()
+        console.size = ConsoleDimensions(60, 30)
+        observer._live.refresh()
+        first = output.getvalue()
+        observer._live.refresh()
+        assert first.count(clear) == 1 and output.getvalue().count(clear) == 1
+        after = first.rpartition(clear)[2]
+        assert "\x1b[1A" not in after.partition("tiny")[0], "no line of the old picture is counted on"
+
+
+def test_an_echoed_interrupt_stays_beside_the_frame() -> None:
+    """A terminal echoes ^C where the cursor is, at the end of the last line: it must not wrap."""
+    for width in (50, 80, 120, 123):
+        observer = LiveObserver(terminal(width))
+        with observer:
+            play(observer)
+            assert all(len(line) + len("^C") < width for line in rendered(observer, width))
 
 
 def test_the_live_view_tells_of_validation_and_of_stopping() -> None:
@@ -235,6 +311,30 @@ def test_any_curve_can_be_drawn(points: list[tuple[float, float]], width: int, h
         assert [len(line) for line in lines] == [width] * height
         dots = [sum((ord(c) - BLANK).bit_count() for c in line) for line in lines]
         assert sum(dots) >= len(values), "every column has a dot"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 30)), max_size=40),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 30)), max_size=5),
+    st.integers(12, 60),
+    st.integers(2, 9),
+)
+def test_any_plot_has_its_axis_and_marks(
+    points: list[tuple[float, float]], validations: list[tuple[float, float]], width: int, rows: int
+) -> None:
+    lines = plot_lines(sorted(points), validations, width, rows, "end")
+    assert len(lines) == rows + 1 and all(line.cell_len <= width for line in lines)
+    if points:
+        columns = {min(width - MARGIN - 1, int(place * (width - MARGIN))) for place, _ in validations}
+        assert sum(line.plain[MARGIN:].count(MARK) for line in lines[:-1]) == len(columns)
+        assert lines[-1].plain.endswith("end") or width < 20
+
+
+def test_the_first_steps_do_not_flatten_the_plot() -> None:
+    points = [(step / 100, 8.0 if step < 4 else 3.0 - step / 100) for step in range(101)]
+    lines = plot_lines(points, [(0.5, 2.4)], 60, 5, "step 100")
+    assert lines[0].plain.startswith(" 2.950 \u2502") and lines[4].plain.startswith(" 2.000 \u2502")
+    assert sum(MARK in line.plain for line in lines) == 2 and "bpb, \u25cf validation" in lines[-1].plain
 
 
 def test_a_long_history_is_merged_not_cut() -> None:
