@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import bytetwin
 from shared.cli.command import RUNS_DIR, add_engine_argument
 from shared.coding.codec import Codec
-from shared.engine.package import available_engines
 from shared.errors import UserError
 from shared.files import check_regular
-from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.runs.target import Target, refuse_run_artifact
 
 SUFFIX = ".btz"
 
@@ -23,14 +23,8 @@ def add_coding_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_codec(source: str, engine: str | None, runs_dir: Path = RUNS_DIR) -> tuple[Target, Codec]:
     """(an artifact, the codec of it). Without an engine NumPy computes, or torch where it is installed."""
-    target = load_trained(source, "packed", runs_dir=runs_dir)
-    assert target.artifact_sha256 is not None
-    return target, Codec(target.spec, target.weights, target.artifact_sha256, engine or coding_engine())
-
-
-def coding_engine() -> str:
-    """The engine that codes unless another one is named."""
-    return "torch" if "torch" in available_engines() else "numpy"
+    target = bytetwin.load(source, weights="packed", runs_dir=runs_dir)
+    return target, bytetwin.codec(target, engine)
 
 
 def read_input(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data.datasets import bind_tokenizer
+import bytetwin
 from shared.cli.command import (
     RUNS_DIR,
     CommandResult,
@@ -21,19 +21,17 @@ from shared.cli.command import (
     option_words,
     say,
     say_error,
-    spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine.package import available_engines, engine_package, keep_compiled
+from shared.engine.package import default_training_engine, engine_package, keep_compiled
 from shared.engine.ranks import is_launched
-from shared.engine.registry import ENGINE_EXTRAS, ENGINES
+from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
-from shared.sinks.following import Sinks
 from shared.sinks.kinds import KINDS
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
-from shared.training.run import RunResult, earlier_result, follow_run, train_run
+from shared.training.run import RunResult, earlier_result, follow_run
 from shared.training.run_data import finished_with
 from shared.views.console import make_observer
 from shared.views.report.phases import phases_text
@@ -66,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Train; status 1 if training broke down or a check failed, 128 + signal number if it was stopped."""
-    spec = bind_tokenizer(spec_from_arguments(args))
+    spec = bytetwin.load_spec(args.spec, args.overrides)
     if args.resume and args.run and not args.no_finish and not is_launched():
         done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
         if done is not None:
@@ -81,20 +79,19 @@ def run(args: argparse.Namespace) -> CommandResult:
         return CommandResult(None)
     out = console()
     profiles: list[Profile] = []
-    with make_observer(out) as observer, Sinks(args.log, observer.on_warning) as sinks:
-        result = train_run(
-            spec,
-            engine_name,
-            observer,
-            runs_dir=args.runs_dir,
-            run_name=args.run,
-            resume=args.resume,
-            finish=not args.no_finish,
-            profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
-            ranks=ranks,
-            resume_command=lambda name: _resume_command(args, name),
-            on_event=sinks.on_event if args.log else None,
-        )
+    result = bytetwin.train(
+        spec,
+        engine=engine_name,
+        run=args.run,
+        runs_dir=args.runs_dir,
+        resume=args.resume,
+        finish=not args.no_finish,
+        log=args.log,
+        observer=make_observer(out),
+        profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
+        ranks=ranks,
+        resume_command=lambda name: _resume_command(args, name),
+    )
     for profile in profiles:
         print_profile(out, profile)
     if args.profile and not profiles:
@@ -111,14 +108,6 @@ def _launch(args: argparse.Namespace) -> CommandResult:
     launch = engine_package(name).launch
     assert launch is not None, name
     return CommandResult(None, launch(_words(args, args.run, args.resume), args.ranks, args.port))
-
-
-def default_training_engine() -> str:
-    """The preferred engine that is installed."""
-    names = available_engines()
-    if not names:
-        raise UserError(f"training needs an engine and none is installed; install the extra {ENGINE_EXTRAS}")
-    return names[0]
 
 
 def _document(result: RunResult, profiles: Sequence[Profile]) -> dict[str, Any]:
