@@ -32,6 +32,7 @@ from shared.scoring.bits_per_byte import Progress, Score
 from shared.scoring.document import ScoreDocument, WeightsName
 from shared.scoring.evaluate import evaluate
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
+from shared.scoring.resume import ScoreState, weights_sha256
 from shared.scoring.windows import check_window
 from shared.spec import Spec
 from shared.spec import load_spec as read_spec
@@ -121,11 +122,12 @@ def score(
     max_symbols: int | None = None,
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
+    state: ScoreState | None = None,
 ) -> ScoreDocument:
     """Bits per byte on the held-out text of a dataset, by default the spec's, with all that qualifies the figure.
 
     With `max_symbols` a fixed sample of its documents is scored; `stride` is in symbols. `progress` gets (symbols done,
-    symbols in all), `on_score` what was measured, window by window.
+    symbols in all), `on_score` what was measured, window by window. With a `state` a score that was stopped resumes.
     """
     from shared.training.run_data import check_target_data
 
@@ -145,6 +147,8 @@ def score(
         progress=progress,
         on_score=on_score,
         data_checks=check_target_data(model, stream),
+        state=state,
+        weights_hash=weights_sha256(model.weights),
     )
 
 

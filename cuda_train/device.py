@@ -11,7 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
+from shared.engine.device_facts import (
+    DeviceFacts,
+    Multiplied,
+    host_memory_bytes,
+    multiplied,
+    no_gpu,
+    peak_resident_bytes,
+    wanted_device,
+)
 from shared.errors import UserError
 from shared.spec.base import Float32Products
 
@@ -22,8 +30,11 @@ VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def default_device() -> torch.device:
-    """This rank's CUDA GPU, or the CPU."""
-    if not torch.cuda.is_available():
+    """This rank's CUDA GPU, or the CPU. Raises UserError where BYTETWIN_DEVICE asks for a GPU in vain."""
+    wanted, found = wanted_device(), torch.cuda.is_available()
+    if wanted == "gpu" and not found:
+        raise no_gpu("torch")
+    if wanted == "cpu" or not found:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get(LOCAL_RANK_VARIABLE, "0")))
 

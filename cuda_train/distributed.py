@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cuda_train import device
+from shared.engine.leader import check_alike
 from shared.engine.ranks import MAX_RANKS, OneRank, Ranks
 from shared.engine.registry import ENGINES
 from shared.errors import RanksError, RunError, UserError
@@ -88,7 +89,7 @@ def connect() -> Ranks:
     if not dist.is_initialized():
         _initialise()
     ranks = TorchRanks()
-    check_alike(ranks)
+    check_alike(ranks, device.device_name())
     return ranks
 
 
@@ -137,16 +138,3 @@ def _initialise() -> None:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"rank {os.environ[RANK]} cannot join the others at {where}: {reason}") from None
-
-
-def check_alike(ranks: Ranks) -> None:
-    """All ranks on the same kind of device, so that all compute the same bits. Raises UserError on every rank."""
-    name = device.device_name().encode()[:256]
-    padded = np.zeros(256, np.uint8)
-    padded[: len(name)] = np.frombuffer(name, np.uint8)
-    names = [part.tobytes().rstrip(b"\0").decode() for part in ranks.gather(padded)]
-    odd = next((rank for rank, other in enumerate(names) if other != names[0]), None)
-    if odd is not None:
-        raise UserError(
-            f"rank 0 runs on {names[0]} and rank {odd} on {names[odd]}: all ranks need the same kind of device"
-        )

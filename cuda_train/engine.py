@@ -51,7 +51,7 @@ class TrainingEngine(EngineState):
         alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         self._records = device.on_gpu() and spec.training.compile and alone and wanted
         self._loss = _Loss(self)
-        self.params = self._loss.named
+        self.params, self.state = self._loss.named, {}
         self._ranked_loss = self._with_ranks(self._loss)
         self._losses = self._compile(self._ranked_loss, "the training loss")
         self._update = self._compile(self._updated_joints, "the optimizer step")

@@ -32,6 +32,11 @@ SPARE_NAME = b"openblas_set_threads_callback_function"
 _library: ctypes.CDLL | None = None
 
 
+def is_cpu_build() -> bool:
+    """Whether the MLX installed here is the one for Linux without a GPU."""
+    return bool(_files_of("mlx-cpu", "libmlx.so"))
+
+
 def load_openblas() -> bool:
     """Give MLX an OpenBLAS, once. Returns whether it has one: not where it is not needed or not installed.
 

@@ -7,7 +7,7 @@ operations of mlx_train.plain_ops are used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -35,6 +35,13 @@ class MLXCPUOps(MLXOps):
         if x.dtype != mx.float32:
             return super().rope(x, base)
         return _rope(x.shape[1], x.shape[-1] // 2, base)(x)
+
+    def sum(self, x: mx.array, axes: Sequence[int] | None = None, keepdims: bool = False) -> mx.array:
+        # One axis at a time: MLX adds up a reduction over several axes in one float32 accumulator, which is off by
+        # 1e-3 after two million values.
+        for axis in sorted(range(x.ndim) if axes is None else (axis % x.ndim for axis in axes), reverse=True):
+            x = mx.sum(x, axis=axis, keepdims=keepdims)
+        return x
 
     def attention(
         self, q: mx.array, k: mx.array, v: mx.array, window: int = 0, documents: mx.array | None = None

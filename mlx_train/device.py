@@ -9,22 +9,51 @@ import shutil
 import sys
 import time
 from functools import lru_cache
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_train.blas import set_blas_threads
 from mlx_train.float32_products import choose, settle
-from shared.engine.device_facts import DeviceFacts, Multiplied, host_memory_bytes, multiplied, peak_resident_bytes
+from shared.engine.device_facts import (
+    DeviceFacts,
+    Multiplied,
+    host_memory_bytes,
+    multiplied,
+    no_gpu,
+    peak_resident_bytes,
+    wanted_device,
+)
 from shared.spec.base import Float32Products
 
 # mallopt parameters of glibc.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
+# Metal frees a buffer when its command buffer is done. Some 10 of these are in flight, each of at most 50 MB before it
+# is committed (MAX_ACTIVE_TASKS in mlx/transforms.cpp, max_mb_per_buffer in mlx/backend/metal/device.cpp).
+IN_FLIGHT_BYTES = 11 * 50 * 2**20
+# Of a Mac's memory, what MLX keeps of freed buffers instead of giving it back.
+CACHE_FRAC = 1 / 8
+# Where MLX keeps the kernels that it compiles for an NVIDIA GPU.
+KERNELS_VARIABLE = "MLX_PTX_CACHE_DIR"
+
 
 def on_gpu() -> bool:
-    """Whether MLX runs on a GPU here, through Metal or CUDA."""
+    """Whether MLX runs on a GPU here, through Metal or CUDA. Raises UserError where BYTETWIN_DEVICE asks in vain."""
+    wanted = wanted_device()
+    # A build for GPUs takes one for granted, also where there is none (a virtual Mac, a node without its driver).
+    found = mx.is_available(mx.Device(mx.gpu))
+    if wanted == "gpu" and not found:
+        raise no_gpu("MLX")
+    if wanted == "cpu" or not found:
+        mx.set_default_device(mx.cpu)
     return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def on_metal() -> bool:
+    """Whether MLX runs on the GPU of a Mac."""
+    return on_gpu() and mx.metal.is_available()
 
 
 def can_compile() -> bool:
@@ -86,8 +115,46 @@ def device_facts() -> DeviceFacts:
         return DeviceFacts("cpu", (device_name(),), available, total, framework, workers=len(compute_streams()))
     free, total = _gpu_memory_bytes()
     return DeviceFacts(
-        "gpu", (device_name(),), free, total, framework, gpu_backend(), float32_products=float32_products()
+        kind="gpu",
+        names=(device_name(),),
+        free_bytes=free,
+        total_bytes=total,
+        framework=framework,
+        driver=gpu_backend(),
+        float32_products=float32_products(),
+        in_flight_bytes=IN_FLIGHT_BYTES if on_metal() else 0,
+        shares_memory=on_metal(),
     )
+
+
+def limit_memory() -> dict[str, int]:
+    """Limit MLX to what Metal recommends; returns what was set, in bytes by name. On other devices nothing.
+
+    A Mac's memory is that of its GPU and of all programs. By itself MLX takes up to 1.5 times what Metal recommends,
+    which swaps, and keeps what is freed until it has 0.95 times that (mlx/backend/metal/allocator.cpp).
+    """
+    if not on_metal():
+        return {}
+    info = mx.device_info()
+    recommended = int(info["max_recommended_working_set_size"])
+    limits = {"memory": recommended, "cache": int(CACHE_FRAC * int(info["memory_size"])), "wired": recommended}
+    # Above its limit MLX waits for what is in flight before it allocates more.
+    mx.set_memory_limit(limits["memory"])
+    mx.set_cache_limit(limits["cache"])
+    # What is wired is never paged out (from macOS 15 on).
+    mx.set_wired_limit(limits["wired"])
+    return limits
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep the kernels that MLX compiles for an NVIDIA GPU in a folder; where a user has named another, that one stays.
+
+    Each fused kernel is compiled in 42 forms, one kernel after the other, before it first runs
+    (mlx/backend/cuda/compiled.cpp). MLX keeps them by a name that leaves out for which GPU they are.
+    """
+    if on_gpu() and not on_metal():
+        kernels = folder / "mlx" / f"{mx.__version__}-{mx.device_info()['architecture']}"
+        os.environ.setdefault(KERNELS_VARIABLE, str(kernels.absolute()))
 
 
 def matrix_product_flops_per_s(dtype: str) -> float:

@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.utils import average_gradients
 
+from mlx_train import device
+from shared.engine.leader import check_alike
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.registry import ENGINES
 from shared.errors import RunError
@@ -39,7 +41,8 @@ class MLXRanks:
 
 
 def connect() -> Ranks:
-    """The processes that mlx.launch started with this one, or this one alone. Raises RunError."""
+    """The processes that mlx.launch started with this one, or this one alone. Raises RunError where they cannot be
+    reached, UserError where their devices differ."""
     if RANK not in os.environ:
         return OneRank()
     try:
@@ -47,7 +50,11 @@ def connect() -> Ranks:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise RunError(f"rank {os.environ[RANK]} cannot reach the other ranks: {reason}") from None
-    return MLXRanks(group) if group.size() > 1 else OneRank()
+    if group.size() == 1:
+        return OneRank()
+    ranks = MLXRanks(group)
+    check_alike(ranks, device.device_name())
+    return ranks
 
 
 def average(ranks: Ranks, loss: mx.array, grads: dict[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
@@ -56,6 +63,9 @@ def average(ranks: Ranks, loss: mx.array, grads: dict[str, mx.array]) -> tuple[m
         return loss, grads
     # A list, because MLX's tree functions would read a name with dots as a path.
     values = [loss.reshape(1), *grads.values()]
-    averaged = average_gradients(values, group=ranks.group, communication_stream=mx.cpu)
-    mx.eval(averaged)
+    mx.eval(values)
+    # All on the CPU, also the division: what waits on a GPU for a slower rank is ended after some seconds.
+    with mx.stream(mx.cpu):
+        averaged = average_gradients(values, group=ranks.group, communication_stream=mx.cpu)
+        mx.eval(averaged)
     return averaged[0][0], dict(zip(grads, averaged[1:], strict=True))

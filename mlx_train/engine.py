@@ -10,15 +10,25 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_train import device, distributed
+from mlx_train.failures import told
+from mlx_train.joints import Joints
 from mlx_train.ops import make_ops
 from shared.engine.microbatch import micro_batches
-from shared.engine.protocol import Stepper, StepResult
+from shared.engine.protocol import Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
-from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss
+from shared.model import (
+    Forward,
+    ModelStepper,
+    forward,
+    log_probs,
+    symbol_nats,
+    training_loss,
+    training_parameters,
+)
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
-from shared.optim import HYPERPARAMETERS, optimizer_step, partition_parameters, squared_norms
+from shared.optim import HYPERPARAMETERS, optimizer_step
 from shared.spec import Spec
 
 Arrays = dict[str, mx.array]
@@ -34,10 +44,14 @@ class TrainingEngine(EngineState):
     name = "mlx"
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
+        self.streams = device.compute_streams()
+        self.joints = Joints(spec, len(self.streams))
+        # What is trained, with its optimizer state, by joint; and the parameters that are frozen, by name.
+        self._trained: Arrays = {}
+        self._state: Arrays = {}
+        self._frozen: Arrays = {}
         super().__init__(spec, model, make_ops(), ranks or OneRank())
         device.use_float32_products(spec.training.float32_products)
-        self.streams = device.compute_streams()
-        self._partition = partition_parameters(spec, len(self.streams))
         # One function for each stage of the run: (gradients of a first micro-batch, of a later one).
         self._gradients = [
             (
@@ -46,29 +60,54 @@ class TrainingEngine(EngineState):
             )
             for stage in training_stages(spec)
         ]
-        self._update = self._on_streams(self._optimizer_step)
+        parts = enumerate(self.streams)
+        self._update = [self._on_stream(stream, partial(self._optimizer_step, part)) for part, stream in parts]
         self._score = self._on_streams(lambda params, x: symbol_nats(self.ops, spec, params, x, model))
         self._log_probs = self._on_streams(lambda params, x: log_probs(self.ops, spec, params, x, model))
 
+    @property
+    def params(self) -> Arrays:
+        """The weights by parameter name, what is trained as views of the joints."""
+        named = self._frozen | self.joints.split(self._trained)
+        return {parameter.name: named[parameter.name] for parameter in training_parameters(self.spec)}
+
+    @params.setter
+    def params(self, values: Arrays) -> None:
+        self._trained = self.joints.join(values)
+        self._frozen = {name: value for name, value in values.items() if name not in self.joints.names}
+        mx.eval(self._trained)
+
+    @property
+    def state(self) -> Arrays:
+        """The optimizer state by `KIND/parameter name`, as views of the joints."""
+        return self.joints.split_state(self._state)
+
+    @state.setter
+    def state(self, values: Arrays) -> None:
+        self._state = self.joints.join_state(values)
+        mx.eval(self._state)
+
+    @told
     def warm_up(self, x: np.ndarray) -> None:
         for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
-            _, grads = self._batch_gradients(x, numbers)
-            self._updated(grads, squared_norms(self.ops, grads), numbers.optimizer)
+            mx.eval(self._updated(*self._batch_gradients(x, numbers), numbers))
 
+    @told
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         loss, grads = self._batch_gradients(x, numbers)
-        squares = squared_norms(self.ops, grads)
-        self.params, self.state = self._updated(grads, squares, numbers.optimizer)
-        read = self.ops.to_numpy(mx.concatenate([loss.reshape(1), squares]))
-        return lambda: self._checked(read)
+        self._trained, self._state, read = self._updated(loss, grads, numbers)
+        return told(lambda: self._checked(self.ops.to_numpy(read)))
 
+    @told
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
         loss, grads = self._batch_gradients(x, numbers or final_numbers(self.spec))
-        return float(self.ops.to_numpy(loss)), self._to_host(grads)
+        return float(self.ops.to_numpy(loss)), self._to_host(self.joints.split(grads))
 
+    @told
     def score(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._score, x)
 
+    @told
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         return self._spread(self._log_probs, x)
 
@@ -77,58 +116,93 @@ class TrainingEngine(EngineState):
             return WindowStepper(self, rows)
         return ModelStepper(self.ops, self.spec, self._weights(self.scoring_kind), rows)
 
+    def use_weights(self, kind: WeightsKind) -> None:
+        super().use_weights(kind)
+        # Scoring begins or ends: a buffer of the one kind of pass fits none of the other.
+        mx.clear_cache()
+
     def peak_memory_bytes(self) -> int:
         return device.peak_memory_bytes()
 
+    @told
     def synchronise(self) -> None:
         mx.synchronize()
 
     def device_name(self) -> str:
         return device.device_name()
 
+    @told
+    def _adopt(self, weights: Weights, state: Weights) -> None:
+        super()._adopt(weights, state)
+
+    @told
+    def _to_host(self, values: Mapping[str, mx.array]) -> dict[str, np.ndarray]:
+        return super()._to_host(values)
+
     def _weighted_gradients(
-        self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array
+        self, stage: Spec, trained: Arrays, frozen: Arrays, run: Arrays, x: mx.array, share: mx.array
     ) -> tuple[mx.array, Arrays]:
-        """Mean nats of one micro-batch and gradients of its training loss, each times its share of the batch.
+        """Mean nats of one micro-batch and gradients of its training loss by joint, each times its share of the batch.
 
         `run`: shared.model.stages.
         """
 
         def losses(trained: Arrays) -> tuple[mx.array, mx.array]:
-            return training_loss(self.ops, stage, {**params, **trained, **run}, x, self.model)
+            params = {**frozen, **self.joints.split(trained), **run}
+            loss, nats = training_loss(self.ops, stage, params, x, self.model)
+            return share * loss, share * nats
 
-        (_, nats), grads = mx.value_and_grad(losses)({name: params[name] for name in self.trained})
-        return share * nats, {name: share * grad for name, grad in grads.items()}
+        (_, nats), grads = mx.value_and_grad(losses)(trained)
+        return nats, grads
 
     def _accumulate(
-        self, stage: Spec, params: Arrays, run: Arrays, x: mx.array, share: mx.array, loss: mx.array, grads: Arrays
+        self,
+        stage: Spec,
+        trained: Arrays,
+        frozen: Arrays,
+        run: Arrays,
+        x: mx.array,
+        share: mx.array,
+        loss: mx.array,
+        grads: Arrays,
     ) -> tuple[mx.array, Arrays]:
-        more_loss, more = self._weighted_gradients(stage, params, run, x, share)
-        return loss + more_loss, {name: grads[name] + more[name] for name in grads}
+        more_loss, more = self._weighted_gradients(stage, trained, frozen, run, x, share)
+        return loss + more_loss, {joint: grads[joint] + more[joint] for joint in grads}
 
-    def _optimizer_step(self, params: Arrays, grads: Arrays, state: Arrays, norm: mx.array, hyper: Arrays) -> Any:
-        return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper)
+    def _optimizer_step(
+        self, part: int, trained: Arrays, state: Arrays, loss: mx.array, grads: Arrays, hyper: Arrays
+    ) -> tuple[Arrays, Arrays, mx.array]:
+        """(new weights, new state) of one part, and what the host reads: [loss, squared norm of each gradient].
 
-    def _updated(self, grads: Arrays, squares: mx.array, hyper: Mapping[str, float]) -> tuple[Arrays, Arrays]:
-        """(params, state) after one optimizer step, each stream with its part of the parameters."""
+        Every part computes the norm of all gradients for itself: that is cheaper than to wait for each other.
+        """
+        squares = self.joints.squared_norms(self.ops, grads)
         norm = mx.sqrt(mx.sum(squares))
-        scalars = {name: mx.array(value, mx.float32) for name, value in hyper.items()}
+        own, groups = self.joints.part(part, grads), self.joints.groups
+        new = optimizer_step(self.ops, self.spec, trained, own, state, norm, hyper, groups=groups)
+        return *new, mx.concatenate([loss.reshape(1), squares])
+
+    def _updated(self, loss: mx.array, grads: Arrays, numbers: StepNumbers) -> tuple[Arrays, Arrays, mx.array]:
+        """(weights, state) by joint after one optimizer step, each stream with its part of them, and what the host
+        reads. The device is not waited for."""
+        hyper = {name: mx.array(value, mx.float32) for name, value in numbers.optimizer.items()}
         updated = [
-            update(*self._part(names, grads), norm, scalars)
-            for update, names in zip(self._update, self._partition, strict=True)
+            update(self.joints.part(index, self._trained), self.joints.part(index, self._state), loss, grads, hyper)
+            for index, update in enumerate(self._update)
         ]
-        mx.eval(updated)
-        params, state = dict(self.params), {}
-        for some_params, some_state in updated:
-            params.update(some_params)
-            state.update(some_state)
-        return params, {key: state[key] for key in self.state}
+        mx.async_eval(updated)
+        trained: Arrays = {}
+        state: Arrays = {}
+        for some_weights, some_state, _ in updated:
+            trained |= some_weights
+            state |= some_state
+        return trained, state, updated[0][2]
 
     def _batch_gradients(self, x: np.ndarray, numbers: StepNumbers) -> tuple[mx.array, Arrays]:
-        """Loss and gradients of the mean over the whole batch, x being this rank's share of it.
+        """Loss and gradients by joint of the mean over the whole batch, x being this rank's share of it.
 
-        Micro-batch i belongs to stream i mod their number. Each round of one micro-batch a stream is
-        evaluated before the next graph is built.
+        Micro-batch i belongs to stream i mod their number. Each round of one micro-batch a stream is queued before the
+        next graph is built; MLX bounds what is in flight.
         """
         count = len(self.streams)
         first_gradients, more_gradients = self._gradients[numbers.stage]
@@ -137,36 +211,29 @@ class TrainingEngine(EngineState):
         sums: list[tuple[mx.array, Arrays]] = []
         for first in range(0, len(parts), count):
             for index, (share, part) in enumerate(parts[first : first + count]):
-                arguments = (self.params, run, self.ops.asarray(part), mx.array(share, mx.float32))
+                given = (self._trained, self._frozen, run, self.ops.asarray(part), mx.array(share, mx.float32))
                 if first == 0:
-                    sums.append(first_gradients[index](*arguments))
+                    sums.append(first_gradients[index](*given))
                 else:
-                    sums[index] = more_gradients[index](*arguments, *sums[index])
-            mx.eval(sums)
+                    sums[index] = more_gradients[index](*given, *sums[index])
+            mx.async_eval(sums)
         loss, grads = sums[0]
         for more_loss, more in sums[1:]:
-            loss, grads = loss + more_loss, {name: grads[name] + more[name] for name in grads}
-        mx.eval(loss, grads)
+            loss, grads = loss + more_loss, {joint: grads[joint] + more[joint] for joint in grads}
         return distributed.average(self.ranks, loss, grads)
 
-    def _part(self, names: list[str], grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """(params, gradients, state) of some parameters."""
-        wanted = set(names)
-        params = {name: self.params[name] for name in names}
-        state = {key: value for key, value in self.state.items() if key.split("/", 1)[1] in wanted}
-        return params, {name: grads[name] for name in names}, state
-
     def _on_streams(self, function: Callable) -> list[Callable]:
-        """The function once for each stream, compiled if the spec says so."""
+        """The function once for each stream."""
+        return [self._on_stream(stream, function) for stream in self.streams]
 
-        def on(stream: mx.Stream) -> Callable:
-            def run(*arguments: Any) -> Any:
-                with mx.stream(stream):
-                    return function(*arguments)
+    def _on_stream(self, stream: mx.Stream, function: Callable) -> Callable:
+        """The function on a stream, compiled if the spec says so."""
 
-            return mx.compile(run) if self.spec.training.compile else run
+        def run(*arguments: Any) -> Any:
+            with mx.stream(stream):
+                return function(*arguments)
 
-        return [on(stream) for stream in self.streams]
+        return mx.compile(run) if self.spec.training.compile else run
 
     def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
         """A scoring function of x [B, T], its rows divided among the streams."""

@@ -1,6 +1,12 @@
 """The EnginePackage of the MLX engine."""
 
-from mlx_train.device import device_facts, float32_products, matrix_product_flops_per_s
+from mlx_train.device import (
+    device_facts,
+    float32_products,
+    keep_compiled,
+    limit_memory,
+    matrix_product_flops_per_s,
+)
 from mlx_train.distributed import connect
 from mlx_train.engine import TrainingEngine
 from mlx_train.ops import make_ops
@@ -15,4 +21,6 @@ PACKAGE = EnginePackage(
     matrix_product_flops_per_s=matrix_product_flops_per_s,
     connect=connect,
     make_profiler=make_profiler,
+    keep_compiled=keep_compiled,
+    limit_memory=limit_memory,
 )

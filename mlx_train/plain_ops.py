@@ -45,7 +45,7 @@ class MLXOps(ComposedOps):
     def rope(self, x: mx.array, base: float) -> mx.array:
         half = x.shape[-1] // 2
         cos, sin = (mx.array(table).astype(x.dtype) for table in rotation_tables(x.shape[1], half, base))
-        x1, x2 = x[..., :half], x[..., half:]
+        x1, x2 = mx.split(x, 2, axis=-1)  # the gradient of two slices is six kernels, of a split two
         return mx.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
     def attention(
@@ -85,12 +85,17 @@ class MLXOps(ComposedOps):
     def transpose(self, x: mx.array) -> mx.array:
         return mx.swapaxes(x, -1, -2)
 
+    def residual_norm(
+        self, x: mx.array, added: mx.array | None, first: mx.array | None, mix: mx.array | None, eps: float
+    ) -> tuple[mx.array, mx.array]:
+        total = x if added is None else x + added
+        if mix is not None:
+            own, firsts = mix.astype(total.dtype)  # two views; an index would be a gather, and its gradient a scatter
+            total = own * total + firsts * first
+        return total, self.rms_norm(total, eps)
+
     def sum(self, x: mx.array, axes: Sequence[int] | None = None, keepdims: bool = False) -> mx.array:
-        # One axis at a time: on a CPU MLX adds up a reduction over several axes in one float32
-        # accumulator, which is off by 1e-3 after two million values.
-        for axis in sorted(range(x.ndim) if axes is None else (axis % x.ndim for axis in axes), reverse=True):
-            x = mx.sum(x, axis=axis, keepdims=keepdims)
-        return x
+        return mx.sum(x, axis=None if axes is None else tuple(axes), keepdims=keepdims)
 
     def sqrt(self, x: mx.array) -> mx.array:
         return mx.sqrt(x)

@@ -22,9 +22,9 @@ from shared.engine.protocol import Engine
 from shared.engine.step_profiler import Cost, costs_by_name, write_trace
 
 # Methods of mlx_train.engine.TrainingEngine that are phases of `train_step`, and what they do. What a step does
-# outside them is "gradient norm and checks".
-PHASES = {"_batch_gradients": "forward and backward", "_updated": "optimizer update"}
-REST = "gradient norm and checks"
+# outside them is "checks".
+PHASES = {"_batch_gradients": "forward and backward", "_updated": "gradient norms and optimizer update"}
+REST = "checks"
 STEP = "train_step"
 
 

@@ -35,6 +35,11 @@ class RanksError(Exception):
     """Another process of the same run is gone. Not an error of the input: exit status 1, and the run can be resumed."""
 
 
+class DeviceError(Exception):
+    """The device has failed, and what it computes from then on cannot be used. Not an error of the input: exit status
+    1. The message is one line."""
+
+
 def visible(text: str) -> str:
     """Text with control characters as escapes such as `\\x1b`."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)

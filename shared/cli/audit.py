@@ -29,8 +29,8 @@ from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights
 from shared.runs.target import Target, load_audited
-from shared.scoring.audit import AuditReport, audit_scorer, check_initial_loss
-from shared.scoring.bits_per_byte import score_by_spec
+from shared.scoring.adaptation import score_text
+from shared.scoring.audit import DISTURB_SECONDS, AuditReport, audit_scorer, check_initial_loss
 from shared.scoring.evaluate import sampled
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
@@ -38,6 +38,9 @@ from shared.scoring.windows import check_window
 from shared.spec import spec_id
 from shared.training.run_data import check_target_data
 from shared.training.sources import starting_text
+
+# Seconds for each search of --full in which more positions or cuts are tried while there is time.
+FULL_SECONDS = 120.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
     parser.add_argument(
-        "--full", action="store_true", help="also train on uniform random bytes: a score below 8 bits means a leak"
+        "--full",
+        action="store_true",
+        help="look for leaks for longer, and train on uniform random bytes: a score below 8 bits means a leak",
     )
     parser.add_argument(
         "--steps", type=positive, default=RANDOM_BYTES_STEPS, help="training steps for --full, default %(default)s"
@@ -103,9 +108,10 @@ def _audit(args: argparse.Namespace, target: Target, engine: str, out: Console) 
     check_window(spec.model.seq_len, stream.num_symbols)
     scorer = create_scorer(engine, spec, target.weights)
     with progress_bar(out, f"scoring {stream.name}", "symbols") as progress:
-        score = score_by_spec(scorer, stream, progress=progress)
+        score = score_text(scorer, stream, progress=progress)
     with out.status("looking for leaks"):
-        report = audit_scorer(scorer, stream, score).with_checks(*check_target_data(target, text))
+        seconds = FULL_SECONDS if args.full else DISTURB_SECONDS
+        report = audit_scorer(scorer, stream, score, seconds=seconds).with_checks(*check_target_data(target, text))
         if target.weights_name == "random":
             fresh = initial_weights(spec, starting_text(spec))
             report = report.with_checks(check_initial_loss(create_scorer(engine, spec, fresh)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
-from shared.errors import RanksError, UserError, nearest
+from shared.errors import DeviceError, RanksError, UserError, nearest
 from shared.imports import import_by_name
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("interrupted", status=130)
         finally:
             signal.signal(signal.SIGINT, before)
-    except RanksError as error:
+    except (RanksError, DeviceError) as error:
         return _fail(str(error), status=1)
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         return _fail(_in_words(error))

@@ -37,7 +37,9 @@ from shared.errors import UserError
 from shared.runs.target import Target
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
+from shared.scoring.duration import within
 from shared.scoring.evaluate import with_compressors
+from shared.scoring.resume import STATE_SUFFIX, ScoreState
 from shared.spec import Spec, with_overrides
 from shared.spec.base import shown
 from shared.training.own_score import replace_score, why_not_own
@@ -58,6 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "of the one that was best on held-out text, which makes the score optimistic",
     )
     add_step_argument(parser)
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="end after the first passes if all of them would take longer"
+    )
     add_output_argument(parser, "write the score document here, not into the run")
 
 
@@ -69,6 +74,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     data = args.data or target.spec.data.heldout
     out = console()
     scores: list[Score] = []
+    state = _state(args, target, out)
     with progress_bar(out, f"scoring {target.source} on {data}", "symbols") as progress:
         document = bytetwin.score(
             target,
@@ -76,12 +82,15 @@ def run(args: argparse.Namespace) -> CommandResult:
             engine=args.engine,
             stride=args.stride,
             max_symbols=args.max_symbols,
-            progress=progress,
+            progress=progress if args.minutes is None else within(args.minutes, progress),
             on_score=scores.append,
+            state=state,
         )
     shown = result_console(args)
     print_score(shown, document)
     path = _save(args, target, document, scores[0], out)
+    if state is not None:
+        state.remove()
     if not document.compressors:
         stream = open_split(data, "heldout", target.spec.vocabulary)
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
@@ -91,6 +100,14 @@ def run(args: argparse.Namespace) -> CommandResult:
         if path is not None:
             write_score(path, document)
     return CommandResult(document.to_dict(), 0 if document.audit.passed else 1)
+
+
+def _state(args: argparse.Namespace, target: Target, out: Console) -> ScoreState | None:
+    """Where the score is kept while it is under way: beside its document, or in the run."""
+    if args.output is None and target.run is None:
+        return None
+    path = args.output if args.output is not None else target.run.score_path  # type: ignore[union-attr]
+    return ScoreState(path.with_name(path.name + STATE_SUFFIX), lambda line: say(out, line))
 
 
 def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
 from shared.sinks.kinds import KINDS
+from shared.training.awake import awake
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
 from shared.training.run import RunResult, earlier_result, follow_run
@@ -59,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="also send the numbers of metrics.jsonl, the spec and the artifact there; may be repeated. Local or "
         "offline unless its own environment variables say otherwise",
     )
+    parser.add_argument("--let-sleep", action="store_true", help="on a Mac: do not keep it awake while it trains")
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 
@@ -79,19 +82,20 @@ def run(args: argparse.Namespace) -> CommandResult:
         return CommandResult(None)
     out = console()
     profiles: list[Profile] = []
-    result = bytetwin.train(
-        spec,
-        engine=engine_name,
-        run=args.run,
-        runs_dir=args.runs_dir,
-        resume=args.resume,
-        finish=not args.no_finish,
-        log=args.log,
-        observer=make_observer(out),
-        profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
-        ranks=ranks,
-        resume_command=lambda name: _resume_command(args, name),
-    )
+    with contextlib.nullcontext() if args.let_sleep else awake():
+        result = bytetwin.train(
+            spec,
+            engine=engine_name,
+            run=args.run,
+            runs_dir=args.runs_dir,
+            resume=args.resume,
+            finish=not args.no_finish,
+            log=args.log,
+            observer=make_observer(out),
+            profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
+            ranks=ranks,
+            resume_command=lambda name: _resume_command(args, name),
+        )
     for profile in profiles:
         print_profile(out, profile)
     if args.profile and not profiles:
@@ -136,7 +140,7 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
     outcome = result.outcome
     if outcome.message:
         say(out, f"bytetwin: {outcome.message}", "red" if outcome.status == "failed" else "yellow")
-    if outcome.status == "interrupted":
+    if outcome.status == "interrupted" or outcome.device_failed:
         say(out, f"resume with: {_resume_command(args, result.run.name)}")
     if result.finished is not None:
         _print_finished(out, result.run, result.finished)
@@ -173,6 +177,7 @@ def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list
         "--log": args.log,
         "--no-finish": args.no_finish,
         "--profile": args.profile or None,
+        "--let-sleep": args.let_sleep,
         "--json": args.json,
         "--run": run_name,
         "--resume": resume,

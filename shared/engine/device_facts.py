@@ -12,6 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from shared.errors import UserError
+
+# Which device an engine takes, where there is a choice: cpu or gpu.
+DEVICE_VARIABLE = "BYTETWIN_DEVICE"
 CGROUP = Path("/sys/fs/cgroup")
 
 Multiplied = Literal["float32", "tf32"]
@@ -26,6 +30,8 @@ class DeviceFacts:
     """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
     has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
     matrices there, as `float32_products()` of the engine's package says. `driver` is empty where there is none.
+    `in_flight_bytes` is what a step may hold beyond the estimate because the device frees it late. `shares_memory`: the
+    memory is also that of all other programs, so that a step that needs too much does not fail but stops the machine.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -36,11 +42,28 @@ class DeviceFacts:
     driver: str = ""
     workers: int = 1
     float32_products: Multiplied = "float32"
+    in_flight_bytes: int = 0
+    shares_memory: bool = False
 
     @property
     def alike(self) -> bool:
         """Whether all devices have one name."""
         return len(set(self.names)) == 1
+
+
+def wanted_device() -> Literal["", "cpu", "gpu"]:
+    """The device that BYTETWIN_DEVICE asks for; empty leaves it to the engine. Raises UserError."""
+    wanted = os.environ.get(DEVICE_VARIABLE, "")
+    if wanted not in ("", "cpu", "gpu"):
+        raise UserError(f"{DEVICE_VARIABLE} = {wanted!r}: must be cpu or gpu; empty takes a GPU where there is one")
+    return wanted  # type: ignore[return-value]
+
+
+def no_gpu(framework: str) -> UserError:
+    """The error where BYTETWIN_DEVICE asks for a GPU in vain."""
+    return UserError(
+        f"{DEVICE_VARIABLE} = 'gpu': {framework} finds no GPU here; cpu, or no such variable, takes the CPU"
+    )
 
 
 def multiplied(product: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Multiplied:

@@ -18,11 +18,12 @@ from safetensors.numpy import save as arrays_to_bytes
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, Stepper, StepResult, Weights, WeightsKind
 from shared.engine.ranks import Ranks
-from shared.errors import RanksError, RunError, SpecError
+from shared.errors import RanksError, RunError, SpecError, UserError
 from shared.model.stages import StepNumbers
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 
 HEADER_LENGTH_BYTES = 4
+DEVICE_NAME_BYTES = 256
 # Wide enough for every alphabet, at half the bytes of int32.
 SYMBOL_DTYPE = np.uint16
 
@@ -160,6 +161,19 @@ def follow(engine: Engine, tasks: Mapping[str, Task] | None = None) -> None:
             task(engine, arrays)
         else:
             _obey(engine, header["call"], arrays, header["arguments"])
+
+
+def check_alike(ranks: Ranks, device: str) -> None:
+    """Raise UserError on every rank unless all name the same kind of device: others round otherwise, and the weights of
+    the ranks would differ."""
+    name = device.encode()[:DEVICE_NAME_BYTES]
+    padded = np.frombuffer(name.ljust(DEVICE_NAME_BYTES, b"\0"), np.uint8)
+    names = [part.tobytes().rstrip(b"\0").decode(errors="replace") for part in ranks.gather(padded)]
+    odd = next((rank for rank, other in enumerate(names) if other != names[0]), None)
+    if odd is not None:
+        raise UserError(
+            f"rank 0 runs on {names[0]} and rank {odd} on {names[odd]}: all ranks need the same kind of device"
+        )
 
 
 def check_divisible(spec: Spec, ranks: Ranks) -> None:

@@ -49,6 +49,9 @@ class EnginePackage:
     make_float64_ops: Callable[[], Ops] | None = None
     # Keeps what this process compiles in a folder, and uses what is there. None where compiling takes no time.
     keep_compiled: Callable[[Path], None] | None = None
+    # Limits the framework's memory in this process to what the device has; returns what was set, in bytes by name. None
+    # where the framework needs no limit.
+    limit_memory: Callable[[], dict[str, int]] | None = None
     # The environments in which a process sees one of this machine's GPUs each, empty without any. None where all
     # processes use the same device.
     gpu_environments: Callable[[], Sequence[Mapping[str, str]]] | None = None
@@ -92,6 +95,12 @@ def keep_compiled(name: str, runs_dir: Path) -> None:
     keep = engine_package(name).keep_compiled
     if keep is not None:
         keep(runs_dir / COMPILED_FOLDER)
+
+
+def limit_memory(name: str) -> dict[str, int]:
+    """Let the named engine limit its memory in this process; returns the limits in bytes by name, {} without any."""
+    limit = engine_package(name).limit_memory
+    return limit() if limit is not None else {}
 
 
 def create_engine(name: str, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> Engine:

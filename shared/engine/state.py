@@ -38,12 +38,13 @@ class EngineState:
     """The part of shared.engine.Engine that only moves arrays. The values are float32 on the device:
     `params` by parameter name, `state` by `KIND/parameter name`."""
 
+    params: Arrays
+    state: Arrays
+
     def __init__(self, spec: Spec, model: Forward, ops: Ops, ranks: Ranks) -> None:
         self.spec, self.model, self.ops, self.ranks = spec, model, ops, ranks
-        self.params: Arrays = {}
         # Names of what has gradients and is updated: all of `params` that is not frozen.
         self.trained = [parameter.name for parameter in trained_parameters(spec)]
-        self.state: Arrays = {}
         # What the loss reads apart from parameters and the numbers of a step, by names of shared.model.stages.
         self.tables: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"

@@ -14,6 +14,7 @@ from shared.engine.ranks import MAX_RANKS
 from shared.engine.registry import ENGINE_EXTRAS
 from shared.errors import UserError
 from shared.preflight.data_rows import enough_data_row, overlap_row, shards_row
+from shared.preflight.evaluation_rows import evaluation_time_row
 from shared.preflight.function_rows import causality_row, gradients_row, parameters_row, parity_row
 from shared.preflight.machine_rows import clock_row, driver_row
 from shared.preflight.measure import measure_step
@@ -34,6 +35,7 @@ ASKED: dict[str, Callable[[Context], Row]] = {
     "code_bytes": code_row,
     "memory": memory_row,
     "step_time": step_time_row,
+    "evaluation_time": evaluation_time_row,
     "average": average_row,
     "mfu": mfu_row,
     "cost": cost_row,

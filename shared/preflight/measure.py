@@ -25,7 +25,10 @@ from shared.engine.synthetic import synthetic_engine, synthetic_loader, syntheti
 from shared.errors import UserError
 from shared.model.stages import StepNumbers
 from shared.optim import step_hyperparameters
+from shared.scoring.adaptation import score_text
+from shared.scoring.excerpt import Excerpt, with_spec
 from shared.spec import Spec, spec_from_dict, spec_to_dict
+from shared.spec.adaptation import AdaptationSpec
 
 T = TypeVar("T")
 
@@ -62,6 +65,8 @@ class StepMeasurement:
     nats: float
     product_flops_per_s: float
     float32_products: Multiplied = "float32"
+    # Seconds for a symbol of the held-out text, scored under the spec's protocol by one rank.
+    evaluated_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     if on_gpu:
         # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
         engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
+    scored_bytes = engine.peak_memory_bytes() if on_gpu else peak_bytes
     return StepMeasurement(
+        evaluated_s=measure_evaluation(engine, x.size),
         device=engine.device_name(),
         full=full,
         step_s=step_s,
@@ -126,11 +133,47 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         start_bytes=start_bytes,
         backward_bytes=backward_bytes,
         peak_bytes=peak_bytes,
-        scored_bytes=engine.peak_memory_bytes() if on_gpu else peak_bytes,
+        scored_bytes=scored_bytes,
         nats=nats,
         product_flops_per_s=package.matrix_product_flops_per_s(spec.training.dtype),
         float32_products=package.float32_products(),
     )
+
+
+def measure_evaluation(engine: Engine, symbols: int) -> float:
+    """Seconds for a symbol of a text under the protocol of the engine's spec, in passes of `symbols` at most.
+
+    Every window reads seq_len symbols, of which a stride counts. What is learnt is learnt once here, and takes
+    `epochs` times as long.
+    """
+    spec, settings = engine.spec, engine.spec.evaluation.adaptation
+    plain_s = _seconds_for_a_symbol(engine, _with_adaptation(spec, symbols, kind="none"), symbols)
+    if not settings.is_on:
+        return plain_s
+    chunk = min(settings.chunk_symbols, symbols)
+    once = _with_adaptation(spec, symbols, chunk_symbols=chunk, epochs=1)
+    learnt_s = _seconds_for_a_symbol(engine, once, max(chunk, spec.evaluation.stride_symbols)) - plain_s
+    return plain_s + settings.epochs * max(0.0, learnt_s)
+
+
+def _with_adaptation(spec: Spec, symbols: int, **changes: object) -> Spec:
+    adaptation = AdaptationSpec.model_validate({**spec.evaluation.adaptation.model_dump(), **changes})
+    batch = max(min(spec.evaluation.batch_symbols, symbols), spec.model.seq_len)
+    update = {"adaptation": adaptation, "batch_symbols": batch // spec.model.seq_len * spec.model.seq_len}
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=update)})
+
+
+def _seconds_for_a_symbol(engine: Engine, spec: Spec, symbols: int) -> float:
+    """Of a protocol whose passes or chunks count `symbols`, after the first, in which an engine compiles."""
+    x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, 1).reshape(-1)
+    text = np.resize(x, 4 * symbols)
+    starts = np.arange(0, len(text), 2 * symbols)
+    stream: Any = Excerpt("synthetic text", text, np.zeros(len(text), bool), starts)
+    ticks: list[tuple[int, float]] = []
+    score_text(with_spec(engine, spec), stream, progress=lambda done, _: ticks.append((done, time.perf_counter())))
+    first = next(index for index, (done, _) in enumerate(ticks) if done >= symbols or index == len(ticks) - 2)
+    (some, some_s), (most, most_s) = ticks[first], ticks[-1]
+    return (most_s - some_s) / (most - some)
 
 
 def _timed_steps(engine: Engine, x: np.ndarray) -> float:

@@ -20,6 +20,7 @@ ROWS: dict[str, str] = {
     "code_bytes": "how large is the counted code?",
     "memory": "do a training step and a validation fit the device's free memory?",
     "step_time": "how long does a step take, and how many symbols fit in the time limit?",
+    "evaluation_time": "how long does the score of the held-out text take?",
     "average": "is the run long enough for its average of the weights?",
     "mfu": "what share of the hardware's peak does the model use?",
     "cost": "what does the training cost at --price per GPU-hour?",

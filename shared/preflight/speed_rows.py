@@ -86,7 +86,7 @@ def memory_row(context: Context) -> Row:
         if step.out_of_memory:
             return no_go("memory", "out of memory", f"{step.reason}; {basis}", **values)
         return unknown("memory", f"no step could be measured: {step.reason}; {basis}", **values)
-    reserve = GPU_RESERVE_BYTES if context.on_gpu and context.facts.driver != "Metal" else 0
+    reserve = GPU_RESERVE_BYTES if context.on_gpu and not context.facts.shares_memory else 0
     peak = projected_peak_bytes(context, step) + reserve
     scored = step.scored_bytes > step.peak_bytes and peak == step.scored_bytes + reserve
     how = f"peak of {'a validation' if scored else 'one step'} on "

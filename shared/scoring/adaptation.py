@@ -7,9 +7,9 @@ counted. A coder follows the same passes with the same adapter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -18,13 +18,18 @@ from shared.engine.leader import another
 from shared.engine.protocol import Engine, Scorer
 from shared.errors import DataError, RunError, UserError
 from shared.model import model_weights
-from shared.scoring.bits_per_byte import Progress, Score, Tally, score_together
+from shared.scoring.bits_per_byte import Progress, Score, Seen, Tally, score_by_spec, score_together
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
 from shared.scoring.passes import Adapter, Pass, Span, Tallied
 from shared.scoring.windows import Window, even_rows, plan_windows
 from shared.spec import Spec
 
+if TYPE_CHECKING:
+    from shared.scoring.resume import ScoreState
+
+# The names of what an adapter knows begin so, in the state of a score.
+LEARNT = "learnt."
 # Document ids that are read at a time.
 _IDS = 1 << 22
 
@@ -38,35 +43,71 @@ class Plan:
     seq_len: int
 
 
+def score_text(
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    state: ScoreState | None = None,
+) -> Score:
+    """Score a stream under the protocol of the scorer's spec, adaptation included; arguments as for `score_by_spec`."""
+    score = score_adapted if scorer.spec.evaluation.adaptation.is_on else score_by_spec
+    return score(scorer, stream, stride=stride, progress=progress, state=state)
+
+
 def score_adapted(
-    scorer: Scorer, stream: SymbolStream, *, stride: int | None = None, progress: Progress | None = None
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    seen: Seen | None = None,
+    state: ScoreState | None = None,
 ) -> Score:
     """Score every symbol of a stream once under the adaptation of the scorer's spec. It starts from the scorer's
-    weights, which stay as they are. Arguments and errors as those of `score_by_spec`."""
+    weights, which stay as they are. Arguments and errors as those of `score_by_spec`; `seen` is told what counts."""
     spec = scorer.spec
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     stride = spec.evaluation.stride_symbols if stride is None else stride
     plan = make_plan(spec, stream.num_symbols, document_starts(stream), stride)
-    tally = Tally(stream, plan.seq_len, frozenset())
+    tally = Tally(stream, plan.seq_len, frozenset(), seen)
     text, journal = Tallied(stream.read, stream.num_symbols), Journal()
+    what = "factors" if spec.evaluation.adaptation.lora.rank else "weights"
+    done, arrays = state.load(len(plan.passes)) if state is not None else (0, {})
     with adapter_of(scorer, stride) as adapter:
-        for chosen in plan.passes:
+        for chosen in plan.passes[:done]:
+            text.count_all(chosen)
+            journal.add(chosen, what, closes=True)
+        if done:
+            tally.load_state(arrays, [window for chosen in plan.passes[:done] for window in chosen.windows])
+            adapter.load_state(_under(LEARNT, arrays))
+        for number, chosen in enumerate(plan.passes[done:], done + 1):
             try:
                 adapter.reset(chosen)
                 score_together(adapter.score, chosen.windows, plan.rows, tally)
-                for window in chosen.windows:
-                    text.count(window)
+                text.count_all(chosen)
                 adapter.learn(chosen, text)
             except RunError as error:
                 if not journal.lines:
                     raise
                 rate = spec.evaluation.adaptation.rate
                 raise RunError(f"{error}; evaluation.adaptation.rate {rate} is too high") from None
-            journal.add(chosen, "factors" if spec.evaluation.adaptation.lora.rank else "weights", closes=True)
+            journal.add(chosen, what, closes=True)
+            if state is not None:
+                state.offer(number, lambda: _state(tally, adapter))
             if progress is not None:
                 progress(tally.symbols, stream.num_symbols)
     return replace(tally.result(stride, plan.rows, spec.evaluation.confidence), journal=tuple(journal.lines))
+
+
+def _state(tally: Tally, adapter: Adapter) -> dict[str, np.ndarray]:
+    return tally.save_state() | {f"{LEARNT}{name}": value for name, value in adapter.save_state().items()}
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from data.token_stream import TokenStream
 from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.checks import (
     Check,
@@ -29,6 +30,7 @@ from shared.scoring.checks import (
 )
 from shared.scoring.isolation import check_isolation
 from shared.scoring.journal import check_journal
+from shared.scoring.later_text import check_later_text
 from shared.scoring.leaks import check_leaks
 from shared.scoring.order import check_order, check_order_of_score
 from shared.scoring.positions import check_positions
@@ -73,7 +75,8 @@ def audit_scorer(
     """Check a scorer on text of a stream and on noise; with `score`, its accounting on that stream as well.
 
     `score` must be of the whole of `stream`. Every position of a window is disturbed if `seconds` are enough for that;
-    those where mistakes are likely always are. The rest takes a few passes.
+    those where mistakes are likely always are. A score with adaptation is repeated on an excerpt for as long. The rest
+    takes a few passes.
     """
     spec = scorer.spec
     text = stream.read(0, min(stream.num_symbols, _TEXT_SYMBOLS))
@@ -89,6 +92,7 @@ def audit_scorer(
         if score.journal:
             # No window could be scored again: the model is another one by now.
             checks += [check_order(scorer, probe), check_journal(score.journal, stream.num_symbols)]
+            checks.append(check_later_text(score_adapted, scorer, stream, seed=seed, seconds=seconds))
         else:
             checks.append(check_order_of_score(scorer, score, stream))
         checks += [

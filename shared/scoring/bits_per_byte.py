@@ -7,7 +7,7 @@ twice, symbol by symbol and from the joined text, so that neither count can drif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,12 @@ from shared.spec import Spec
 
 if TYPE_CHECKING:
     from shared.scoring.journal import Line
+    from shared.scoring.resume import ScoreState
 
 Progress = Callable[[int, int], None]
 WindowPlan = Callable[[int, int, int], Sequence[Window]]
+# Is told every window with the nats of its own symbols when they are counted, float64.
+Seen = Callable[[Window, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ class Score:
 
 
 def score_by_spec(
-    scorer: Scorer, stream: SymbolStream, *, stride: int | None = None, progress: Progress | None = None
+    scorer: Scorer,
+    stream: SymbolStream,
+    *,
+    stride: int | None = None,
+    progress: Progress | None = None,
+    state: ScoreState | None = None,
 ) -> Score:
     """`score_stream` under the protocol of the scorer's own spec; `stride` replaces evaluation.stride_symbols."""
     model, evaluation = scorer.spec.model, scorer.spec.evaluation
@@ -74,6 +82,7 @@ def score_by_spec(
         batch_rows=evaluation.batch_symbols // model.seq_len,
         confidence=evaluation.confidence,
         progress=progress,
+        state=state,
     )
 
 
@@ -87,21 +96,28 @@ def score_stream(
     confidence: float,
     progress: Progress | None = None,
     plan: WindowPlan = plan_windows,
+    state: ScoreState | None = None,
 ) -> Score:
     """Score every symbol of a stream once, in windows of `seq_len` that advance by `stride` symbols.
 
     At most `batch_rows` windows are scored in one pass; all passes have one shape, so that a compiled
     engine compiles once. `progress` is called with (symbols counted, symbols in all). `plan` replaces the
-    choice of windows (planted bugs). Raises DataError for a stream without text and RunError where the scorer returns
-    something that is not a number.
+    choice of windows (planted bugs). `state` keeps what was done, and the score resumes from it. Raises DataError for a
+    stream without text and RunError where the scorer returns something that is not a number.
     """
     if stream.num_symbols == 0 or stream.num_bytes == 0:
         raise DataError(f"{stream.name}: no text to score")
     windows = plan(stream.num_symbols, seq_len, stride)
     rows = even_rows(len(windows), batch_rows)
     tally = Tally(stream, seq_len, kept_windows(windows, rows))
-    for first in range(0, len(windows), rows):
+    passes = range(0, len(windows), rows)
+    done, arrays = state.load(len(passes)) if state is not None else (0, {})
+    if done:
+        tally.load_state(arrays, windows[: done * rows])
+    for number, first in enumerate(passes[done:], done + 1):
         score_together(scorer.score, windows[first : first + rows], rows, tally)
+        if state is not None:
+            state.offer(number, tally.save_state)
         if progress is not None:
             progress(tally.symbols, stream.num_symbols)
     return tally.result(stride, rows, confidence)
@@ -135,8 +151,10 @@ def read_windows(stream: SymbolStream, windows: Sequence[Window], rows: int, seq
 class Tally:
     """Running sums of nats and bytes in float64, by document, and of nats by position in the window."""
 
-    def __init__(self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window]) -> None:
-        self.stream, self.seq_len, self.to_keep = stream, seq_len, to_keep
+    def __init__(
+        self, stream: SymbolStream, seq_len: int, to_keep: frozenset[Window], seen: Seen | None = None
+    ) -> None:
+        self.stream, self.seq_len, self.to_keep, self.seen = stream, seq_len, to_keep, seen
         self.positions = PositionSums.empty(seq_len)
         self.kept: list[tuple[Window, np.ndarray]] = []
         self.windows: list[Window] = []
@@ -163,6 +181,32 @@ class Tally:
             self.kept.append((window, values))
         self.windows.append(window)
         self.symbols += count
+        if self.seen is not None:
+            self.seen(window, values)
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """All sums, by name; the windows that were counted follow from the plan."""
+        positions, kept = self.positions, [values for _, values in self.kept]
+        return {
+            "tally.by_document": self.by_document,
+            "tally.documents_seen": self.documents_seen,
+            "tally.positions": np.stack([positions.counts, positions.nats, positions.squares]),
+            "tally.kept": np.concatenate([np.zeros(0), *kept]),
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], windows: Sequence[Window]) -> None:
+        """Take over the result of `save_state` after `windows` were counted."""
+        self.by_document, self.documents_seen = arrays["tally.by_document"], arrays["tally.documents_seen"]
+        counts, nats, squares = arrays["tally.positions"]
+        self.positions = PositionSums(counts.astype(np.int64), nats, squares)
+        self.windows = list(windows)
+        self.symbols = sum(window.count_stop - window.count_start for window in windows)
+        rest = arrays["tally.kept"]
+        for window in windows:
+            if window in self.to_keep:
+                count = window.count_stop - window.count_start
+                self.kept.append((window, rest[:count]))
+                rest = rest[count:]
 
     def result(self, stride: int, rows: int, confidence: float) -> Score:
         """The score of what was counted, in windows that advance by `stride`, `rows` of them in a pass."""

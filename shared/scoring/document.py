@@ -122,6 +122,18 @@ class AdaptationPart(_Part):
     settings: AdaptationSpec
     journal: list[JournalLine]
 
+    @model_validator(mode="after")
+    def _in_order(self) -> AdaptationPart:
+        first, last = math.inf, 0
+        for number, line in enumerate(self.journal):
+            first, last = min(first, line.scored[0]), max(last, line.scored[1])
+            if not (first <= line.learnt[0] <= line.learnt[1] <= last):
+                raise ValueError(f"line {number} of the journal learns {line.learnt}, which was not scored before")
+            if line.learnt[1] > line.scored[1] and line.times > 1:
+                raise ValueError(f"line {number} of the journal learns beyond what it scores each time")
+            last = max(last, line.scored[1] + (line.times - 1) * line.advance)
+        return self
+
     def __str__(self) -> str:
         chosen = self.settings
         what = f"factors of rank {chosen.lora.rank}" if chosen.lora.rank else ", ".join(chosen.parameters)

@@ -13,12 +13,13 @@ from data.stream import SymbolStream
 from shared.artifact import code_bytes
 from shared.engine.protocol import Scorer
 from shared.model import parameter_counts
-from shared.scoring.adaptation import score_adapted
+from shared.scoring.adaptation import score_text
 from shared.scoring.audit import audit_scorer
-from shared.scoring.bits_per_byte import Progress, Score, score_by_spec
+from shared.scoring.bits_per_byte import Progress, Score
 from shared.scoring.checks import Check, check_size
 from shared.scoring.document import ChosenPart, ScoreDocument, WeightsName, validated_score
-from shared.spec import Spec, spec_id
+from shared.scoring.resume import ScoreState
+from shared.spec import Spec, spec_id, spec_to_dict
 
 # One fixed choice of documents, so that scores on a part of a text compare.
 SAMPLE_SEED = 0
@@ -38,6 +39,8 @@ def evaluate(
     progress: Progress | None = None,
     on_score: Callable[[Score], None] | None = None,
     data_checks: Sequence[Check] = (),
+    state: ScoreState | None = None,
+    weights_hash: str | None = None,
 ) -> ScoreDocument:
     """Score `stream` under the protocol of the scorer's spec and collect everything that qualifies the figure.
 
@@ -45,14 +48,25 @@ def evaluate(
     is scored. `engine` and `weights` name what computed it from what; `artifact_bytes` and `artifact_sha256` belong to
     packed weights, `chosen` to those that held-out text chose. `on_score` gets the score itself, only a part of
     which is in the document. `data_checks` are the audit's checks of the text itself, such as whether it was trained
-    on. General compressors are included only if they were measured before: `with_compressors` adds them. Raises
-    DataError for an empty text and RunError for a score that is not a number.
+    on. General compressors are included only if they were measured before: `with_compressors` adds them. With `state`
+    the score resumes where an earlier start of the same one ended, of the weights with `weights_hash` (by default the
+    artifact's hash); its file is the caller's to remove. Raises DataError for an empty text and RunError for a score
+    that is not a number.
     """
     spec = scorer.spec
     scored = sampled(stream, max_symbols)
-    adaptation = spec.evaluation.adaptation
-    score_text = score_adapted if adaptation.is_on else score_by_spec
-    score = score_text(scorer, scored, stride=stride, progress=progress)
+    if state is not None:
+        state.bind(
+            {
+                "spec": spec_to_dict(spec),
+                "weights": weights_hash or artifact_sha256,
+                "text": scored.sha256,
+                "stride": stride,
+                "engine": engine,
+                "ranks": getattr(getattr(scorer, "ranks", None), "world_size", 1),
+            }
+        )
+    score = score_text(scorer, scored, stride=stride, progress=progress, state=state)
     if on_score is not None:
         on_score(score)
     counted_code_bytes = code_bytes(engine, spec)

@@ -7,7 +7,7 @@ learn. What is learnt comes out of a `Tallied`, which has no symbol that was not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -50,6 +50,11 @@ class Tallied:
         """Take note that a window's own symbols were counted."""
         self._counted[window.count_start : window.count_stop] = True
 
+    def count_all(self, chosen: Pass) -> None:
+        """Take note that all windows of a pass were counted."""
+        for window in chosen.windows:
+            self.count(window)
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Symbols [start, start + count), int32 [count]. An assertion fails where one of them was not counted yet."""
         assert 0 <= start <= start + count <= len(self._counted), f"symbols [{start}, {start + count}) are outside"
@@ -68,3 +73,9 @@ class Adapter(Protocol):
 
     def learn(self, chosen: Pass, text: Tallied) -> None:
         """Learn what a pass says is learnt after it, all of which was counted."""
+
+    def save_state(self) -> dict[str, np.ndarray]:
+        """All that was learnt, float32 by name, for `load_state` of an adapter of the same kind."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the result of `save_state`."""

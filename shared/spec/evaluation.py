@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from shared.spec.adaptation import AdaptationSpec
-from shared.spec.base import Batch, Positive, Section, Window
+from shared.spec.base import Batch, Positive, Rate, Section, Window
 
 
 class EvaluationSpec(Section):
@@ -21,6 +21,10 @@ class EvaluationSpec(Section):
     batch_symbols: Batch = Field(description="most symbols in one scoring pass; default training.batch_symbols")
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.95, description="confidence level of the interval around a score, over its documents"
+    )
+    time_limit_s: Rate = Field(
+        0.0,
+        description="seconds that the score of the held-out text may take by preflight's measurement; 0 is no limit",
     )
     # Not written where there is none: nothing that its section says has an effect.
     adaptation: AdaptationSpec = Field(AdaptationSpec(), exclude_if=lambda adaptation: not adaptation.is_on)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from data.folders import ROOT_VARIABLE
 from shared.engine.ranks import let_rank_0_speak
-from shared.errors import RanksError, UserError, one_line
+from shared.errors import DeviceError, RanksError, UserError, one_line
 from shared.script.running import running_script
 
 
@@ -21,7 +21,7 @@ def guarded(program: Callable[[], int]) -> int:
         return program()
     except UserError as error:
         return _fail(str(error), 2)
-    except RanksError as error:
+    except (RanksError, DeviceError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

@@ -27,6 +27,7 @@ from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.overlap import check_overlap
 from shared.scoring.qat_check import check_qat_acts, check_qat_codes
+from shared.scoring.resume import STATE_SUFFIX, ScoreState
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
 from shared.training.calibration import (
@@ -141,6 +142,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     if calibration is not None:
         data_checks.append(check_calibration(calibration.record, sources.heldout, calibration.windows))
     observer.on_phase("scoring")
+    state = ScoreState(run.score_path.with_name(run.score_path.name + STATE_SUFFIX), observer.on_warning)
     document = evaluate(
         engine,
         sources.heldout,
@@ -151,9 +153,11 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
         data_checks=data_checks,
+        state=state,
     )
     opened.interruption.check()
     write_score(run.score_path, document)
+    state.remove()
     finished = Finished(document, packing, find_problems(document, packing, checks), checks)
     opened.metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems

@@ -20,11 +20,13 @@ from types import FrameType
 from typing import Any
 
 from shared.engine.protocol import NonFiniteError
-from shared.errors import UserError
+from shared.errors import DeviceError, UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Spot machines give 30 s or more between the notice and the end.
 GRACE_S = 20.0
+# The same while there is nothing to save.
+BRIEF_GRACE_S = 2.0
 ENDED = "ended at once; files saved before are intact"
 
 
@@ -48,6 +50,7 @@ class Interruption:
         self._previous_wakeup = self._writer = -1
         self._watcher: threading.Thread | None = None
         self._deadline: threading.Timer | None = None
+        self._brief = False
         # Taken by whoever comes first: a signal, a request of another process, or the end.
         self._first = threading.Lock()
 
@@ -68,11 +71,24 @@ class Interruption:
         if not self._first.acquire(blocking=False):
             return
         self._remember(number, None)
-        if number in (signal.SIGTERM, signal.SIGHUP):
-            self._deadline = threading.Timer(self.grace_s, self._give_up)
+        if self._brief or number in (signal.SIGTERM, signal.SIGHUP):
+            grace_s = min(self.grace_s, BRIEF_GRACE_S) if self._brief else self.grace_s
+            self._deadline = threading.Timer(grace_s, self._give_up, [grace_s])
             self._deadline.daemon = True
             self._deadline.start()
         self.notify()
+
+    @contextlib.contextmanager
+    def nothing_to_save(self) -> Iterator[None]:
+        """Give every signal, Ctrl-C too, a short deadline: what runs now may not come back to Python for minutes, as
+        compilers do not, and nothing is lost with it. Raises StopRequested after a signal."""
+        self.check()
+        self._brief = True
+        try:
+            yield
+        finally:
+            self._brief = False
+        self.check()
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
@@ -83,7 +99,7 @@ class Interruption:
         """
         try:
             yield
-        except (StopRequested, UserError, NonFiniteError):
+        except (StopRequested, UserError, NonFiniteError, DeviceError):
             raise
         except Exception as error:
             if self.signal_number is None:
@@ -130,10 +146,11 @@ class Interruption:
             self.request(received[0])
         os.close(reader)
 
-    def _give_up(self) -> None:
+    def _give_up(self, grace_s: float) -> None:
         """The deadline has passed."""
         name = signal.Signals(self.exit_status - 128).name
-        self._write(f"bytetwin: still busy {self.grace_s:g} s after {name}, {ENDED}\n")
+        end = self.last_words.removeprefix("bytetwin: ") or f"{ENDED}\n"
+        self._write(f"bytetwin: still busy {grace_s:g} s after {name}, {end}")
         os._exit(self.exit_status)
 
     def _write(self, line: str) -> None:

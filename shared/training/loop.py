@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import numpy as np
 
 from data.loader import Loader
 from shared.engine.protocol import Engine, NonFiniteError
-from shared.errors import RunError
+from shared.errors import DeviceError, RunError
 from shared.model.stages import training_stages
 from shared.runs.checkpoint_writer import CheckpointWriter
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
@@ -93,6 +93,8 @@ class TrainingLoop:
             return self._interrupted()
         except Failure as failure:
             return self._failed(failure)
+        except DeviceError as error:
+            return self._device_failed(error)
         finally:
             self.writer.close()
 
@@ -103,7 +105,7 @@ class TrainingLoop:
         x = self.loader.batch(self.position.step)
         if self.spec.training.compile:
             self.observer.on_phase("compiling")
-            with self.interruption.expected():
+            with self.interruption.nothing_to_save(), self.interruption.expected():
                 self.engine.warm_up(x)
                 if self.scored_shape is not None and self.spec.training.val_every_steps:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))
@@ -271,6 +273,8 @@ class TrainingLoop:
             self.in_step = True
         except Failure as failure:
             return self._failed(failure)
+        except DeviceError as error:
+            return self._device_failed(error)
         self._announce_checkpoint(wait=True)
         self.metrics.append("interrupted", self.position.step, signal=number)
         where = f"in step {self.position.step + 1}" if self.in_step else f"after step {self.position.step}"
@@ -286,6 +290,10 @@ class TrainingLoop:
         details = {**failure.details, "last_checkpoint": str(latest) if latest else None}
         self.metrics.append("failed", self.position.step, reason=str(failure), **details)
         return self._end("failed", f"{failure}; training stopped; {advice}")
+
+    def _device_failed(self, error: DeviceError) -> Outcome:
+        """What is on the device is lost: it is neither read nor waited for."""
+        return replace(self._failed(Failure(f"step {self.position.step + 1}: {error}")), device_failed=True)
 
     def _end(self, status: Literal["finished", "interrupted", "failed"], message: str = "") -> Outcome:
         position = self.position

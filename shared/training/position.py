@@ -33,7 +33,8 @@ class Position:
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of the loop. `nats` is the last training loss of this start, None if it took no step;
-    `message` is one line for the user, empty where training finished."""
+    `message` is one line for the user, empty where training finished. `device_failed`: in another process the run may
+    get further."""
 
     status: Literal["finished", "interrupted", "failed"]
     step: int
@@ -43,6 +44,7 @@ class Outcome:
     best_validation: ValidationReport | None
     checkpoint: Path | None
     message: str = ""
+    device_failed: bool = False
 
 
 class Failure(Exception):

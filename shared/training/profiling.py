@@ -23,7 +23,7 @@ from shared.engine.leader import LeadingEngine
 from shared.engine.package import engine_package
 from shared.engine.protocol import Engine, StepResult
 from shared.engine.step_profiler import Cost, StepProfiler
-from shared.errors import UserError
+from shared.errors import DeviceError, UserError
 from shared.model.stages import StepNumbers
 
 # Steps that are not traced: the first ones still allocate memory and choose kernels.
@@ -93,8 +93,10 @@ class ProfiledEngine:
         return cast(Engine, self)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # A device that has failed ends a run in good order, but has no more to say.
         if kind is None:
-            self._stop()
+            with contextlib.suppress(DeviceError):
+                self._stop()
 
     def score(self, x: np.ndarray) -> np.ndarray:
         """The engine's scores; ends the trace."""

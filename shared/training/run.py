@@ -11,11 +11,11 @@ from typing import cast
 
 from data.tokenizer import tokenizer_by_hash
 from shared.engine.leader import check_divisible, follow, leading
-from shared.engine.microbatch import with_micro_batches, with_symbols
-from shared.engine.package import create_engine, engine_package
+from shared.engine.microbatch import check_fits, cut_by_memory, with_limit_of, with_micro_batches, with_symbols
+from shared.engine.package import create_engine, engine_package, limit_memory
 from shared.engine.protocol import Engine
 from shared.engine.ranks import OneRank, Ranks
-from shared.errors import RunError
+from shared.errors import DeviceError, RunError
 from shared.model import initial_weights, parameter_counts, symbol_weights
 from shared.optim import progress_frac
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
@@ -110,17 +110,23 @@ def earlier_result(run: FinishedRun) -> RunResult:
 def follow_run(spec: Spec, engine_name: str, ranks: Ranks) -> None:
     """The part of a rank other than 0 in `train_run`. Signals are left to rank 0, which decides when all stop."""
     with Interruption(quiet=True):
+        limit_memory(engine_name)
         follow(_engine(_with_micro_batches(spec, engine_name, ranks), engine_name, ranks), TASKS)
 
 
 def _with_micro_batches(spec: Spec, engine_name: str, ranks: Ranks | None, earlier: Path | None = None) -> Spec:
-    """The spec with the size of its micro-batches: that of the earlier start of the run, if there was one."""
-    if earlier is not None and RunDirectory(earlier).spec_path.is_file():
-        spec = with_symbols(spec, RunDirectory(earlier).read_spec().training.micro_batch_symbols)
-    if spec.training.micro_batch_symbols:
-        return spec
-    facts = engine_package(engine_name).device_facts()
-    return with_micro_batches(spec, engine_name, facts, (ranks or OneRank()).world_size)
+    """The spec with the size of its micro-batches, and their limit where the device shares its memory: those of the
+    earlier start of the run, if there was one. Raises SpecError where not even one window fits."""
+    package = engine_package(engine_name)
+    before = RunDirectory(earlier).read_spec() if earlier and RunDirectory(earlier).spec_path.is_file() else None
+    wanted = with_symbols(spec, before.training.micro_batch_symbols) if before is not None else spec
+    if wanted.training.micro_batch_symbols and package.limit_memory is None:
+        return wanted
+    facts = package.device_facts()
+    check_fits(wanted, engine_name, facts)
+    if before is not None and facts.shares_memory:
+        wanted = with_limit_of(wanted, before, facts)
+    return with_micro_batches(wanted, engine_name, facts, (ranks or OneRank()).world_size)
 
 
 def _engine(spec: Spec, engine_name: str, ranks: Ranks | None) -> Engine:
@@ -141,6 +147,7 @@ def _train_in(
 ) -> RunResult:
     """Train from the last checkpoint on, if there is one, then finish; what each phase took is noted at any end."""
     observer = cast(Observer, clock)
+    limits = limit_memory(engine.name)
     store = CheckpointStore(run.checkpoints_path, spec.training.keep_checkpoints)
     store.tidy()
     checkpoint = store.load_latest()
@@ -148,13 +155,15 @@ def _train_in(
     if spec.training.loss.byte_weighted:
         table = tokenizer_by_hash(spec.vocabulary.tokenizer).table
         engine.use_symbol_weights(symbol_weights(table.in_text(), sources.bytes_per_symbol))
-    run.write_environment({**describe_environment(engine), "data": sources.describe()})
+    run.write_environment({**describe_environment(engine), "memory_limits": limits, "data": sources.describe()})
     tell = None if on_event is None else partial(on_event, run)
     with MetricsLog(run.metrics_path, position.step, tell) as metrics:
         event = "resume" if checkpoint else "start"
         metrics.append(event, position.step, engine=engine.name, spec=spec.name, spec_id=spec_id(spec))
         opened = OpenRun(run, spec, engine, sources, metrics, observer, interruption)
         observer.on_start(_run_start(opened, position))
+        if cut := cut_by_memory(spec):
+            observer.on_warning(cut)
         for warning in checkpoint.warnings if checkpoint else ():
             observer.on_warning(f"{warning}; continuing from {checkpoint.path}" if checkpoint else warning)
         loop = TrainingLoop(
@@ -197,6 +206,9 @@ def _finish_in(opened: OpenRun, outcome: Outcome) -> RunResult:
             missing = "the run is finished, its score lacks the general compressors"
         stopped = replace(outcome, status="interrupted", message=missing)
         return RunResult(opened.run, stopped, finished, opened.interruption.exit_status)
+    except DeviceError as error:
+        message = f"{error}; training is done, the artifact is not scored yet"
+        return RunResult(opened.run, replace(outcome, status="failed", message=message, device_failed=True), None, 1)
     return RunResult(opened.run, outcome, finished, 1 if finished.problems else 0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import sentencepiece
@@ -24,12 +25,14 @@ from shared.engine.state import EngineState
 from shared.model import Forward, forward, initial_weights, random_weights
 from shared.optim import step_hyperparameters
 from shared.scoring import evaluate as evaluation
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.audit import audit_scorer
 from shared.scoring.average_check import check_average
 from shared.scoring.bits_per_byte import WindowPlan, score_by_spec, score_stream
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.gradient_check import GRADIENT_STEPS, check_gradients
+from shared.scoring.later_text import ScoreText, check_later_text
 from shared.scoring.overlap import check_overlap, check_selection
 from shared.scoring.qat_check import check_qat_acts, check_qat_codes
 from shared.scoring.windows import plan_windows
@@ -41,6 +44,7 @@ from tests.museum import (
     averaging,
     contamination,
     dead_switch,
+    late_text,
     leaks,
     ngrams,
     other_grid,
@@ -59,6 +63,11 @@ DOCUMENTS = ("vocabulary.kind=byte260", "model.attention.document_mask=true")
 # Windows in which every 128th position is one.
 LONG = ("model.seq_len=144", "training.batch_symbols=2304", "evaluation.batch_symbols=2304")
 PLAIN = ("model.patch_size=1", "model.decoder.kind=linear")
+
+ADAPTATION = (
+    *("evaluation.batch_symbols=48", "evaluation.stride_symbols=24", "evaluation.adaptation.kind=score_first"),
+    *("evaluation.adaptation.chunk_symbols=48", "evaluation.adaptation.rate=0.01"),
+)
 
 Weights = dict[str, np.ndarray]
 
@@ -252,6 +261,21 @@ def _calibrated_on_heldout() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _late(planted: ScoreText) -> Exhibit:
+    """A score with adaptation that knows later text, beside the honest one."""
+
+    def failing() -> list[str]:
+        spec = small_spec("model.seq_len=24", "training.batch_symbols=48", *ADAPTATION)
+        scorer = create_engine("torch", spec)
+        scorer.initialise(random_weights(spec, 0))
+        text = _text(spec)
+        assert check_later_text(score_adapted, scorer, text, seconds=0.0).passed
+        check = check_later_text(planted, scorer, text, seconds=0.0)
+        return [] if check.passed else [check.name]
+
+    return Exhibit(cast(Callable[..., object], planted), ("later_text",), failing)
+
+
 def _size_without_code() -> list[str]:
     spec = small_spec()
     honest, evaluation.code_bytes = evaluation.code_bytes, packing.artifact_alone
@@ -320,6 +344,12 @@ EXHIBITS = (
     _contaminated(contamination.heldout_with_other_white_space),
     _contaminated(contamination.a_twentieth_of_heldout),
     _contaminated(contamination.default_number_of_validation_documents),
+    _late(late_text.learn_then_score),
+    _late(late_text.last_epoch_of_several),
+    _late(late_text.best_of_two_passes),
+    _late(late_text.other_rows_of_the_batch),
+    _late(late_text.state_of_a_later_document),
+    _late(late_text.warm_up_on_heldout),
     Exhibit(packing.calibrate_on_heldout, ("calibration",), _calibrated_on_heldout),
     Exhibit(packing.artifact_alone, ("size",), _size_without_code),
 )

@@ -66,7 +66,7 @@ def test_a_run_without_an_artifact_is_packed_in_memory(root: Path, tmp_path: Pat
 def test_the_report_shows_the_same_bytes(root: Path) -> None:
     run = RunDirectory(root / "first")
     page = Page(run.report_path.read_bytes())
-    assert "Tensors" in page.text
+    assert "Where the bytes are" in page.text
     info = read_artifact(run.artifact_path).info
     assert f"header {info.header_bytes:,}" in page.text and "layers.0.mlp.up_proj row_max 6" in page.text
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuda_train import distributed
+from shared.engine.leader import check_alike
 from shared.engine.package import engine_package
 from shared.engine.ranks import OneRank
 from shared.engine.registry import ENGINES
@@ -147,7 +147,7 @@ def test_too_many_ranks_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_mixed_gpus_are_refused_on_every_rank(rank: int, monkeypatch: pytest.MonkeyPatch):
+def test_mixed_devices_are_refused_on_every_rank(rank: int):
     names = [
         "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
         "NVIDIA H100 80GB HBM3 (CUDA 13.0)",
@@ -160,11 +160,10 @@ def test_mixed_gpus_are_refused_on_every_rank(rank: int, monkeypatch: pytest.Mon
             assert np.array_equal(values, padded[rank])
             return padded
 
-    monkeypatch.setattr(distributed.device, "device_name", lambda: names[rank])
     with pytest.raises(UserError, match=r"rank 0 runs on NVIDIA H100 .* and rank 2 on NVIDIA A100"):
-        distributed.check_alike(Others())
+        check_alike(Others(), names[rank])
     names[2] = names[0]
-    distributed.check_alike(Others())
+    check_alike(Others(), names[rank])
 
 
 def test_two_mlx_processes_train_as_one(folder: Path):

@@ -448,6 +448,7 @@ def test_passes_of_the_audit_are_counted(patch: int, preflight: Preflight, monke
 
         return call
 
+    monkeypatch.setattr("shared.preflight.measure.measure_evaluation", lambda engine, symbols: 0.0)
     for name in ("score", "log_probs"):
         monkeypatch.setattr(type(engine), name, counted(getattr(type(engine), name)))
     assert preflight("--set", f"model.patch_size={patch}")[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_train.engine import TrainingEngine
+from data.datasets import open_split
 from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
 from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.hardware import PEAKS, find_peak
@@ -21,6 +23,7 @@ from shared.engine.microbatch import micro_batches
 from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
+from shared.engine.synthetic import synthetic_start
 from shared.model import parameter_counts
 from shared.model.stages import StepNumbers
 from shared.preflight import Question
@@ -28,9 +31,10 @@ from shared.preflight import function_rows as functions
 from shared.preflight import speed_rows as speed
 from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
+from shared.preflight.evaluation_rows import evaluation_time_row
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
 from shared.preflight.machine_rows import clock_row, driver_row
-from shared.preflight.measure import StepFailure, StepMeasurement, measure_here, measure_step
+from shared.preflight.measure import StepFailure, StepMeasurement, measure_evaluation, measure_here, measure_step
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
@@ -264,7 +268,9 @@ def test_an_average_in_a_run_by_the_clock() -> None:
 
 def test_memory_of_a_gpu_leaves_room_for_its_driver_but_that_of_a_mac_does_not() -> None:
     free, larger = STEP.peak_bytes + speed.GPU_RESERVE_BYTES, replace(STEP, scored_bytes=9 * 10**9)
-    mac = DeviceFacts("gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal")
+    mac = DeviceFacts(
+        "gpu", ("Apple M5 (Metal)",), STEP.peak_bytes, 16 * GIB, "mlx 0.32.4", "Metal", shares_memory=True
+    )
     for facts, step, verdict in (
         (replace(H100, free_bytes=free), STEP, "go"),
         (replace(H100, free_bytes=free - 1), STEP, "no-go"),
@@ -293,9 +299,9 @@ def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     package = replace(engine_package("torch"), device_facts=lambda: H100)
     monkeypatch.setattr("shared.preflight.measure.engine_package", lambda engine: package)
     scored: list[tuple[int, ...]] = []
-    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape))
+    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape) or np.ones(x.shape))
     step = measure_here(tiny_spec("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
-    assert scored == [(16, 64)] and step.scored_bytes >= step.peak_bytes
+    assert scored[0] == (16, 64) and step.scored_bytes >= step.peak_bytes
 
 
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
@@ -475,3 +481,42 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
+
+
+# The score at the end
+
+
+@every_engine
+@pytest.mark.parametrize("words", [(), ("kind=score_first", "chunk_symbols=100", "epochs=3")], ids=["plain", "adapted"])
+def test_the_score_of_a_text_is_measured(engine: str, words: tuple[str, ...]) -> None:
+    spec = tiny_spec(*(f"evaluation.adaptation.{word}" for word in words))
+    scorer = create_engine(engine, spec)
+    scorer.initialise(synthetic_start(spec))
+    begin = time.perf_counter()
+    each_s = measure_evaluation(scorer, 256)
+    assert 0.0 < each_s * 256 < 3.0 * (time.perf_counter() - begin)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "ranks", "evaluated_s", "verdict", "figure"),
+    [
+        (0.0, 1, 1e-3, "go", "3:37"),
+        (600.0, 1, 1e-3, "go", "3:37 of 10:00"),
+        (600.0, 1, 4e-3, "no-go", "14:28 of 10:00"),
+        (600.0, 8, 4e-3, "go", "1:48 of 10:00"),
+    ],
+)
+def test_the_time_of_the_score(limit_s: float, ranks: int, evaluated_s: float, verdict: str, figure: str) -> None:
+    spec = h100(f"evaluation.time_limit_s={limit_s}", "data.heldout=builtin")
+    symbols = open_split("builtin", "heldout", spec.vocabulary).num_symbols
+    row = evaluation_time_row(make_context(spec, step=replace(STEP, evaluated_s=evaluated_s), ranks=ranks))
+    assert row.verdict == verdict
+    assert row.values["evaluation_s"] == pytest.approx(evaluated_s * symbols / ranks)
+    assert row.figure == figure
+
+
+def test_the_time_of_the_score_needs_the_text_and_the_machine() -> None:
+    missing = h100("data.heldout=nowhere")
+    assert "needs the held-out text" in evaluation_time_row(make_context(missing)).how
+    assert "needs a GPU" in evaluation_time_row(make_context(h100("data.heldout=builtin"), CPU)).how
+    assert "no step was measured" in evaluation_time_row(make_context(h100(), step=None)).how

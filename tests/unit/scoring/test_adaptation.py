@@ -16,9 +16,12 @@ from shared.model import initial_weights, random_weights
 from shared.model.counted import uncounted
 from shared.model.stages import COUNTED
 from shared.optim import step_hyperparameters
-from shared.scoring.adaptation import adapter_of, document_starts, make_plan, score_adapted
+from shared.scoring.adaptation import adapter_of, document_starts, make_plan, score_adapted, score_text
+from shared.scoring.audit import audit_scorer
 from shared.scoring.bits_per_byte import Score, score_by_spec
+from shared.scoring.document import AdaptationPart
 from shared.scoring.journal import Journal, Line, check_journal
+from shared.scoring.later_text import check_later_text
 from shared.scoring.learner import adaptation_spec, lesson_rows, lessons
 from shared.scoring.passes import Pass, Span, Tallied
 from shared.scoring.windows import Window
@@ -221,3 +224,28 @@ def test_a_setting_by_name_is_a_start_for_further_changes(name: str) -> None:
     assert plain.evaluation.adaptation == load_spec("smoke", ["evaluation.adaptation=online"]).evaluation.adaptation
     derived = adaptation_spec(spec, 4)
     assert derived.model.seq_len == spec.model.seq_len and not derived.evaluation.adaptation.is_on
+
+
+@every_engine
+@pytest.mark.parametrize("words", [*SETTINGS, "lora.rank=2", "reset=document"])
+def test_honest_adaptation_knows_no_later_text(name: str, words: str) -> None:
+    settings = [f"evaluation.adaptation={words}"] if words in SETTINGS else [*ONLINE, f"evaluation.adaptation.{words}"]
+    spec = tiny(*SHORT, *settings, "evaluation.adaptation.rate=0.01")
+    check = check_later_text(score_adapted, started(name, spec, random_weights(spec, 1)), FakeStream(TEXT), seconds=0.0)
+    assert check.passed and check.measured == 0.0 and "3 cuts" in check.detail
+
+
+def test_the_audit_of_an_adapted_score_runs_the_protocol_again() -> None:
+    spec = tiny(*SHORT, *ONLINE)
+    scorer, stream = started("torch", spec, random_weights(spec, 1)), FakeStream(TEXT)
+    report = audit_scorer(scorer, stream, score_text(scorer, stream), seconds=0.0)
+    assert report.passed and {"adaptation", "later_text", "coverage"} <= {check.name for check in report.checks}
+
+
+@pytest.mark.parametrize("learnt", [[40, 60], [0, 33], [33, 32]])
+def test_a_journal_that_learns_too_early_is_refused(learnt: list[int]) -> None:
+    line = {"scored": [0, 32], "learnt": [0, 32], "what": "weights", "times": 3, "advance": 32}
+    settings = tiny(*ONLINE).evaluation.adaptation
+    assert AdaptationPart.model_validate({"settings": settings, "journal": [line]})
+    with pytest.raises(ValueError, match="line 0 of the journal"):
+        AdaptationPart.model_validate({"settings": settings, "journal": [{**line, "learnt": learnt}]})

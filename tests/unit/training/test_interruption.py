@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from shared.training.interruption import GRACE_S, Interruption, StopRequested
+from shared.training.interruption import BRIEF_GRACE_S, GRACE_S, Interruption, StopRequested
 from tests.processes import WAIT_S, started
 
 
@@ -113,3 +113,32 @@ def test_a_process_that_is_out_in_time_never_meets_the_deadline() -> None:
 
 def test_the_deadline_leaves_a_spot_machine_time_to_spare() -> None:
     assert GRACE_S == 20.0 and Interruption().grace_s == GRACE_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_has_nothing_to_save_ends_soon_in_the_middle_of_a_long_call(number: signal.Signals) -> None:
+    """A compiler does not come back to Python for a minute."""
+    program = (
+        "import hashlib\n"
+        "from shared.training.interruption import Interruption\n"
+        "with Interruption(grace_s=60.0) as interruption:\n"
+        "    interruption.last_words = 'bytetwin: resume with this\\n'\n"
+        "    with interruption.nothing_to_save():\n"
+        "        print('ready', flush=True)\n"
+        "        hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
+    )
+    with started([sys.executable, "-c", program]) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(timeout=WAIT_S) == 128 + number
+        expected = f"bytetwin: still busy {BRIEF_GRACE_S:g} s after {number.name}, resume with this\n"
+        assert process.stderr.read() == expected
+
+
+def test_what_has_nothing_to_save_ends_in_good_order_where_it_can() -> None:
+    with Interruption() as interruption:
+        with pytest.raises(StopRequested), interruption.nothing_to_save():
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StopRequested), interruption.nothing_to_save():
+            pytest.fail("a stop was asked for before")

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.errors import DeviceError
 from shared.optim import lr_factor
 from shared.runs.checkpoints import CheckpointStore
+from tests.fake_training import FakeEngine
 from tests.loop_harness import Harness, make
 
 
@@ -149,6 +151,41 @@ def test_an_engine_that_fails_by_itself_is_an_error(tmp_path: Path) -> None:
     harness.engine.fail = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         harness.start()
+
+
+@pytest.mark.parametrize("where", ["fail", "fail_result"])
+def test_a_device_that_fails_ends_the_run_and_nothing_is_read_from_it(where: str, tmp_path: Path) -> None:
+    harness = make(tmp_path)
+
+    def fail(step: int) -> None:
+        if step == 8:
+            harness.engine.calls.append(("failed", step))
+            raise DeviceError("the GPU failed: [METAL] Impacting Interactivity")
+
+    setattr(harness.engine, where, fail)
+    outcome = harness.start()
+    assert outcome.status == "failed" and outcome.device_failed
+    assert outcome.message.startswith(f"step {outcome.step + 1}: the GPU failed: [METAL] Impacting Interactivity; ")
+    assert outcome.message.endswith("step-00000006.safetensors") and harness.store_steps() == [6]
+    assert harness.engine.calls[-1] == ("failed", 8), "not even waited for"
+    (event,) = harness.events("failed")
+    assert "Impacting Interactivity" in event["reason"]
+    harness.engine = FakeEngine(harness.spec)
+    again = harness.start()
+    assert again.status == "finished" and not again.device_failed
+
+
+def test_a_device_that_fails_after_a_signal_is_not_saved(tmp_path: Path) -> None:
+    harness = make(tmp_path)
+    harness.stop_at(7)
+
+    def fail(step: int) -> None:
+        if step == 7:
+            raise DeviceError("the GPU failed: Timeout")
+
+    harness.engine.fail_result = fail
+    outcome = harness.start()
+    assert outcome.device_failed and harness.store_steps() == [6]
 
 
 def test_a_stop_before_the_first_step_saves_nothing(tmp_path: Path) -> None:
