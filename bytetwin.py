@@ -36,6 +36,7 @@ from shared.scoring.resume import ScoreState, weights_sha256
 from shared.scoring.windows import check_window
 from shared.spec import Spec
 from shared.spec import load_spec as read_spec
+from shared.spec.adaptation import AdaptationSpec
 
 if TYPE_CHECKING:
     from shared.study.comparison import Comparison
@@ -202,12 +203,11 @@ def compare(
     return compare_groups(groups, baseline=baseline, level=LEVEL if level is None else level, margin_nats=margin_nats)
 
 
-def codec(model: Model, engine: str | None = None) -> Codec:
-    """The coder of a packed model. Without an engine NumPy computes, or torch where it is installed."""
+def codec(model: Model, engine: str | None = None, adaptation: AdaptationSpec | None = None) -> Codec:
+    """The coder of a packed model. Without an engine it takes what is fastest; `adaptation` replaces the spec's."""
     if model.artifact_sha256 is None:
         raise UserError(f"{model.source}: only a packed model can code, these are the {model.weights_name} weights")
-    engine = engine or ("torch" if "torch" in available_engines() else "numpy")
-    return Codec(model.spec, model.weights, model.artifact_sha256, engine)
+    return Codec(model.spec, model.weights, model.artifact_sha256, engine, adaptation)
 
 
 def _own_engine(model: Model) -> str:

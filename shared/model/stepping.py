@@ -6,7 +6,8 @@ progress. Only symbols that are known are ever given to either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from shared.model.block_shape import attention_addons
 from shared.model.decoder import decode_patches, earlier_symbols, patch_conditions, patch_logits
 from shared.model.forward import trunk_outputs
 from shared.ops import Array, Ops, SteppingOps
+from shared.ops.recorded import Recorded
 from shared.spec import Spec
 
 
@@ -37,6 +39,8 @@ class ModelStepper:
         self._patch = np.zeros((rows, model.patch_size), np.int32)
         # What the trunk says of it: conditions [rows, P, dim] of an autoregressive decoder, else logits [rows, P, V].
         self._said: Array = None
+        # Steps by the position in a patch that they decode, and that of the trunk.
+        self._recorded: dict[str | int, Recorded] = {}
 
     def start(self, x: np.ndarray) -> np.ndarray:
         rows, self._length = x.shape
@@ -61,26 +65,54 @@ class ModelStepper:
     def _enter_patch(self, position: int, patches: np.ndarray) -> None:
         """Advance the trunk from a position on by the patches before each, [rows, n * P]."""
         self._trunk.begin(position)
-        h_BND = trunk_outputs(self._trunk, self.spec, self.params, self._ops.asarray(patches))
-        if self._is_autoregressive():
-            self._said = patch_conditions(self._inside, self.spec, self.params, h_BND[:, -1:])
-        else:
-            self._said = decode_patches(self._inside, self.spec, self.params, h_BND[:, -1:])
+        self._said = self._run("trunk", position, self._say, [self._trunk], self._ops.asarray(patches))
 
     def _log_probs(self, first: int, symbols: np.ndarray, needed: int) -> np.ndarray:
         """ln p of the next symbol, [rows, V]. `symbols` [rows, n] precede symbols first ... first + n - 1, of which the
         decoder computes those from `needed` on: the others are context of theirs."""
         within = needed % self.spec.model.patch_size
+        self._symbols.begin(first)
+        self._inside.begin(within)
+        decode = partial(self._decode, within, needed - first)
+        found = self._run(within, first, decode, [self._symbols, self._inside], self._said, self._ops.asarray(symbols))
+        return self._ops.to_numpy(found)
+
+    def _run(
+        self, key: str | int, position: int, function: Callable[..., Array], ops: list[Ops], *inputs: Array
+    ) -> Array:
+        """function(*ops, *inputs), recorded for steps, which are alike but for what the operations remember."""
+        if position == 0:
+            return function(*ops, self.params, *inputs)
+        if key not in self._recorded:
+            self._recorded[key] = Recorded(ops, function, self.params, inputs)
+            return self._recorded[key].result
+        return self._recorded[key](*inputs)
+
+    def _say(self, ops: Ops, params: Mapping[str, Array], patches: Array) -> Array:
+        """What the trunk says of the patch after the last of `patches`."""
+        h_BND = trunk_outputs(ops, self.spec, params, patches)[:, -1:]
         if self._is_autoregressive():
-            self._symbols.begin(first)
-            previous = earlier_symbols(self._symbols, self.spec, self.params, self._ops.asarray(symbols))
-            previous = previous[:, needed - first :]
-            said = self._said[:, within : within + previous.shape[1]]
-            self._inside.begin(within)
-            logits = patch_logits(self._inside, self.spec, self.params, said, previous, within)[:, -1]
+            return patch_conditions(ops, self.spec, params, h_BND)
+        return decode_patches(ops, self.spec, params, h_BND)
+
+    def _decode(
+        self,
+        within: int,
+        unused: int,
+        symbols_ops: Ops,
+        ops: Ops,
+        params: Mapping[str, Array],
+        said: Array,
+        symbols: Array,
+    ) -> Array:
+        """ln p [rows, V] after the last of `symbols`, for positions of the patch from `within` on."""
+        if self._is_autoregressive():
+            previous = earlier_symbols(symbols_ops, self.spec, params, symbols)[:, unused:]
+            condition = said[:, within : within + previous.shape[1]]
+            logits = patch_logits(ops, self.spec, params, condition, previous, within)[:, -1]
         else:
-            logits = self._said[:, self._length % self.spec.model.patch_size]
-        return self._ops.to_numpy(self._inside.softcapped_log_softmax(logits, self.spec.model.logit_softcap))
+            logits = said[:, within + symbols.shape[1] - unused - 1]
+        return ops.softcapped_log_softmax(logits, self.spec.model.logit_softcap)
 
     def _is_autoregressive(self) -> bool:
         return self.spec.model.decoder.kind == "autoregressive"

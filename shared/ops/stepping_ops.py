@@ -11,7 +11,7 @@ first entry stands for nothing and reaches nothing: `shift_right` puts `first` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,8 @@ MASKED = 1e30
 class SteppingOps(WrappedOps):
     """`ops` for a sequence of at most `positions`: the first piece has any length, later ones have one position.
 
-    The first `unknown` symbols of the first piece lie before the sequence; none of them may start a document.
+    The first `unknown` symbols of the first piece lie before the sequence; none of them may start a document. Weights
+    must stay as they are.
     """
 
     def __init__(self, ops: Ops, positions: int, unknown: int) -> None:
@@ -37,6 +38,8 @@ class SteppingOps(WrappedOps):
         self.position = 0
         self._states: list[Any] = []
         self._site = 0
+        # What is made of weights once, by their identities; with the weights, so that no other array takes these.
+        self._made: dict[tuple[int, ...], tuple[Array, Sequence[Array]]] = {}
 
     def begin(self, position: int) -> None:
         """Begin the pass over the piece that starts at a position, 0 for a new sequence."""
@@ -54,6 +57,15 @@ class SteppingOps(WrappedOps):
         whole = self.concatenate([first if state is None else state, x], axis=1)
         self._keep(whole[:, time:])
         return whole[:, :time]
+
+    def lookback(self, x: Array, first: Array, count: int) -> Array:
+        state = self._state()
+        if state is None:
+            joined = self.ops.lookback(x, first, count)
+        else:
+            joined = self.concatenate([x, state[..., : -x.shape[-1]]], axis=-1)
+        self._keep(joined[:, -1:])
+        return joined
 
     def running_count(self, x: Array, value: int) -> Array:
         state, counts = self._state(), self.ops.running_count(x, value)
@@ -75,10 +87,24 @@ class SteppingOps(WrappedOps):
         x1, x2 = x[..., :half], x[..., half:]
         return self.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
+    def attention_inputs(
+        self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> tuple[Array, Array, Array]:
+        # In few operations, each of which costs more than what it computes for one position.
+        batch, time, _ = x.shape
+        heads, width = gain.shape[0], weights[0].shape[0] // gain.shape[0]
+        queries_and_keys = heads + weights[1].shape[0] // width
+        joined = self.linear(x, self.once(lambda: self.concatenate(weights, axis=0), *weights))
+        joined = joined.reshape((batch, time, -1, width))
+        qk = self.rms_norm(joined[:, :, :queries_and_keys], eps)
+        if rope_dims:
+            qk = self._rotated(qk, rope_dims, rope_base)
+        return qk[:, :, :heads] * self.cast_like(gain, qk)[:, None], qk[:, :, heads:], joined[:, :, queries_and_keys:]
+
     def attention(self, q: Array, k: Array, v: Array, window: int = 0, documents: Array | None = None) -> Array:
         begin, end = self.position, self.position + q.shape[1]
         keys, values, numbers = self._remember(begin, end, k, v, documents)
-        if begin == 0:
+        if q.shape[1] > 1:
             return self.ops.attention(q, k, v, window, documents)
         first = max(0, end - window) if window else 0
         scores = self.cast(q, "float32").reshape((*k.shape[:1], k.shape[2], -1, k.shape[3])) * k.shape[3] ** -0.5
@@ -101,9 +127,12 @@ class SteppingOps(WrappedOps):
     def _remember(self, begin: int, end: int, k: Array, v: Array, documents: Array | None) -> tuple[Array, ...]:
         """The keys [B, G, C, S], values [B, G, S, C] and document numbers [B, S] of a site with those of the piece."""
         batch, time, groups, width = k.shape
-        # Only the last two axes can be exchanged.
-        k, v = (self.transpose(x.reshape((batch, time, groups * width))) for x in (k, v))
-        k, v = (x.reshape((batch, groups, width, time)) for x in (k, v))
+        if time == 1:
+            k, v = k.reshape((batch, groups, width, 1)), v.reshape((batch, groups, 1, width))
+        else:
+            # Only the last two axes can be exchanged.
+            k, v = (self.transpose(x.reshape((batch, time, groups * width))) for x in (k, v))
+            k, v = k.reshape((batch, groups, width, time)), self.transpose(v.reshape((batch, groups, width, time)))
         state = self._state()
         if state is None:
             room = np.zeros((batch, groups, width, self.positions))
@@ -112,11 +141,18 @@ class SteppingOps(WrappedOps):
                 self.cast_like(self.asarray(room.swapaxes(2, 3)), v),
                 self.asarray(np.zeros((batch, self.positions), np.int32)),
             )
-        state[0][..., begin:end], state[1][:, :, begin:end] = k, self.transpose(v)
+        state[0][..., begin:end], state[1][:, :, begin:end] = k, v
         if documents is not None:
             state[2][:, begin:end] = documents
         self._keep(state)
         return state
+
+    def once(self, make: Callable[[], Array], *weights: Array) -> Array:
+        """What `make` makes of weights, made at the first call with these."""
+        key = tuple(map(id, weights))
+        if key not in self._made:
+            self._made[key] = (make(), weights)
+        return self._made[key][0]
 
     def _state(self) -> Any:
         """The state of the next site, None in the first pass; `_keep` must follow."""
