@@ -152,9 +152,15 @@ def keep_compiled(folder: Path) -> None:
     Each fused kernel is compiled in 42 forms, one kernel after the other, before it first runs
     (mlx/backend/cuda/compiled.cpp). MLX keeps them by a name that leaves out for which GPU they are.
     """
-    if on_gpu() and not on_metal():
-        kernels = folder / "mlx" / f"{mx.__version__}-{mx.device_info()['architecture']}"
-        os.environ.setdefault(KERNELS_VARIABLE, str(kernels.absolute()))
+    if not on_gpu() or on_metal() or KERNELS_VARIABLE in os.environ:
+        return
+    kernels = (folder / "mlx" / f"{mx.__version__}-{mx.device_info()['architecture']}").absolute()
+    os.environ[KERNELS_VARIABLE] = str(kernels)
+    # MLX writes .ptx, .txt, .cu in this order and reads what a process that was killed meanwhile has left.
+    for kernel in kernels.rglob("*.ptx"):
+        source = kernel.with_suffix(".cu")
+        if not source.is_file() or not source.stat().st_size:
+            kernel.unlink()
 
 
 def matrix_product_flops_per_s(dtype: str) -> float:

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from shared.cli.command import RUNS_DIR, add_engine_argument
+from shared.cli.command import RUNS_DIR
 from shared.coding.codec import Codec
-from shared.engine.package import available_engines
+from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.files import check_regular
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.spec import with_overrides
+from shared.spec.base import shown
 
 SUFFIX = ".btz"
+SECTION = "evaluation.adaptation"
 
 
-def add_coding_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --engine."""
     parser.add_argument("--model", required=True, metavar="ARTIFACT", help="a .btw file, or a run that has one")
-    add_engine_argument(parser, oracle=True)
+    add_coding_engine_argument(parser)
 
 
-def load_codec(source: str, engine: str | None, runs_dir: Path = RUNS_DIR) -> tuple[Target, Codec]:
-    """(an artifact, the codec of it). Without an engine NumPy computes, or torch where it is installed."""
+def add_coding_engine_argument(parser: argparse.ArgumentParser) -> None:
+    """--engine."""
+    choices = [*ENGINES, "numpy"]
+    parser.add_argument(
+        "--engine",
+        choices=choices,
+        help="what computes the distributions in float64 and, with adaptation, learns; default: what is fastest",
+    )
+
+
+def load_codec(
+    source: str, engine: str | None, overrides: Sequence[str] = (), runs_dir: Path = RUNS_DIR
+) -> tuple[Target, Codec]:
+    """(an artifact, the codec of it) with `--set` of the adaptation. Raises UserError for one of anything else."""
+    other = next((each for each in overrides if not each.strip().startswith(f"{SECTION}")), None)
+    if other is not None:
+        raise UserError(f"--set {shown(other)}: only the section {SECTION} can be changed for coding")
     target = load_trained(source, "packed", runs_dir=runs_dir)
     assert target.artifact_sha256 is not None
-    return target, Codec(target.spec, target.weights, target.artifact_sha256, engine or coding_engine())
-
-
-def coding_engine() -> str:
-    """The engine that codes unless another one is named."""
-    return "torch" if "torch" in available_engines() else "numpy"
+    adaptation = with_overrides(target.spec, overrides).evaluation.adaptation
+    return target, Codec(target.spec, target.weights, target.artifact_sha256, engine, adaptation)
 
 
 def read_input(path: Path) -> bytes:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from shared.cli.coding import SUFFIX, add_coding_arguments, load_codec, output_path, read_input
+from shared.cli.coding import SUFFIX, add_model_arguments, load_codec, output_path, read_input
 from shared.cli.command import CommandResult, add_output_argument, console, result_console, say
 from shared.cli.scoring import progress_bar
 from shared.errors import DataError, UserError
@@ -16,7 +16,7 @@ from shared.files import write_atomically
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a file of `bytetwin compress`")
-    add_coding_arguments(parser)
+    add_model_arguments(parser)
     add_output_argument(parser, f"default: FILE without {SUFFIX}, if there is no such file yet")
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     content = read_input(args.file)
     target, codec = load_codec(args.model, args.engine)
     begin = time.perf_counter()
-    with progress_bar(console(), f"decompressing {args.file.name} on {codec.engine}", "symbols") as progress:
+    with progress_bar(console(), f"decompressing {args.file.name}", "symbols") as progress:
         try:
             symbols, text = codec.decompress(content, progress)
         except DataError as error:
@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> CommandResult:
             "bytes": len(text),
             "symbols": len(symbols),
             "artifact_sha256": target.artifact_sha256,
-            "engine": codec.engine,
             "seconds": seconds,
         }
     )

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from data.datasets import open_split
 from data.stream import SymbolStream
-from shared.cli.coding import load_codec
+from shared.cli.coding import add_coding_engine_argument, load_codec
 from shared.cli.command import (
     CommandResult,
-    add_engine_argument,
     add_output_argument,
     add_runs_dir_argument,
+    add_set_argument,
     console,
     positive,
     result_console,
@@ -24,6 +24,7 @@ from shared.cli.command import (
 from shared.cli.scoring import make_table, progress_bar
 from shared.coding.proof import Proof, prove
 from shared.engine.package import create_scorer
+from shared.scoring.adaptation import score_adapted
 from shared.scoring.bits_per_byte import score_by_spec
 from shared.scoring.evaluate import sampled
 from shared.scoring.windows import check_window
@@ -43,26 +44,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="code a fixed sample of documents of about N bytes, the one that `score --max-symbols` takes; default "
         "%(default)s",
     )
-    add_engine_argument(parser, oracle=True)
+    add_coding_engine_argument(parser)
+    add_set_argument(parser)
     add_runs_dir_argument(parser)
     add_output_argument(parser, "write the figures here too, as JSON")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score, code, decode, compare; status 1 if the text is another or the file is not as large as the score says."""
-    target, codec = load_codec(args.target, args.engine, args.runs_dir)
+    target, codec = load_codec(args.target, args.engine, args.overrides, args.runs_dir)
     whole = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
     stream = sampled(whole, max(1, args.bytes * whole.num_symbols // whole.num_bytes))
     check_window(target.spec.model.seq_len, stream.num_symbols)
-    out = console()
-    with progress_bar(out, f"scoring {stream.name} on {codec.engine}", "symbols") as progress:
-        score = score_by_spec(create_scorer(codec.engine, target.spec, target.weights), stream, progress=progress)
+    out, engine, spec = console(), codec.learner_name(), codec.adapted_spec()
+    score_text = score_adapted if spec.evaluation.adaptation.is_on else score_by_spec
+    with progress_bar(out, f"scoring {stream.name} on {engine}", "symbols") as progress:
+        score = score_text(create_scorer(engine, spec, target.weights), stream, progress=progress)
     with progress_bar(out, "compressing and decompressing it", "symbols") as progress:
         proof = prove(codec, stream, score, progress)
-    print_proof(result_console(args), args.target, stream, codec.engine, proof)
+    print_proof(result_console(args), args.target, stream, engine, proof)
     document = {
         **proof.to_document(),
-        "engine": codec.engine,
+        "engine": engine,
+        "adaptation": spec.evaluation.adaptation.kind,
         "artifact_sha256": target.artifact_sha256,
         "dataset": {"name": stream.name, "sha256": stream.sha256},
     }
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 def print_proof(out: Console, source: str, stream: SymbolStream, engine: str, proof: Proof) -> None:
     """Print file and score side by side, and the verdict."""
-    table = make_table(f"{source} on {stream.name}, engine {engine}", ("what",), ("bytes", "bits per byte"))
+    table = make_table(f"{source} on {stream.name}, scored on {engine}", ("what",), ("bytes", "bits per byte"))
     table.add_row("text", f"{proof.text_bytes:,}", "")
     for name, size in (
         ("head", f"{proof.head_bytes:,}"),

@@ -13,6 +13,7 @@ from data.stream import SymbolStream
 from shared import tolerances
 from shared.coding.codec import Codec
 from shared.coding.coder import Coded, Progress
+from shared.scoring.adaptation import document_starts
 from shared.scoring.bits_per_byte import Score
 
 
@@ -82,8 +83,9 @@ def prove(codec: Codec, stream: SymbolStream, score: Score, progress: Progress |
     """Code all symbols of a stream, decode the file and compare; `score` is that of the same text. `progress` counts
     symbols, first those coded and then those decoded."""
     symbols, total = stream.read(0, stream.num_symbols), stream.num_symbols
+    starts = tuple(document_starts(stream).tolist())
     begin = time.perf_counter()
-    content, coded = codec.compress(symbols, progress and (lambda done, _: progress(done, 2 * total)))
+    content, coded = codec.compress(symbols, starts, progress and (lambda done, _: progress(done, 2 * total)))
     middle = time.perf_counter()
     again, text = codec.decompress(content, progress and (lambda done, _: progress(total + done, 2 * total)))
     end = time.perf_counter()

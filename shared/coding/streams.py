@@ -7,15 +7,16 @@ score (docs/techniques.md 1.5).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.stream import Int32
-from shared.scoring.windows import Window, plan_windows
+from shared.scoring.windows import Window, each_window
 
-# A stream more cost half a byte to a byte on web text (records/2026-11-26-proof.md).
-SYMBOLS_PER_STREAM = 1 << 15
+# A stream more cost half a byte to a byte and a half on web text (records/2026-11-26-proof.md).
+SYMBOLS_PER_STREAM = 20_000
 MAX_STREAMS = 16
 
 
@@ -44,9 +45,10 @@ class Streams:
         """Symbols of each stream, none longer than the one before."""
         return [max(0, min(self.length, self.num_symbols - row * self.length)) for row in range(self.count)]
 
-    def windows(self) -> tuple[Window, ...]:
-        """The windows of the first stream, and of all others as far as they reach."""
-        return plan_windows(self.lengths[0], self.seq_len, self.stride)
+    def windows(self) -> Iterator[Window]:
+        """The windows of the first stream, and of all others as far as they reach. One by one, because a hostile file
+        may claim any number of symbols."""
+        return each_window(self.lengths[0], self.seq_len, self.stride)
 
     def cut(self, symbols: Int32) -> Int32:
         """Symbols [num_symbols] as streams [count, length], padded with zeros."""

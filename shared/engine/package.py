@@ -34,6 +34,8 @@ class EnginePackage:
     create: Callable[[Spec, Forward, Ranks], Engine]
     # The operations of the model on the engine's default device.
     make_ops: Callable[[], Ops]
+    # The same in float64, as the oracle computes. Raises UserError where the device has none.
+    make_float64_ops: Callable[[], Ops]
     device_facts: Callable[[], DeviceFacts]
     # How this process multiplies float32 matrices now.
     float32_products: Callable[[], Multiplied]
@@ -45,8 +47,6 @@ class EnginePackage:
     # Trains with several processes: (command line after `train`, --ranks, --port) to an exit status. None where the
     # engine's registration names another launcher.
     launch: Callable[[Sequence[str], str, int | None], int] | None = None
-    # The same operations in float64, as the oracle computes; None where the framework has no exact ones.
-    make_float64_ops: Callable[[], Ops] | None = None
     # Keeps what this process compiles in a folder, and uses what is there. None where compiling takes no time.
     keep_compiled: Callable[[Path], None] | None = None
     # Limits the framework's memory in this process to what the device has; returns what was set, in bytes by name. None
@@ -107,13 +107,9 @@ def create_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
 
 def create_float64_scorer(name: str, spec: Spec, weights: Weights) -> Scorer:
     """The oracle on the operations of the named engine, or with "numpy" on its own: all agree to some 1e-14. Raises
-    UserError as `engine_package`, and for an engine that does not compute in float64."""
-    if name == "numpy":
-        return Oracle(spec, weights)
-    make_ops = engine_package(name).make_float64_ops
-    if make_ops is None:
-        raise UserError(f"engine {name!r} does not compute in float64; numpy does, which needs no engine")
-    return Oracle(spec, weights, ops=make_ops())
+    UserError as `engine_package`, and for an engine whose device has no float64."""
+    ops = None if name == "numpy" else engine_package(name).make_float64_ops()
+    return Oracle(spec, weights, ops=ops)
 
 
 def make_scorer_of(name: str, spec: Spec) -> Callable[[Weights], Scorer]:

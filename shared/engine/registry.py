@@ -47,7 +47,7 @@ ENGINES = {
         package="mlx_train",
         framework="mlx.core",
         extra="mlx",
-        distributions=("mlx", "ngsolve-openblas"),
+        distributions=("mlx", "mlx-metal", "mlx-cuda-13", "ngsolve-openblas"),
         rank_variable="MLX_RANK",
         fit=PeakFit(kept=1.12, logits=11.0, scores=2.25, least=0.4, most=1.4),
         compiled_fit=PeakFit(kept=1.0, logits=7.0, scores=1.25, least=0.4, most=1.5),

@@ -7,7 +7,7 @@ stream; what lies there is padding, which a causal model cannot see from the sym
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,16 +34,18 @@ def plan_windows(num_symbols: int, seq_len: int, stride: int) -> tuple[Window, .
 
     Raises UserError unless 1 <= stride <= seq_len.
     """
+    return tuple(each_window(num_symbols, seq_len, stride))
+
+
+def each_window(num_symbols: int, seq_len: int, stride: int) -> Iterator[Window]:
+    """`plan_windows` one by one."""
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride {stride}: must be from 1 to the window of {seq_len} symbols")
-    windows: list[Window] = []
-    counted = 0
+    start, counted = 0, 0
     while counted < num_symbols:
-        start = len(windows) * stride
         stop = min(start + seq_len, num_symbols)
-        windows.append(Window(start, counted, stop))
-        counted = stop
-    return tuple(windows)
+        yield Window(start, counted, stop)
+        start, counted = start + stride, stop
 
 
 def even_rows(windows: int, most: int) -> int:

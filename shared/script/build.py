@@ -23,6 +23,7 @@ REPLACED = {
     "shared.script.build": "",
     "cuda_train.launch": "",
     "cuda_train.float64_ops": "",
+    "mlx_train.float64_ops": "",
     "shared.views.report": "def write_report(run): pass",
 }
 # What a script of a spec without adaptation has in place of what learns from scored text.

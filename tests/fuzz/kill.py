@@ -56,6 +56,7 @@ CASES = [
     Case("score done --engine numpy --max-symbols 48 --output x.json"),
     Case("record done --output records/r --replace", ("records/r/submission.json",)),
     Case("record done --output records/old --replace", ("records/old/submission.json",)),
+    Case("compress bytes.toml --model done --engine numpy --output x.btz", ("x.btz",)),
     Case("soup done done --engine numpy --max-symbols 48 --output x.btw", ("x.btw",)),
     Case("fit done", ("runs/done/fit.json",)),
     Case("compare done done --output x.md", ("x.md",)),

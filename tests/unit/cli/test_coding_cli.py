@@ -80,7 +80,6 @@ def test_no_file_is_overwritten_that_was_not_named(cli: CommandLine) -> None:
         (["compress", "nowhere", "--model", MODEL], "nowhere: no such file"),
         (["compress", ".", "--model", MODEL, "--output", "x"], "is a directory"),
         (["compress", "a.bin", "--model", "none.btw"], "no artifact file"),
-        (["compress", "a.bin", "--model", MODEL, "--engine", "mlx"], "float64"),
         (["compress", "a.bin", "--model", GOLDEN / "tokens" / "artifact.btw"], "a.bin: not UTF-8 at byte 11"),
         (["prove", MODEL, "--bytes", "0"], "at least 1"),
     ],

@@ -235,6 +235,12 @@ def test_the_kernels_of_an_nvidia_gpu_are_kept_by_what_they_are_for(tmp_path: Pa
     device.keep_compiled(tmp_path)
     assert device.os.environ[device.KERNELS_VARIABLE] == "mine"
     monkeypatch.delenv(device.KERNELS_VARIABLE)
+    folder = tmp_path / "mlx" / f"{mx.__version__}-sm_90"
+    folder.mkdir(parents=True)
+    for name in ("whole.ptx", "whole.cu", "half.ptx", "empty.ptx"):
+        (folder / name).write_text("kernel")
+    (folder / "empty.cu").touch()
     device.keep_compiled(tmp_path)
-    assert device.os.environ[device.KERNELS_VARIABLE] == str(tmp_path / "mlx" / f"{mx.__version__}-sm_90")
+    assert device.os.environ[device.KERNELS_VARIABLE] == str(folder)
+    assert {path.name for path in folder.iterdir()} == {"whole.ptx", "whole.cu", "empty.cu"}
     monkeypatch.delenv(device.KERNELS_VARIABLE)
