@@ -172,9 +172,14 @@ def _engine_of(files: RunFiles) -> str:
 
 
 def _documents(run: ReportedRun, text_sha256: str, num_documents: int) -> DocumentScores | None:
-    """The scores of all documents of the text, if the run has them and was scored on it."""
+    """The scores of all documents of the text, if the run has them and was scored on it as it is measured here."""
     score, files = run.score, run.files
-    if score is None or score.dataset.scored_sha256 != text_sha256 or last_ending(files.metrics) is None:
+    if (
+        score is None
+        or score.adaptation != "none"
+        or score.dataset.scored_sha256 != text_sha256
+        or last_ending(files.metrics) is None
+    ):
         return None
     found = read_document_scores(
         files.directory.documents_path, documents=score.documents, num_bytes=score.bytes, nats=score.nats

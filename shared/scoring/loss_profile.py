@@ -76,7 +76,7 @@ class Part:
 @dataclass(frozen=True)
 class Excerpt:
     """The beginning of document `index`, which has `bpb` bits per byte in all `num_bytes` that were scored of it.
-    `pieces` are (text bytes, nats) of each symbol."""
+    `pieces` are (text bytes, nats) of each symbol; with CaseOps capitals are written small."""
 
     index: int
     bpb: float
@@ -274,7 +274,7 @@ def _pieces(
         if start < stop:
             nats[start - first : stop - first] = values[start - window.count_start : stop - window.count_start]
     texts = symbol_bytes(stream.vocabulary, stream.read(first, last - first).tolist())
-    # A token that follows a document start stands for no space.
+    # A token that follows a document start stands for no space, a sentinel of CaseOps for nothing.
     sizes = stream.byte_counts(first, last - first).tolist()
-    contents = [text[len(text) - size :] for text, size in zip(texts, sizes, strict=True)]
+    contents = [text[max(0, len(text) - size) :] for text, size in zip(texts, sizes, strict=True)]
     return tuple(zip(contents, nats.tolist(), strict=True))

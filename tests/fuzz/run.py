@@ -25,7 +25,8 @@ FILES = (
     "documents.safetensors",
     "artifact.btw",
 )
-WAYS = ("read", "read", "report", "compare", "compare", "record", "fit", "train", "score", "audit", "pack", "soup")
+SHOWN = ("read", "read", "report", "page", "watch", "compare", "compare")
+WAYS = (*SHOWN, "record", "fit", "train", "score", "audit", "pack", "soup")
 
 
 def change_events(rng: Rng, content: bytes) -> bytes:
@@ -83,6 +84,10 @@ def make(rng: Rng, folder: Path) -> Reader:
                 _ = found.by_step("validation"), found.train_text, found.artifact_bytes
             case "report":
                 write_report(RunDirectory(run))
+            case "page":
+                command(["report", str(run), str(GOLDEN / "bytes"), "--symbols", "0", "--output", "out.html"])
+            case "watch":
+                command(["watch", str(run), "--once"])
             case "compare":
                 command(["compare", str(run), str(GOLDEN / "bytes"), "--output", "out.html"])
             case "record":
