@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shared.artifact.calibration import Calibration
 from shared.cli.command import console, positive, say
-from shared.engine.package import available_engines
+from shared.engine.package import default_engine as default_engine
 from shared.engine.protocol import Weights
 from shared.runs.target import Target
 from shared.scoring.checks import Check
@@ -41,11 +41,6 @@ def say_warnings(out: Console, target: Target) -> None:
     """Print which damaged checkpoints of a run were passed over."""
     for warning in target.warnings:
         say(out, f"warning: {warning}; --step N chooses", "yellow")
-
-
-def default_engine() -> str:
-    """The preferred engine that is installed, or the NumPy oracle where none is."""
-    return next(iter(available_engines()), "numpy")
 
 
 def calibrated(engine: str, spec: Spec, weights: Weights) -> Calibration | None:

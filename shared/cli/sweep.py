@@ -24,8 +24,7 @@ from shared.cli.command import (
     write_document,
 )
 from shared.cli.compare import add_comparison_arguments, compare_runs, comparison_words
-from shared.cli.train import default_training_engine
-from shared.engine.package import engine_package
+from shared.engine.package import default_training_engine, engine_package
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.runs.finished_run import read_finished

@@ -110,10 +110,14 @@ def test_an_exported_model_takes_any_length_and_padding_on_the_right(tmp_path: P
         mask = torch.tensor([[1] * 9 + [0] * 4])
         assert (model(padded, attention_mask=mask).logits[:, :9] - whole).abs().max() <= 1e-5
         assert model(torch.full((2, 1), size)).logits.shape == (2, 1, size + 1)
+        started = torch.cat([torch.full((1, 1), size), ids[:, :-1]], dim=1)
+        both = model(torch.cat([ids, started])).logits
+        assert (both[:1] - whole).abs().max() <= 1e-5
+        assert (both[1:, 1:] - whole[:, :-1]).abs().max() <= 1e-5
         for wrong, seen, told in (
             (padded.flip(1), mask.flip(1), "padded on the right only"),
             (padded, None, "symbols are 0 to"),
-            (torch.tensor([[size, 1], [1, 1]]), None, "every row or of none"),
+            (torch.tensor([[1, size], [1, 1]]), None, "in front of a row"),
         ):
             with pytest.raises(ValueError, match=told):
                 model(wrong, attention_mask=seen)
