@@ -29,7 +29,7 @@ from tests.processes import WAIT_S, started, wait_until
 # Every test here starts processes or trains several runs.
 pytestmark = pytest.mark.slow
 
-KILLS = 12
+KILLS = 10
 # Between two looks at a run whose steps take 5 ms.
 QUICKLY_S = 0.002
 SMALL = (
