@@ -77,9 +77,10 @@ endef
 smoke: $(VENV)/installed
 	$(BIN)/bytetwin train smoke --engine mlx --runs-dir $(RUNS) $(ARGS)
 
-# Each worker is one thread. What the tests of a file share is made once, so a file stays with one worker.
+# Each worker is one thread. What the tests of a file share is made once, so a file stays with one worker. By default
+# files with few tests come last, and those are the longest: one worker would end a minute after the other.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST_WORDS := -n $(WORKERS) --dist loadfile
+PYTEST_WORDS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_WORDS) $(ARGS)

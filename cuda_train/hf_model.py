@@ -20,7 +20,8 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from cuda_train.ops import TorchOps
-from shared.model import log_probs, parameter_manifest
+from shared.model import log_probs
+from shared.model.logits import packed_parameters
 from shared.spec import stored_spec
 
 
@@ -44,8 +45,8 @@ class BytetwinForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: BytetwinConfig) -> None:
         super().__init__(config)
         self.house_spec = stored_spec(config.spec or {}, "config.json")
-        self.names = [parameter.name for parameter in parameter_manifest(self.house_spec)]
-        for parameter in parameter_manifest(self.house_spec):
+        self.names = [parameter.name for parameter in packed_parameters(self.house_spec)]
+        for parameter in packed_parameters(self.house_spec):
             *folders, leaf = parameter.name.split(".")
             module: nn.Module = self
             for folder in folders:
@@ -67,19 +68,21 @@ class BytetwinForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutput:
         """Logits [B, T, V + 1] float32 of input_ids [B, T]; with labels [B, T] also their mean loss, in nats.
 
-        Raises ValueError for padding on the left, for a symbol that is none, and for a start inside a row.
+        Rows with the start of a window in front and rows without may be mixed. Raises ValueError for padding on the
+        left, for a symbol that is none, and for a start inside a row.
         """
         model, size = self.house_spec.model, self.house_spec.vocabulary.size
         if attention_mask is not None and attention_mask.dim() == 2:
             if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
                 raise ValueError("attention_mask: rows are padded on the right only")
             input_ids = torch.where(attention_mask == 0, 0, input_ids)
-        started = bool((input_ids[:, :1] == size).any())
-        symbols = input_ids[:, 1:] if started else input_ids
-        if started and not bool((input_ids[:, 0] == size).all()):
-            raise ValueError(f"input_ids: the start {size} must be in front of every row or of none")
+        started = input_ids[:, :1] == size
+        shifted = torch.cat([input_ids[:, 1:], torch.zeros_like(input_ids[:, :1])], dim=1)
+        symbols = torch.where(started, shifted, input_ids)
         if bool(((symbols < 0) | (symbols >= size)).any()):
             raise ValueError(f"input_ids: symbols are 0 to {size - 1}, and {size} in front of a row")
+        if bool(started.all()):
+            symbols = symbols[:, :-1]
         # One position more than there are symbols, and whole patches. What follows the symbols is not seen.
         known = symbols.shape[1]
         length = -(-(known + 1) // model.patch_size) * model.patch_size
@@ -90,7 +93,8 @@ class BytetwinForCausalLM(PreTrainedModel, GenerationMixin):
         named = dict(self.named_parameters())
         params = {name: named[name] for name in self.names}
         rows = log_probs(TorchOps(input_ids.device), self.house_spec, params, x)[:, : known + 1]
-        rows = rows if started else rows[:, 1:]
+        if known == input_ids.shape[1]:
+            rows = torch.where(started[..., None], rows[:, :-1], rows[:, 1:])
         logits = F.pad(rows, (0, 1), value=torch.finfo(rows.dtype).min)
         loss = None
         if labels is not None:

@@ -33,6 +33,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 # Metal frees a buffer when its command buffer is done. Some 10 of these are in flight, each of at most 50 MB before it
 # is committed (MAX_ACTIVE_TASKS in mlx/transforms.cpp, max_mb_per_buffer in mlx/backend/metal/device.cpp).
 IN_FLIGHT_BYTES = 11 * 50 * 2**20
+# The estimate was fitted with the operations of a CPU. With those of a GPU compiled passes took up to 1.15 times its
+# upper bound (records/2026-11-26-mlx-launches.md).
+ACTIVATIONS_FACTOR = 1.25
 # Of a Mac's memory, what MLX keeps of freed buffers instead of giving it back.
 CACHE_FRAC = 1 / 8
 # Where MLX keeps the kernels that it compiles for an NVIDIA GPU.
@@ -122,6 +125,7 @@ def device_facts() -> DeviceFacts:
         framework=framework,
         driver=gpu_backend(),
         float32_products=float32_products(),
+        activations_factor=ACTIVATIONS_FACTOR,
         in_flight_bytes=IN_FLIGHT_BYTES if on_metal() else 0,
         shares_memory=on_metal(),
     )

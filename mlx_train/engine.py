@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,7 @@ class TrainingEngine(EngineState):
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         loss, grads = self._batch_gradients(x, numbers)
         self._trained, self._state, read = self._updated(loss, grads, numbers)
-        return told(lambda: self._checked(self.ops.to_numpy(read)))
+        return lambda: self._checked(self.ops.to_numpy(read))
 
     @told
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
@@ -134,10 +134,6 @@ class TrainingEngine(EngineState):
     @told
     def _adopt(self, weights: Weights, state: Weights) -> None:
         super()._adopt(weights, state)
-
-    @told
-    def _to_host(self, values: Mapping[str, mx.array]) -> dict[str, np.ndarray]:
-        return super()._to_host(values)
 
     def _weighted_gradients(
         self, stage: Spec, trained: Arrays, frozen: Arrays, run: Arrays, x: mx.array, share: mx.array

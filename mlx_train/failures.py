@@ -38,7 +38,7 @@ def in_words(message: str) -> str | None:
 
 
 def told(method: Callable[P, R]) -> Callable[P, R]:
-    """The method, which raises DeviceError where the GPU has failed."""
+    """The method, which raises DeviceError where the GPU has failed. For what waits for the GPU or may do so."""
 
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from mlx_train.failures import told
 from mlx_train.table_gradient import read_rows
 from shared.ops.composed import ComposedOps
 from shared.ops.noise import mixed
@@ -24,6 +25,7 @@ class MLXOps(ComposedOps):
         values = np.asarray(values)
         return mx.array(values.astype(np.float32 if values.dtype.kind == "f" else np.int32))
 
+    @told
     def to_numpy(self, x: mx.array) -> np.ndarray:
         return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
 

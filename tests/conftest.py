@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 start_with_default_signals()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 # Ten checks of bytetwin on a Mac, in at most fifteen minutes: run it in a clone, plugged in, and send the file it names.
 #   bash tests/mac.sh            all of them
 #   bash tests/mac.sh 4 5        some of them, by number
-# For the bash 3.2 of macOS. BIN, RUNS and RESULTS say where it looks and writes; PATIENCE=3 gives three times as long.
-set -u
+# For the bash 3.2 of macOS. BIN, RUNS and RESULTS say where it looks and writes; PATIENCE=3 gives three times as long,
+# SPEC=tiny trains something smaller than smoke in checks 7 to 10.
+set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 BIN=${BIN:-.venv/bin}
 RUNS=${RUNS:-runs/mac}
@@ -15,14 +16,14 @@ failed=0
 
 bytetwin() { "$BIN/bytetwin" "$@"; }
 python() { PYTHONPATH=. "$BIN/python" "$@"; }
-# A training run of smoke by steps: name, steps, more words. EXEC=exec train ... & makes it the process $!.
+# A training run by steps: name, steps, more words. EXEC=exec train ... & makes it the process $!.
 EXEC=
 train() {
     name=$1 steps=$2
     shift 2
-    $EXEC "$BIN/bytetwin" train smoke --engine mlx --runs-dir "$RUNS" --run "$name" --no-finish --set schedule.driver=steps \
+    $EXEC "$BIN/bytetwin" train "${SPEC:-smoke}" --engine mlx --runs-dir "$RUNS" --run "$name" --no-finish --set schedule.driver=steps \
         --set training.time_limit_s=0 --set "training.steps=$steps" --set training.val_every_steps=0 \
-        --set training.checkpoint_every_steps=20 --set training.log_every_steps=1 "$@"
+        --set training.checkpoint_every_steps=20 --set training.log_every_steps=1 "$@" 2>&1
 }
 
 # Runs a function with a limit of time in a process group of its own: number, title, seconds, function.
@@ -92,14 +93,15 @@ speed() {
 
 memory() {
     sysctl vm.swapusage 2>/dev/null
-    bytetwin train bytes --engine mlx --runs-dir "$RUNS" --run bytes --no-finish --set training.steps=10 | tail -8 || return
+    bytetwin train bytes --engine mlx --runs-dir "$RUNS" --run bytes --no-finish --set training.steps=10 2>&1 |
+        tail -8 || return
     sysctl vm.swapusage 2>/dev/null
 }
 
 # A run that is killed and resumed has the loss curve of one that is not.
 resume() {
-    train straight 60 >/dev/null || return
-    EXEC=exec train killed 60 >/dev/null &
+    train straight 60 | tail -2 || return
+    EXEC=exec train killed 60 >"$RUNS/killed.log" &
     until grep -q '"step": *25' "$RUNS/killed/metrics.jsonl" 2>/dev/null; do
         kill -0 $! 2>/dev/null || break
         sleep 0.05
@@ -112,20 +114,24 @@ resume() {
 
 # Awake while it trains, gone soon after a signal while it compiles, two processes on one GPU, and tests of the engine.
 signals() {
-    EXEC=exec train awake 100000 >"$RUNS/awake.log" 2>&1 &
-    sleep 3
+    EXEC=exec train awake 100000 >"$RUNS/awake.log" &
+    # The texts are named, so it compiles now.
+    until grep -q sha256 "$RUNS/awake.log" 2>/dev/null; do
+        kill -0 $! 2>/dev/null || break
+        sleep 0.05
+    done
     kill -TERM $!
     local begin=$SECONDS
     wait $! 2>/dev/null
     echo "gone $((SECONDS - begin)) s after SIGTERM"
     tail -2 "$RUNS/awake.log"
-    EXEC=exec train longer 100000 >"$RUNS/longer.log" 2>&1 &
+    EXEC=exec train longer 100000 >"$RUNS/longer.log" &
     sleep 15
     pmset -g assertions 2>/dev/null | grep caffeinate
     kill -TERM $!
     wait $! 2>/dev/null
     tail -2 "$RUNS/longer.log"
-    PATH="$PWD/$BIN:$PATH" mlx.launch -n 2 -- python -m mlx_train tiny --no-finish --runs-dir "$RUNS" --run two | tail -3
+    PATH="$PWD/$BIN:$PATH" mlx.launch -n 2 -- python -m mlx_train tiny --no-finish --runs-dir "$RUNS" --run two 2>&1 | tail -3
     python -m pytest -q -p no:cacheprovider tests/unit/engine/test_mlx_joints.py tests/unit/engine/test_mlx_device.py \
         tests/unit/engine/test_table_gradient.py tests/unit/engine/test_engines.py -k "not torch" | tail -15
 }

@@ -23,19 +23,23 @@ VIEWS = {
 COPIED = ("SliceUpdate", "Scatter")
 NODE = re.compile(r'^\{ (\d+) \[label ="([^"]*)"', re.MULTILINE)
 INPUT = re.compile(r"-> (\d+)$", re.MULTILINE)
+OUTPUT = re.compile(r"^(\d+) -> ", re.MULTILINE)
+# Metal gives a kernel this many arguments; MLX needs three beside the arrays (mlx/backend/metal/compiled.cpp).
+MOST_ARRAYS = 31 - 3
 
 
 def launches(*results: Any) -> Counter[str]:
     """Kernels by name of primitive that evaluating these arrays, or trees of arrays, would launch.
 
     A primitive is one kernel, a concatenation one for each input (mlx/backend/gpu/copy.cpp), a view none. That is less
-    than happens: a reshape may copy, and a large sum takes two passes.
+    than happens: a reshape may copy, and a large sum takes two passes. No fused kernel has too many arrays for Metal.
     """
     dot = io.StringIO()
     mx.export_to_dot(dot, *_arrays(results))
-    inputs = Counter(INPUT.findall(dot.getvalue()))
+    inputs, outputs = (Counter(edges.findall(dot.getvalue())) for edges in (INPUT, OUTPUT))
     found: Counter[str] = Counter()
     for number, name in NODE.findall(dot.getvalue()):
+        assert not name.startswith("Compiled") or inputs[number] + outputs[number] <= MOST_ARRAYS, name
         if name not in VIEWS:
             found[name] += inputs[number] if name == "Concatenate" else 2 if name.startswith(COPIED) else 1
     return found

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import bytetwin
 from shared.cli.command import RUNS_DIR
 from shared.coding.codec import Codec
 from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.files import check_regular
-from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.runs.target import Target, refuse_run_artifact
 from shared.spec import with_overrides
 from shared.spec.base import shown
 
@@ -42,10 +43,9 @@ def load_codec(
     other = next((each for each in overrides if not each.strip().startswith(f"{SECTION}")), None)
     if other is not None:
         raise UserError(f"--set {shown(other)}: only the section {SECTION} can be changed for coding")
-    target = load_trained(source, "packed", runs_dir=runs_dir)
-    assert target.artifact_sha256 is not None
+    target = bytetwin.load(source, weights="packed", runs_dir=runs_dir)
     adaptation = with_overrides(target.spec, overrides).evaluation.adaptation
-    return target, Codec(target.spec, target.weights, target.artifact_sha256, engine, adaptation)
+    return target, bytetwin.codec(target, engine, adaptation)
 
 
 def read_input(path: Path) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+import bytetwin
 from shared.cli.command import (
     CommandResult,
     add_output_argument,
@@ -20,8 +21,8 @@ from shared.cli.command import (
 )
 from shared.files import write_atomically
 from shared.runs.finished_run import FinishedRun
-from shared.study.comparison import LEVEL, Comparison, compare_groups
-from shared.study.groups import find_finished_runs, group_runs
+from shared.study.comparison import LEVEL, Comparison
+from shared.study.groups import find_finished_runs
 from shared.study.table import markdown, print_comparison
 
 
@@ -70,8 +71,7 @@ def compare_runs(
     args: argparse.Namespace, runs: Sequence[FinishedRun], out: Console, *, title: str, words: Sequence[str]
 ) -> Comparison:
     """Compare, print, and write the tables if asked for; `words` is the command line that does so again."""
-    groups = group_runs(runs)
-    comparison = compare_groups(groups, baseline=args.baseline, level=args.confidence, margin_nats=args.margin_nats)
+    comparison = bytetwin.compare(runs, baseline=args.baseline, level=args.confidence, margin_nats=args.margin_nats)
     print_comparison(out, comparison)
     if args.output is not None:
         text = markdown(comparison, title, shlex.join(["bytetwin", *words]))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+import bytetwin
 from shared.cli.command import CommandResult, add_engine_argument, add_runs_dir_argument, console
 from shared.cli.scoring import add_step_argument, default_engine, say_warnings
-from shared.engine.package import create_scorer
-from shared.runs.target import load_trained
-from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.spec import spec_id
 
 # Everything a terminal could take for a command, apart from tab and line feed.
@@ -31,25 +29,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Sample; the text goes to stdout as it comes, or into the document with --json."""
-    target = load_trained(args.target, step=args.step, runs_dir=args.runs_dir)
+    target = bytetwin.load(args.target, step=args.step, runs_dir=args.runs_dir)
     say_warnings(console(), target)
     engine = args.engine or default_engine()
-    vocabulary = target.spec.vocabulary
     prompt = args.prompt.encode("utf-8", errors="surrogateescape")
-    prompt_symbols = encode_prompt(vocabulary, prompt)
-    symbols = sample(
-        create_scorer(engine, target.spec, target.weights),
-        prompt_symbols,
+    text = bytetwin.generate(
+        target,
+        prompt,
         args.bytes,
         temperature=args.temperature,
         top_p=args.top_p,
         seed=args.seed,
+        engine=engine,
     )
     shown = prompt.decode("utf-8", errors="replace")
     pieces: list[str] = []
     if not args.json:
         _print(shown)
-    for piece in first_bytes(decode_text(symbols, vocabulary, prompt_symbols), args.bytes):
+    for piece in text:
         pieces.append(piece)
         if not args.json:
             _print(piece)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import bytetwin
 from data.datasets import open_split
 from shared.cli.command import (
     CommandResult,
@@ -28,24 +29,20 @@ from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
     check_lines,
-    default_engine,
     make_table,
     progress_bar,
     say_warnings,
 )
-from shared.engine.package import available_engines, create_scorer
 from shared.errors import UserError
-from shared.runs.target import Target, load_trained
+from shared.runs.target import Target
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.duration import within
-from shared.scoring.evaluate import evaluate, with_compressors
-from shared.scoring.resume import STATE_SUFFIX, ScoreState, weights_sha256
-from shared.scoring.windows import check_window
+from shared.scoring.evaluate import with_compressors
+from shared.scoring.resume import STATE_SUFFIX, ScoreState
 from shared.spec import Spec, with_overrides
 from shared.spec.base import shown
-from shared.training.own_score import replace_score, training_engine, why_not_own
-from shared.training.run_data import check_target_data
+from shared.training.own_score import replace_score, why_not_own
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,32 +68,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
-    target = load_trained(args.target, args.weights, args.step, args.runs_dir)
+    target = bytetwin.load(args.target, weights=args.weights, step=args.step, runs_dir=args.runs_dir)
     target = replace(target, spec=_with_protocol(target.spec, args.overrides))
     say_warnings(console(), target)
-    engine = args.engine or _default_engine(target)
-    stream = open_split(args.data or target.spec.data.heldout, "heldout", target.spec.vocabulary)
-    check_window(target.spec.model.seq_len, min(stream.num_symbols, args.max_symbols or stream.num_symbols))
-    scorer = create_scorer(engine, target.spec, target.weights)
+    data = args.data or target.spec.data.heldout
     out = console()
     scores: list[Score] = []
     state = _state(args, target, out)
-    with progress_bar(out, f"scoring {target.source} on {stream.name}", "symbols") as progress:
-        document = evaluate(
-            scorer,
-            stream,
-            engine=engine,
-            weights=target.weights_name,
-            artifact_bytes=target.artifact_bytes,
-            artifact_sha256=target.artifact_sha256,
-            chosen=target.chosen,
+    with progress_bar(out, f"scoring {target.source} on {data}", "symbols") as progress:
+        document = bytetwin.score(
+            target,
+            data=data,
+            engine=args.engine,
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress if args.minutes is None else within(args.minutes, progress),
             on_score=scores.append,
-            data_checks=check_target_data(target, stream),
             state=state,
-            weights_hash=weights_sha256(target.weights),
         )
     shown = result_console(args)
     print_score(shown, document)
@@ -104,6 +92,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if state is not None:
         state.remove()
     if not document.compressors:
+        stream = open_split(data, "heldout", target.spec.vocabulary)
         with progress_bar(out, f"compressing {stream.name} with xz, zstd and brotli", "bytes") as progress:
             document = with_compressors(document, stream, args.max_symbols, progress)
         for name, result in document.compressors.items():
@@ -127,12 +116,6 @@ def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:
     if other is not None:
         raise UserError(f"--set {shown(other)}: only the section evaluation can be changed for a score")
     return with_overrides(spec, overrides)
-
-
-def _default_engine(target: Target) -> str:
-    """The engine that trained the run, if it is installed, so that the same function is scored."""
-    trained = training_engine(target.run) if target.run is not None else None
-    return trained if trained in available_engines() else default_engine()
 
 
 def _save(args: argparse.Namespace, target: Target, document: ScoreDocument, score: Score, out: Console) -> Path | None:

@@ -24,15 +24,14 @@ from shared.cli.command import (
     write_document,
 )
 from shared.cli.compare import add_comparison_arguments, compare_runs, comparison_words
-from shared.cli.train import default_training_engine
-from shared.engine.package import engine_package
+from shared.engine.package import default_training_engine, engine_package
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
 from shared.runs.finished_run import read_finished
 from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
 from shared.study.comparison import Comparison
-from shared.study.places import places
+from shared.study.places import ALL_GPUS, places
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     numbers = {planned.name: number for number, planned in enumerate(plan, start=1)}
     chosen = [plan[number - 1] for number in _only(args, plan)]
     engine_name = args.engine or default_training_engine()
-    gpus = _gpus(engine_name) if args.jobs != "1" else ()
+    gpus = _gpus(engine_name, args.jobs) if args.jobs != "1" else ()
     where = places(args.jobs, args.threads, gpus)
     if len(where) > 1 and not gpus and any(planned.spec.schedule.driver == "time" for planned in chosen):
         say(out, "runs at the same time share this machine's cores: each takes fewer steps in its time", "yellow")
@@ -130,10 +129,16 @@ def _only(args: argparse.Namespace, plan: Sequence[PlannedRun]) -> list[int]:
     return sorted(set(args.only)) or list(range(1, len(plan) + 1))
 
 
-def _gpus(engine_name: str) -> Sequence[Mapping[str, str]]:
-    """The environments of single GPUs for an engine, none where all of its processes use one device."""
+def _gpus(engine_name: str, jobs: str) -> Sequence[Mapping[str, str]]:
+    """The environments of single GPUs for an engine, none where all of its processes use the same device."""
     environments = engine_package(engine_name).gpu_environments
-    return () if environments is None else environments()
+    if environments is not None:
+        return environments()
+    if jobs == ALL_GPUS:
+        raise UserError(
+            f"--jobs {jobs}: all processes of engine {engine_name} use the same device; choose --engine torch"
+        )
+    return ()
 
 
 def _own_screen(name: str) -> Observer:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data.datasets import bind_tokenizer
+import bytetwin
 from shared.cli.command import (
     RUNS_DIR,
     CommandResult,
@@ -22,18 +22,18 @@ from shared.cli.command import (
     option_words,
     say,
     say_error,
-    spec_from_arguments,
 )
 from shared.cli.score import print_score
-from shared.engine.package import available_engines, engine_package, keep_compiled
+from shared.engine.package import default_training_engine, engine_package, keep_compiled
 from shared.engine.ranks import is_launched
-from shared.engine.registry import ENGINE_EXTRAS, ENGINES
+from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
+from shared.sinks.kinds import KINDS
 from shared.training.awake import awake
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
-from shared.training.run import RunResult, earlier_result, follow_run, train_run
+from shared.training.run import RunResult, earlier_result, follow_run
 from shared.training.run_data import finished_with
 from shared.views.console import make_observer
 from shared.views.report.phases import phases_text
@@ -53,13 +53,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one per GPU"
     )
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=list(KINDS),
+        help="also send the numbers of metrics.jsonl, the spec and the artifact there; may be repeated. Local or "
+        "offline unless its own environment variables say otherwise",
+    )
     parser.add_argument("--let-sleep", action="store_true", help="on a Mac: do not keep it awake while it trains")
     parser.add_argument("--port", type=int, metavar="P", help="rendezvous port; default: any free port")
 
 
 def run(args: argparse.Namespace) -> CommandResult:
     """Train; status 1 if training broke down or a check failed, 128 + signal number if it was stopped."""
-    spec = bind_tokenizer(spec_from_arguments(args))
+    spec = bytetwin.load_spec(args.spec, args.overrides)
     if args.resume and args.run and not args.no_finish and not is_launched():
         done = finished_with(RunDirectory(args.runs_dir / args.run), spec)
         if done is not None:
@@ -74,15 +82,16 @@ def run(args: argparse.Namespace) -> CommandResult:
         return CommandResult(None)
     out = console()
     profiles: list[Profile] = []
-    with make_observer(out) as observer, contextlib.nullcontext() if args.let_sleep else awake():
-        result = train_run(
+    with contextlib.nullcontext() if args.let_sleep else awake():
+        result = bytetwin.train(
             spec,
-            engine_name,
-            observer,
+            engine=engine_name,
+            run=args.run,
             runs_dir=args.runs_dir,
-            run_name=args.run,
             resume=args.resume,
             finish=not args.no_finish,
+            log=args.log,
+            observer=make_observer(out),
             profile=ProfileRequest(args.profile, profiles.append) if args.profile is not None else None,
             ranks=ranks,
             resume_command=lambda name: _resume_command(args, name),
@@ -103,14 +112,6 @@ def _launch(args: argparse.Namespace) -> CommandResult:
     launch = engine_package(name).launch
     assert launch is not None, name
     return CommandResult(None, launch(_words(args, args.run, args.resume), args.ranks, args.port))
-
-
-def default_training_engine() -> str:
-    """The preferred engine that is installed."""
-    names = available_engines()
-    if not names:
-        raise UserError(f"training needs an engine and none is installed; install the extra {ENGINE_EXTRAS}")
-    return names[0]
 
 
 def _document(result: RunResult, profiles: Sequence[Profile]) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def _words(args: argparse.Namespace, run_name: str | None, resume: bool) -> list
         "--runs-dir": None if args.runs_dir == RUNS_DIR else args.runs_dir,
         "--ranks": args.ranks,
         "--port": args.port or None,
+        "--log": args.log,
         "--no-finish": args.no_finish,
         "--profile": args.profile or None,
         "--let-sleep": args.let_sleep,

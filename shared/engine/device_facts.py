@@ -30,8 +30,9 @@ class DeviceFacts:
     """One entry of `names` per device a rank could use. `free_bytes` and `total_bytes` are of the device that
     has least. `workers` share a batch at the same time. `float32_products` is how this process multiplies float32
     matrices there, as `float32_products()` of the engine's package says. `driver` is empty where there is none.
-    `in_flight_bytes` is what a step may hold beyond the estimate because the device frees it late. `shares_memory`: the
-    memory is also that of all other programs, so that a step that needs too much does not fail but stops the machine.
+    `in_flight_bytes` is what a step may hold beyond the estimate because the device frees it late, `activations_factor`
+    how much more than the estimate's upper bound a pass may take there. `shares_memory`: the memory is also that of all
+    other programs, so that a step that needs too much does not fail but stops the machine.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -43,6 +44,7 @@ class DeviceFacts:
     workers: int = 1
     float32_products: Multiplied = "float32"
     in_flight_bytes: int = 0
+    activations_factor: float = 1.0
     shares_memory: bool = False
 
     @property

@@ -167,7 +167,8 @@ def check_alike(ranks: Ranks, device: str) -> None:
     """Raise UserError on every rank unless all name the same kind of device: others round otherwise, and the weights of
     the ranks would differ."""
     name = device.encode()[:DEVICE_NAME_BYTES]
-    padded = np.frombuffer(name.ljust(DEVICE_NAME_BYTES, b"\0"), np.uint8)
+    # Of a bytearray, because torch warns of an array that it may not write to.
+    padded = np.frombuffer(bytearray(name.ljust(DEVICE_NAME_BYTES, b"\0")), np.uint8)
     names = [part.tobytes().rstrip(b"\0").decode(errors="replace") for part in ranks.gather(padded)]
     odd = next((rank for rank, other in enumerate(names) if other != names[0]), None)
     if odd is not None:

@@ -64,7 +64,8 @@ def with_limit_of(spec: Spec, before: Spec, facts: DeviceFacts) -> Spec:
 def usable_bytes(spec: Spec, facts: DeviceFacts) -> int:
     """Bytes that a device has for the activations of micro-batches; not above 0 where the state does not fit."""
     # Twice the state: a step has its gradients and the update's new values beside it.
-    return int(MEMORY_FRAC * facts.total_bytes) - facts.in_flight_bytes - 2 * state_bytes(spec)
+    free = int(MEMORY_FRAC * facts.total_bytes) - facts.in_flight_bytes - 2 * state_bytes(spec)
+    return int(free / facts.activations_factor)
 
 
 def check_fits(spec: Spec, engine: str, facts: DeviceFacts) -> None:

@@ -11,7 +11,7 @@ from shared.engine.device_facts import DeviceFacts, Multiplied
 from shared.engine.oracle import Oracle
 from shared.engine.protocol import Engine, Scorer, Weights
 from shared.engine.ranks import OneRank, Ranks
-from shared.engine.registry import ENGINES
+from shared.engine.registry import ENGINE_EXTRAS, ENGINES
 from shared.engine.step_profiler import StepProfiler
 from shared.errors import UserError
 from shared.imports import import_by_name
@@ -60,6 +60,19 @@ class EnginePackage:
 def available_engines() -> list[str]:
     """Names of the engines whose framework is installed, in the order they are preferred. None is imported."""
     return [name for name, engine in ENGINES.items() if _is_installed(engine.framework)]
+
+
+def default_engine() -> str:
+    """The preferred engine that is installed, or the NumPy oracle where none is."""
+    return next(iter(available_engines()), "numpy")
+
+
+def default_training_engine() -> str:
+    """The preferred engine that is installed."""
+    names = available_engines()
+    if not names:
+        raise UserError(f"training needs an engine and none is installed; install the extra {ENGINE_EXTRAS}")
+    return names[0]
 
 
 def engine_package(name: str) -> EnginePackage:

@@ -12,7 +12,6 @@ first entry stands for nothing and reaches nothing: `shift_right` puts `first` i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ class SteppingOps(WrappedOps):
         self.position = 0
         self._states: list[Any] = []
         self._site = 0
+        self._rotations: dict[tuple[int, float], tuple[Array, ...]] = {}
         # What is made of weights once, by their identities; with the weights, so that no other array takes these.
         self._made: dict[tuple[int, ...], tuple[Array, Sequence[Array]]] = {}
 
@@ -81,9 +81,7 @@ class SteppingOps(WrappedOps):
         if self.position == 0:
             return self.ops.rope(x, base)
         half = x.shape[-1] // 2
-        cos, sin = (
-            self.cast_like(self.asarray(table[self.position]), x) for table in rotations(self.positions, half, base)
-        )
+        cos, sin = (table[self.position] for table in self._angles(x, half, base))
         x1, x2 = x[..., :half], x[..., half:]
         return self.concatenate([x1 * cos + x2 * sin, x2 * cos - x1 * sin], axis=-1)
 
@@ -147,6 +145,14 @@ class SteppingOps(WrappedOps):
         self._keep(state)
         return state
 
+    def _angles(self, x: Array, half: int, base: float) -> tuple[Array, ...]:
+        """cos and sin of the angles of RoPE at every position, [T, 1, C / 2], in x's dtype."""
+        if (half, base) not in self._rotations:
+            theta = np.outer(np.arange(self.positions), base ** (-np.arange(half) / half))[:, None]
+            tables = (np.cos(theta), np.sin(theta))
+            self._rotations[half, base] = tuple(self.cast_like(self.asarray(each), x) for each in tables)
+        return self._rotations[half, base]
+
     def once(self, make: Callable[[], Array], *weights: Array) -> Array:
         """What `make` makes of weights, made at the first call with these."""
         key = tuple(map(id, weights))
@@ -164,10 +170,3 @@ class SteppingOps(WrappedOps):
             self._states.append(state)
         else:
             self._states[self._site - 1] = state
-
-
-@lru_cache(maxsize=32)
-def rotations(positions: int, half: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of the angles of RoPE, [T, 1, C / 2]."""
-    theta = np.outer(np.arange(positions), base ** (-np.arange(half) / half))[:, None]
-    return np.cos(theta), np.sin(theta)

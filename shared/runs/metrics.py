@@ -10,7 +10,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,9 +111,10 @@ def state_of(events: Sequence[Event]) -> State:
 class MetricsLog:
     """The metrics file of a run, open for appending from a given step on."""
 
-    def __init__(self, path: Path, after_step: int) -> None:
-        """Keep the events up to `after_step` and drop later ones: those steps are about to be repeated."""
-        self.path = path
+    def __init__(self, path: Path, after_step: int, on_event: Callable[[Event], None] | None = None) -> None:
+        """Keep the events up to `after_step` and drop later ones: those steps are about to be repeated. `on_event` gets
+        each event that was written."""
+        self.path, self._on_event = path, on_event
         self.kept = [event for event in read_events(path) if event["step"] <= after_step]
         try:
             write_atomically(path, b"".join(_line(event) for event in self.kept))
@@ -124,11 +125,14 @@ class MetricsLog:
     def append(self, name: str, step: int, **values: Any) -> None:
         """Write one event in one system call. Raises RunError if the file cannot be written."""
         try:
-            line = _line({"event": name, "step": step, **values})
+            event = {"event": name, "step": step, **values}
+            line = _line(event)
             if os.write(self._descriptor, line) != len(line):
                 raise OSError(errno.EIO, "a line was written in part")
         except OSError as error:
             raise self._cannot_write(error) from None
+        if self._on_event is not None:
+            self._on_event(event)
 
     def flush(self) -> None:
         """Wait until what was appended is on disk."""

@@ -17,10 +17,13 @@ from shared.spec import Spec, spec_to_short_toml
 
 # The modules whose `main` a script runs.
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
-# What a script has in place of modules that it can do without: it counts itself, torchrun launches it, it codes no text
-# and leaves no page for a browser.
+# What a script has in place of modules that it can do without: it counts itself, torchrun launches it, it codes and
+# writes no text symbol by symbol and leaves no page for a browser.
 REPLACED = {
     "shared.script.build": "",
+    "shared.model.stepping": "ModelStepper=None",
+    "shared.engine.window_stepper": "WindowStepper=None",
+    "shared.ops.numpy_stepping": "NumpySteppingOps=None",
     "cuda_train.launch": "",
     "cuda_train.float64_ops": "",
     "mlx_train.float64_ops": "",
@@ -28,9 +31,11 @@ REPLACED = {
 }
 # What a script of a spec without adaptation has in place of what learns from scored text.
 NEVER_ADAPTS = {
-    "shared.scoring.adaptation": "from shared.errors import UserError\n"
-    "def score_adapted(*_,**__):raise UserError('evaluation.adaptation: not in this script, whose spec had none')",
+    "shared.scoring.adaptation": "from shared.scoring.bits_per_byte import score_by_spec\n"
+    "score_text=score_by_spec\n"
+    "def score_adapted(*_,**__):pass",
     "shared.scoring.journal": "def check_journal(*_):pass",
+    "shared.scoring.later_text": "def check_later_text(*_,**__):pass",
     "shared.model.row_factors": "def with_row_factors(ops,spec,params,x):return ops,params,x\n"
     "def symbols_of(model,x):return x",
     "shared.spec.adaptation": "from typing import Literal\nfrom pydantic import ConfigDict\n"
@@ -38,6 +43,23 @@ NEVER_ADAPTS = {
     " model_config=ConfigDict(extra='ignore')\n kind:Literal['none']='none'\n is_on:Literal[False]=False\n"
     "def named_adaptation(values):return values",
 }
+# What a script that only scores a fixed predictor never calls.
+NEVER_TRAINS = frozenset(
+    {
+        "shared.model.training_loss:training_loss",
+        "shared.optim.update:optimizer_step",
+        "shared.scoring.bits_per_byte:Tally.load_state",
+        "shared.scoring.bits_per_byte:Tally.save_state",
+        *(
+            f"{engine}.engine:TrainingEngine.{name}"
+            for engine, names in {
+                "cuda_train": "warm_up train_step gradients _record _updated _updated_joints _backward _backward_of",
+                "mlx_train": "warm_up train_step gradients _weighted_gradients _accumulate _optimizer_step _updated",
+            }.items()
+            for name in names.split()
+        ),
+    }
+)
 # What to install for each package that a script imports: lines of pyproject.toml, which a test compares.
 REQUIREMENTS = {
     "brotli": ("brotli==1.2.1",),
@@ -139,16 +161,17 @@ def _code(entry: str, engine: str, adapts: bool) -> tuple[bytes, list[str]]:
     if engine in ENGINES:
         roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
     replaced = REPLACED if adapts else REPLACED | NEVER_ADAPTS
-    key = source_hash(repr((roots, replaced, REQUIREMENTS)))
+    idle = NEVER_TRAINS if entry == SCORE_ENTRY and not adapts else frozenset()
+    key = source_hash(repr((roots, replaced, sorted(idle), REQUIREMENTS)))
     kept = recall(key)
     if kept is None:
-        kept = _made(roots, replaced)
+        kept = _made(roots, replaced, idle)
         remember(key, *kept)
     return kept
 
 
-def _made(roots: list[tuple[str, str]], replaced: dict[str, str]) -> tuple[bytes, list[str]]:
-    reach = Reach(roots, replaced)
+def _made(roots: list[tuple[str, str]], replaced: dict[str, str], idle: frozenset[str]) -> tuple[bytes, list[str]]:
+    reach = Reach(roots, replaced, idle)
     fixed = reach.keywords | reach.words
     parts = []
     for name in sorted(reach.modules):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from shared.script.house import Module, in_house, load, module_path
 from shared.script.strip import PLAIN_DECORATORS, decorator_name, strip_fields
@@ -18,13 +18,19 @@ QUIET_BASES = {"object", "Protocol", "Generic", "BaseModel", "Exception", "Value
 
 
 class Reach:
-    """Everything that the roots reach. `replaced` has other texts for some modules, by name.
+    """Everything that the roots reach. `replaced` has other texts for some modules, by name; functions and methods in
+    `idle`, as `module:Class.method`, are never called, so nothing is left of them but their names.
 
     `keywords` are the names of keyword arguments and `words` the strings that could be names in what was reached.
     """
 
-    def __init__(self, roots: Iterable[tuple[str, str]], replaced: Mapping[str, str] | None = None) -> None:
-        self.replaced = replaced or {}
+    def __init__(
+        self,
+        roots: Iterable[tuple[str, str]],
+        replaced: Mapping[str, str] | None = None,
+        idle: Collection[str] = frozenset(),
+    ) -> None:
+        self.replaced, self._idle = replaced or {}, idle
         self.modules: dict[str, Module] = {}
         self.keywords: set[str] = set()
         self.words: set[str] = set()
@@ -80,6 +86,8 @@ class Reach:
             if "." in name:
                 self._module(name.rpartition(".")[0])
             module = self.modules[name] = load(name, self.replaced.get(name))
+            for qualified in (each for each in self._idle if each.startswith(f"{name}:")):
+                _empty(module, qualified)
             self._imports[name] = set()
             for statement in module.effects:
                 self._keep(module, statement)
@@ -235,3 +243,17 @@ def _acts(function: ast.FunctionDef) -> bool:
 def _always_called(method: ast.FunctionDef) -> bool:
     """Whether Python or a decorator calls a method without naming it."""
     return (method.name.startswith("__") and method.name.endswith("__")) or _acts(method)
+
+
+def _empty(module: Module, qualified: str) -> None:
+    """Leave nothing in a function or method but its name. Raises ValueError if there is none of that name."""
+    *outer, name = qualified.partition(":")[2].split(".")
+    found: list[ast.stmt] = module.body
+    for word in outer:
+        found = next((each.body for each in found if isinstance(each, ast.ClassDef) and each.name == word), [])
+    functions = [each for each in found if isinstance(each, ast.FunctionDef) and each.name == name]
+    if not functions:
+        raise ValueError(f"no function {qualified}")
+    for function in functions:
+        function.decorator_list, function.body = [], [ast.Pass()]
+        function.args = ast.arguments([], [], ast.arg("_"), [], [], ast.arg("__"), [])

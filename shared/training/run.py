@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from shared.optim import progress_frac
 from shared.runs.checkpoints import Checkpoint, CheckpointStore
 from shared.runs.environment import describe_environment
 from shared.runs.finished_run import FinishedRun
-from shared.runs.metrics import MetricsLog, as_report
+from shared.runs.metrics import Event, MetricsLog, as_report
 from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
 from shared.scoring.bits_per_byte import passes_shape
@@ -62,13 +63,14 @@ def train_run(
     ranks: Ranks | None = None,
     entered: Interruption | None = None,
     resume_command: Callable[[str], str] | None = None,
+    on_event: Callable[[RunDirectory, Event], None] | None = None,
 ) -> RunResult:
     """Train a spec (`bind_tokenizer`) in a run directory. Raises UserError for anything that cannot be used as asked.
 
     Nothing is created before the spec, the engine and the data are known to be good. With several ranks
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
     already; by default signals count from here to the end. `resume_command` gives the command line that resumes the run
-    of a name, for who ends it by a second signal.
+    of a name, for who ends it by a second signal. `on_event` gets the run and each event that metrics.jsonl got.
     """
     spec = _with_micro_batches(spec, engine_name, ranks, runs_dir / run_name if resume and run_name else None)
     clock = PhaseClock(observer)
@@ -80,7 +82,7 @@ def train_run(
             interruption.last_words = f"bytetwin: {ENDED}; resume with: {resume_command(run.name)}\n"
         try:
             with profiled(engine, profile, run.trace_path) as watched:
-                result = _train_in(run, spec, watched, sources, clock, interruption, finish)
+                result = _train_in(run, spec, watched, sources, clock, interruption, finish, on_event)
             observer.on_end(result.outcome.status)
             return result
         finally:
@@ -141,6 +143,7 @@ def _train_in(
     clock: PhaseClock,
     interruption: Interruption,
     finish: bool,
+    on_event: Callable[[RunDirectory, Event], None] | None,
 ) -> RunResult:
     """Train from the last checkpoint on, if there is one, then finish; what each phase took is noted at any end."""
     observer = cast(Observer, clock)
@@ -153,7 +156,8 @@ def _train_in(
         table = tokenizer_by_hash(spec.vocabulary.tokenizer).table
         engine.use_symbol_weights(symbol_weights(table.in_text(), sources.bytes_per_symbol))
     run.write_environment({**describe_environment(engine), "memory_limits": limits, "data": sources.describe()})
-    with MetricsLog(run.metrics_path, after_step=position.step) as metrics:
+    tell = None if on_event is None else partial(on_event, run)
+    with MetricsLog(run.metrics_path, position.step, tell) as metrics:
         event = "resume" if checkpoint else "start"
         metrics.append(event, position.step, engine=engine.name, spec=spec.name, spec_id=spec_id(spec))
         opened = OpenRun(run, spec, engine, sources, metrics, observer, interruption)

@@ -62,10 +62,12 @@ ARROWS = {
     "parity": "errors tolerances spec data ops model optim engine artifact",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "study": "errors files parsing spec data model engine script scoring runs training",
+    "sinks": "errors runs spec",
     "export": "errors files spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
-    "cli": "errors files imports spec data model optim engine artifact scoring coding runs views training parity "
-    "preflight study export",
+    "bytetwin": "errors spec data engine scoring coding runs views training study sinks",
+    "cli": "bytetwin errors files imports spec data model optim engine artifact scoring coding runs views training "
+    "parity preflight study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
     "cuda_train": "errors files spec data ops model optim engine cli",
 }
@@ -85,7 +87,7 @@ def modules() -> dict[str, set[str]]:
             name = path.relative_to(ROOT).with_suffix("").as_posix()
             if "datasets/" not in name:
                 found[name.replace("/", ".").removesuffix(".__init__")] = imported(path)
-    return found
+    return {**found, "bytetwin": imported(ROOT / "bytetwin.py")}
 
 
 def imported(path: Path) -> set[str]:
@@ -107,7 +109,7 @@ def test_shared_and_data_import_without_any_framework():
 def test_every_arrow_is_in_the_table_and_every_arrow_of_the_table_is_used():
     arrows: dict[str, set[str]] = {room: set() for room in ARROWS}
     for module, names in modules().items():
-        rooms = {room_of(name) for name in names if name.split(".")[0] in {"shared", "data"} | ENGINES}
+        rooms = {room_of(name) for name in names if name.split(".")[0] in {"shared", "data", "bytetwin"} | ENGINES}
         arrows.setdefault(room_of(module), set()).update(rooms - {room_of(module), "shared"})
     arrows.pop("shared", None)  # The package itself, which is empty.
     assert arrows == {room: set(below.split()) for room, below in ARROWS.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.command_line import set_words
 from tests.fake_study import read_json
 from tests.processes import WAIT_S
 
@@ -118,7 +119,13 @@ def test_preflight_alone(environment: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_chain_with_two_ranks_on_the_cpu(environment: Path, tmp_path: Path) -> None:
     """From the spec to the record folder, then once more: a finished run is left alone."""
-    small = "--set training.compile=false --set training.steps=10 --set evaluation.batch_symbols=16384"
+    settings = (
+        "training.compile=false",
+        "training.steps=10",
+        "evaluation.val_symbols=1024",
+        "evaluation.batch_symbols=16384",
+    )
+    small = " ".join(set_words(*settings))
     places = [f"VENV={environment}", f"RUNS={tmp_path}/runs", f"RECORDS={tmp_path}/records"]
     words = ["h100", "SPEC=tiny", "RANKS=2", "RUN=chain", f"ARGS={small}", *places]
     result = make(*words)
@@ -238,7 +245,7 @@ def test_every_target_is_in_the_help() -> None:
 
 def test_the_suite_and_its_fast_part_run_in_workers_of_one_thread(environment: Path) -> None:
     threads = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"
-    run = f"{threads} {environment}/bin/python -m pytest -n 2 --dist loadfile"
+    run = f"{threads} {environment}/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     assert make("-n", "test", f"VENV={environment}").stdout.strip() == run
     fast = make("-n", "test-fast", f"VENV={environment}", "WORKERS=4", "ARGS=-x").stdout.strip()
     assert fast == f'{run.replace("-n 2", "-n 4")} -m "not slow" -x'

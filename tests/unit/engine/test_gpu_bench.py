@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.bench import gpu
+from tests.bench.gpu_record import Section, Settings
+from tests.bench.turns import Worker
 from tests.processes import WAIT_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
@@ -84,17 +87,19 @@ class DistributedTokenLoader:
 """
 
 
-def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.bench.gpu", "--device", "cpu", "--quick", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * WAIT_S)
+QUICK = ("--device", "cpu", "--quick")
 
 
 @pytest.mark.slow
 def test_the_whole_benchmark_writes_a_record(tmp_path: Path):
     script, out, trace = tmp_path / "train_gpt.py", tmp_path / "record.md", tmp_path / "trace.json"
     script.write_text(STAND_IN)
-    done = run_bench("--script", str(script), "--out", str(out), "--trace", str(trace), "--rounds", "3")
+    words = ["--script", str(script), "--out", str(out), "--trace", str(trace), "--rounds", "3"]
+    command, environment = (
+        [sys.executable, "-m", "tests.bench.gpu", *QUICK, *words],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * WAIT_S)
     assert done.returncode == 0, done.stderr
     record = out.read_text()
     assert set(record.split("\n## ", 1)[1].splitlines()[1:]) <= set(done.stdout.splitlines()) and trace.is_file()
@@ -112,11 +117,21 @@ def test_the_whole_benchmark_writes_a_record(tmp_path: Path):
 SPEED_ROW = r"^\| (\w+) \| [\d,]+ \| [\d.]+ \| ([\d,]+) \|"
 
 
-@pytest.mark.slow
-def test_a_section_that_breaks_is_recorded_and_fails_the_benchmark(tmp_path: Path):
-    script, out = tmp_path / "train_gpt.py", tmp_path / "record.md"
-    script.write_text("raise ImportError('no such library')\n")
-    done = run_bench("--script", str(script), "--out", str(out), "--rounds", "1", "--only", "speed")
-    assert done.returncode == 1
+def test_a_section_that_breaks_is_recorded_and_fails_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def broken(settings: Settings, section: Section) -> None:
+        """Speed and memory of a step."""
+        worker = Worker("tests.bench.no_such_program")
+        with worker.process:
+            worker.ask("ready")
+
+    out = tmp_path / "record.md"
+    monkeypatch.setattr("tests.bench.gpu_speed.speed", broken)
+    monkeypatch.setattr(gpu, "prepare", lambda settings, worker: None)
+    monkeypatch.setattr(sys, "argv", ["gpu", *QUICK, "--only", "speed", "--out", str(out)])
+    assert gpu.main() == 1
     assert "Broke off: `RuntimeError: a worker stopped with status 1`" in out.read_text()
-    assert "no such library" in done.stderr and "FAILED: Speed and memory" in done.stderr
+    assert "Checks that failed: Speed and memory of a step: RuntimeError" in out.read_text()
+    errors = capfd.readouterr().err
+    assert "no_such_program" in errors and "FAILED: Speed and memory" in errors

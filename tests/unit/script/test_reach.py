@@ -141,6 +141,15 @@ def test_an_import_of_a_whole_module_of_ours_cannot_be_followed(reach: Reach, tm
         Reach([("shared.bad", "main")])
 
 
+def test_of_idle_functions_nothing_is_left_but_the_name(reach: Reach) -> None:
+    idle = Reach([("shared.main", "main")], idle={"shared.main:main", "shared.main:Point.moved"})
+    assert text_of(idle, "shared.main").endswith("def main(*_,**__):pass\n")
+    assert len(idle.modules) < len(reach.modules)
+    for unknown in ("shared.main:nothing", "shared.main:Nobody.main"):
+        with pytest.raises(ValueError, match=f"no function {unknown}"):
+            Reach([("shared.main", "main")], idle={unknown})
+
+
 def renamed(source: str, *, fixed: tuple[str, ...] = (), parameters: bool = True) -> str:
     tree = ast.parse(textwrap.dedent(source))
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -327,6 +327,9 @@ def test_a_folder_of_another_experiment_is_refused(once: Path, cli: CommandLine)
     [
         (["--name", "a/b"], "--name 'a/b'"),
         (["--baseline", "x"], "no such group; groups: tiny"),
+        (["--jobs", "0"], "--jobs 0: must be a number from 1 to 64, or gpus"),
+        (["--jobs", "gpus", "--engine", "mlx"], "all processes of engine mlx use the same device"),
+        (["--only", "0"], "--only: 0: must be an integer of at least 1"),
         (["--output", "no/such/folder/r.md"], "does not exist"),
     ],
 )

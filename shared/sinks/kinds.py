@@ -1,0 +1,120 @@
+"""The sinks, each over a package that is an extra. All write to this machine unless the user's environment says
+otherwise (TRACKIO_SPACE_ID, WANDB_MODE=online)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from shared.runs.run_directory import RunDirectory
+
+PROJECT = "bytetwin"
+ARTIFACT_TYPE = "model"
+
+
+class Sink(Protocol):
+    """Anything that takes a run's numbers. Every method may raise anything."""
+
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+        """`config` is the resolved spec under `spec` and environment.json under `environment`."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name after so many optimizer steps."""
+
+    def end(self, artifact: Path | None) -> None:
+        """This start of the run is over; `artifact` is its packed model, if it made one."""
+
+
+class Trackio:
+    """Local by default: in TRACKIO_DIR, shown by `trackio show`."""
+
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+        import trackio
+
+        with _silence():
+            self._run = trackio.init(
+                project=PROJECT,
+                name=run.name,
+                config=dict(config),
+                resume="allow" if resumed else "never",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def end(self, artifact: Path | None) -> None:
+        import trackio
+
+        with _silence():
+            if artifact is not None:
+                trackio.log_artifact(artifact, name=self._run.name, type=ARTIFACT_TYPE)
+            self._run.finish()
+
+
+class Wandb:
+    """Offline by default: `wandb sync RUN/wandb/offline-*` uploads it; WANDB_MODE=online does so at once."""
+
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run.name,
+            dir=str(run.path),
+            config=dict(config),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        # After a resume steps come again, which W&B's own counter would refuse.
+        self._run.define_metric("*", step_metric="steps")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "steps": step})
+
+    def end(self, artifact: Path | None) -> None:
+        if artifact is not None:
+            packed = self._wandb.Artifact(self._run.name or PROJECT, type=ARTIFACT_TYPE)
+            packed.add_file(str(artifact))
+            self._run.log_artifact(packed)
+        self._run.finish()
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard. They hold float32 and no artifact."""
+
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.plugins.text.summary_v2 import text_pb
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventFileWriter(str(run.path / "tensorboard"))
+        for name, values in config.items():
+            shown = "```json\n" + json.dumps(values, indent=2) + "\n```"
+            self._writer.add_event(self._event(wall_time=time.time(), step=0, summary=text_pb(name, shown)))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=one) for tag, one in values.items()])
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def end(self, artifact: Path | None) -> None:
+        self._writer.close()
+
+
+# By the name on the command line, which is also that of the package and of the extra.
+KINDS: dict[str, type[Sink]] = {"trackio": Trackio, "wandb": Wandb, "tensorboard": TensorBoard}
+
+
+def _silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """stdout belongs to the document of the command."""
+    return contextlib.redirect_stdout(io.StringIO())
