@@ -224,7 +224,7 @@ def test_a_setting_by_name_is_a_start_for_further_changes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [(ENGINES[index % 2], words) for index, words in enumerate([*SETTINGS, "lora.rank=2", "reset=document"])],
+    [(list(ENGINES)[index % 2], words) for index, words in enumerate([*SETTINGS, "lora.rank=2", "reset=document"])],
 )
 def test_honest_adaptation_knows_no_later_text(name: str, words: str) -> None:
     settings = [f"evaluation.adaptation={words}"] if words in SETTINGS else [*ONLINE, f"evaluation.adaptation.{words}"]
