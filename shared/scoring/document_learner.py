@@ -120,8 +120,9 @@ class DocumentLearner:
     def _learn_base(self, span: Span, text: Tallied) -> None:
         """The weights learn a span in a phase of their own, from which the next documents start."""
         settings, seq_len = _phase(self.settings.phases), self.spec.model.seq_len
-        rows = lesson_rows(settings, seq_len, seq_len, self.engine.ranks.world_size)
-        total = settings.epochs * -(-(span.stop - span.start) // (rows * seq_len))
+        world_size, size = self.engine.ranks.world_size, span.stop - span.start
+        rows = min(lesson_rows(settings, seq_len, seq_len, world_size), -(-size // (seq_len * world_size)) * world_size)
+        total = settings.epochs * -(-size // (rows * seq_len))
         with another(self.engine, adaptation_spec(self.spec, rows, settings)) as engine:
             learner = Learner(engine, settings, self.weights, rows)
             for _ in range(settings.epochs):
