@@ -20,7 +20,8 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from cuda_train.ops import TorchOps
-from shared.model import log_probs, parameter_manifest
+from shared.model import log_probs
+from shared.model.logits import packed_parameters
 from shared.spec import stored_spec
 
 
@@ -44,8 +45,8 @@ class BytetwinForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: BytetwinConfig) -> None:
         super().__init__(config)
         self.house_spec = stored_spec(config.spec or {}, "config.json")
-        self.names = [parameter.name for parameter in parameter_manifest(self.house_spec)]
-        for parameter in parameter_manifest(self.house_spec):
+        self.names = [parameter.name for parameter in packed_parameters(self.house_spec)]
+        for parameter in packed_parameters(self.house_spec):
             *folders, leaf = parameter.name.split(".")
             module: nn.Module = self
             for folder in folders:

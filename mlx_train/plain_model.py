@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from data.tokenizer import read_tokenizer
 from mlx_train.plain_ops import MLXOps
-from shared.model import log_probs, parameter_manifest
+from shared.model import log_probs
+from shared.model.logits import packed_parameters
 from shared.spec import Spec, stored_spec
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -31,7 +32,7 @@ class Model(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self._spec = spec
-        named = [(parameter.name, mx.zeros(parameter.shape)) for parameter in parameter_manifest(spec)]
+        named = [(parameter.name, mx.zeros(parameter.shape)) for parameter in packed_parameters(spec)]
         for key, branch in tree_unflatten(named).items():
             self[key] = branch
 

@@ -28,6 +28,9 @@ from shared.spec import Spec
 CALIBRATION_KEY = "calibration"
 """The key in the free part of an artifact's header under which it says what it was calibrated on."""
 
+LOGITS_KEY = "logits"
+"""The same for the temperature and bias of its logits."""
+
 Symbols = NDArray[np.int32]
 Statistics = dict[str, InputStatistics]
 
@@ -81,6 +84,13 @@ def window_length(spec: Spec) -> int:
 def symbols_hash(windows: Symbols) -> str:
     """The hash that a record keeps of its windows."""
     return hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()[:16]
+
+
+def training_record(spec: Spec, windows: Symbols, text: tuple[str, str]) -> CalibrationRecord:
+    """The record of windows of a training text, (name, SHA-256), whatever the source of the calibration is."""
+    settings = spec.artifact.calibration.model_copy(update={"source": "train"})
+    artifact = spec.artifact.model_copy(update={"calibration": settings})
+    return make_record(spec.model_copy(update={"artifact": artifact}), windows, text)
 
 
 def make_record(spec: Spec, windows: Symbols, text: tuple[str, str] | None = None) -> CalibrationRecord:

@@ -65,7 +65,8 @@ from shared.artifact.section_codec import compress_section, decompress_section
 from shared.errors import ArtifactError
 from shared.files import write_atomically
 from shared.model.auxiliary import model_weights
-from shared.model.manifest import parameter_manifest
+from shared.model.initialise import with_neutral_logits
+from shared.model.logits import packed_parameters
 from shared.quantisers import InputStatistics, QuantisedTensor
 from shared.spec import ArtifactSpec, Spec, spec_id
 
@@ -173,9 +174,9 @@ def quantise_model(
     weights: Mapping[str, NDArray[np.float32]],
     statistics: Mapping[str, InputStatistics] | None = None,
 ) -> dict[str, QuantisedTensor]:
-    """The weights that an artifact holds, each as the spec says. Raises ArtifactError if they are not those of the
-    spec, or cannot be stored."""
-    manifest, weights = parameter_manifest(spec), model_weights(spec, weights)
+    """The weights that an artifact holds, each as the spec says; logits that are not fitted yet change nothing. Raises
+    ArtifactError if they are not those of the spec, or cannot be stored."""
+    manifest, weights = packed_parameters(spec), with_neutral_logits(spec, model_weights(spec, weights))
     shapes = {parameter.name: parameter.shape for parameter in manifest}
     for name in [*shapes, *weights]:
         if name not in weights or name not in shapes:
@@ -193,7 +194,7 @@ def assemble(
 ) -> tuple[bytes, ArtifactInfo]:
     """The artifact of all tensors of a spec, and its facts; `coding` has another codec than the spec. Raises
     ArtifactError if it could not be read back."""
-    layout = plan_layout(parameter_manifest(spec), {name: tensor.storage for name, tensor in tensors.items()})
+    layout = plan_layout(packed_parameters(spec), {name: tensor.storage for name, tensor in tensors.items()})
     raw = lay_out(layout, tensors)
     stored = {plan.name: compress_section(plan, raw[plan.name], coding or spec.artifact) for plan in layout.sections}
     header = build_header(spec, layout, stored, extra)

@@ -21,7 +21,7 @@ from shared.artifact.fill_model import Model, StoredTensor
 from shared.artifact.quantise import quantise
 from shared.artifact.sensitivity import Sensitivity, stored_error
 from shared.errors import ArtifactError
-from shared.model.manifest import parameter_manifest
+from shared.model.logits import packed_parameters
 from shared.quantisers import Float32
 from shared.quantisers.pruning import Pruning
 from shared.spec import QuantiserSpec
@@ -184,7 +184,7 @@ class Filler:
 
     def _assembled(self, stored: Mapping[str, StoredTensor], sensitivities: Sensitivities) -> Filled:
         everything = self.plain | {name: made.tensor for name, made in stored.items()}
-        in_order = {each.name: everything[each.name] for each in parameter_manifest(self.model.spec)}
+        in_order = {each.name: everything[each.name] for each in packed_parameters(self.model.spec)}
         content = assemble(self.model.spec, in_order, self.extra, self.model.coding)[0]
         self.encodings += 1
         self.on_encoded(len(content))

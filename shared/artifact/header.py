@@ -16,7 +16,8 @@ from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.quantise import storages_of
 from shared.artifact.section_codec import allowed_codecs, stored_blocks
 from shared.errors import ArtifactError, SpecError
-from shared.model.manifest import Parameter, parameter_manifest
+from shared.model.logits import packed_parameters
+from shared.model.manifest import Parameter
 from shared.quantisers import Float32, Storage, quantiser_of
 from shared.spec import QuantiserSpec, Spec, spec_id, spec_to_dict, stored_spec
 from shared.spec.artifact import Codec
@@ -160,7 +161,7 @@ def _check_written(values: Mapping[str, Any], resolved: Mapping[str, Any], prefi
 
 def _parse_tensors(rows: list[Any], spec: Spec, version: int) -> Layout:
     """The layout that the table implies, in which every tensor of the spec has its row, in order."""
-    manifest = parameter_manifest(spec)
+    manifest = packed_parameters(spec)
     if len(rows) != len(manifest):
         raise ArtifactError(f"header lists {len(rows)} tensors, the spec implies {len(manifest)}")
     of_spec = storages_of(manifest, spec.artifact)

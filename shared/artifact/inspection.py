@@ -14,7 +14,7 @@ from shared.artifact.codec import compress_blocks
 from shared.artifact.container import Artifact
 from shared.artifact.curves import range_code_bits
 from shared.artifact.layout import section_name
-from shared.model.manifest import parameter_manifest
+from shared.model.logits import packed_parameters
 from shared.quantisers import QuantisedTensor, Quantiser, Uniform
 
 HISTOGRAM_BARS = 15
@@ -59,7 +59,7 @@ class TensorFacts:
 
 def inspect_artifact(artifact: Artifact) -> list[TensorFacts]:
     """The facts of every tensor, in manifest order. Their bytes and the header's add up to the file."""
-    sections = {p.name: p.quantisation for p in parameter_manifest(artifact.spec)}
+    sections = {p.name: p.quantisation for p in packed_parameters(artifact.spec)}
     # Files of version 1 name no codec.
     codecs = {row["name"]: row.get("codec", "brotli") for row in artifact.header["sections"]}
     shares: dict[str, dict[str, float]] = {}

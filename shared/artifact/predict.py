@@ -24,6 +24,7 @@ from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
 from shared.artifact.quantise import storage_of, storages_of
 from shared.errors import ArtifactError
+from shared.model.logits import packed_parameters
 from shared.model.manifest import Parameter, parameter_manifest
 from shared.quantisers import Float32, LowRank, Quantiser, Uniform
 from shared.spec import Spec
@@ -276,7 +277,7 @@ def _prediction(expected: float, low: float, high: float, worst: int, how: str) 
 
 def _plan(spec: Spec) -> Layout:
     """The layout, with low-rank corrections where they take most bytes: which tensors get one follows from weights."""
-    manifest = parameter_manifest(spec)
+    manifest = packed_parameters(spec)
     storages, sides = storages_of(manifest, spec.artifact), {each.name: sum(each.shape) for each in manifest}
     corrected = [name for name, storage in storages.items() if isinstance(storage, LowRank)]
     for name in sorted(corrected, key=lambda name: -sides[name])[spec.artifact.lqer_tensors :]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from data.datasets import open_split
 from data.stream import SymbolStream
-from shared.artifact import Artifact, code_bytes, read_artifact
+from shared.artifact import Artifact, assemble, code_bytes, read_artifact, unpack_bytes
 from shared.artifact.calibration import Calibration
 from shared.artifact.fill import DoesNotFitError
 from shared.artifact.fill_model import Model
@@ -26,11 +26,15 @@ from shared.engine.package import make_scorer_of
 from shared.engine.protocol import Scorer
 from shared.errors import UserError
 from shared.files import write_atomically
+from shared.model.initialise import with_neutral_logits
+from shared.model.logits import logit_parameters
 from shared.runs.target import CHOSEN_KEY, Target, refuse_run_artifact
 from shared.scoring.bits_per_byte import Score, score_by_spec
 from shared.spec import QuantiserSpec, Spec, with_overrides
+from shared.spec.artifact import Codec
 from shared.training.calibration import make_calibration
 from shared.training.own_score import training_engine
+from shared.training.packing import fit_packed
 from shared.training.sources import VALIDATION_SEED
 
 FILL_KEY = "fill"
@@ -38,6 +42,9 @@ FILL_KEY = "fill"
 
 SENSITIVITY_SYMBOLS = 8192
 """Of calibration text, for each measurement of a cost, which is then known to some 5 %."""
+
+LOGIT_BYTES, LOGIT_RECORD_BYTES = 2, 400
+"""Most bytes that a bias takes on its grid, and the record of what logits were fitted on."""
 
 TWO_SIDED = ["artifact.matrix.method=uniform", "artifact.matrix.rounding=two_sided"]
 """The settings with which a calibration measures everything that a tensor may need."""
@@ -109,7 +116,7 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
         calibration = make_calibration(engine, measured_for, target.weights, progress)
     extra = _extra(target, calibration, limit)
     try:
-        found = _search(args, engine, target, spec, calibration, limit - code, extra)
+        found = _search(args, engine, target, spec, calibration, limit - code - _logit_bytes(spec), extra)
     except DoesNotFitError as error:
         smallest = error.smallest_bytes
         say(
@@ -119,11 +126,34 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
             "red",
         )
         return CommandResult({"fits": False, "smallest_bytes": smallest, "code_bytes": code, "limit_bytes": limit}, 1)
+    found = _with_logits(args, engine, spec, found, extra)
     write_atomically(path, found.filled.content)
     artifact = read_artifact(path)
     measured = _measure(engine, target, artifact, stream)
     _print(result_console(args), path, found, measured, code, limit)
     return CommandResult(_document(path, target, found, measured, code, limit, artifact.info.sha256))
+
+
+def _logit_bytes(spec: Spec) -> int:
+    """Room for logits, which are fitted once all else is chosen, and for the record of their text."""
+    count = sum(parameter.count for parameter in logit_parameters(spec))
+    return LOGIT_BYTES * count + LOGIT_RECORD_BYTES if count else 0
+
+
+def _codec(args: argparse.Namespace, spec: Spec) -> Codec:
+    return spec.artifact.codec if args.keep_methods else "range"
+
+
+def _with_logits(args: argparse.Namespace, engine: str, spec: Spec, found: Search, extra: dict[str, Any]) -> Search:
+    """What was found, with logits fitted to its artifact where the spec has any."""
+    artifact = unpack_bytes(found.filled.content)
+    with progress_bar(console(), f"fitting logits on {engine}", "symbols") as progress:
+        tensors, fit = fit_packed(spec, artifact.tensors, make_scorer_of(engine, spec), progress=progress)
+    if fit is None:
+        return found
+    coding = spec.artifact.model_copy(update={"codec": _codec(args, spec)})
+    content, _ = assemble(spec, tensors, extra | fit.extra(), coding)
+    return replace(found, filled=replace(found.filled, content=content))
 
 
 def _extra(target: Target, calibration: Calibration, limit: int) -> dict[str, Any]:
@@ -141,10 +171,9 @@ def _search(
     extra: dict[str, Any],
 ) -> Search:
     windows = calibration.windows
-    codec = spec.artifact.codec if args.keep_methods else "range"
     windows = windows[: max(1, -(-SENSITIVITY_SYMBOLS // windows.shape[1]))]
     methods = methods_of(spec, calibration.statistics, args.keep_methods)
-    model = Model(spec, target.weights, methods, calibration.statistics, codec)
+    model = Model(spec, with_neutral_logits(spec, target.weights), methods, calibration.statistics, _codec(args, spec))
     with progress_bar(console(), "reading the calibration text", "tensors") as bar:
         divergence = Divergence(make_scorer_of(engine, spec), target.weights, windows)
         seconds = 60.0 * (args.minutes or 10.0)

@@ -116,7 +116,9 @@ def _measure(args: argparse.Namespace, artifact: Artifact, floats: Target) -> Co
     windows = windows[: -(-args.symbols // windows.shape[1])]
     scorer_of = make_scorer_of(args.engine or default_engine(), floats.spec)
     stored = {
-        name: values for name, values in artifact.weights.items() if not np.array_equal(values, floats.weights[name])
+        name: values
+        for name, values in artifact.weights.items()
+        if name in floats.weights and not np.array_equal(values, floats.weights[name])
     }
     bits = text.num_symbols / text.num_bytes / math.log(2.0)
     with progress_bar(console(), "storing one tensor at a time", "tensors") as progress:

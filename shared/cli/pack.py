@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact, write_artifact
+from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -20,7 +20,7 @@ from shared.cli.command import (
     say,
 )
 from shared.cli.filling import add_fill_arguments, check_only_filling, fill_budget
-from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, say_warnings
+from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, packed, say_warnings
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average
@@ -78,10 +78,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         refuse_run_artifact(path, other or f"packing {args.target}")
     calibration = calibrated(args.engine or default_engine(), spec, target.weights)
     extra: dict[str, Any] = {CHOSEN_KEY: target.chosen.model_dump()} if target.chosen is not None else {}
-    statistics = None
-    if calibration is not None:
-        extra, statistics = extra | calibration.extra(), calibration.statistics
-    info = write_artifact(path, spec, target.weights, extra, statistics)
+    info, logits = packed(args.engine or default_engine(), path, spec, target.weights, calibration, extra)
     budget = budget_report(info.artifact_bytes, training_engine(target.run), spec)
     entropy = _entropy_by_class(path)
     say_warnings(console(), target)
@@ -96,6 +93,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     out = console()
     if calibration is not None:
         say(out, f"calibrated on {calibration.record}")
+    if logits is not None:
+        say(out, f"logits fitted on {logits.record}")
     if target.chosen is not None:
         say(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():
@@ -105,6 +104,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         "weights": target.weights_name,
         "step": target.step,
         "calibration": calibration.record.model_dump(exclude_none=True) if calibration is not None else None,
+        "logits": logits.record.model_dump(exclude_none=True) if logits is not None else None,
         "chosen": target.chosen.model_dump() if target.chosen is not None else None,
         "artifact_bytes": budget.artifact_bytes,
         "code_bytes": budget.code_bytes,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from shared.artifact import ArtifactInfo
 from shared.artifact.calibration import Calibration
 from shared.cli.command import console, positive, say
+from shared.engine.package import create_scorer
 from shared.engine.package import default_engine as default_engine
 from shared.engine.protocol import Weights
 from shared.runs.target import Target
@@ -20,6 +25,7 @@ from shared.scoring.checks import Check
 from shared.scoring.document import CheckPart
 from shared.spec import Spec
 from shared.training.calibration import calibrate_weights, is_calibrated
+from shared.training.packing import LogitFit, pack_weights
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +55,15 @@ def calibrated(engine: str, spec: Spec, weights: Weights) -> Calibration | None:
         return None
     with progress_bar(console(), f"calibrating on {engine}", "symbols") as progress:
         return calibrate_weights(engine, spec, weights, progress)
+
+
+def packed(
+    engine: str, path: Path, spec: Spec, weights: Weights, calibration: Calibration | None, extra: Mapping[str, Any]
+) -> tuple[ArtifactInfo, LogitFit | None]:
+    """Write the artifact of weights; the fit of its logits, if the spec has one, under a bar on the named engine."""
+    with progress_bar(console(), f"fitting logits on {engine}", "symbols") as progress:
+        scorer_of = partial(create_scorer, engine, spec)
+        return pack_weights(path, spec, weights, calibration, scorer_of, extra=extra, progress=progress)
 
 
 @contextlib.contextmanager

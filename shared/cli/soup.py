@@ -10,7 +10,8 @@ from rich.console import Console
 
 from data.datasets import open_split
 from data.stream import SymbolStream
-from shared.artifact import read_artifact, write_artifact
+from shared.artifact import read_artifact
+from shared.artifact.calibration import LOGITS_KEY
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -27,6 +28,7 @@ from shared.cli.scoring import (
     check_lines,
     default_engine,
     make_table,
+    packed,
     progress_bar,
     say_warnings,
 )
@@ -71,17 +73,16 @@ def run(args: argparse.Namespace) -> CommandResult:
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
     document = _soup_document(args, members, selection, soup)
-    calibration, statistics = calibrated(engine, spec, soup.weights), None
-    extra: dict[str, Any] = {"soup": document}
-    if calibration is not None:
-        extra, statistics = extra | calibration.extra(), calibration.statistics
-    info = write_artifact(args.output, spec, soup.weights, extra, statistics)
+    calibration = calibrated(engine, spec, soup.weights)
+    info, logits = packed(engine, args.output, spec, soup.weights, calibration, {"soup": document})
     _print_members(out, members, soup)
 
     stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     data_checks = _data_checks(members, stream)
     if calibration is not None:
         data_checks.append(check_calibration(calibration.record, stream, calibration.windows))
+    if logits is not None:
+        data_checks.append(check_calibration(logits.record, stream, logits.windows, LOGITS_KEY))
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
     with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(

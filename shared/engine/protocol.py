@@ -55,8 +55,8 @@ class Scorer(Protocol):
         """ln p(v | x[:, :t]) for every symbol v: [B, T, V] float32, nats."""
 
     def stepper(self, rows: int) -> Stepper:
-        """The same distributions symbol by symbol, for `rows` windows at a time, of the weights as they are now. With
-        several ranks rank 0 steps alone."""
+        """The same distributions symbol by symbol, for `rows` windows at a time, of the weights as they are now: when
+        they change another one is needed. With several ranks rank 0 steps alone."""
 
 
 class Engine(Scorer, Protocol):

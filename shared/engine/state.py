@@ -10,6 +10,7 @@ from shared.engine.protocol import NonFiniteError, Weights, WeightsKind
 from shared.engine.ranks import Ranks
 from shared.errors import RunError
 from shared.model import Forward, trained_parameters, training_parameters, with_auxiliary
+from shared.model.logits import BIAS, TEMPERATURE
 from shared.model.stages import SYMBOL_WEIGHTS
 from shared.ops import Array, Ops
 from shared.optim import WEIGHTS, averaged_weights, initial_state, state_shapes
@@ -47,10 +48,13 @@ class EngineState:
         self.trained = [parameter.name for parameter in trained_parameters(spec)]
         # What the loss reads apart from parameters and the numbers of a step, by names of shared.model.stages.
         self.tables: Arrays = {}
+        # The temperature and bias of an artifact's logits, which are scored with and not trained.
+        self.logits: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
 
     def initialise(self, weights: Weights) -> None:
         # In the order of the manifest, whatever that of the file or message was: ranks exchange gradients in it.
+        self.logits = self._to_device({name: weights[name] for name in (TEMPERATURE, BIAS) if name in weights})
         weights = with_auxiliary(self.spec, weights)
         ordered = {parameter.name: weights[parameter.name] for parameter in training_parameters(self.spec)}
         self._adopt(ordered, initial_state(self.spec, ordered))
@@ -84,8 +88,8 @@ class EngineState:
 
     def _weights(self, kind: WeightsKind) -> Arrays:
         if kind == "averaged":
-            return averaged_weights(self.ops, self.spec.training, self.params, self.state)
-        return self.params
+            return averaged_weights(self.ops, self.spec.training, self.params, self.state) | self.logits
+        return self.params | self.logits
 
     def _to_device(self, values: Weights) -> Arrays:
         return {name: self.ops.asarray(value) for name, value in values.items()}

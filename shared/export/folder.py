@@ -22,6 +22,7 @@ from data.tokenizer import tokenizer_by_hash
 from shared.errors import UserError
 from shared.export.card import model_card
 from shared.files import recover_folder, replacing_folder
+from shared.model.initialise import with_neutral_logits
 from shared.runs.target import Target
 from shared.script.module import bundled_module
 from shared.spec import Spec, spec_id, spec_to_dict
@@ -61,8 +62,9 @@ def write_export(target: Target, form: Form, folder: Path, *, replace: bool = Fa
         texts["tokenizer_config.json"] = json.dumps(tokenizer_config(target.spec), indent=2) + "\n"
     vocabulary = target.spec.vocabulary
     tokenizer = tokenizer_by_hash(vocabulary.tokenizer).content if vocabulary.reads_tokens else None
+    weights = with_neutral_logits(target.spec, target.weights)
     with replacing_folder(folder) as temporary:
-        save_file(target.weights, temporary / WEIGHTS_FILE, {"format": FRAMEWORK[form]})
+        save_file(weights, temporary / WEIGHTS_FILE, {"format": FRAMEWORK[form]})
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:

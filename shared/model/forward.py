@@ -12,6 +12,7 @@ from shared.model.adapters import with_adapters
 from shared.model.decoder import decode_patches
 from shared.model.embedding import embed_patches
 from shared.model.layer import trunk_context
+from shared.model.logits import log_probs_of_logits, nats_of_logits
 from shared.model.trunk import run_trunk
 from shared.ops import Array, Ops
 from shared.spec import Spec
@@ -37,7 +38,7 @@ def trunk_outputs(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
 
 def symbol_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:
     """-ln p(x[:, t] | x[:, :t]) of every symbol: [B, T] float32, nats."""
-    return ops.softcapped_cross_entropy(model(ops, spec, params, x_BT), x_BT, spec.model.logit_softcap)
+    return nats_of_logits(ops, spec, params, model(ops, spec, params, x_BT), x_BT)
 
 
 def mean_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:
@@ -47,4 +48,4 @@ def mean_nats(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, mo
 
 def log_probs(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array, model: Forward = forward) -> Array:
     """ln p(v | x[:, :t]) for every symbol v of the vocabulary: [B, T, V] float32."""
-    return ops.softcapped_log_softmax(model(ops, spec, params, x_BT), spec.model.logit_softcap)
+    return log_probs_of_logits(ops, spec, params, model(ops, spec, params, x_BT))

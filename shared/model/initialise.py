@@ -10,6 +10,7 @@ import numpy as np
 from shared.errors import RunError
 from shared.model.auxiliary import auxiliary_parameters, training_parameters
 from shared.model.bigrams import BIGRAM_SYMBOLS, bigram_embedding
+from shared.model.logits import logit_parameters
 from shared.model.manifest import ADAPTER_B, Parameter
 from shared.spec import Spec
 
@@ -53,6 +54,12 @@ def with_fresh_factors(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[st
         if each.group == "adapter"
     }
     return {**weights, **fresh}
+
+
+def with_neutral_logits(spec: Spec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights, and where an artifact of the spec has a temperature or bias of the logits that they lack, 1 or 0."""
+    missing = [parameter for parameter in logit_parameters(spec) if parameter.name not in weights]
+    return {**weights, **{parameter.name: _initial_value(spec, parameter, None) for parameter in missing}}
 
 
 def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from shared.model.attention import rope_base
 from shared.model.block_shape import attention_addons
 from shared.model.decoder import decode_patches, earlier_symbols, patch_conditions, patch_logits
 from shared.model.forward import trunk_outputs
+from shared.model.logits import log_probs_of_logits
 from shared.ops import Array, Ops, SteppingOps
 from shared.ops.recorded import Recorded
 from shared.spec import Spec
@@ -112,7 +113,7 @@ class ModelStepper:
             logits = patch_logits(ops, self.spec, params, condition, previous, within)[:, -1]
         else:
             logits = said[:, within + symbols.shape[1] - unused - 1]
-        return ops.softcapped_log_softmax(logits, self.spec.model.logit_softcap)
+        return log_probs_of_logits(ops, self.spec, params, logits)
 
     def _is_autoregressive(self) -> bool:
         return self.spec.model.decoder.kind == "autoregressive"

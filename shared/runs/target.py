@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from data.datasets import bind_tokenizer
 from shared.artifact import Artifact, read_artifact
-from shared.artifact.calibration import CALIBRATION_KEY, CalibrationRecord
+from shared.artifact.calibration import CALIBRATION_KEY, LOGITS_KEY, CalibrationRecord
 from shared.engine.state import split_state
 from shared.errors import ArtifactError, RunError, UserError, nearest
 from shared.model import model_weights, random_weights
@@ -31,9 +31,9 @@ CHOSEN_KEY = "chosen"
 class Target:
     """Float32 weights with their spec. `weights_name` says where they come from: an artifact, a checkpoint (averaged
     or as trained), or a random start. `artifact_bytes` and `artifact_sha256` are None except for an artifact, `run`
-    except for a run, and `chosen` unless held-out text chose the weights. `calibration` is what an artifact was
-    calibrated on, as it says itself. `step` is that of a checkpoint; `warnings` say which damaged ones were passed over
-    for it."""
+    except for a run, and `chosen` unless held-out text chose the weights. `calibration` and `logits` are
+    what an artifact was calibrated and its logits were fitted on, as it says itself. `step` is that of a checkpoint;
+    `warnings` say which damaged ones were passed over for it."""
 
     source: str
     spec: Spec
@@ -44,6 +44,7 @@ class Target:
     artifact_sha256: str | None = None
     chosen: ChosenPart | None = None
     calibration: CalibrationRecord | None = None
+    logits: CalibrationRecord | None = None
     step: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -204,7 +205,8 @@ def _load_artifact(source: str, path: Path) -> Target:
         info.artifact_bytes,
         artifact_sha256=info.sha256,
         chosen=_chosen(artifact, path),
-        calibration=_calibration(artifact, path),
+        calibration=_calibration(artifact, path, CALIBRATION_KEY),
+        logits=_calibration(artifact, path, LOGITS_KEY),
     )
 
 
@@ -217,11 +219,11 @@ def _chosen(artifact: Artifact, path: Path) -> ChosenPart | None:
         raise ArtifactError(f"{path}: header: extra.{CHOSEN_KEY} must be a step, its bpb and a dataset") from None
 
 
-def _calibration(artifact: Artifact, path: Path) -> CalibrationRecord | None:
-    """What the artifact was calibrated on; None if it does not say."""
-    values = artifact.header["extra"].get(CALIBRATION_KEY)
+def _calibration(artifact: Artifact, path: Path, key: str) -> CalibrationRecord | None:
+    """What the artifact was calibrated on, or its logits fitted; None if it does not say."""
+    values = artifact.header["extra"].get(key)
     try:
         return None if values is None else CalibrationRecord.model_validate(values)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
-        raise ArtifactError(f"{path}: header: extra.{CALIBRATION_KEY}: {where} is not that of a calibration") from None
+        raise ArtifactError(f"{path}: header: extra.{key}: {where} is not that of a calibration") from None

@@ -14,9 +14,9 @@ NAME = "calibration"
 
 
 def check_calibration(
-    record: CalibrationRecord | None, heldout: SymbolStream, windows: np.ndarray | None = None
+    record: CalibrationRecord | None, heldout: SymbolStream, windows: np.ndarray | None = None, name: str = NAME
 ) -> Check:
-    """Check the calibration of a packed model whose storage needs one.
+    """Check the calibration of a packed model whose storage needs one, or, by that name, the fit of its logits.
 
     `record` is what the artifact says of it, None if nothing. `windows` [N, T] are its symbols where they are known, as
     they are after training, or can be taken from the training text again; without them the record has to be believed.
@@ -24,13 +24,13 @@ def check_calibration(
     """
     limit = CALIBRATION_OVERLAP_FRAC
     if record is None:
-        return Check(NAME, False, 1.0, limit, "the artifact does not say what its quantiser was calibrated on")
+        return Check(name, False, 1.0, limit, "the artifact does not say on what text")
     if record.text_sha256 == heldout.sha256 or (record.text or "").split("/")[-1].startswith("heldout"):
-        return Check(NAME, False, 1.0, limit, f"{record}: held-out text")
+        return Check(name, False, 1.0, limit, f"{record}: held-out text")
     if windows is None:
-        return Check(NAME, True, 0.0, limit, f"{record}, as the artifact says")
+        return Check(name, True, 0.0, limit, f"{record}, as the artifact says")
     if symbols_hash(windows) != record.symbols_hash:
-        return Check(NAME, False, 1.0, limit, f"{record}: its symbols are not those of this text")
+        return Check(name, False, 1.0, limit, f"{record}: its symbols are not those of this text")
     share = float(np.mean(runs_found(windows, heldout)))
     detail = f"{record}; {share:.2%} of its runs of symbols occur in {heldout.name}"
-    return Check(NAME, share <= limit, share, limit, detail, warning=0 < limit / 2 < share <= limit)
+    return Check(name, share <= limit, share, limit, detail, warning=0 < limit / 2 < share <= limit)

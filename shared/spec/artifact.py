@@ -100,6 +100,11 @@ class ArtifactSpec(Section):
         3, description="how many of the tensors with an lqer_rank are corrected: those with the largest errors"
     )
     calibration: CalibrationSpec = CalibrationSpec()
+    logits: Literal["none", "temperature", "temperature_bias"] = Field(
+        "none",
+        description="what is fitted to the packed weights, on training text, and stored: nothing; a temperature of the "
+        "logits; or that and a bias for every symbol",
+    )
     brotli_quality: Annotated[int, Field(ge=0, le=11)] = Field(
         11, description="effort of brotli; 11 gives the smallest file and takes longest"
     )

@@ -30,6 +30,8 @@ from shared.spec import Spec
 from shared.training.sources import open_training_text
 
 CALIBRATE = "calibrate"
+# The key of the windows for logits beside the seed.
+_LOGITS_STREAM = 1
 
 Progress = Callable[[int, int], None]
 
@@ -47,11 +49,22 @@ def calibration_windows(spec: Spec, text: TrainingText) -> np.ndarray:
 
     A function of the text and the settings alone, so that an audit can take them again.
     """
-    settings, length = spec.artifact.calibration, window_length(spec)
+    settings = spec.artifact.calibration
+    return _random_windows(text, settings.windows, window_length(spec), settings.seed)
+
+
+def logit_windows(spec: Spec, text: TrainingText) -> np.ndarray:
+    """As `calibration_windows`, but whole windows of the model, for its logits, at other positions: codes may fit the
+    text that they were rounded for better than any other."""
+    settings = spec.artifact.calibration
+    return _random_windows(text, settings.windows, spec.model.seq_len, [settings.seed, _LOGITS_STREAM])
+
+
+def _random_windows(text: TrainingText, count: int, length: int, key: int | list[int]) -> np.ndarray:
     places = text.num_symbols - length + 1
     if places < 1:
         raise DataError(f"{text.name}: {text.num_symbols} symbols are fewer than one calibration window of {length}")
-    bits = np.random.PCG64(np.random.SeedSequence(settings.seed)).random_raw(settings.windows)
+    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.stack([text.read(int(start), length) for start in bits % np.uint64(places)])
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from shared.artifact import read_artifact, write_artifact
-from shared.artifact.calibration import Calibration
-from shared.engine.protocol import Engine
+from shared.artifact import ArtifactInfo, read_artifact
+from shared.artifact.calibration import LOGITS_KEY, Calibration
+from shared.engine.protocol import Engine, Weights
 from shared.optim import keeps_average
 from shared.runs.metrics import MetricsLog
 from shared.runs.observer import Observer, ValidationReport
@@ -37,6 +37,7 @@ from shared.training.calibration import (
     is_calibrated,
 )
 from shared.training.interruption import Interruption
+from shared.training.packing import pack_weights
 from shared.training.sources import Sources
 from shared.training.validation import make_validate
 from shared.views.report import write_report
@@ -120,17 +121,9 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         checks.append(check_average(engine, sources.loader.batch(0)))
     if opened.spec.training.qat.form != "off":
         checks.append(check_qat_acts(engine, sources.loader.batch(0)))
-    calibration, calibration_checks = _calibrate(opened, unpacked.step)
-    checks += calibration_checks
-    observer.on_phase("packing")
     weights = engine.export_weights("averaged")
-    info = write_artifact(
-        run.artifact_path,
-        opened.spec,
-        weights,
-        calibration.extra() if calibration else None,
-        calibration.statistics if calibration else None,
-    )
+    info, time_checks, text_checks = _pack(opened, weights, unpacked.step)
+    checks += time_checks
     if opened.spec.training.qat.form == "straight_through":
         checks.append(check_qat_codes(engine, weights, sources.loader.batch(0)))
     engine.initialise(read_artifact(run.artifact_path).weights)
@@ -138,9 +131,6 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     observer.on_phase("validation of the artifact")
     packed = make_validate(opened.spec, engine, sources.validation)(unpacked.step, opened.on_progress)
     packing = Packing(unpacked.bpb, packed.bpb)
-    data_checks = [check_overlap(sources.heldout, sources.train)]
-    if calibration is not None:
-        data_checks.append(check_calibration(calibration.record, sources.heldout, calibration.windows))
     observer.on_phase("scoring")
     state = ScoreState(run.score_path.with_name(run.score_path.name + STATE_SUFFIX), observer.on_warning)
     document = evaluate(
@@ -152,7 +142,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         artifact_sha256=info.sha256,
         progress=scoring_progress,
         on_score=lambda score: write_document_scores(run.documents_path, score.by_document),
-        data_checks=data_checks,
+        data_checks=[check_overlap(sources.heldout, sources.train), *text_checks],
         state=state,
     )
     opened.interruption.check()
@@ -167,18 +157,42 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     return finished
 
 
-def _calibrate(opened: OpenRun, step: int) -> tuple[Calibration | None, list[Check]]:
-    """The calibration of the trained weights where the artifact needs one, noted in the metrics, with the check of the
-    time that it took where that counts as training."""
+def _pack(opened: OpenRun, weights: Weights, step: int) -> tuple[ArtifactInfo, list[Check], list[Check]]:
+    """Calibrate and write the artifact of weights: its facts, the check of the time that this took where that counts as
+    training, and those of the texts that were read for it. The engine may have other weights afterwards."""
+    spec, engine, sources = opened.spec, opened.engine, opened.sources
+    calibration, seconds = _calibrate(opened, step)
+
+    def scorer_of(packed: Weights) -> Engine:
+        opened.observer.on_phase("fitting logits")
+        engine.initialise(packed)
+        return engine
+
+    opened.observer.on_phase("packing")
+    text, path = sources.train, opened.run.artifact_path
+    info, logits = pack_weights(path, spec, weights, calibration, scorer_of, text=text, progress=opened.on_progress)
+    text_checks = []
+    if calibration is not None:
+        text_checks.append(check_calibration(calibration.record, sources.heldout, calibration.windows))
+    if logits is not None:
+        text_checks.append(check_calibration(logits.record, sources.heldout, logits.windows, LOGITS_KEY))
+        opened.metrics.append("logits", step, seconds=logits.seconds, **logits.record.model_dump(exclude_none=True))
+        seconds += logits.seconds if spec.schedule.driver == "time" else 0.0
+    return info, [check_calibration_time(spec, seconds)] if seconds else [], text_checks
+
+
+def _calibrate(opened: OpenRun, step: int) -> tuple[Calibration | None, float]:
+    """The calibration of the trained weights where the artifact needs one, noted in the metrics, and the seconds that
+    it took where these count as training, else 0."""
     spec = opened.spec
     if not is_calibrated(spec):
-        return None, []
+        return None, 0.0
     opened.observer.on_phase("calibration")
     timed = calibrate_engine(opened.engine, opened.sources.train, opened.on_progress)
     opened.interruption.check()
     record = timed.calibration.record
     opened.metrics.append("calibration", step, seconds=timed.seconds, **record.model_dump(exclude_none=True))
-    return timed.calibration, [check_calibration_time(spec, timed.seconds)] if calibrates_in_time(spec) else []
+    return timed.calibration, timed.seconds if calibrates_in_time(spec) else 0.0
 
 
 def add_compressors(opened: OpenRun, finished: Finished) -> Finished:

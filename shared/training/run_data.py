@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from data.stream import SymbolStream
+import numpy as np
+
+from data.stream import SymbolStream, TrainingText
+from shared.artifact.calibration import CALIBRATION_KEY, LOGITS_KEY, CalibrationRecord
 from shared.engine.microbatch import with_symbols
 from shared.errors import ArtifactError, DataError, RunError
 from shared.runs.finished_run import FinishedRun, read_finished
@@ -15,11 +19,13 @@ from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.overlap import check_overlap, overlap_unknown
 from shared.spec import Spec
-from shared.training.calibration import calibration_windows, is_calibrated
+from shared.training.calibration import calibration_windows, is_calibrated, logit_windows
 from shared.training.sources import open_training_text
 from shared.views.report import write_report
 
 NAME = "run_data"
+# Windows of a training text by the settings of a spec.
+Windows = Callable[[Spec, TrainingText], np.ndarray]
 
 
 def check_target_data(target: Target, heldout: SymbolStream) -> list[Check]:
@@ -30,18 +36,31 @@ def check_target_data(target: Target, heldout: SymbolStream) -> list[Check]:
 
 
 def _calibration_checks(target: Target, heldout: SymbolStream) -> list[Check]:
-    """The check of the text that an artifact was calibrated on, whose windows are taken again if it is there."""
-    record, spec = target.calibration, target.spec
-    if target.weights_name != "packed" or (record is None and not is_calibrated(spec)):
+    """The checks of the texts that an artifact was calibrated and its logits were fitted on, whose windows are taken
+    again if they are there."""
+    spec = target.spec
+    if target.weights_name != "packed":
         return []
+    checks = []
+    if target.calibration is not None or is_calibrated(spec):
+        again = calibration_windows if spec.artifact.calibration.source == "train" else None
+        checks.append(_record_check(CALIBRATION_KEY, target.calibration, spec, heldout, again))
+    if target.logits is not None or spec.artifact.logits != "none":
+        checks.append(_record_check(LOGITS_KEY, target.logits, spec, heldout, logit_windows))
+    return checks
+
+
+def _record_check(
+    name: str, record: CalibrationRecord | None, spec: Spec, heldout: SymbolStream, again: Windows | None
+) -> Check:
     windows = None
-    if record is not None and record.source == "train" and spec.artifact.calibration.source == "train":
+    if record is not None and record.source == "train" and again is not None:
         try:
             text = open_training_text(spec)
-            windows = calibration_windows(spec, text) if text.sha256 == record.text_sha256 else None
+            windows = again(spec, text) if text.sha256 == record.text_sha256 else None
         except DataError:
             pass
-    return [check_calibration(record, heldout, windows)]
+    return check_calibration(record, heldout, windows, name)
 
 
 def _training_checks(target: Target, heldout: SymbolStream) -> list[Check]:

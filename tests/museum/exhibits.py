@@ -17,7 +17,7 @@ from data.datasets import open_split
 from data.token_bytes import TokenBytes
 from data.tokenizer import Tokenizer
 from shared.artifact import pack_bytes
-from shared.artifact.calibration import make_record
+from shared.artifact.calibration import LOGITS_KEY, make_record, training_record
 from shared.engine.oracle import Oracle
 from shared.engine.package import create_engine
 from shared.engine.protocol import Engine, Scorer
@@ -261,6 +261,14 @@ def _calibrated_on_heldout() -> list[str]:
     return [] if check.passed else [check.name]
 
 
+def _logits_fitted_on_heldout() -> list[str]:
+    spec = small_spec("artifact.logits=temperature", "artifact.calibration.windows=6")
+    heldout = _text(spec)
+    windows = packing.fit_logits_on_heldout(spec, heldout)
+    check = check_calibration(training_record(spec, windows, ("fake/train", 64 * "0")), heldout, windows, LOGITS_KEY)
+    return [] if check.passed else [check.name]
+
+
 def _late(planted: ScoreText) -> Exhibit:
     """A score with adaptation that knows later text, beside the honest one."""
 
@@ -351,6 +359,7 @@ EXHIBITS = (
     _late(late_text.state_of_a_later_document),
     _late(late_text.warm_up_on_heldout),
     Exhibit(packing.calibrate_on_heldout, ("calibration",), _calibrated_on_heldout),
+    Exhibit(packing.fit_logits_on_heldout, ("logits",), _logits_fitted_on_heldout),
     Exhibit(packing.artifact_alone, ("size",), _size_without_code),
 )
 """In the order of README.md."""

@@ -13,7 +13,10 @@ from shared.spec import load_spec
 from tests.command_line import CommandLine
 from tests.fake_training import train_toy
 
-QUICK = ("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8", "--minutes", 1)
+QUICK = (
+    *("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8"),
+    *("--set", "artifact.logits=temperature", "--minutes", 1),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,7 @@ def test_a_run_fills_a_budget(root: Path, tmp_path: Path, cli: CommandLine) -> N
     assert artifact.info.sha256 == document["sha256"]
     assert artifact.header["extra"]["fill"] == {"limit_bytes": budget}
     assert artifact.header["extra"]["calibration"]["source"] == "train"
+    assert artifact.header["extra"]["logits"]["windows"] == 8 and artifact.weights["logits.temperature"][0] > 0.0
     rows = {row["name"]: row["settings"] for row in document["tensors"]}
     for name, settings in rows.items():
         stored = artifact.tensors[name].storage.stored_settings

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.engine.leader import LeadingEngine
 from shared.engine.oracle import Oracle
+from shared.engine.ranks import OneRank
 from shared.engine.window_stepper import WindowStepper
-from shared.model import random_weights
-from shared.spec import load_spec
+from shared.model import ModelStepper, forward, random_weights
+from shared.ops import Array, Ops
+from shared.spec import Spec, load_spec
 
 SPEC = load_spec("tiny", ["model.num_layers=1"])
 
@@ -34,3 +40,28 @@ def test_a_window_never_exceeds_its_length() -> None:
     stepper.start(np.zeros((1, SPEC.model.seq_len - 1), np.int32))
     with pytest.raises(AssertionError):
         stepper.advance(np.zeros(1, np.int32))
+
+
+def test_another_forward_pass_is_computed_by_windows() -> None:
+    """Only the house's own can be taken apart into steps."""
+
+    def softer(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+        return 0.5 * forward(ops, spec, params, x)
+
+    oracle, x = Oracle(SPEC, random_weights(SPEC, 0), softer), np.arange(6, dtype=np.int32)[None]
+    stepper = oracle.stepper(1)
+    assert isinstance(stepper, WindowStepper) and isinstance(Oracle(SPEC, oracle.params).stepper(1), ModelStepper)
+    stepper.start(x[:, :5])
+    padded = np.concatenate([x, x[:, :2]], axis=1)
+    np.testing.assert_allclose(stepper.advance(x[:, 5]), oracle.log_probs(padded)[:, 6], rtol=0, atol=1e-10)
+
+
+def test_rank_0_steps_alone() -> None:
+    class Silent(OneRank):
+        def broadcast(self, message: bytes) -> bytes:
+            raise AssertionError("a follower was told")
+
+    engine: Any = Oracle(SPEC, random_weights(SPEC, 0))
+    engine.ranks, engine.name = Silent(), "numpy"
+    x = np.zeros((2, 3), np.int32)
+    np.testing.assert_array_equal(LeadingEngine(engine).stepper(2).start(x), engine.stepper(2).start(x))

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,9 +26,10 @@ from shared.engine.synthetic import comparison_weights
 from shared.export.folder import WEIGHTS_FILE, config, write_export
 from shared.files import replacing_folder
 from shared.model import log_probs
+from shared.model.logits import BIAS, TEMPERATURE
 from shared.runs.target import Target, load_trained
 from shared.scoring.generate import decode_text, encode_prompt
-from shared.spec import Spec
+from shared.spec import Spec, with_overrides
 from tests import ROOT, transformers_standin
 from tests.command_line import CommandLine
 from tests.parity.test_random_specs import specs
@@ -60,8 +62,13 @@ def imported(folder: Path, name: str) -> ModuleType:
 
 
 def exported(folder: Path, form: Any, kind: str = "patches") -> tuple[Target, Path]:
-    """A golden run, and its export."""
+    """A golden run, that of tokens with a temperature and bias of its logits, and its export."""
     target = load_trained(str(GOLDEN / kind))
+    if kind == "tokens":
+        spec = with_overrides(target.spec, ["artifact.logits=temperature_bias"])
+        bias = np.linspace(-1.0, 1.0, spec.vocabulary.size, dtype=np.float32)
+        logits = {TEMPERATURE: np.array([1.25], np.float32), BIAS: bias}
+        target = replace(target, spec=spec, weights={**target.weights, **logits})
     write_export(target, form, folder / form)
     return target, folder / form
 

@@ -51,6 +51,7 @@ OTHER_CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "data.selection_frac": st.floats(0.0, 0.999),
     "artifact.matrix.bits": st.sampled_from([6, 8]),
     "artifact.brotli_quality": st.integers(0, 11),
+    "artifact.logits": st.sampled_from(["none", "temperature", "temperature_bias"]),
     "evaluation.stride_symbols": st.integers(1, 64),
     "evaluation.confidence": st.floats(0.51, 0.999),
     "budget.total_bytes": st.integers(1, 10**9),

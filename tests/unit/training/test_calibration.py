@@ -36,16 +36,19 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs `self` and `train`, by the source of their calibration."""
+    """The runs `self` and `train`, by the source of their calibration; the second has fitted logits too."""
     make_missing("builtin")
     folder = tmp_path_factory.mktemp("runs")
     for source in ("self_generated", "train"):
-        spec = tiny_spec(*SHORT, *SETTINGS, f"artifact.calibration.source='{source}'")
+        logits = "temperature_bias" if source == "train" else "none"
+        settings = (f"artifact.calibration.source='{source}'", f"artifact.logits='{logits}'")
+        spec = tiny_spec(*SHORT, *SETTINGS, *settings)
         observer = RecordingObserver()
         result = train_run(spec, "mlx", observer, runs_dir=folder, run_name=source.split("_")[0])
         assert result.exit_status == 0, result.finished
         phases = observer.named("phase")
         assert phases[phases.index("packing") - 1] == "calibration" and result.phase_s["calibration"] > 0.0
+        assert ("fitting logits" in phases) == (logits != "none")
     return folder
 
 
@@ -68,6 +71,28 @@ def test_an_audit_of_the_run_takes_training_windows_again(runs: Path, cli: Comma
     words = ("audit", runs / name, "--max-symbols", "600", "--engine", "numpy")
     (check,) = [check for check in cli.document(*words)["checks"] if check["name"] == "calibration"]
     assert check["passed"] and says in check["detail"]
+
+
+def test_logits_are_fitted_at_the_end_of_a_run_and_by_pack(runs: Path, cli: CommandLine, tmp_path: Path) -> None:
+    artifact = read_artifact(runs / "train" / "artifact.btw")
+    assert artifact.weights["logits.temperature"][0] != 1.0 and artifact.weights["logits.bias"].shape == (256,)
+    (event,) = events_of(runs / "train", "logits")
+    record = artifact.header["extra"]["logits"]
+    assert event["symbols_hash"] == record["symbols_hash"] and record["window_symbols"] == artifact.spec.model.seq_len
+    (check,) = [check for check in read_score(runs / "train/score.json").audit.checks if check.name == "logits"]
+    assert check.passed and "occur in builtin/heldout" in check.detail
+    words = ("audit", runs / "train", "--max-symbols", "600", "--engine", "numpy")
+    (check,) = [check for check in cli.document(*words)["checks"] if check["name"] == "logits"]
+    assert check["passed"] and "occur in builtin/heldout" in check["detail"]
+    # `pack` makes the artifact of the run to the byte; the oracle, another engine, a value or two a step apart.
+    for engine, apart in (("mlx", 0.0), ("numpy", 1.0 / 64)):
+        path = tmp_path / f"{engine}.btw"
+        done = cli("pack", runs / "train", "--engine", engine, "--output", path, "--json")
+        assert "logits fitted on 4 windows of" in done.told and done.document["logits"] == record
+        bias = read_artifact(path).weights["logits.bias"] - artifact.weights["logits.bias"]
+        assert np.abs(bias).max() <= apart and np.count_nonzero(bias) <= 4
+        assert engine != "mlx" or path.read_bytes() == (runs / "train/artifact.btw").read_bytes()
+    assert cli("generate", tmp_path / "numpy.btw", "--engine", "numpy", "--bytes", "8").status == 0
 
 
 def test_pack_calibrates_on_any_engine_and_says_so(runs: Path, cli: CommandLine, tmp_path: Path) -> None:
