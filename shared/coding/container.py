@@ -93,7 +93,9 @@ class CodedFile:
             return head + varint(self.streams)
         if learning.protocol == TOLD:
             assert learning.settings is not None
-            settings = json.dumps(learning.settings.model_dump(mode="json"), separators=(",", ":")).encode()
+            common, values = (each.model_dump(mode="json") for each in (COMMON_SETTINGS, learning.settings))
+            other = {name: value for name, value in values.items() if value != common[name]}
+            settings = json.dumps(other, separators=(",", ":")).encode()
             head += varint(len(settings)) + settings
         gaps = [after - before for before, after in pairwise(learning.starts)]
         head += varint(len(gaps)) + b"".join(map(varint, gaps))
@@ -155,7 +157,9 @@ def _read_learning(reader: _Reader, protocol: int, num_symbols: int) -> Learning
             raise DataError(f"settings of {size} bytes, at most {MAX_SETTINGS_BYTES} are allowed")
         try:
             values = parse_json(reader.take(size))
-            settings = AdaptationSpec.model_validate(values if isinstance(values, dict) else {"kind": None})
+            if not isinstance(values, dict):
+                raise ValueError("they are not a JSON object")
+            settings = AdaptationSpec.model_validate(COMMON_SETTINGS.model_dump(mode="json") | values)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise DataError(one_line(f"its settings of adaptation cannot be used: {where}")) from None
