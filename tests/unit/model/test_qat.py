@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 
 from shared.artifact.quantise import storage_of
 from shared.engine.package import create_engine
@@ -110,10 +114,20 @@ def test_training_reads_the_nearest_codes_of_whatever_grid_the_artifact_has(name
     assert check.passed and check.measured < 1e-2, check.detail
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch traces a function and its gradient and runs what it has traced: whether a switch is in it is decided there,
+    and the C++ of each kernel, which takes a second, would only compute the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_engine
-def test_other_grids_act_in_a_compiled_function(name: str):
+def test_other_grids_act_in_a_compiled_function(name: str, traced: None):
     spec = qat("straight_through", "artifact.matrix.method=ternary", "model.num_layers=1", compiled=True)
     spec = with_tensor_rule(spec, pattern="*.mlp.up*", bits=5, method="sd_clip")
     engine = started(name, spec)
@@ -181,7 +195,7 @@ def test_noise_is_another_in_every_step_and_the_same_when_repeated(name: str):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_form
 @every_engine
-def test_switching_it_on_acts_in_a_compiled_function(name: str, form: str):
+def test_switching_it_on_acts_in_a_compiled_function(name: str, form: str, traced: None):
     # One layer: MLX compiles the noise of each matrix by itself, a second for each.
     engine = started(name, qat(form, "model.num_layers=1", compiled=True))
     assert check_qat_acts(engine, symbols(engine.spec)).passed
