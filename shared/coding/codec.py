@@ -10,7 +10,7 @@ import numpy as np
 
 from data.stream import Int32
 from shared import tolerances
-from shared.coding.adapted import decode_adapted, encode_adapted, fingerprint
+from shared.coding.adapted import AnyLearner, decode_adapted, encode_adapted, fingerprint
 from shared.coding.coder import Coded, Progress, decode, encode
 from shared.coding.container import (
     COMMON,
@@ -30,7 +30,6 @@ from shared.engine.package import available_engines, create_float64_scorer, crea
 from shared.engine.protocol import Scorer, Weights
 from shared.errors import DataError, UserError
 from shared.scoring.adaptation import Plan, adapter_of, make_plan
-from shared.scoring.learner import Learner
 from shared.scoring.windows import check_window
 from shared.spec import Spec
 from shared.spec.adaptation import AdaptationSpec
@@ -125,12 +124,13 @@ class Codec:
             raise UserError(f"{len(symbols):,} symbols: with adaptation at most {MAX_LEARNT_SYMBOLS:,} are coded")
         own = settings == self.spec.evaluation.adaptation
         protocol = OWN if own else COMMON if settings == COMMON_SETTINGS else TOLD
-        starts = starts if settings.reset == "document" else (0,)
-        with self._learner(settings, self.learner_name()) as learner:
+        by_document = settings.kind == "document" or settings.reset == "document"
+        starts = starts if by_document else (0,)
+        plan = self._plan(settings, len(symbols), starts)
+        with self._learner(settings, self.learner_name(), plan) as learner:
             print_of = fingerprint(learner)
             if fingerprint(learner) != print_of:
                 raise UserError(f"engine {learner.engine.name} does not learn the same twice: nothing can be read back")
-            plan = self._plan(settings, len(symbols), starts)
             make = replace(self, engine=None)._writer
             coded = encode_adapted(learner, plan, make, symbols, tolerance, progress)
             return Learning(protocol, settings, learner.engine.name, print_of, starts), coded
@@ -142,23 +142,23 @@ class Codec:
             raise DataError("coded with the adaptation of the artifact, which has none")
         if self.engine not in (None, learning.engine):
             raise DataError(f"coded while engine {learning.engine} learnt, which {self.engine} cannot do the same way")
-        with self._learner(settings, learning.engine) as learner:
+        plan = self._plan(settings, file.num_symbols, learning.starts)
+        with self._learner(settings, learning.engine, plan) as learner:
             if fingerprint(learner) != learning.fingerprint:
                 raise DataError(
                     f"coded while engine {learning.engine} learnt on a machine that computes otherwise than this one: "
                     "another processor, number of threads or version"
                 )
-            plan = self._plan(settings, file.num_symbols, learning.starts)
             make = replace(self, engine=None)._reader
             return decode_adapted(learner, plan, make, file.payload, file.num_symbols, progress)
 
     @contextlib.contextmanager
-    def _learner(self, settings: AdaptationSpec, engine: str) -> Iterator[Learner]:
+    def _learner(self, settings: AdaptationSpec, engine: str, plan: Plan) -> Iterator[AnyLearner]:
         """The learner of the score with these settings. Raises UserError for an engine that cannot learn."""
         spec = self.adapted_spec(settings)
-        with adapter_of(create_scorer(engine, spec, self.weights), spec.evaluation.stride_symbols) as adapter:
-            if not isinstance(adapter, Learner):
-                raise UserError(f"evaluation.adaptation.kind {settings.kind!r}: only 'score_first' can be coded with")
+        scorer = create_scorer(engine, spec, self.weights)
+        with adapter_of(scorer, spec.evaluation.stride_symbols, plan.rows) as adapter:
+            assert isinstance(adapter, AnyLearner)
             yield adapter
 
     def _plan(self, settings: AdaptationSpec, num_symbols: int, starts: tuple[int, ...]) -> Plan:

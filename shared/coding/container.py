@@ -52,6 +52,18 @@ COMMON_SETTINGS = AdaptationSpec.model_validate(
         "parameters": ["*"],
         "lora": {"rank": 0, "alpha": 16.0, "targets": ["q", "v"]},
         "reset": "never",
+        "documents": 16,
+        "warm_start": False,
+        "phases": {
+            "count": 0,
+            "documents": 2000,
+            "epochs": 1,
+            "rate": 0.001,
+            "momentum": 0.9,
+            "clip_norm": 1.0,
+            "batch_symbols": 65536,
+            "parameters": ["*"],
+        },
     }
 )
 

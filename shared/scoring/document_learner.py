@@ -68,9 +68,9 @@ class DocumentLearner:
             raise RunError(str(error)) from None
 
     def save_state(self) -> dict[str, np.ndarray]:
-        """All that was learnt: `Engine.save_state`, and as `base/NAME`, `first/NAME` and `sum/NAME` the weights under
+        """All that was learnt: `Engine.save_state`, and as `base/NAME`, `start/NAME` and `sum/NAME` the weights under
         the factors, what documents start with, and the sums over those that are done; `counts` has the numbers."""
-        parts = {"base": self.weights, "first": self.factors, "sum": self.sums}
+        parts = {"base": self.weights, "start": self.factors, "sum": self.sums}
         counts = [self.done, self.steps, self.learning, self.is_fresh]
         return {
             **self.engine.save_state(),
@@ -82,7 +82,7 @@ class DocumentLearner:
         """Take over the result of `save_state`."""
         rest = dict(state)
         self.done, self.steps, self.learning, self.is_fresh = map(int, rest.pop("counts"))
-        for part, values in (("base", self.weights), ("first", self.factors), ("sum", self.sums)):
+        for part, values in (("base", self.weights), ("start", self.factors), ("sum", self.sums)):
             for name in values:
                 values[name] = np.array(rest.pop(f"{part}/{name}"))
         self.engine.load_state(rest)

@@ -55,7 +55,7 @@ ARROWS = {
     "script": "files spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances units spec data model optim engine artifact",
-    "coding": "errors parsing tolerances spec data engine scoring",
+    "coding": "errors parsing tolerances spec data model engine scoring",
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "errors files units spec model engine artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
