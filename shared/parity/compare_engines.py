@@ -18,6 +18,7 @@ from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINE_EXTRAS
 from shared.engine.synthetic import comparison_weights, synthetic_engine, synthetic_loader, synthetic_start
 from shared.errors import UserError
+from shared.parity.adaptation_checks import adaptation_rows
 from shared.parity.exact_checks import artifact_rows, batch_rows, weight_rows
 from shared.parity.function_checks import bf16_rows, hidden_states, logit_rows, nats_rows, rounding_of_logits
 from shared.parity.gradient_checks import (
@@ -83,6 +84,7 @@ def run_parity(
         "gradients": _gradients,
         "full length": lambda setup: _full_length(setup, spec),
         "optimizer steps and loss curve": _training,
+        "adaptation": _adaptation,
         "artifact": _artifact,
         "bf16 hidden states": _bf16,
     }
@@ -185,6 +187,10 @@ def _training(setup: Setup) -> list[ParityRow]:
     rounds = rounds_in_training(setup.spec)
     rows = training_rows(setup.spec, runs, locate, step_by_step if rounds else None)
     return [replace(row, worst=f"{row.worst}; {note}") if note else row for row in rows]
+
+
+def _adaptation(setup: Setup) -> list[ParityRow]:
+    return adaptation_rows(setup.spec, setup.engines, setup.weights, setup.batches[0].reshape(-1))
 
 
 def _artifact(setup: Setup) -> list[ParityRow]:

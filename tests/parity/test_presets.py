@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from shared.engine.package import create_engine
+from shared.engine.registry import ENGINES
+from shared.engine.synthetic import comparison_weights
 from shared.parity import ParityReport, run_parity
+from shared.parity.adaptation_checks import adaptation_rows
 from shared.spec import load_spec
+from shared.spec.reduced import reduced_spec
 
 PAIRS = {"numpy - mlx", "numpy - torch", "mlx - torch"}
 ORACLE_PAIRS = {"numpy - mlx", "numpy - torch"}
@@ -40,6 +46,18 @@ def test_tiny_agrees_in_every_check():
         "logits, packed": PAIRS,
         "bf16 hidden states": ORACLE_PAIRS,
     }
+
+
+@pytest.mark.parametrize("adaptation", ["online", "pr1431", "document_lora"])
+def test_engines_have_learnt_the_same_after_ten_chunks(adaptation: str) -> None:
+    changes = [f"evaluation.adaptation={adaptation}", "model.num_layers=2", "evaluation.adaptation.rate=0.01"]
+    spec, _ = reduced_spec(load_spec("tiny", changes), 1)
+    engines = {name: create_engine(name, spec) for name in ENGINES}
+    text = np.random.default_rng(0).integers(0, 256, 500)
+    weights, score = adaptation_rows(spec, engines, comparison_weights(spec, 1), text)
+    assert weights.passed and score.passed and weights.measured > 0.0
+    assert weights.check == "weights adapted to 10 chunks" and weights.pair == "mlx - torch"
+    assert not adaptation_rows(load_spec("tiny"), engines, {}, text)
 
 
 @pytest.mark.slow

@@ -166,7 +166,8 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) ->
     assert [row for row in rows if not row.passed] == []
 
     for name, scorer in scorers.items():
-        assert_causal(name, *np.split(scored[name], 3), times)
+        before, later, earlier = np.split(scored[name], 3)
+        assert_causal(name, before, later, earlier, times)
         if spec.model.attention.document_mask:
             assert check_isolation(scorer, make_probe(spec, x.reshape(-1), seed)).passed, name
 

@@ -59,7 +59,7 @@ ARROWS = {
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "errors files units spec model engine artifact scoring runs",
     "training": "errors tolerances units spec data model optim engine artifact scoring runs views",
-    "parity": "errors tolerances spec data ops model optim engine artifact",
+    "parity": "errors tolerances spec data ops model optim engine artifact scoring",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "study": "errors files parsing spec data model engine script scoring runs training",
     "sinks": "errors runs spec",
