@@ -192,7 +192,9 @@ class TrainingEngine(EngineState):
         for some_weights, some_state, _ in updated:
             trained |= some_weights
             state |= some_state
-        return trained, state, updated[0][2]
+        # In the order they had: another one is another structure to mx.compile, which would trace every function again.
+        in_order = {name: trained[name] for name in self._trained}, {name: state[name] for name in self._state}
+        return *in_order, updated[0][2]
 
     def _batch_gradients(self, x: np.ndarray, numbers: StepNumbers) -> tuple[mx.array, Arrays]:
         """Loss and gradients by joint of the mean over the whole batch, x being this rank's share of it.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bytetwin
-from shared.cli.command import RUNS_DIR
+from shared.cli.command import RUNS_DIR, add_runs_dir_argument
 from shared.coding.codec import Codec
 from shared.engine.registry import ENGINES
 from shared.errors import UserError
@@ -21,8 +21,9 @@ SECTION = "evaluation.adaptation"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --engine."""
-    parser.add_argument("--model", required=True, metavar="ARTIFACT", help="a .btw file, or a run that has one")
+    """--model, --runs-dir, --engine."""
+    parser.add_argument("--model", required=True, metavar="ARTIFACT|RUN", help="a .btw file, or a run that has one")
+    add_runs_dir_argument(parser)
     add_coding_engine_argument(parser)
 
 

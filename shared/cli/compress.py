@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     """Write the coded file."""
     content = read_input(args.file)
     path = output_path(args, Path(f"{args.file}{SUFFIX}"))
-    target, codec = load_codec(args.model, args.engine, args.overrides)
+    target, codec = load_codec(args.model, args.engine, args.overrides, args.runs_dir)
     symbols = symbols_of(target.spec.vocabulary, content, str(args.file))
     begin = time.perf_counter()
     with progress_bar(console(), f"compressing {args.file.name}", "symbols") as progress:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         raise UserError(f"{args.file}: its name does not end in {SUFFIX}; --output says what to write")
     path = output_path(args, args.file.with_suffix(""))
     content = read_input(args.file)
-    target, codec = load_codec(args.model, args.engine)
+    target, codec = load_codec(args.model, args.engine, runs_dir=args.runs_dir)
     begin = time.perf_counter()
     with progress_bar(console(), f"decompressing {args.file.name}", "symbols") as progress:
         try:

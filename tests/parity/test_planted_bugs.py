@@ -75,10 +75,9 @@ def test_newton_schulz_in_bfloat16_on_one_engine(monkeypatch: pytest.MonkeyPatch
 
 
 def test_adam_without_bias_correction(monkeypatch: pytest.MonkeyPatch):
-    def uncorrected(ops, spec, params, grads, state, norm, hyper):
-        return optimizer_step(
-            ops, spec, params, grads, state, norm, {**hyper, "first_correction": 1.0, "second_correction": 1.0}
-        )
+    def uncorrected(ops, spec, params, grads, state, norm, hyper, **rest):
+        wrong = {**hyper, "first_correction": 1.0, "second_correction": 1.0}
+        return optimizer_step(ops, spec, params, grads, state, norm, wrong, **rest)
 
     monkeypatch.setattr(mlx_train.engine, "optimizer_step", uncorrected)
     rows = failed(parity())

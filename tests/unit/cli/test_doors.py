@@ -91,8 +91,9 @@ def test_a_linked_output_goes_where_the_link_points(run: Path, cli: CommandLine)
 
 def test_every_command_that_takes_a_run_takes_the_folder_of_runs(cli: CommandLine) -> None:
     for name in COMMANDS.keys() - {"data", "tokenizer", "prepare", "spec", "parity"}:
-        assert "--runs-dir: no: not a folder" not in cli(name, "x", "--runs-dir", "no").err
-        assert "--runs-dir: /dev/null: not a folder" in cli.refusal(name, "x", "--runs-dir", os.devnull)
+        words = [name, "x", *(["--model", "x"] if name in ("compress", "decompress") else [])]
+        assert "--runs-dir: no: not a folder" not in cli(*words, "--runs-dir", "no").err
+        assert "--runs-dir: /dev/null: not a folder" in cli.refusal(*words, "--runs-dir", os.devnull)
 
 
 def test_a_folder_that_is_no_run_does_not_hide_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

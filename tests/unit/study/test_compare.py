@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from shared.errors import RunError, UserError
 from shared.runs.finished_run import FinishedRun
+from shared.scoring.document import AdaptationPart
+from shared.spec.adaptation import AdaptationSpec
 from shared.study.comparison import ComparedGroup, Comparison, compare_groups, notes
 from shared.study.groups import differences, group_runs
 from shared.study.table import markdown
@@ -77,7 +79,7 @@ def test_a_seed_counts_once() -> None:
         ("text_sha256", "cd" * 32),
         ("window_symbols", 128),
         ("stride_symbols", 64),
-        ("adaptation", "lora"),
+        ("adaptation", AdaptationPart(settings=AdaptationSpec(kind="score_first"), journal=[])),
         ("weights", "trained"),
     ],
 )
