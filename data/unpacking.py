@@ -23,7 +23,7 @@ ZSTD_HEAD_BYTES = 18
 # zstd and xz keep this much of the text while they unpack; the tools' own defaults need no more.
 MAX_WINDOW_BYTES = 1 << 27
 # What a file may unpack to: this many times its size, and as much besides.
-MAX_RATIO, FREE_BYTES = 1000, 1 << 24
+MAX_RATIO, FREE_BYTES = 500, 1 << 24
 
 Advance = Callable[[int], None]
 
