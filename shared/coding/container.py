@@ -38,14 +38,14 @@ PLAIN, OWN, COMMON, TOLD = range(4)
 COMMON_SETTINGS = AdaptationSpec.model_validate(
     {
         "kind": "score_first",
-        "chunk_symbols": 2048,
+        "chunk_symbols": 1024,
         "epochs": 1,
         "batch_symbols": 65536,
         "optimizer": "adam",
-        "rate": 0.0003,
+        "rate": 0.001,
         "rate_shape": "constant",
         "momentum": 0.9,
-        "beta1": 0.9,
+        "beta1": 0.0,
         "beta2": 0.95,
         "weight_decay": 0.0,
         "clip_norm": 0.0,

@@ -53,17 +53,17 @@ class AdaptationSpec(Section):
         "none", description="none: the model stays as it is; score_first, document: see the section"
     )
     chunk_symbols: Batch = Field(
-        2048, description="symbols that are scored before they are learnt; no fewer than one window counts"
+        1024, description="symbols that are scored before they are learnt; no fewer than one window counts"
     )
     epochs: Epochs = Field(1, description="times that each chunk is learnt")
     batch_symbols: Batch = Field(65_536, description="most symbols in one step; a chunk is learnt in one or more")
     optimizer: OptimizerForm = Field("adam", description="adam, sgd with momentum, or muon, as optimizer.form")
-    rate: Rate = Field(0.0003, description="peak rate of everything that learns")
+    rate: Rate = Field(0.001, description="peak rate of everything that learns")
     rate_shape: Literal["constant", "cosine"] = Field(
         "constant", description="the rate over the chunks of the text: constant, or half a cosine down to 0"
     )
     momentum: BelowOne = Field(0.9, description="momentum of sgd and muon")
-    beta1: BelowOne = Field(0.9, description="adam: decay of the mean of gradients")
+    beta1: BelowOne = Field(0.0, description="adam: decay of the mean of gradients")
     beta2: BelowOne = Field(0.95, description="adam: decay of the mean of squared gradients")
     weight_decay: Rate = Field(0.0, description="decoupled decay of adam and muon, p -= rate decay p")
     clip_norm: Rate = Field(0.0, description="score_first: limit on the norm of all gradients together; 0 is none")
@@ -147,6 +147,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "kind": "document",
         "chunk_symbols": 256,
         "rate": 0.01,
+        "beta1": 0.9,
         "lora": {"rank": 8, "alpha": 8.0, "targets": ["q", "v"]},
         "documents": 64,
     },
