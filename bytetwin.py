@@ -149,7 +149,7 @@ def score(
         on_score=on_score,
         data_checks=check_target_data(model, stream),
         state=state,
-        weights_hash=weights_sha256(model.weights),
+        weights_hash=weights_sha256(model.weights) if state is not None else None,
     )
 
 

@@ -39,7 +39,7 @@ from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.duration import within
 from shared.scoring.evaluate import with_compressors
-from shared.scoring.resume import STATE_SUFFIX, ScoreState
+from shared.scoring.resume import ScoreState
 from shared.spec import Spec, with_overrides
 from shared.spec.base import shown
 from shared.training.own_score import replace_score, why_not_own
@@ -107,7 +107,7 @@ def _state(args: argparse.Namespace, target: Target, out: Console) -> ScoreState
     if args.output is None and target.run is None:
         return None
     path = args.output if args.output is not None else target.run.score_path  # type: ignore[union-attr]
-    return ScoreState(path.with_name(path.name + STATE_SUFFIX), lambda line: say(out, line))
+    return ScoreState.beside(path, lambda line: say(out, line))
 
 
 def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:

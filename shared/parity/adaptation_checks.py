@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import combinations
 from typing import cast
@@ -13,12 +14,11 @@ from shared.engine.protocol import Engine
 from shared.optim import WEIGHTS
 from shared.parity.gradient_checks import Tensors
 from shared.parity.result import ParityRow, worst_relative_l2
-from shared.scoring.adaptation import Plan, adapter_of, make_plan
-from shared.scoring.bits_per_byte import Tally, score_together
-from shared.scoring.excerpt import Excerpt, with_spec
+from shared.scoring.adaptation import Plan, adapter_of, do_pass, make_plan
+from shared.scoring.bits_per_byte import Tally
+from shared.scoring.excerpt import Excerpt, with_adaptation, with_spec
 from shared.scoring.passes import Tallied
 from shared.spec import Spec
-from shared.spec.adaptation import AdaptationSpec
 from shared.tolerances import ADAPTED_BPB_ABS, PARAMETERS_REL
 
 CHUNKS = 10
@@ -33,7 +33,8 @@ def adaptation_rows(
     and learns it, chunk by chunk, from the same weights."""
     if not spec.evaluation.adaptation.is_on:
         return []
-    short = _short(spec)
+    epochs = min(spec.evaluation.adaptation.epochs, MOST_EPOCHS)
+    short = with_adaptation(spec, chunk_symbols=spec.model.seq_len, epochs=epochs)
     length = (CHUNKS + 1) * short.evaluation.adaptation.chunk_symbols
     text = np.resize(symbols, length).astype(np.int32)
     # With a state for each document all of it is learnt in one: a second one would begin anew.
@@ -53,29 +54,12 @@ def adaptation_rows(
 def _learnt(spec: Spec, engine: Engine, weights: Tensors, excerpt: Excerpt, plan: Plan) -> tuple[Tensors, float]:
     """(the weights after ten chunks, or factors where these learn; bits for each symbol of what was scored by then)."""
     engine.initialise(weights)
-    text, nats = Tallied(excerpt.read, excerpt.num_symbols), 0.0
-    stride = spec.evaluation.stride_symbols
-
-    def count(window: object, values: np.ndarray) -> None:
-        nonlocal nats
-        nats += float(values.sum())
-
-    tally = Tally(cast(SymbolStream, excerpt), plan.seq_len, frozenset(), count)
-    with adapter_of(with_spec(engine, spec), stride, plan.rows) as adapter:
+    text = Tallied(excerpt.read, excerpt.num_symbols)
+    tally = Tally(cast(SymbolStream, excerpt), plan.seq_len, frozenset())
+    with adapter_of(with_spec(engine, spec), plan.stride, plan.rows) as adapter:
         # The last chunk is scored and never learnt, and a document that ends takes its factors with it.
         for chosen in plan.passes[:-1]:
-            adapter.reset(chosen)
-            score_together(adapter.score, chosen.windows, plan.rows, tally, chosen.width)
-            text.count_all(chosen)
-            adapter.learn(chosen, text)
+            do_pass(adapter, chosen, plan.rows, tally, text)
         state = adapter.save_state()
     after = {name.removeprefix(WEIGHTS): value for name, value in state.items() if name.startswith(WEIGHTS)}
-    return after, nats / np.log(2.0) / tally.symbols
-
-
-def _short(spec: Spec) -> Spec:
-    """The spec with chunks of a window, and few epochs of them."""
-    settings = spec.evaluation.adaptation
-    changes = {"chunk_symbols": spec.model.seq_len, "epochs": min(settings.epochs, MOST_EPOCHS)}
-    adaptation = AdaptationSpec.model_validate({**settings.model_dump(), **changes})
-    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"adaptation": adaptation})})
+    return after, float(tally.by_document[0].sum()) / math.log(2.0) / tally.symbols

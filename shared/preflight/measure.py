@@ -26,9 +26,8 @@ from shared.errors import UserError
 from shared.model.stages import StepNumbers
 from shared.optim import step_hyperparameters
 from shared.scoring.adaptation import score_text
-from shared.scoring.excerpt import Excerpt, with_spec
+from shared.scoring.excerpt import Excerpt, with_adaptation, with_spec
 from shared.spec import Spec, spec_from_dict, spec_to_dict
-from shared.spec.adaptation import AdaptationSpec
 
 T = TypeVar("T")
 
@@ -147,19 +146,20 @@ def measure_evaluation(engine: Engine, symbols: int) -> float:
     `epochs` times as long.
     """
     spec, settings = engine.spec, engine.spec.evaluation.adaptation
-    plain_s = _seconds_for_a_symbol(engine, _with_adaptation(spec, symbols, kind="none"), symbols)
+    plain_s = _seconds_for_a_symbol(engine, _in_passes(spec, symbols, kind="none"), symbols)
     if not settings.is_on:
         return plain_s
     chunk = min(settings.chunk_symbols, symbols)
-    once = _with_adaptation(spec, symbols, chunk_symbols=chunk, epochs=1)
+    once = _in_passes(spec, symbols, chunk_symbols=chunk, epochs=1)
     learnt_s = _seconds_for_a_symbol(engine, once, max(chunk, spec.evaluation.stride_symbols)) - plain_s
     return plain_s + settings.epochs * max(0.0, learnt_s)
 
 
-def _with_adaptation(spec: Spec, symbols: int, **changes: object) -> Spec:
-    adaptation = AdaptationSpec.model_validate({**spec.evaluation.adaptation.model_dump(), **changes})
+def _in_passes(spec: Spec, symbols: int, **changes: object) -> Spec:
+    """The spec with passes of `symbols` at most, and other settings of its adaptation."""
+    spec = with_adaptation(spec, **changes)
     batch = max(min(spec.evaluation.batch_symbols, symbols), spec.model.seq_len)
-    update = {"adaptation": adaptation, "batch_symbols": batch // spec.model.seq_len * spec.model.seq_len}
+    update = {"batch_symbols": batch // spec.model.seq_len * spec.model.seq_len}
     return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=update)})
 
 

@@ -22,14 +22,14 @@ from shared.scoring.bits_per_byte import Progress, Score, Seen, Tally, score_by_
 from shared.scoring.document_learner import document_learner
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
-from shared.scoring.passes import Adapter, Tallied
+from shared.scoring.passes import Adapter, Pass, Tallied
 from shared.scoring.plans import Plan, document_starts, make_plan
 from shared.spec.adaptation import AdaptationSpec
 
 if TYPE_CHECKING:
     from shared.scoring.resume import ScoreState
 
-__all__ = ["Plan", "adapter_of", "document_starts", "make_plan", "score_adapted", "score_text"]
+__all__ = ["Plan", "adapter_of", "do_pass", "document_starts", "make_plan", "score_adapted", "score_text"]
 
 # The names of what an adapter knows begin so, in the state of a score.
 LEARNT = "learnt."
@@ -77,10 +77,7 @@ def score_adapted(
             adapter.load_state(_under(LEARNT, arrays))
         for number, chosen in enumerate(plan.passes[done:], done + 1):
             try:
-                adapter.reset(chosen)
-                score_together(adapter.score, chosen.windows, plan.rows, tally, chosen.width)
-                text.count_all(chosen)
-                adapter.learn(chosen, text)
+                do_pass(adapter, chosen, plan.rows, tally, text)
             except RunError as error:
                 if not journal.lines:
                     raise
@@ -92,6 +89,14 @@ def score_adapted(
             if progress is not None:
                 progress(tally.symbols, stream.num_symbols)
     return replace(tally.result(plan.stride, plan.rows, spec.evaluation.confidence), journal=tuple(journal.lines))
+
+
+def do_pass(adapter: Adapter, chosen: Pass, rows: int, tally: Tally, text: Tallied) -> None:
+    """Forget, score, count and learn as a pass says, in that order; its windows are padded to `rows`."""
+    adapter.reset(chosen)
+    score_together(adapter.score, chosen.windows, rows, tally, chosen.width)
+    text.count_all(chosen)
+    adapter.learn(chosen, text)
 
 
 def _state(tally: Tally, adapter: Adapter) -> dict[str, np.ndarray]:

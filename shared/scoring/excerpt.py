@@ -9,6 +9,7 @@ import numpy as np
 
 from shared.engine.protocol import Scorer
 from shared.spec import Spec
+from shared.spec.adaptation import AdaptationSpec
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Excerpt:
                 (symbol for symbol in self.symbols[~self.fixed] if symbol != self.symbols[position]), symbols[position]
             )
         return Excerpt(self.name, symbols, self.fixed, self.starts)
+
+
+def with_adaptation(spec: Spec, **changes: object) -> Spec:
+    """The spec with other settings in evaluation.adaptation, checked as any are."""
+    adaptation = AdaptationSpec.model_validate({**spec.evaluation.adaptation.model_dump(), **changes})
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"adaptation": adaptation})})
 
 
 def with_spec(scorer: Scorer, spec: Spec) -> Scorer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -20,10 +20,9 @@ from shared import tolerances
 from shared.engine.protocol import Scorer
 from shared.scoring.bits_per_byte import Seen
 from shared.scoring.checks import Check
-from shared.scoring.excerpt import Excerpt, with_spec
+from shared.scoring.excerpt import Excerpt, with_adaptation, with_spec
 from shared.scoring.windows import Window
 from shared.spec import Spec
-from shared.spec.adaptation import AdaptationSpec
 
 NAME = "later_text"
 # A chunk of the excerpt is at most so many windows, and learnt at most so often: the order is the same, and it is
@@ -104,15 +103,9 @@ def _cuts(spec: Spec, excerpt: Excerpt, rng: np.random.Generator) -> Iterator[in
 def _cheaper(spec: Spec) -> Spec:
     """The spec with smaller chunks and fewer epochs, and nothing compiled for the few steps of an excerpt."""
     settings, seq_len = spec.evaluation.adaptation, spec.model.seq_len
-    changes: dict[str, Any] = {
-        "chunk_symbols": min(settings.chunk_symbols, MOST_WINDOWS * seq_len),
-        "epochs": min(settings.epochs, MOST_EPOCHS),
-    }
-    evaluation = spec.evaluation.model_copy(
-        update={"adaptation": AdaptationSpec.model_validate({**settings.model_dump(), **changes})}
-    )
+    chunk, epochs = min(settings.chunk_symbols, MOST_WINDOWS * seq_len), min(settings.epochs, MOST_EPOCHS)
     training = spec.training.model_copy(update={"compile": False})
-    return spec.model_copy(update={"evaluation": evaluation, "training": training})
+    return with_adaptation(spec, chunk_symbols=chunk, epochs=epochs).model_copy(update={"training": training})
 
 
 class _Enough(Exception):

@@ -39,6 +39,11 @@ class ScoreState:
         self._bound = b""
         self._written_s = time.monotonic()
 
+    @classmethod
+    def beside(cls, path: Path, tell: Callable[[str], None]) -> ScoreState:
+        """The state of the score whose document is to be `path`."""
+        return cls(path.with_name(path.name + STATE_SUFFIX), tell)
+
     def bind(self, facts: Mapping[str, Any]) -> None:
         """Take `facts`, plain JSON values, as what determines the score."""
         self._bound = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()

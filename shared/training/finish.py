@@ -27,7 +27,7 @@ from shared.scoring.documents import write_document_scores
 from shared.scoring.evaluate import evaluate, with_compressors
 from shared.scoring.overlap import check_overlap
 from shared.scoring.qat_check import check_qat_acts, check_qat_codes
-from shared.scoring.resume import STATE_SUFFIX, ScoreState
+from shared.scoring.resume import ScoreState
 from shared.spec import Spec
 from shared.tolerances import PACKING_BPB
 from shared.training.calibration import (
@@ -132,7 +132,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     packed = make_validate(opened.spec, engine, sources.validation)(unpacked.step, opened.on_progress)
     packing = Packing(unpacked.bpb, packed.bpb)
     observer.on_phase("scoring")
-    state = ScoreState(run.score_path.with_name(run.score_path.name + STATE_SUFFIX), observer.on_warning)
+    state = ScoreState.beside(run.score_path, observer.on_warning)
     document = evaluate(
         engine,
         sources.heldout,
