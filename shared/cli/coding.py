@@ -8,13 +8,12 @@ from pathlib import Path
 
 import bytetwin
 from shared.cli.command import RUNS_DIR, add_runs_dir_argument
+from shared.cli.scoring import with_section
 from shared.coding.codec import Codec
 from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.files import check_regular
 from shared.runs.target import Target, refuse_run_artifact
-from shared.spec import with_overrides
-from shared.spec.base import shown
 
 SUFFIX = ".btz"
 SECTION = "evaluation.adaptation"
@@ -41,11 +40,8 @@ def load_codec(
     source: str, engine: str | None, overrides: Sequence[str] = (), runs_dir: Path = RUNS_DIR
 ) -> tuple[Target, Codec]:
     """(an artifact, the codec of it) with `--set` of the adaptation. Raises UserError for one of anything else."""
-    other = next((each for each in overrides if not each.strip().startswith(f"{SECTION}")), None)
-    if other is not None:
-        raise UserError(f"--set {shown(other)}: only the section {SECTION} can be changed for coding")
     target = bytetwin.load(source, weights="packed", runs_dir=runs_dir)
-    adaptation = with_overrides(target.spec, overrides).evaluation.adaptation
+    adaptation = with_section(target.spec, overrides, SECTION, "coding").evaluation.adaptation
     return target, bytetwin.codec(target, engine, adaptation)
 
 

@@ -7,7 +7,6 @@ packed again. Any other score is written only to --output.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +31,14 @@ from shared.cli.scoring import (
     make_table,
     progress_bar,
     say_warnings,
+    with_section,
 )
-from shared.errors import UserError
 from shared.runs.target import Target
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
 from shared.scoring.duration import within
 from shared.scoring.evaluate import with_compressors
 from shared.scoring.resume import ScoreState
-from shared.spec import Spec, with_overrides
-from shared.spec.base import shown
 from shared.training.own_score import replace_score, why_not_own
 
 
@@ -69,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> CommandResult:
     """Score and audit; status 1 if a check of the audit fails."""
     target = bytetwin.load(args.target, weights=args.weights, step=args.step, runs_dir=args.runs_dir)
-    target = replace(target, spec=_with_protocol(target.spec, args.overrides))
+    target = replace(target, spec=with_section(target.spec, args.overrides, "evaluation.", "a score"))
     say_warnings(console(), target)
     data = args.data or target.spec.data.heldout
     out = console()
@@ -108,14 +105,6 @@ def _state(args: argparse.Namespace, target: Target, out: Console) -> ScoreState
         return None
     path = args.output if args.output is not None else target.run.score_path  # type: ignore[union-attr]
     return ScoreState.beside(path, lambda line: say(out, line))
-
-
-def _with_protocol(spec: Spec, overrides: Sequence[str]) -> Spec:
-    """The spec with another protocol. Raises UserError for an override of anything else, which the weights are of."""
-    other = next((each for each in overrides if not each.strip().startswith("evaluation.")), None)
-    if other is not None:
-        raise UserError(f"--set {shown(other)}: only the section evaluation can be changed for a score")
-    return with_overrides(spec, overrides)
 
 
 def _save(args: argparse.Namespace, target: Target, document: ScoreDocument, score: Score, out: Console) -> Path | None:

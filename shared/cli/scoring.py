@@ -20,10 +20,12 @@ from shared.cli.command import console, positive, say
 from shared.engine.package import create_scorer
 from shared.engine.package import default_engine as default_engine
 from shared.engine.protocol import Weights
+from shared.errors import UserError
 from shared.runs.target import Target
 from shared.scoring.checks import Check
 from shared.scoring.document import CheckPart
-from shared.spec import Spec
+from shared.spec import Spec, with_overrides
+from shared.spec.base import shown
 from shared.training.calibration import calibrate_weights, is_calibrated
 from shared.training.packing import LogitFit, pack_weights
 
@@ -41,6 +43,15 @@ def add_step_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=positive, metavar="N", help="weights of the checkpoint of step N; default: the last whole one"
     )
+
+
+def with_section(spec: Spec, overrides: Sequence[str], prefix: str, use: str) -> Spec:
+    """The spec with `--set` of keys that begin with a prefix, a section. Raises UserError for any other, because the
+    weights are of the rest."""
+    other = next((each for each in overrides if not each.strip().startswith(prefix)), None)
+    if other is not None:
+        raise UserError(f"--set {shown(other)}: only the section {prefix.rstrip('.')} can be changed for {use}")
+    return with_overrides(spec, overrides)
 
 
 def say_warnings(out: Console, target: Target) -> None:
