@@ -24,6 +24,7 @@ from shared.runs.finished_run import FinishedRun
 from shared.runs.metrics import Event, MetricsLog, as_report
 from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
+from shared.scoring.adaptation import check_adaptation
 from shared.scoring.bits_per_byte import passes_shape
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.calibration import TASKS
@@ -80,6 +81,7 @@ def train_run(
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
+        check_adaptation(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         if resume_command is not None:
             interruption.last_words = f"bytetwin: {ENDED}; resume with: {resume_command(run.name)}\n"
