@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,44 +61,43 @@ def project(
     check_level(level)
     if len(bpb) <= 3 or len(set(symbols)) < FEWEST_POINTS:
         return None
-    first = float(symbols.min())
-    designs = [
-        (
-            np.stack([np.ones_like(symbols), (symbols / first) ** -alpha], axis=1),
-            np.array([1.0, (at / first) ** -alpha]),
-        )
-        for alpha in (*ALPHAS, curve.alpha)
-    ]
-    low, high = profile_interval(designs, bpb, parameters=3, level=level)
+    first, alphas = float(symbols.min()), np.array([*ALPHAS, curve.alpha])[:, None]
+    falling, new = (symbols / first) ** -alphas, (at / first) ** -alphas
+    designs = np.stack([np.ones_like(falling), falling], axis=2)
+    _, low, high = profile_interval(designs, np.concatenate([np.ones_like(new), new], axis=1), bpb, 3, level)
     half = _half_over_runs(curve, symbols, bpb, runs, at, level)
     middle = curve.bpb(at)
     return max(0.0, min(low, middle - half)), max(high, middle + half)
 
 
 def profile_interval(
-    designs: Iterable[tuple[np.ndarray, np.ndarray]], y: np.ndarray, parameters: int, level: float
-) -> tuple[float, float]:
-    """The profile-t interval of one more observation of a model that is linear in all but a few parameters.
+    designs: np.ndarray, news: np.ndarray, y: np.ndarray, parameters: int, level: float
+) -> tuple[float, float, float]:
+    """(best, low, high): the least-squares value of one more observation of a model that is linear in all but a few
+    parameters, and its profile-t interval.
 
-    Each design is (X [n, k], x [k]) for one choice of those few: the model is X b for the observations y [n] and x b
-    for the new one; b is at least 0. A new value belongs to the interval if some choice, fitted to it as well, has a
+    `designs` [g, n, k] and `news` [g, k] are, for g choices of those few, X for the observations y [n] and x for the
+    new one, which is x b; b is at least 0. A new value belongs to the interval if some choice, fitted to it as well, has a
     sum of squares of at most S (1 + t^2 / (n - p)), S the least for y alone, p = `parameters`, t Student's quantile of
     n - p degrees (Bates and Watts, Nonlinear Regression Analysis, 1988, section 6.1). Unlike an ellipse around the
     best fit it holds where the parameters are hardly known.
     """
+    inverses = np.linalg.pinv(designs.mT @ designs)
+    coefficients = (inverses @ (designs.mT @ y)[:, :, None])[:, :, 0]
+    for index in np.flatnonzero(coefficients.min(axis=1) < 0.0):
+        kept, coefficients[index] = nonnegative_fit(designs[index], y)
+        inverses[index] = 0.0
+        used = designs[index][:, kept]
+        inverses[index][np.ix_(kept, kept)] = np.linalg.pinv(used.T @ used)
+    squares = np.sum((y - (designs @ coefficients[:, :, None])[:, :, 0]) ** 2, axis=1)
+    middles = np.sum(news * coefficients, axis=1)
+    spreads = 1.0 + np.sum(news * (inverses @ news[:, :, None])[:, :, 0], axis=1)
     degrees = len(y) - parameters
-    fits = []
-    for design, new in designs:
-        kept, coefficients = nonnegative_fit(design, y)
-        rest = y - design @ coefficients
-        inverse = np.linalg.pinv(design[:, kept].T @ design[:, kept])
-        spread = 1.0 + float(new[kept] @ inverse @ new[kept])
-        fits.append((float(rest @ rest), float(new @ coefficients), spread))
-    squares, middles, spreads = np.array(fits).T
     limit = squares.min() * (1.0 + student_quantile(0.5 + level / 2.0, degrees) ** 2 / degrees)
+    half = np.sqrt(np.maximum(limit - squares, 0.0) * spreads)
     allowed = squares <= limit
-    half = np.sqrt((limit - squares[allowed]) * spreads[allowed])
-    return float((middles[allowed] - half).min()), float((middles[allowed] + half).max())
+    low, high = (middles - half)[allowed].min(), (middles + half)[allowed].max()
+    return float(middles[squares.argmin()]), float(low), float(high)
 
 
 def nonnegative_fit(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
