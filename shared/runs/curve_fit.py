@@ -77,10 +77,10 @@ def profile_interval(
     parameters, and its profile-t interval.
 
     `designs` [g, n, k] and `news` [g, k] are, for g choices of those few, X for the observations y [n] and x for the
-    new one, which is x b; b is at least 0. A new value belongs to the interval if some choice, fitted to it as well, has a
-    sum of squares of at most S (1 + t^2 / (n - p)), S the least for y alone, p = `parameters`, t Student's quantile of
-    n - p degrees (Bates and Watts, Nonlinear Regression Analysis, 1988, section 6.1). Unlike an ellipse around the
-    best fit it holds where the parameters are hardly known.
+    new one, which is x b; b is at least 0. A new value belongs to the interval if some choice, fitted to it as well,
+    has a sum of squares of at most S (1 + t^2 / (n - p)), S the least for y alone, p = `parameters`, t Student's
+    quantile of n - p degrees (Bates and Watts, Nonlinear Regression Analysis, 1988, section 6.1). Unlike an ellipse
+    around the best fit it holds where the parameters are hardly known.
     """
     inverses = np.linalg.pinv(designs.mT @ designs)
     coefficients = (inverses @ (designs.mT @ y)[:, :, None])[:, :, 0]
