@@ -61,7 +61,7 @@ def _cells(notebook: dict) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """What GitHub reads and mkdocs does not: a list right below a paragraph, and `\\|` for a bar in the code of a table."""
+    """What GitHub reads and mkdocs does not: a list right below a paragraph, `\\|` for a bar in the code of a table."""
     lines: list[str] = []
     fenced, before = False, ""
     for line in markdown.split("\n"):
