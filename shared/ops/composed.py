@@ -86,7 +86,8 @@ def symbol_context_by_tables(
     (symbols, width), (batch, time) = table.shape, index.shape
     if projection is None or symbols >= batch * time:
         return ComposedOps.symbol_context(ops, table, first, projection, index, dtype)
-    rows, before = ops.concatenate([table, first[0]], axis=0), 0 * index[:, :1] + symbols
+    rows = ops.concatenate([table, first[:1].reshape((1, width))], axis=0)
+    before = 0 * index[:, :1] + symbols
     total: Array = None
     for end in range(width, projection.shape[1] + 1, width):
         index = ops.shift_right(index, before)
