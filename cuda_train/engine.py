@@ -16,7 +16,7 @@ from cuda_train import device, distributed
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention
 from cuda_train.compiling import compiled
 from cuda_train.joined import Joined
-from cuda_train.ops import make_ops
+from cuda_train.ops import TorchOps, make_ops
 from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
 from shared.engine.protocol import Stepper, StepResult, Weights
@@ -41,6 +41,7 @@ class TrainingEngine(EngineState):
     """
 
     name = "torch"
+    ops: TorchOps
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
