@@ -13,6 +13,7 @@ from shared.model.adapters import with_adapters
 from shared.model.block import run_block
 from shared.model.embedding import tied_logits
 from shared.model.layer import decoder_layer
+from shared.model.ngram import decoder_ngrams
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -50,10 +51,14 @@ def patch_conditions(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: A
 
 def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
     """rms(c[t]), [B, T, dim]: c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ...,
-    E[x[t - K]])."""
-    start = ops.broadcast_to(params["decoder.start"], (x_BT.shape[0], 1, spec.model.decoder.dim))
+    E[x[t - K]]); n-grams that the decoder reads are added to it."""
+    model = spec.model
+    start = ops.broadcast_to(params["decoder.start"], (x_BT.shape[0], 1, model.decoder.dim))
     table, projection = params["decoder.embed.weight"], params.get("decoder.context_proj.weight")
-    return ops.rms_norm(ops.symbol_context(table, start, projection, x_BT, spec.training.dtype), spec.model.norm_eps)
+    previous = ops.symbol_context(table, start, projection, x_BT, spec.training.dtype)
+    if model.ngram.rows and model.ngram.reader == "decoder":
+        previous = previous + decoder_ngrams(ops, spec, params, x_BT)
+    return ops.rms_norm(previous, model.norm_eps)
 
 
 def patch_logits(
