@@ -51,6 +51,8 @@ NEVER_TRAINS = frozenset(
         "shared.optim.update:optimizer_step",
         "shared.scoring.bits_per_byte:Tally.load_state",
         "shared.scoring.bits_per_byte:Tally.save_state",
+        "mlx_train.cpu_ops:_read_rows_vjp",
+        "mlx_train.table_gradient:_read_rows_vjp",
         *(
             f"{engine}.engine:TrainingEngine.{name}"
             for engine, names in {

@@ -70,7 +70,7 @@ ARROWS = {
     "cli": "bytetwin errors files imports spec data model optim engine artifact scoring coding runs views training "
     "parity preflight study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
-    "cuda_train": "errors files spec data ops model optim engine cli",
+    "cuda_train": "errors files tolerances spec data ops model optim engine cli",
 }
 
 
