@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
+from cuda_train.attention_forms import activate, attention_forms, chosen_attention
 from cuda_train.compiling import compiled
 from cuda_train.failures import told
 from cuda_train.joined import Joined
-from cuda_train.ops import make_ops
+from cuda_train.ops import TorchOps, make_ops
 from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
 from shared.engine.protocol import Stepper, StepResult, Weights
@@ -42,6 +44,7 @@ class TrainingEngine(EngineState):
     """
 
     name = "torch"
+    ops: TorchOps
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
@@ -64,7 +67,8 @@ class TrainingEngine(EngineState):
         )
 
     @told(TRAINS)
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+        chosen = self._choose_attention(x)
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -76,6 +80,7 @@ class TrainingEngine(EngineState):
         if self._records:
             for numbers in every:
                 self._record(np.ascontiguousarray(x, np.int32), numbers)
+        return chosen
 
     @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -131,6 +136,19 @@ class TrainingEngine(EngineState):
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         super().use_symbol_weights(weights)
         self._graphs.clear()
+
+    def _choose_attention(self, x: np.ndarray) -> dict[str, Any] | None:
+        """Choose the implementation of attention for micro-batches of x before anything is compiled with it; returns
+        what was measured. All ranks take that of rank 0."""
+        found = chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device)
+        if found is None:
+            return None
+        choice, self.ops.attend = found
+        if self.ranks.world_size > 1:
+            choice.name = self.ranks.broadcast(choice.name.encode()).decode()
+            self.ops.attend = attention_forms(self._device)[choice.name]
+            activate(choice.name)
+        return {"attention": asdict(choice)}
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""

@@ -88,9 +88,10 @@ class TrainingEngine(EngineState):
         mx.eval(self._state)
 
     @told
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
         for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
             mx.eval(self._updated(*self._batch_gradients(x, numbers), numbers))
+        return None
 
     @told
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:

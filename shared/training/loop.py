@@ -112,7 +112,8 @@ class TrainingLoop:
         if self.spec.training.compile:
             self.observer.on_phase("compiling")
             with self.interruption.nothing_to_save(), self.interruption.expected():
-                self.engine.warm_up(x)
+                if chosen := self.engine.warm_up(x):
+                    self.metrics.append("choices", self.position.step, **chosen)
                 if self.scored_shape is not None and self.spec.training.val_every_steps:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:

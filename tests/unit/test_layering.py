@@ -45,14 +45,15 @@ ARROWS = {
     "imports": "",
     "tolerances": "",
     "units": "",
+    "user_folders": "",
     "spec": "errors files parsing",
-    "data": "errors files tolerances spec",
+    "data": "errors files tolerances user_folders spec",
     "ops": "",
     "quantisers": "errors spec ops",
     "model": "errors spec ops quantisers",
     "optim": "spec ops model",
     "engine": "errors files imports spec data ops model optim",
-    "script": "files spec engine",
+    "script": "files user_folders spec engine",
     "artifact": "errors files spec ops quantisers model optim engine script",
     "scoring": "errors files parsing tolerances units spec data model optim engine artifact",
     "coding": "errors parsing tolerances spec data model engine scoring",
@@ -69,7 +70,7 @@ ARROWS = {
     "cli": "bytetwin errors files imports spec data model optim engine artifact scoring coding runs views training "
     "parity preflight study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
-    "cuda_train": "errors files spec data ops model optim engine cli",
+    "cuda_train": "errors files tolerances spec data ops model optim engine cli",
 }
 
 
