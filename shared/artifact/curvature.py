@@ -15,6 +15,10 @@ from shared.model import parameter_manifest
 from shared.quantisers import Curvature
 from shared.spec import Spec
 
+# A table of more rows has none: the products of its rows with each other, float64 [rows, rows], would take 0.5 GB and
+# more. What looks rows up is judged by how often each is read instead.
+MOST_ROWS = 8192
+
 Gradients = Callable[[NDArray[np.int32]], tuple[float, Mapping[str, NDArray[np.float32]]]]
 """`Engine.gradients`: mean nats per symbol and its gradients."""
 
@@ -25,13 +29,17 @@ def needs_curvature(spec: Spec) -> bool:
 
 
 def loss_curvature(gradients: Gradients, spec: Spec, batches: Iterable[NDArray[np.int32]]) -> dict[str, Curvature]:
-    """The curvature in every matrix and table of a spec's model over batches of symbols [B, T], by name.
+    """The curvature in every matrix and table of up to MOST_ROWS rows over batches of symbols [B, T], by name.
 
     Products of a batch are made in float32, whose rounding is far below the noise of a text, and added up in float64.
     Symbols far apart in a batch have independent gradients where the model wrote them, so one window in a batch gives
     as much as several.
     """
-    names = [each.name for each in parameter_manifest(spec) if each.quantisation != "control" and len(each.shape) == 2]
+    names = [
+        each.name
+        for each in parameter_manifest(spec)
+        if each.quantisation != "control" and len(each.shape) == 2 and each.shape[0] <= MOST_ROWS
+    ]
     inputs: dict[str, NDArray[np.float64]] = {}
     outputs: dict[str, NDArray[np.float64]] = {}
     symbols = 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from shared.artifact.curvature import MOST_ROWS, loss_curvature
 from shared.artifact.sensitivity import Divergence, Sensitivity, measure_sensitivities, stored_error
 from shared.engine.package import make_scorer_of
-from shared.model import random_weights
+from shared.model import parameter_manifest, random_weights
 from shared.quantisers import Curvature, InputStatistics, RowMax
 from shared.spec import Spec, load_spec
 from tests.implementations import normal
@@ -69,3 +70,14 @@ def test_an_error_is_the_mean_squared_change_of_what_is_read() -> None:
     curved = InputStatistics(40, x.T @ x, curvature=Curvature(x.T @ x, g.T @ g))
     moved = np.square(g @ (stored - weights).astype(np.float64) @ x.T).sum() / np.square(g).sum()
     assert stored_error(weights, stored, curved) == pytest.approx(float(moved), rel=1e-6)
+
+
+def test_a_table_of_many_rows_has_no_curvature() -> None:
+    """The products of 32,768 rows with each other took 19 GB."""
+    tables = ("model.ngram.reader=decoder", "model.ngram.dim=2", "model.ngram.longest=2")
+    for rows, measured in ((MOST_ROWS + 1, False), (97, True)):
+        spec = load_spec("tiny", [*tables, f"model.ngram.rows={rows}"])
+        gradients = {each.name: np.ones(each.shape, np.float32) for each in parameter_manifest(spec)}
+        found = loss_curvature(lambda _, gradients=gradients: (0.0, gradients), spec, [windows_of(spec)])
+        assert ("ngram_embed.tables.2.weight" in found) == measured
+        assert "ngram_embed.proj.weight" in found and "decoder.embed.weight" in found
