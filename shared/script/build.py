@@ -34,7 +34,8 @@ REPLACED = {
 NEVER_ADAPTS = {
     "shared.scoring.adaptation": "from shared.scoring.bits_per_byte import score_by_spec\n"
     "score_text=score_by_spec\n"
-    "def score_adapted(*_,**__):pass",
+    "def score_adapted(*_,**__):pass\n"
+    "def check_adaptation(_):pass",
     "shared.scoring.journal": "def check_journal(*_):pass",
     "shared.scoring.later_text": "def check_later_text(*_,**__):pass",
     "shared.model.row_factors": "def with_row_factors(ops,spec,params,x):return ops,params,x\n"
