@@ -64,7 +64,7 @@ class TrainingEngine(EngineState):
         )
 
     def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
-        chosen = self._choose_attention(x)
+        chosen = self._choose(x)
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -129,18 +129,25 @@ class TrainingEngine(EngineState):
         super().use_symbol_weights(weights)
         self._graphs.clear()
 
-    def _choose_attention(self, x: np.ndarray) -> dict[str, Any] | None:
-        """Choose the implementation of attention for micro-batches of x before anything is compiled with it; returns
-        what was measured. All ranks take that of rank 0."""
-        found = chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device)
-        if found is None:
-            return None
-        choice, self.ops.attend = found
-        if self.ranks.world_size > 1:
-            choice.name = self.ranks.broadcast(choice.name.encode()).decode()
-            self.ops.attend = attention_forms(self._device)[choice.name]
-            activate(choice.name)
-        return {"attention": asdict(choice)}
+    def _choose(self, x: np.ndarray) -> dict[str, Any] | None:
+        """Choose implementations for micro-batches of x before anything is compiled with them; returns what was found.
+        All ranks take the attention of rank 0."""
+        chosen = {}
+        if found := chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device):
+            choice, self.ops.attend = found
+            if self.ranks.world_size > 1:
+                choice.name = self.ranks.broadcast(choice.name.encode()).decode()
+                self.ops.attend = attention_forms(self._device)[choice.name]
+                activate(choice.name)
+            chosen["attention"] = asdict(choice)
+        if set(self.spec.model.mixers) - {"attention"}:
+            # Importing it imports nothing of fla-core.
+            from cuda_train.fla_scans import chosen_scans
+
+            for name, (choice, scan) in chosen_scans(self.spec, self.ops, self._device).items():
+                self.ops.scans[name] = scan
+                chosen[name] = asdict(choice)
+        return chosen or None
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""
