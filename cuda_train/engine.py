@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cuda_train import device, distributed
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention
 from cuda_train.compiling import compiled
+from cuda_train.failures import told
 from cuda_train.joined import Joined
 from cuda_train.ops import TorchOps, make_ops
 from cuda_train.step_graph import StepGraph
@@ -32,6 +33,8 @@ Arrays = dict[str, torch.Tensor]
 
 # 0: launch the kernels of a step one by one, to debug or to compare.
 GRAPHS_VARIABLE = "BYTETWIN_CUDA_GRAPHS"
+# How many symbols a pass of training and one of scoring have.
+TRAINS, SCORES = "training.micro_batch_symbols", "evaluation.batch_symbols"
 
 
 class TrainingEngine(EngineState):
@@ -63,6 +66,7 @@ class TrainingEngine(EngineState):
             lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
         )
 
+    @told(TRAINS)
     def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
         chosen = self._choose(x)
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
@@ -78,6 +82,7 @@ class TrainingEngine(EngineState):
                 self._record(np.ascontiguousarray(x, np.int32), numbers)
         return chosen
 
+    @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         x = np.ascontiguousarray(x, np.int32)
         with distributed.contact(self.ranks.rank):
@@ -90,14 +95,17 @@ class TrainingEngine(EngineState):
                 read = device.read_later(self._updated(self._backward(x, numbers), optimizer))
         return lambda: self._checked(read())
 
+    @told(TRAINS)
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
         loss = self._backward(x, numbers or final_numbers(self.spec))
         return float(loss.item()), self._to_host(self._gradients())
 
+    @told(SCORES)
     def score(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._score(self._scored(), self._symbols(x)))
 
+    @told(SCORES)
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._log_probs(self._scored(), self._symbols(x)))
@@ -225,7 +233,7 @@ class TrainingEngine(EngineState):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
                     stack.enter_context(self._ranked_loss.no_sync())
-                loss, nats = self._losses(part, stage, run | self.tables)
+                loss, nats = self._losses(part, stage, run | self.tables | self.logits)
                 (share * loss).backward()
             total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)

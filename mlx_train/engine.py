@@ -205,7 +205,7 @@ class TrainingEngine(EngineState):
         """
         count = len(self.streams)
         first_gradients, more_gradients = self._gradients[numbers.stage]
-        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()} | self.tables
+        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()} | self.tables | self.logits
         parts = list(micro_batches(self.spec, x, count))
         sums: list[tuple[mx.array, Arrays]] = []
         for first in range(0, len(parts), count):
