@@ -54,6 +54,8 @@ class TrainingEngine(EngineState):
         # Recorded steps by stage and shape of the batch. Ranks exchange gradients while they launch kernels.
         self._graphs: dict[tuple[int, tuple[int, ...]], StepGraph] = {}
         self._graph_pool: Any = None
+        # What was found when implementations were chosen; None before that.
+        self._chosen: dict[str, Any] | None = None
         alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         self._records = device.on_gpu() and spec.training.compile and alone and wanted
         self._loss = _Loss(self)
@@ -68,7 +70,8 @@ class TrainingEngine(EngineState):
 
     @told(TRAINS)
     def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
-        chosen = self._choose(x)
+        # Once: another choice would compile everything again.
+        self._chosen = self._choose(x) if self._chosen is None else self._chosen
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -80,7 +83,7 @@ class TrainingEngine(EngineState):
         if self._records:
             for numbers in every:
                 self._record(np.ascontiguousarray(x, np.int32), numbers)
-        return chosen
+        return self._chosen or None
 
     @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -137,7 +140,7 @@ class TrainingEngine(EngineState):
         super().use_symbol_weights(weights)
         self._graphs.clear()
 
-    def _choose(self, x: np.ndarray) -> dict[str, Any] | None:
+    def _choose(self, x: np.ndarray) -> dict[str, Any]:
         """Choose implementations for micro-batches of x before anything is compiled with them; returns what was found.
         All ranks take the attention of rank 0."""
         chosen = {}
@@ -155,7 +158,7 @@ class TrainingEngine(EngineState):
             for name, (choice, scan) in chosen_scans(self.spec, self.ops, self._device).items():
                 self.ops.scans[name] = scan
                 chosen[name] = asdict(choice)
-        return chosen or None
+        return chosen
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""
