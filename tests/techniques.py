@@ -107,6 +107,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "palm": [*EVERY_WIRING, "model.parallel.form=palm"],
     "two lanes": [*EVERY_WIRING, "model.parallel.form=two_lane"],
     "n-grams": [*NGRAMS, "vocabulary.kind=byte260"],
+    "n-grams of the decoder": [*NGRAMS, "model.ngram.reader=decoder", "vocabulary.kind=byte260"],
     "factored table": ["model.embed_rank=10"],
     "factored tokens": [*BYTES, *TOKENS, "model.start=document_start", "model.embed_rank=10"],
     "adapters": ADAPTERS,

@@ -43,7 +43,7 @@ class Writer:
         params = {name: ops.asarray(value) for name, value in weights.items()}
         self.params: Mapping[str, Array] = with_adapters(ops, spec.model, params)
         # Patches before another one of which its decoder reads symbols.
-        self._back = -(-spec.model.decoder.context // spec.model.patch_size)
+        self._back = -(-spec.model.decoder_reach // spec.model.patch_size)
 
     def write(
         self, windows: range, length: int, seed: int, progress: Progress = lambda done, total: None

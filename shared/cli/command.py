@@ -154,6 +154,14 @@ def number_type(kind: type[int] | type[float], holds: Callable[[float], bool], a
 positive = number_type(int, lambda value: value >= 1, "an integer of at least 1")
 
 
+def add_confidence_argument(parser: argparse.ArgumentParser, default: float) -> None:
+    """--confidence LEVEL."""
+    level = number_type(float, lambda value: 0.0 < value < 1.0, "a number between 0 and 1")
+    parser.add_argument(
+        "--confidence", type=level, default=default, metavar="LEVEL", help="of the intervals; default %(default)s"
+    )
+
+
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Options as they stand on a command line: a list repeats its option; None, False and [] give nothing."""
     pairs = [(name, one) for name, value in options.items() for one in (value if isinstance(value, list) else [value])]

@@ -11,6 +11,7 @@ from rich.console import Console
 import bytetwin
 from shared.cli.command import (
     CommandResult,
+    add_confidence_argument,
     add_output_argument,
     add_runs_dir_argument,
     number_type,
@@ -46,10 +47,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     """--baseline, --confidence, --margin-nats and --output."""
     parser.add_argument("--baseline", metavar="LABEL", help="group to compare the others with; default: the first")
-    level = number_type(float, lambda value: 0.0 < value < 1.0, "a number between 0 and 1")
-    parser.add_argument(
-        "--confidence", type=level, default=LEVEL, metavar="LEVEL", help="of the intervals; default %(default)s"
-    )
+    add_confidence_argument(parser, LEVEL)
     parser.add_argument(
         "--margin-nats",
         type=number_type(float, lambda value: 0.0 <= value < float("inf"), "a number of nats, 0 or more"),

@@ -21,7 +21,7 @@ from shared.cli.command import (
 from shared.engine.package import engine_package, keep_compiled
 from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
 from shared.preflight.ask_rows import check_row_names
-from shared.runs.scaling_curve import read_curve
+from shared.runs.scaling_curve import read_fit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fit",
         type=Path,
         metavar="FILE",
-        help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols, as `bytetwin fit` writes it",
+        help="JSON with c, a, alpha of bpb = c + a T^-alpha, T training symbols, as `bytetwin fit` writes it; default: "
+        "the fit of a run whose curve is the spec's",
     )
     parser.add_argument(
         "--force",
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     """Evaluate every row; status 1 if one is a no-go, or with --strict a risk, and is not forced."""
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
-    fit = read_curve(args.fit) if args.fit else None
+    fit = read_fit(args.fit) if args.fit else None
     engine = args.engine or preferred_engine()
     keep_compiled(engine, args.runs_dir)
     facts = engine_package(engine).device_facts()

@@ -13,6 +13,7 @@ from shared.model.adapters import with_adapters
 from shared.model.block import run_block
 from shared.model.embedding import start_entry, tied_logits
 from shared.model.layer import decoder_layer
+from shared.model.ngram import decoder_ngrams
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -50,7 +51,7 @@ def patch_conditions(ops: Ops, spec: Spec, params: Mapping[str, Array], h_BND: A
 
 def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array) -> Array:
     """rms(c[t]), [B, T, dim]: c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ...,
-    E[x[t - K]])."""
+    E[x[t - K]]); n-grams that the decoder reads are added to it."""
     model = spec.model
     embedded = ops.embedding(params["decoder.embed.weight"], x_BT, spec.training.dtype)
     start = start_entry(ops, embedded, params["decoder.start"])
@@ -58,6 +59,8 @@ def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Arr
     if model.decoder.context > 1:
         context = ops.lookback(previous, start, model.decoder.context)
         previous = ops.linear(context, params["decoder.context_proj.weight"])
+    if model.ngram.rows and model.ngram.reader == "decoder":
+        previous = previous + decoder_ngrams(ops, spec, params, x_BT)
     return ops.rms_norm(previous, model.norm_eps)
 
 

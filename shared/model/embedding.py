@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.model.layer import position_documents
-from shared.model.ngram import ngram_embeds
+from shared.model.ngram import trunk_ngrams
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
@@ -31,8 +31,8 @@ def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
     if model.patch_size > 1:
         embeds = embeds.reshape((batch, time // model.patch_size, model.patch_size * model.model_dim))
         embeds = ops.linear(embeds, params["embed.patch_proj.weight"])
-    if model.ngram.rows:
-        embeds = embeds + ngram_embeds(ops, spec, params, x_BT)
+    if model.ngram.rows and model.ngram.reader == "trunk":
+        embeds = embeds + trunk_ngrams(ops, spec, params, x_BT)
     inputs_BND = shift_right(ops, embeds, window_start(ops, spec, params, x_BT))
     if model.smear_gate == "v2":
         inputs_BND = _smear_embedded(ops, spec, params, inputs_BND, position_documents(ops, spec, x_BT))

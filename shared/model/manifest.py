@@ -67,8 +67,8 @@ ADAPTED: dict[str, tuple[str, ...]] = {
 }
 # What a two-lane block keeps of each lane at first (docs/techniques.md 6.3).
 LANE_RESID = 1.1
-# The initial scale of n-gram embeddings (docs/techniques.md 4.3).
-NGRAM_SCALE = 0.05
+# The initial scale of n-gram embeddings by their reader (docs/techniques.md 4.3).
+NGRAM_SCALES = {"trunk": 0.05, "decoder": 0.5}
 # Positions that a mixer's short convolution reads, and what its steps and decays start from (shared.model.chunks).
 CONV_WIDTH = 4
 STEP_BIAS = -3.0
@@ -143,8 +143,9 @@ def _input_parameters(spec: Spec) -> Iterator[Parameter]:
         shape = (model.ngram.rows, model.ngram.dim)
         yield Parameter(f"ngram_embed.tables.{length}.weight", shape, ZEROS, "embedding", "embedding")
     if model.ngram.rows:
-        yield _matrix("ngram_embed.proj.weight", dim, model.ngram.dim)
-        yield _control("ngram_embed.scale", (1,), Initial("constant", NGRAM_SCALE))
+        reader_dim = {"trunk": dim, "decoder": model.decoder.dim}[model.ngram.reader]
+        yield _matrix("ngram_embed.proj.weight", reader_dim, model.ngram.dim)
+        yield _control("ngram_embed.scale", (1,), Initial("constant", NGRAM_SCALES[model.ngram.reader]))
     if width := model.attention.value_embed_dim:
         table = Initial("normal", VALUE_EMBED_STD)
         yield Parameter("value_embed.weight", (spec.vocabulary.size, width), table, "embedding", "embedding")

@@ -9,21 +9,21 @@ from shared.engine.device_facts import DeviceFacts, host_memory_bytes
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.memory import MemoryEstimate
 from shared.preflight.workload import Workload
-from shared.runs.scaling_curve import ScalingCurve
+from shared.runs.scaling_curve import ScalingFit
 from shared.spec import Spec
 
 
 @dataclass(frozen=True)
 class Question:
     """One preflight. `ranks` processes train, on `nodes` machines like this one with equally many each; `price` is
-    dollars per GPU-hour; `quick` checks shards by size alone; `as_trained` checks causality in the spec's dtype and
-    compiled on a CPU as well."""
+    dollars per GPU-hour; without a `fit` that of a run in `runs_dir` on the spec's curve counts; `quick` checks shards
+    by size alone; `as_trained` checks causality in the spec's dtype and compiled on a CPU as well."""
 
     spec: Spec
     engine: str
     ranks: int
     price: float | None = None
-    fit: ScalingCurve | None = None
+    fit: ScalingFit | None = None
     runs_dir: Path = Path("runs")
     quick: bool = False
     nodes: int = 1

@@ -30,7 +30,7 @@ ROWS: dict[str, str] = {
     "disk": "is there room for checkpoints, artifact and report?",
     "clock": "is the system clock sane?",
     "driver": "do framework, driver and GPUs work, and is there one GPU of the same kind for each rank?",
-    "projected_score": "what score does the --fit curve predict?",
+    "projected_score": "what score does the scaling curve predict, of --fit or of a run on this spec's curve?",
 }
 
 

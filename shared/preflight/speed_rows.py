@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from shared.artifact.calibration import window_length
 from shared.engine.flops import training_flops
 from shared.engine.hardware import TERA, Products, find_peak
+from shared.errors import DataError
 from shared.model.stages import training_stages
 from shared.preflight.duration import steps_and_seconds
 from shared.preflight.measure import StepFailure, StepMeasurement
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, unknown
+from shared.runs.scaling_curve import ScalingFit, matching_fit
 from shared.training.calibration import calibrates_in_time
+from shared.training.sources import open_training_text
 from shared.units import format_bytes, format_duration
 
 # A share of peak above one means that the peak or the count is wrong.
@@ -224,18 +227,32 @@ def cost_row(context: Context) -> Row:
 
 def projected_score_row(context: Context) -> Row:
     """bits per byte = c + a T^-alpha at the symbols of the run (docs/techniques.md 12.1)."""
-    fit, plan = context.question.fit, plan_run(context)
+    fit, plan = context.question.fit or _matching_fit(context), plan_run(context)
     if fit is None:
-        return unknown("projected_score", "needs --fit, a JSON file with c, a and alpha of bpb = c + a T^-alpha")
-    formula = f"{fit.c:g} + {fit.a:g} T^-{fit.alpha:g} bits per byte after T training symbols"
+        how = "needs --fit, or a run that trains this spec's function on its text and has a fit.json of `bytetwin fit`"
+        return unknown("projected_score", how)
+    curve = fit.curve
+    formula = f"{curve.c:g} + {curve.a:g} T^-{curve.alpha:g} bits per byte after T training symbols"
+    formula += f", {'--fit' if context.question.fit else 'found in'} {fit.source}" if fit.source else ""
     if plan.symbols is None:
-        best = fit.bpb(plan.most_symbols)
+        best = fit.at(plan.most_symbols)
         how = f"needs a GPU to know T; {formula}, at most {plan.most_symbols:,} symbols"
-        return unknown("projected_score", how, f"not below {best:.4f}", best_bpb=best)
+        return unknown("projected_score", how, f"not below {best.bpb:.4f}", best_bpb=best.bpb)
     if plan.symbols == 0:
         return unknown("projected_score", "no step fits in the time limit, see row step_time")
-    bpb = fit.bpb(plan.symbols)
-    return go("projected_score", f"{bpb:.4f} bits per byte", f"{formula}, T = {plan.symbols:,}", bpb=bpb)
+    score = fit.at(plan.symbols)
+    how = f"{formula}, T = {plan.symbols:,}, {score.distance}; at constant rate: a warm-down makes it better"
+    values = {"bpb": score.bpb, "low_bpb": score.low_bpb, "high_bpb": score.high_bpb, "fit": fit.source}
+    return go("projected_score", score.text, how, **values)
+
+
+def _matching_fit(context: Context) -> ScalingFit | None:
+    """The fit of a run whose curve is that of the spec, if the training text is here."""
+    try:
+        text = open_training_text(context.spec).sha256
+    except DataError:
+        return None
+    return matching_fit(context.spec, text, context.question.runs_dir)
 
 
 def _how_timed(context: Context, step: StepMeasurement) -> str:

@@ -120,6 +120,12 @@ class ModelSpec(Section):
         """Trunk positions N in one window."""
         return self.seq_len // self.patch_size
 
+    @property
+    def decoder_reach(self) -> int:
+        """Earlier symbols that a position of an autoregressive decoder reads directly."""
+        ngrams = self.ngram.lengths if self.ngram.reader == "decoder" else ()
+        return max((self.decoder.context, *ngrams))
+
     @model_validator(mode="before")
     @classmethod
     def _derive_defaults(cls, values: Any) -> Any:
@@ -159,7 +165,7 @@ class ModelSpec(Section):
         allowed = f"a multiple of 2 * model.decoder.num_heads ({pairs})"
         require_all(local, "model.decoder", (local.kind != "autoregressive" or local.dim % pairs == 0, "dim", allowed))
         check_attention(self.attention, self.num_layers, self.model_dim, self.head_dim, self.smear_gate)
-        check_ngram(self.ngram)
+        check_ngram(self.ngram, self.decoder.kind == "autoregressive")
         check_initial(self.resid_mix, self.resid_mix_init, self.embed_rank, self.model_dim)
         check_depth(self.num_layers, self.loop, self.parallel, self.mlp_dims)
         check_mixers(self.mixers, self.num_layers, self.attention)

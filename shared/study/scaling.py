@@ -7,6 +7,7 @@ than with more data alone, so such points bend the curve and the extrapolation p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,25 +15,23 @@ from typing import Any
 import numpy as np
 
 from shared.errors import UserError
+from shared.runs.curve_fit import FEWEST_POINTS, ScalingCurve, fit_curve
 from shared.runs.metrics import Event, read_events
 from shared.runs.run_directory import RunDirectory
-from shared.runs.scaling_curve import ScalingCurve
+from shared.runs.scaling_curve import Point, ScalingFit
 from shared.spec import Spec
 from shared.spec.difference import FREE_ON_CURVE, first_difference
 
-FEWEST_POINTS = 5
-# The grid over min(bpb) - c: logarithmic, this wide at first, then refined around the best value.
-GRID_POINTS, GRID_ROUNDS, GRID_DECADES = 81, 8, 6.0
+OUTSIDE = "outside of the steps asked for"
 
 
 @dataclass(frozen=True)
-class Point:
-    """A validation score of a run after `symbols` training symbols at constant learning rate."""
+class LeftOut:
+    """A validation that is no point of the curve, and why."""
 
     run: str
     step: int
-    symbols: int
-    bpb: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,20 @@ class ScalingResult:
     `last_out_bpb` measured minus predicted at the largest T by a fit to all smaller T, None if that fit has too
     few different T or no falling curve."""
 
-    curve: ScalingCurve
-    points: tuple[Point, ...]
+    fit: ScalingFit
     residuals_bpb: tuple[float, ...]
     r_squared: float
     last_out_bpb: float | None
+
+    @property
+    def curve(self) -> ScalingCurve:
+        """The curve."""
+        return self.fit.curve
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points, by T."""
+        return self.fit.points
 
     @property
     def rms_bpb(self) -> float:
@@ -82,43 +90,11 @@ def fit_points(points: Sequence[Point]) -> ScalingResult:
     residuals = bpb - (curve.c + curve.a * symbols**-curve.alpha)
     spread = float(np.sum((bpb - bpb.mean()) ** 2))
     return ScalingResult(
-        curve,
-        tuple(ordered),
+        ScalingFit(curve, tuple(ordered)),
         tuple(float(value) for value in residuals),
         1.0 - float(np.sum(residuals**2)) / spread,
         _leave_last_out(symbols, bpb),
     )
-
-
-def fit_curve(symbols: np.ndarray, bpb: np.ndarray) -> ScalingCurve | None:
-    """Least squares in bpb: c on a logarithmic grid of min(bpb) - c, refined; for each c the line of ln(bpb - c)
-    over ln T, weighted by (bpb - c)^2 so that it too minimises errors in bpb. c is at least 0. None if no c gives
-    a falling curve."""
-    lowest = float(bpb.min())
-    centre, width = -GRID_DECADES / 2.0, GRID_DECADES / 2.0
-    best: tuple[float, ScalingCurve] | None = None
-    for _ in range(GRID_ROUNDS):
-        exponents = np.linspace(centre - width, min(0.0, centre + width), GRID_POINTS)
-        for exponent in exponents:
-            found = _with_asymptote(symbols, bpb, lowest * (1.0 - 10.0**exponent))
-            if found is not None and (best is None or found[0] < best[0]):
-                best, centre = found, float(exponent)
-        width = max(2.0 * float(exponents[1] - exponents[0]), 1e-12)
-    return best[1] if best is not None else None
-
-
-def _with_asymptote(symbols: np.ndarray, bpb: np.ndarray, c: float) -> tuple[float, ScalingCurve] | None:
-    """(sum of squared residuals in bpb, curve) for one c; None if the curve does not fall."""
-    above = bpb - c
-    if above.min() <= 0.0:
-        return None
-    x, y, weight = np.log(symbols), np.log(above), above**2
-    x_mean, y_mean = np.average(x, weights=weight), np.average(y, weights=weight)
-    slope = np.sum(weight * (x - x_mean) * (y - y_mean)) / np.sum(weight * (x - x_mean) ** 2)
-    if not slope < 0.0:
-        return None
-    curve = ScalingCurve(c, float(np.exp(y_mean - slope * x_mean)), float(-slope))
-    return float(np.sum((above - curve.a * symbols**slope) ** 2)), curve
 
 
 def _leave_last_out(symbols: np.ndarray, bpb: np.ndarray) -> float | None:
@@ -130,19 +106,36 @@ def _leave_last_out(symbols: np.ndarray, bpb: np.ndarray) -> float | None:
     return None if curve is None else float(bpb[last].mean()) - curve.bpb(float(symbols.max()))
 
 
-def run_points(run: RunDirectory) -> list[Point]:
-    """The validations of a run at the full learning rate, one for each step."""
+def run_points(
+    run: RunDirectory, from_step: int | None = None, to_step: int | None = None
+) -> tuple[list[Point], list[LeftOut]]:
+    """The validations of a run at the full learning rate, one for each step, and those that are left out.
+
+    Raises UserError where steps are asked for and one that was validated among them was not at the full rate.
+    """
     batch_symbols = run.read_spec().training.batch_symbols
     events = read_events(run.metrics_path)
     steps = sorted((event for event in events if event["event"] == "step"), key=lambda event: event["step"])
     scores = {
         event["step"]: float(event["bpb"]) for event in events if event["event"] == "validation" and "bpb" in event
     }
-    return [
-        Point(str(run.path), step, step * batch_symbols, bpb)
-        for step, bpb in sorted(scores.items())
-        if step > 0 and _at_full_rate(steps, step)
-    ]
+    points, left_out = [], []
+    for step, bpb in sorted(scores.items()):
+        inside = (from_step is None or step >= from_step) and (to_step is None or step <= to_step)
+        reason = _why_not(steps, step) if inside else OUTSIDE
+        if reason is None:
+            points.append(Point(str(run.path), step, step * batch_symbols, bpb))
+        elif inside and (from_step, to_step) != (None, None):
+            raise UserError(f"{run.path}: the validation at step {step} is {reason}, it is no point of the curve")
+        else:
+            left_out.append(LeftOut(str(run.path), step, reason))
+    return points, left_out
+
+
+def reasons_text(left_out: Sequence[LeftOut]) -> str:
+    """How many validations were left out, by reason."""
+    counts = Counter(each.reason for each in left_out)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
 def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
@@ -162,9 +155,15 @@ def check_one_curve(runs: Sequence[tuple[RunDirectory, Spec]]) -> None:
             )
 
 
-def _at_full_rate(steps: Sequence[Event], step: int) -> bool:
-    """Whether the last logged step up to this one and the next had the full rate: schedules rise, stay and
-    fall once, so everything between had it too."""
-    before = [event for event in steps if event["step"] <= step]
-    after = [event for event in steps if event["step"] >= step]
-    return bool(before) and bool(after) and before[-1].get("lr_factor") == after[0].get("lr_factor") == 1.0
+def _why_not(steps: Sequence[Event], step: int) -> str | None:
+    """Why a validation was not at the full rate, None if it was: the last logged step up to it and the next had that
+    rate. Schedules rise, stay and fall once, so everything between had it too."""
+    before = [event.get("lr_factor") for event in steps if event["step"] <= step]
+    after = [event.get("lr_factor") for event in steps if event["step"] >= step]
+    if step == 0:
+        return "before the first step"
+    if not before or not after:
+        return "not between logged steps, so its learning rate is not known"
+    if before[-1] == after[0] == 1.0:
+        return None
+    return "in the warm-up" if 1.0 in after else "in the warm-down"

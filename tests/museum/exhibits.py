@@ -315,6 +315,7 @@ EXHIBITS = (
     ),
     _model(attention_leaks.documents_of_the_target, ("target", "isolation"), *DOCUMENTS, *PLAIN),
     _model(ngrams.ngrams_of_the_target, ("target",), *NGRAMS, *PLAIN),
+    _model(ngrams.decoder_ngrams_of_the_target, ("target",), *NGRAMS, "model.ngram.reader=decoder"),
     _model(ngrams.ngrams_across_documents, ("isolation",), *NGRAMS, *DOCUMENTS, *PLAIN),
     _dead(ngrams.dead_factors, ngrams.dead_factors, forward, *NGRAMS),
     _dead(adapters.gated_adapters, initial_weights, adapters.gated_adapters, "model.lora.rank=3"),

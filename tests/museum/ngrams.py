@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from shared.model import initial_weights
+from shared.model.decoder import earlier_symbols, patch_conditions, patch_logits
 from shared.model.embedding import embed_patches
+from shared.model.forward import trunk_outputs
 from shared.model.layer import trunk_context
-from shared.model.ngram import ngram_embeds
+from shared.model.ngram import decoder_ngrams, trunk_ngrams
 from shared.ops import Array, Ops
 from shared.spec import Spec, VocabularySpec
 from shared.spec.ngram import NgramSpec
@@ -24,9 +26,18 @@ def without_ngrams(spec: Spec) -> Spec:
 def ngrams_of_the_target(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
     """N-grams that end with x[t], added after the shift: right where x is the input, here x is what is predicted."""
     model = spec.model
-    inputs = embed_patches(ops, without_ngrams(spec), params, x) + ngram_embeds(ops, spec, params, x)
+    inputs = embed_patches(ops, without_ngrams(spec), params, x) + trunk_ngrams(ops, spec, params, x)
     inputs = ops.rms_norm(inputs, model.norm_eps)
     return _decoded(ops, spec, params, inputs, trunk_context(ops, spec, params, x), x)
+
+
+def decoder_ngrams_of_the_target(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
+    """N-grams of a local decoder that end with x[t], which position t is to predict: added without their shift."""
+    later = decoder_ngrams(ops, spec, params, ops.concatenate([x, x[:, -1:]], axis=1))[:, 1:]
+    previous = earlier_symbols(ops, without_ngrams(spec), params, x) + later
+    condition = patch_conditions(ops, spec, params, trunk_outputs(ops, spec, params, x))
+    logits = patch_logits(ops, spec, params, condition, previous, 0)
+    return logits.reshape((*x.shape, spec.vocabulary.size))
 
 
 def ngrams_across_documents(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:

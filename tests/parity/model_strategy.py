@@ -80,8 +80,8 @@ def _fitting(attention: dict[str, Any], mixers: list[str]) -> dict[str, Any]:
 
 
 @st.composite
-def ngram_fields(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a model section about n-grams at its input; two thirds of the draws have none."""
+def ngram_fields(draw: st.DrawFn, decoder: str) -> dict[str, Any]:
+    """Fields of a model section about n-grams, with a decoder of that kind; two thirds of the draws have none."""
     if draw(st.sampled_from([True, True, False])):
         return {}
     return {
@@ -90,6 +90,7 @@ def ngram_fields(draw: st.DrawFn) -> dict[str, Any]:
             "dim": draw(st.integers(4, 12)),
             "longest": draw(st.integers(2, 6)),
             "multiplier": draw(st.sampled_from([1, 31, 256, 1021, 32_767])),
+            "reader": draw(st.sampled_from(["trunk", "decoder"] if decoder == "autoregressive" else ["trunk"])),
         }
     }
 

@@ -56,7 +56,7 @@ def model_sections(draw: st.DrawFn) -> dict[str, Any]:
     return {
         **draw(attention_fields(num_layers, head_dim)),
         **draw(depth_fields(num_layers)),
-        **draw(ngram_fields()),
+        **draw(ngram_fields(kind)),
         "num_layers": num_layers,
         "model_dim": num_heads * draw(st.integers(-(-16 // num_heads), -(-32 // num_heads))),
         "num_heads": num_heads,

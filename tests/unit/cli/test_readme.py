@@ -71,7 +71,7 @@ RUNS = {
         f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2 --try model.ln_scale=true --jobs 2 --engine torch"
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
-    "fit RUN...": ["fit three --output fit.json"],
+    "fit RUN... [--symbols T]": ["fit three --symbols 1e6 --output fit.json"],
     "prove ARTIFACT [--data NAME] [--bytes N]": ["prove eight.btw --data mytext --bytes 150 --engine numpy"],
     "compress FILE --model ARTIFACT [--output F] [--engine E]": ["compress fit.json --model eight.btw"],
     "decompress FILE --model ARTIFACT [--output F] [--engine E]": [

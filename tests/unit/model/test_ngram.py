@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from shared.engine.flops import training_flops
 from shared.engine.oracle import Oracle
 from shared.errors import SpecError
 from shared.model import Forward, forward, initial_weights, parameter_manifest, random_weights
-from shared.model.ngram import ngram_embeds, ngram_rows
+from shared.model.ngram import decoder_ngrams, ngram_rows, trunk_ngrams
 from shared.scoring.audit import audit_scorer
 from shared.spec import Spec
 from shared.tolerances import ORACLE_OPERATION_REL
@@ -51,27 +53,52 @@ def test_the_published_hash_of_bytes():
 def test_the_definition(kind: str, patch_size: int):
     """Symbol by symbol: nothing from before the window, nor from another document than the patch's last."""
     spec = tiny(*NGRAMS, f"vocabulary.kind={kind}", f"model.patch_size={patch_size}", "model.tie_embeddings=false")
-    weights = oracle_params(spec, 1)
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, spec.vocabulary.size, (2, 32))
-    x[rng.random(x.shape) < 0.2] = 1
-    document = np.cumsum(x == 1, axis=1) if kind == "byte260" else np.zeros_like(x)
-    features = np.zeros((2, 32, 8))
-    for row, time, length in np.ndindex(2, 32, 2):
-        first, length = time - length - 1, length + 2
-        patch_end = time // patch_size * patch_size + patch_size - 1
-        if first >= 0 and document[row, first] == document[row, patch_end]:
-            table = weights[f"ngram_embed.tables.{length}.weight"]
-            features[row, time] += table[naive_row(x[row, first : time + 1].tolist(), 1021, 97)]
+    weights, x = oracle_params(spec, 1), marked_symbols(spec)
+    features = naive_features(spec, weights, x, lambda time: time // patch_size * patch_size + patch_size - 1)
     mean = features.reshape(2, 32 // patch_size, patch_size, 8).mean(axis=2)
     expected = float(weights["ngram_embed.scale"][0]) * mean @ weights["ngram_embed.proj.weight"].T
-    found = ngram_embeds(OPS["numpy"], spec, weights, x)
+    found = trunk_ngrams(OPS["numpy"], spec, weights, x)
     assert np.abs(found - expected).max() <= ORACLE_OPERATION_REL * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("kind", ["byte256", "byte260"])
+def test_the_definition_for_a_decoder(kind: str):
+    """Position t has the n-grams that end with x[t - 1] and lie in its document and window."""
+    spec = tiny(*NGRAMS, "model.ngram.reader=decoder", f"vocabulary.kind={kind}")
+    weights, x = oracle_params(spec, 1), marked_symbols(spec)
+    features = naive_features(spec, weights, x, lambda time: time)
+    read = float(weights["ngram_embed.scale"][0]) * features @ weights["ngram_embed.proj.weight"].T
+    expected = np.concatenate([np.zeros((2, 1, spec.model.decoder.dim)), read[:, :-1]], axis=1)
+    found = decoder_ngrams(OPS["numpy"], spec, weights, x)
+    assert np.abs(found - expected).max() <= ORACLE_OPERATION_REL * np.abs(expected).max()
+
+
+def marked_symbols(spec: Spec) -> np.ndarray:
+    """Random symbols [2, 32], a fifth of them 1, which starts a document in some vocabularies."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, spec.vocabulary.size, (2, 32))
+    x[rng.random(x.shape) < 0.2] = 1
+    return x
+
+
+def naive_features(
+    spec: Spec, weights: Mapping[str, np.ndarray], x: np.ndarray, own: Callable[[int], int]
+) -> np.ndarray:
+    """Row by row, [2, 32, 8]: an n-gram counts if it begins in the window and in the document of symbol own(t)."""
+    document = np.cumsum(x == 1, axis=1) if spec.vocabulary.document_start == 1 else np.zeros_like(x)
+    features = np.zeros((*x.shape, 8))
+    for row, time, length in np.ndindex(*x.shape, 2):
+        first, length = time - length - 1, length + 2
+        if first >= 0 and document[row, first] == document[row, own(time)]:
+            table = weights[f"ngram_embed.tables.{length}.weight"]
+            features[row, time] += table[naive_row(x[row, first : time + 1].tolist(), 1021, 97)]
+    return features
+
+
 @every_engine
-def test_every_factor_learns_and_two_zero_ones_do_not(name: str):
-    spec = tiny(*NGRAMS)
+@pytest.mark.parametrize("reader", ["trunk", "decoder"])
+def test_every_factor_learns_and_two_zero_ones_do_not(name: str, reader: str):
+    spec = tiny(*NGRAMS, f"model.ngram.reader={reader}")
     assert without_gradient(trained(name, spec)) == []
     dead = without_gradient(trained(name, spec, dead_factors(spec)))
     assert dead == [each.name for each in parameter_manifest(spec) if each.name.startswith("ngram_embed.")]
@@ -83,8 +110,9 @@ def test_of_every_new_pair_of_factors_one_is_not_zero():
     assert [name for name, value in factors.items() if value.any()] == ["ngram_embed.proj.weight", "ngram_embed.scale"]
 
 
-def test_switched_off_it_is_today_s_model():
-    plain, spec = tiny(), tiny(*NGRAMS)
+@pytest.mark.parametrize("reader", ["trunk", "decoder"])
+def test_switched_off_it_is_today_s_model(reader: str):
+    plain, spec = tiny(), tiny(*NGRAMS, f"model.ngram.reader={reader}")
     assert without_ngrams(spec).model == plain.model
     weights = initial_weights(spec)
     assert all(np.array_equal(weights[name], value) for name, value in initial_weights(plain).items())
@@ -92,7 +120,9 @@ def test_switched_off_it_is_today_s_model():
     x = np.random.default_rng(0).integers(0, 256, (2, 64))
     np.testing.assert_array_equal(Oracle(spec, weights).score(x), Oracle(plain, initial_weights(plain)).score(x))
     added = training_flops(spec).matrices - training_flops(plain).matrices
-    assert added == 6 * 8 * plain.model.model_dim / plain.model.patch_size
+    # One product, for each patch of the trunk or each symbol of the decoder.
+    expected = {"trunk": plain.model.model_dim / plain.model.patch_size, "decoder": plain.model.decoder.dim}
+    assert added == 6 * 8 * expected[reader]
 
 
 def failures(spec: Spec, model: Forward) -> list[str]:
@@ -135,3 +165,14 @@ def test_ngrams_across_documents(patch: list[str]):
 def test_what_is_refused(override: str):
     with pytest.raises(SpecError, match=r"model\.ngram\." + override.split("=")[0]):
         tiny(f"model.ngram.{override}")
+
+
+def test_a_decoder_that_reads_no_symbols_reads_no_ngrams():
+    with pytest.raises(SpecError, match=r"model\.ngram\.reader"):
+        tiny("model.ngram.reader=decoder", "model.decoder.kind=mlp")
+
+
+def test_ngrams_of_a_decoder_may_be_longer_than_its_context():
+    spec = tiny("model.ngram.rows=97", "model.ngram.longest=6", "model.ngram.reader=decoder", "model.decoder.context=3")
+    assert spec.model.decoder_reach == 6
+    assert tiny("model.ngram.longest=6", "model.ngram.reader=decoder").model.decoder_reach == 1

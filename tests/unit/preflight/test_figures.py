@@ -26,7 +26,8 @@ from shared.preflight.measure import StepFailure, StepMeasurement, measure_here
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
 from shared.preflight.workload import measured_spec, plan_workload, rows_of_rank
-from shared.runs.scaling_curve import ScalingCurve
+from shared.runs.curve_fit import ScalingCurve
+from shared.runs.scaling_curve import ScalingFit
 from shared.spec import Spec, load_spec
 from tests.datasets import write_dataset
 from tests.fake_training import tiny_spec
@@ -55,7 +56,7 @@ def h100(*overrides: str) -> Spec:
 
 def test_a_run_against_the_clock() -> None:
     spec = h100("training.time_limit_s=600.0", "training.steps=1000000")
-    context = make_context(spec, ranks=8, price=2.5, fit=ScalingCurve(0.8, 5.0, 0.2))
+    context = make_context(spec, ranks=8, price=2.5, fit=ScalingFit(ScalingCurve(0.8, 5.0, 0.2)))
     plan = speed.plan_run(context)
     assert plan.steps == 12_000 and plan.symbols == 12_000 * spec.training.batch_symbols
     assert plan.train_s == pytest.approx(600)
@@ -115,7 +116,7 @@ def test_share_of_peak_is_operations_over_peak() -> None:
 
 
 def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
-    context = make_context(h100(), facts=CPU, price=2.0, fit=ScalingCurve(0.8, 5.0, 0.2))
+    context = make_context(h100(), facts=CPU, price=2.0, fit=ScalingFit(ScalingCurve(0.8, 5.0, 0.2)))
     for ask in (speed.memory_row, speed.step_time_row, speed.mfu_row, speed.projected_score_row, driver_row):
         row = ask(context)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
@@ -138,7 +139,7 @@ def test_a_gpu_spec_on_a_cpu_may_still_have_text_enough() -> None:
 def test_a_time_limit_for_no_steps() -> None:
     context = make_context(h100("training.time_limit_s=0.5"))
     assert speed.step_time_row(context).verdict == "no-go" and "fewer than" in speed.step_time_row(context).how
-    none = make_context(h100("training.time_limit_s=0.01"), fit=ScalingCurve(0.8, 5.0, 0.2))
+    none = make_context(h100("training.time_limit_s=0.01"), fit=ScalingFit(ScalingCurve(0.8, 5.0, 0.2)))
     assert speed.projected_score_row(none).verdict == "unknown"
 
 
