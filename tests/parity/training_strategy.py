@@ -26,10 +26,9 @@ def training_fields(draw: st.DrawFn, reads_tokens: bool, model: dict[str, Any]) 
 def quantisers(draw: st.DrawFn) -> dict[str, Any]:
     """A grid that training can read, with rounding and corrections that it does not see."""
     return {
-        "method": draw(st.sampled_from(["row_max", "sd_clip", "ternary", "uniform"])),
+        "method": draw(st.sampled_from(["row_max", "sd_clip", "ternary"])),
         "bits": draw(st.integers(4, 8)),
         "rounding": draw(st.sampled_from(["nearest", "gptq"])),
-        "step": draw(st.sampled_from([0.1, 0.3, 0.6])),
         "clip_sd": draw(st.sampled_from([3.0, 12.85, 20.0])),
         "group": draw(st.sampled_from([1, 5, 16, 128])),
         "lqer_rank": draw(st.sampled_from([0, 4])),
