@@ -45,7 +45,7 @@ EXTRAS := mlx,cuda,data,dev
 NODE_EXTRAS := cuda,data
 NODE := $(if $(NVIDIA),$(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/installed-node),$(VENV)/installed)
 
-.PHONY: help smoke test test-fast test-machines lint parity prepare preflight h100 data bench clean
+.PHONY: help smoke test test-fast test-machines lint parity docs prepare preflight h100 data bench clean
 
 help:
 	@echo "make smoke             train, pack and score a small byte-patch model with MLX on built-in text"
@@ -58,6 +58,7 @@ help:
 	@echo "make h100              on a GPU node: data, preflight, training on all GPUs, record; run again to resume"
 	@echo "make data              list and verify the datasets"
 	@echo "make lint              ruff and mypy"
+	@echo "make docs              the documentation as a site, in site/"
 	@echo "make bench SCRIPT=path MLX training speed against a public MLX script"
 	@echo "make clean             remove the environment and caches; runs and datasets stay"
 
@@ -67,8 +68,19 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-node: pyproject.toml
 	$(call install,$(NODE_EXTRAS))
 
-define install
+$(VENV)/installed-docs: pyproject.toml
+	$(environment)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# uv makes environments without pip.
+define environment
 @test -x $(BIN)/python || { python=$$(sh .ci/find_python "$(PYTHON)") && "$$python" -m venv $(VENV); }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+endef
+
+define install
+$(environment)
 $(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) torch==2.13.0
 $(BIN)/python -m pip install --quiet --editable '.[$(1)]'
 touch $@
@@ -101,6 +113,10 @@ lint: $(VENV)/installed
 parity: $(VENV)/installed
 	$(BIN)/bytetwin parity $(SPEC) $(ARGS)
 
+# Stops at a link that leads nowhere.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 prepare: $(NODE)
 	$(BIN)/bytetwin prepare $(SPEC_WORDS) --shards $(SHARDS)
 
@@ -123,5 +139,5 @@ bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench.mlx_speed $(SCRIPT) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis bytetwin.egg-info
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis bytetwin.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
+from cuda_train.attention_forms import activate, attention_forms, chosen_attention
 from cuda_train.compiling import compiled
+from cuda_train.failures import told
 from cuda_train.joined import Joined
-from cuda_train.ops import make_ops
+from cuda_train.ops import TorchOps, make_ops
 from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
 from shared.engine.protocol import Stepper, StepResult, Weights
@@ -30,6 +33,8 @@ Arrays = dict[str, torch.Tensor]
 
 # 0: launch the kernels of a step one by one, to debug or to compare.
 GRAPHS_VARIABLE = "BYTETWIN_CUDA_GRAPHS"
+# How many symbols a pass of training and one of scoring have.
+TRAINS, SCORES = "training.micro_batch_symbols", "evaluation.batch_symbols"
 
 
 class TrainingEngine(EngineState):
@@ -39,6 +44,7 @@ class TrainingEngine(EngineState):
     """
 
     name = "torch"
+    ops: TorchOps
 
     def __init__(self, spec: Spec, model: Forward = forward, ranks: Ranks | None = None) -> None:
         super().__init__(spec, model, make_ops(), ranks or OneRank())
@@ -60,7 +66,9 @@ class TrainingEngine(EngineState):
             lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
         )
 
-    def warm_up(self, x: np.ndarray) -> None:
+    @told(TRAINS)
+    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+        chosen = self._choose_attention(x)
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -72,7 +80,9 @@ class TrainingEngine(EngineState):
         if self._records:
             for numbers in every:
                 self._record(np.ascontiguousarray(x, np.int32), numbers)
+        return chosen
 
+    @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         x = np.ascontiguousarray(x, np.int32)
         with distributed.contact(self.ranks.rank):
@@ -85,14 +95,17 @@ class TrainingEngine(EngineState):
                 read = device.read_later(self._updated(self._backward(x, numbers), optimizer))
         return lambda: self._checked(read())
 
+    @told(TRAINS)
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
         loss = self._backward(x, numbers or final_numbers(self.spec))
         return float(loss.item()), self._to_host(self._gradients())
 
+    @told(SCORES)
     def score(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._score(self._scored(), self._symbols(x)))
 
+    @told(SCORES)
     def log_probs(self, x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return self.ops.to_numpy(self._log_probs(self._scored(), self._symbols(x)))
@@ -123,6 +136,19 @@ class TrainingEngine(EngineState):
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         super().use_symbol_weights(weights)
         self._graphs.clear()
+
+    def _choose_attention(self, x: np.ndarray) -> dict[str, Any] | None:
+        """Choose the implementation of attention for micro-batches of x before anything is compiled with it; returns
+        what was measured. All ranks take that of rank 0."""
+        found = chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device)
+        if found is None:
+            return None
+        choice, self.ops.attend = found
+        if self.ranks.world_size > 1:
+            choice.name = self.ranks.broadcast(choice.name.encode()).decode()
+            self.ops.attend = attention_forms(self._device)[choice.name]
+            activate(choice.name)
+        return {"attention": asdict(choice)}
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""
@@ -200,7 +226,7 @@ class TrainingEngine(EngineState):
             with contextlib.ExitStack() as stack:
                 if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
                     stack.enter_context(self._ranked_loss.no_sync())
-                loss, nats = self._losses(part, stage, run | self.tables)
+                loss, nats = self._losses(part, stage, run | self.tables | self.logits)
                 (share * loss).backward()
             total = total + share * nats.detach()
         return distributed.mean_over_ranks(total, self.ranks)

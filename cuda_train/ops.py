@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cuda_train.attention_forms import Attention, grouped_attention
 from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
-from shared.ops.composed import ComposedOps
+from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,9 +27,12 @@ class TorchOps(ComposedOps):
     """Array operations in torch on one device; definitions in shared.ops.protocol."""
 
     name = "torch"
+    symbol_context = symbol_context_by_tables
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # Plain attention over more than a few positions: an engine may choose another of cuda_train.attention_forms.
+        self.attend: Attention = grouped_attention
 
     def asarray(self, values: np.ndarray) -> torch.Tensor:
         values = np.asarray(values)
@@ -72,13 +76,7 @@ class TorchOps(ComposedOps):
             return masked_attention(q, k, v, window, documents)
         if q.is_cuda and q.shape[1] <= SHORT_SEQUENCE:
             return short_attention(q, k, v)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        group = q.shape[1] // k.shape[1]
-        if group > 1 and q.is_cuda and q.dtype == torch.float32:
-            # Grouped float32 heads make torch write out all scores; its fused kernels take them one to one.
-            k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-            group = 1
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=group > 1).transpose(1, 2)
+        return self.attend(q, k, v)
 
     def leaky_relu_squared_mlp(
         self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.manifest import FILE_NAME, MAX_NAME
 from shared.errors import DataError
+from shared.user_folders import user_data_folder
 
 ROOT_VARIABLE = "BYTETWIN_DATASETS"
 # The folder of trained tokenizers next to the datasets; no dataset has this name.
@@ -21,9 +22,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def datasets_root() -> Path:
-    """The folder of all datasets: $BYTETWIN_DATASETS, or `data/datasets` next to the code."""
+    """The folder of all datasets: $BYTETWIN_DATASETS; else `data/datasets` of a checkout; else, where bytetwin is
+    installed, `datasets` in the user's data folder."""
     configured = os.environ.get(ROOT_VARIABLE)
-    return Path(configured) if configured else Path(__file__).resolve().parent / "datasets"
+    return Path(configured) if configured else (user_data_folder() or Path(__file__).resolve().parent) / "datasets"
 
 
 def dataset_folder(name: str) -> Path:

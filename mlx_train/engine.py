@@ -88,9 +88,10 @@ class TrainingEngine(EngineState):
         mx.eval(self._state)
 
     @told
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
         for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
             mx.eval(self._updated(*self._batch_gradients(x, numbers), numbers))
+        return None
 
     @told
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -204,7 +205,7 @@ class TrainingEngine(EngineState):
         """
         count = len(self.streams)
         first_gradients, more_gradients = self._gradients[numbers.stage]
-        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()} | self.tables
+        run = {name: mx.array(value, mx.float32) for name, value in numbers.run.items()} | self.tables | self.logits
         parts = list(micro_batches(self.spec, x, count))
         sums: list[tuple[mx.array, Arrays]] = []
         for first in range(0, len(parts), count):

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_train.failures import told
 from mlx_train.table_gradient import read_rows
-from shared.ops.composed import ComposedOps
+from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.ops.noise import mixed
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
@@ -20,6 +20,7 @@ class MLXOps(ComposedOps):
     """Array operations in MLX; definitions in shared.ops.protocol."""
 
     name = "mlx"
+    symbol_context = symbol_context_by_tables
 
     def asarray(self, values: np.ndarray) -> mx.array:
         values = np.asarray(values)

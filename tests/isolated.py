@@ -14,10 +14,10 @@ from packaging.requirements import Requirement
 
 from tests.processes import WAIT_S
 
-IMPORTS_NOTHING_OF_OURS = """
-import importlib.util
-names = [name for name in ("shared", "data", "cuda_train", "mlx_train", "rich", "pytest")]
-found = [name for name in names if importlib.util.find_spec(name)]
+OURS = ("shared", "data", "cuda_train", "mlx_train", "rich", "pytest")
+IMPORTS_NONE_OF = """
+import importlib.util, sys
+found = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
 assert not found, found
 """
 
@@ -52,11 +52,11 @@ def requirements_of(script: Path) -> list[str]:
 
 
 class IsolatedPython:
-    """Runs programs with the packages in a folder alone."""
+    """Runs programs with the packages in a folder alone, among which none is `absent`."""
 
-    def __init__(self, packages: Path, folder: Path) -> None:
+    def __init__(self, packages: Path, folder: Path, absent: Iterable[str] = OURS) -> None:
         self.packages, self.folder = packages, folder
-        self("-c", IMPORTS_NOTHING_OF_OURS)
+        self("-c", IMPORTS_NONE_OF, *absent)
 
     def __call__(self, *words: object, **environment: str) -> str:
         """What a program prints that must end well."""

@@ -47,6 +47,7 @@ class Harness:
     validation_fails: bool = False
     store: CheckpointStore | None = None
     score: Callable[[int], float] | None = None
+    pause_frac: float = 1.0
 
     def validate(self, step: int, progress: Progress) -> ValidationReport:
         if self.validation_fails:
@@ -83,6 +84,7 @@ class Harness:
                 self.interruption,
                 position,
                 clock=self.engine.device.clock,
+                pause_frac=self.pause_frac,
             )
             return loop.run()
 

@@ -66,13 +66,22 @@ def comparison_words(args: argparse.Namespace) -> list[str]:
 
 
 def compare_runs(
-    args: argparse.Namespace, runs: Sequence[FinishedRun], out: Console, *, title: str, words: Sequence[str]
+    args: argparse.Namespace,
+    runs: Sequence[FinishedRun],
+    out: Console,
+    *,
+    title: str,
+    words: Sequence[str],
+    halving: Sequence[str] = (),
 ) -> Comparison:
-    """Compare, print, and write the tables if asked for; `words` is the command line that does so again."""
+    """Compare, print, and write the tables if asked for; `words` is the command line that does so again, `halving` what
+    is to be said of the runs that were stopped."""
     comparison = bytetwin.compare(runs, baseline=args.baseline, level=args.confidence, margin_nats=args.margin_nats)
     print_comparison(out, comparison)
+    for line in halving:
+        say(out, line)
     if args.output is not None:
-        text = markdown(comparison, title, shlex.join(["bytetwin", *words]))
+        text = markdown(comparison, title, shlex.join(["bytetwin", *words]), halving)
         write_atomically(args.output, text.encode())
         say(out, f"comparison {args.output}")
     return comparison

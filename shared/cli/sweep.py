@@ -16,6 +16,7 @@ from shared.cli.command import (
     add_runs_dir_argument,
     add_set_argument,
     console,
+    number_type,
     option_words,
     positive,
     runs_dir_words,
@@ -30,7 +31,9 @@ from shared.errors import UserError
 from shared.runs.finished_run import read_finished
 from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
+from shared.sinks.kinds import KINDS
 from shared.study.comparison import Comparison
+from shared.study.halving import ETA, LEVEL, Halving
 from shared.study.places import ALL_GPUS, places
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.sweep import Swept, sweep
@@ -85,6 +88,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train this run of the plan, counted from 1, and compare nothing: for one run on each of several machines",
     )
+    parser.add_argument(
+        "--halving",
+        action="store_true",
+        help="successive halving: at a few fractions of the budget the worse half of the experiments is stopped, "
+        "except the baseline and those that could still win",
+    )
+    parser.add_argument(
+        "--eta",
+        type=number_type(int, lambda value: value >= 2, "an integer of at least 2"),
+        metavar="N",
+        help=f"with --halving: 1/N of the experiments stay at each fraction; default {ETA}",
+    )
+    parser.add_argument(
+        "--stop-confidence",
+        type=number_type(float, lambda value: 0.0 <= value < 1.0, "a number of at least 0 and below 1"),
+        metavar="LEVEL",
+        help="with --halving: of the paired interval whose reaching zero keeps an experiment; 0: by rank alone; "
+        f"default {LEVEL:g}",
+    )
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=list(KINDS),
+        help="also send the numbers of every run there, as `train --log` does, in a group named after the sweep",
+    )
     parser.add_argument("--name", metavar="NAME", help="folder of the sweep in the runs folder; default: SPEC-sweep")
     add_runs_dir_argument(parser)
     add_comparison_arguments(parser)
@@ -111,12 +140,38 @@ def run(args: argparse.Namespace) -> CommandResult:
     if len(where) > 1 and not gpus and any(planned.spec.schedule.driver == "time" for planned in chosen):
         say(out, "runs at the same time share this machine's cores: each takes fewer steps in its time", "yellow")
 
-    def announce(number: int, planned: PlannedRun, before: bool) -> None:
-        what = "finished before" if before else "training"
+    def announce(number: int, planned: PlannedRun, what: str) -> None:
         say(out, f"run {numbers[planned.name]} of {len(plan)}: {planned.name}: {what}", "bold")
 
     view = _own_screen if len(where) == 1 else _shared_screen
-    return _end(args, folder, sweep(chosen, engine_name, folder, view, announce, where), out)
+    swept = sweep(
+        chosen,
+        engine_name,
+        folder,
+        view,
+        announce,
+        where,
+        log=args.log,
+        halving=_halving(args, labels),
+        baseline=args.baseline,
+    )
+    return _end(args, folder, swept, out)
+
+
+def _halving(args: argparse.Namespace, labels: Sequence[str]) -> Halving | None:
+    """What --halving and its options ask for."""
+    if not args.halving:
+        for option, value in (("--eta", args.eta), ("--stop-confidence", args.stop_confidence)):
+            if value is not None:
+                raise UserError(f"{option} says how --halving stops runs: give both")
+        return None
+    if args.only:
+        raise UserError("--halving compares all runs of the plan, --only trains some of them: give one of the two")
+    if len(labels) < 2:
+        raise UserError("--halving stops the worse of several experiments: give --vary, --try or another SPEC")
+    return Halving(
+        ETA if args.eta is None else args.eta, LEVEL if args.stop_confidence is None else args.stop_confidence
+    )
 
 
 def _only(args: argparse.Namespace, plan: Sequence[PlannedRun]) -> list[int]:
@@ -156,7 +211,7 @@ def _end(args: argparse.Namespace, folder: Path, swept: Swept, out: Console) -> 
     words = _words(args)
     comparison = None if args.only else _compare(args, folder, swept, out, words)
     for ended in swept.runs:
-        if ended.message:
+        if ended.message and ended.status not in ("paused", "stopped"):
             say_error(out, f"{ended.run.path}: {ended.message}")
     if swept.exit_status > 1:
         say(out, f"resume with: {shlex.join(['bytetwin', *words])}")
@@ -174,10 +229,16 @@ def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console,
     baseline = args.baseline or swept.runs[0].planned.label
     if not any(ended.planned.label == baseline for ended in done):
         say(out, f"no run of the baseline {baseline} is finished: nothing to compare", "yellow")
+        for line in _halving_lines(swept):
+            say(out, line)
         return None
     order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
     runs = [read_finished(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]
-    return compare_runs(args, runs, out, title=f"Sweep {folder.name}", words=words)
+    return compare_runs(args, runs, out, title=f"Sweep {folder.name}", words=words, halving=_halving_lines(swept))
+
+
+def _halving_lines(swept: Swept) -> list[str]:
+    return swept.halved.lines() if swept.halved is not None else []
 
 
 def _document(folder: Path, swept: Swept, comparison: Comparison | None) -> dict[str, Any]:
@@ -194,6 +255,7 @@ def _document(folder: Path, swept: Swept, comparison: Comparison | None) -> dict
             for ended in swept.runs
         ],
         "comparison": comparison.to_document() if comparison is not None else None,
+        **({"halving": swept.halved.to_document()} if swept.halved is not None else {}),
     }
 
 
@@ -208,6 +270,10 @@ def _words(args: argparse.Namespace) -> list[str]:
         "--jobs": None if args.jobs == "1" else args.jobs,
         "--threads": args.threads,
         "--only": args.only,
+        "--halving": args.halving,
+        "--eta": args.eta,
+        "--stop-confidence": None if args.stop_confidence is None else f"{args.stop_confidence:g}",
+        "--log": args.log,
         "--name": args.name,
     }
     return ["sweep", *args.specs, *option_words(options), *runs_dir_words(args), *comparison_words(args)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -76,10 +76,11 @@ class Engine(Scorer, Protocol):
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         """Set the weights of symbols in the training loss, float32 [V, 1]; `training.loss.byte_weighted` needs them."""
 
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
         """Compile what train_step needs for batches like x [B, T], in every stage of the run.
 
-        Changes nothing but the time of the first step.
+        Changes nothing but the time of a step. Returns what was chosen by measurement, if anything was: plain JSON
+        values by what it was chosen for.
         """
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:

@@ -45,9 +45,9 @@ def folded(model: ModelSpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.
     return {name: np.asarray(value, np.float32) for name, value in full.items()}
 
 
-def trained_parameters(spec: Spec) -> tuple[Parameter, ...]:
+def trained_parameters(spec: Spec, field: str = "training.parameters") -> tuple[Parameter, ...]:
     """The optimizer's parameters, in the order of `training_parameters`: all of them, unless the base is frozen or
-    training.parameters names some. Raises SpecError where it names none."""
+    training.parameters names some. Raises SpecError where it names none; `field` is where its patterns come from."""
     parameters, patterns = training_parameters(spec), spec.training.parameters
     if spec.training.freeze == "base":
         parameters = tuple(each for each in parameters if each.group == "adapter" or each.name.startswith(AUXILIARY))
@@ -55,5 +55,5 @@ def trained_parameters(spec: Spec) -> tuple[Parameter, ...]:
         return parameters
     found = tuple(each for each in parameters if any(matches(each.name, pattern) for pattern in patterns))
     if not found:
-        raise SpecError(f"training.parameters = {list(patterns)}: matches no parameter that is trained")
+        raise SpecError(f"{field} = {list(patterns)}: matches no parameter that is trained")
     return found

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from shared.model.adapters import with_adapters
 from shared.model.block import run_block
-from shared.model.embedding import start_entry, tied_logits
+from shared.model.embedding import tied_logits
 from shared.model.layer import decoder_layer
 from shared.model.ngram import decoder_ngrams
 from shared.ops import Array, Ops
@@ -53,12 +53,9 @@ def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Arr
     """rms(c[t]), [B, T, dim]: c[t] is E[x[t - 1]], or with a context of K symbols W_c concat(E[x[t - 1]], ...,
     E[x[t - K]]); n-grams that the decoder reads are added to it."""
     model = spec.model
-    embedded = ops.embedding(params["decoder.embed.weight"], x_BT, spec.training.dtype)
-    start = start_entry(ops, embedded, params["decoder.start"])
-    previous = ops.shift_right(embedded, start)
-    if model.decoder.context > 1:
-        context = ops.lookback(previous, start, model.decoder.context)
-        previous = ops.linear(context, params["decoder.context_proj.weight"])
+    start = ops.broadcast_to(params["decoder.start"], (x_BT.shape[0], 1, model.decoder.dim))
+    table, projection = params["decoder.embed.weight"], params.get("decoder.context_proj.weight")
+    previous = ops.symbol_context(table, start, projection, x_BT, spec.training.dtype)
     if model.ngram.rows and model.ngram.reader == "decoder":
         previous = previous + decoder_ngrams(ops, spec, params, x_BT)
     return ops.rms_norm(previous, model.norm_eps)

@@ -15,6 +15,7 @@ from shared.model.auxiliary import auxiliary_loss
 from shared.model.counted import split_counted
 from shared.model.decoder import decode_patches
 from shared.model.forward import Forward, forward, trunk_outputs
+from shared.model.logits import nats_of_logits
 from shared.model.qat import quantised_matrices, training_weights
 from shared.model.row_factors import symbols_of
 from shared.model.stages import COUNTED, SYMBOL_WEIGHTS
@@ -29,7 +30,8 @@ def training_loss(
 ) -> tuple[Array, Array]:
     """(the loss to differentiate, mean nats) over all B * T symbols of x, two scalars.
 
-    Both are of the function that is trained; without options of `training.loss` they are the same array. With
+    Both are of the function that is trained, with the temperature and bias of an artifact that learns while it is
+    scored; without options of `training.loss` they are the same array. With
     `counts` "marked" they are means over the symbols that count, which `COUNTED` says the share of.
     """
     loss = spec.training.loss
@@ -46,7 +48,7 @@ def training_loss(
     logits = decode_patches(ops, spec, params, h_BND, x_BT) if shares_trunk else model(ops, spec, params, x_BT)
     targets_BT = symbols_of(spec.model, x_BT)
     count = targets_BT.shape[0] * targets_BT.shape[1]
-    nats = ops.softcapped_cross_entropy(logits, targets_BT, spec.model.logit_softcap)
+    nats = nats_of_logits(ops, spec, params, logits, targets_BT)
     if counts_BT is not None:
         nats = ops.cast_like(symbols_of(spec.model, counts_BT), nats) * nats / params.get(COUNTED, 1.0)
     mean_nats = ops.sum(nats) / count

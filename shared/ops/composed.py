@@ -55,6 +55,16 @@ class ComposedOps:
             entries.append(self.delayed(entries[-1], first))
         return self.concatenate(entries, axis=-1)
 
+    def symbol_context(
+        self: Any, table: Array, first: Array, projection: Array | None, index: Array, dtype: str
+    ) -> Array:
+        embedded = self.embedding(table, index, dtype)
+        first = self.cast_like(first, embedded)
+        previous = self.shift_right(embedded, first)
+        if projection is None:
+            return previous
+        return self.linear(self.lookback(previous, first, projection.shape[1] // table.shape[1]), projection)
+
     def recurrent(self: Any, scan: Scan, step: RecurrentStep, inputs: Sequence[Array]) -> Array:
         return scan(self, *inputs)
 
@@ -63,3 +73,24 @@ class ComposedOps:
         if dims == x.shape[-1]:
             return self.rope(x, base)
         return self.concatenate([self.rope(x[..., :dims], base), x[..., dims:]], axis=-1)
+
+
+def symbol_context_by_tables(
+    ops: Any, table: Array, first: Array, projection: Array | None, index: Array, dtype: str
+) -> Array:
+    """`symbol_context` as a sum of rows of tables: what the projection makes of a symbol depends on the symbol and
+    how far back it is alone, so it is computed for each symbol of the table, not for each of a text.
+
+    In float32 whatever the dtype: tables are small, and the sum is rounded once.
+    """
+    (symbols, width), (batch, time) = table.shape, index.shape
+    if projection is None or symbols >= batch * time:
+        return ComposedOps.symbol_context(ops, table, first, projection, index, dtype)
+    rows = ops.concatenate([table, first[:1].reshape((1, width))], axis=0)
+    before = 0 * index[:, :1] + symbols
+    total: Array = None
+    for end in range(width, projection.shape[1] + 1, width):
+        index = ops.shift_right(index, before)
+        entries = ops.embedding(ops.linear(rows, projection[:, end - width : end]), index, "float32")
+        total = entries if total is None else total + entries
+    return ops.cast(total, dtype)

@@ -188,6 +188,11 @@ class Ops(Protocol):
         """x[:, t], x[:, t - 1], ..., x[:, t - count + 1] joined along the last axis: [B, T, count D] of x [B, T, D].
         Before x lies first [B, 1, D]."""
 
+    def symbol_context(self, table: Array, first: Array, projection: Array | None, index: Array, dtype: str) -> Array:
+        """projection [D, K D] times e[t - 1], ..., e[t - K], with rows e[t] of table [V, D] at index [B, T] (int32) and
+        before them first [B, 1, D], in each row of the batch the same: [B, T, D] in `dtype`. Without a projection
+        e[t - 1]."""
+
     def recurrent(self, scan: Scan, step: RecurrentStep, inputs: Sequence[Array]) -> Array:
         """`scan(ops, *inputs)`, [B, N, ...] of inputs [B, N, ...]. It is what `step` gives from position to position:
         (state, output [B, ...]) = step(ops, state before, *inputs at the position), from the state None."""

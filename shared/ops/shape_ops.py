@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.ops.composed import ComposedOps
+from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.ops.shaped import Products, Shaped, Storage, ancestors, elementwise, in_order, in_order_of, made, product
 
 # Bytes of an element. Integers are int32.
@@ -30,6 +30,7 @@ class ShapeOps(ComposedOps):
     of attention reads its scores, of which plain causal attention makes half."""
 
     name = "shapes"
+    symbol_context = symbol_context_by_tables
 
     def __init__(self, keeps_scores: bool = False) -> None:
         self.forward: Counter[Products] = Counter()

@@ -1,5 +1,5 @@
 """From a wish to a spec: shapes that fit the bytes, what each is expected to score in the time, and the best of them
-(docs/techniques.md 12.8)."""
+(docs/techniques.md 12.9)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.artifact.predict import Prediction, predict_artifact_bytes
 from shared.errors import UserError
 from shared.model import parameter_counts
 from shared.plan.loss import Expectation, expected_score
-from shared.plan.speed import Speed, Wish, find_speed, scored
+from shared.plan.speed import Speed, Wish, find_speed
 from shared.runs.measured import MeasuredRow, measured_rows
 from shared.spec import Spec, load_spec, with_overrides
 
@@ -21,6 +21,7 @@ from shared.spec import Spec, load_spec, with_overrides
 # 10.3 M weights trained on an H200 (records/2026-11-26-quantisation.md).
 STEPS, STEP_COST = (0.085, 0.12, 0.17), 0.3
 MORE_LAYERS = (-2, 0, 2)
+GPUS = ("H100", "H200")
 HEAD_DIM, MOST_WIDTH = 64, 2048
 NARROWER = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 # A GPU's part of a batch is at least this long, and a run has so many steps rather than the preset's batch.
@@ -81,8 +82,11 @@ def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -
     announce("speed")
     speed = find_speed(wish)
     announce("sizes")
-    kind = [row for row in measured_rows() if (row.device in ("H100", "H200")) == speed.on_gpu]
-    rows = scored([row for row in kind if row.spec.vocabulary.reads_tokens == wish.tokens])
+    kind = [row for row in measured_rows() if (row.device in GPUS) == speed.on_gpu]
+    same = [row for row in kind if row.bpb is not None and row.spec.vocabulary.reads_tokens == wish.tokens]
+    # On a GPU scores are those of any, elsewhere of the device whose speeds they are.
+    rows = [row for row in same if speed.on_gpu or row.device == speed.rows[0].device]
+    rows = list({row.shape: row for row in reversed(rows)}.values())[::-1]
     shapes = _gpu_shapes(rows[0], wish) if speed.on_gpu else _laptop_shapes(rows, wish)
     found, least = [], math.inf
     for label, row, sizes, shape in shapes:

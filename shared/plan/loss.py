@@ -1,4 +1,4 @@
-"""The score to expect of a shape after so much text: a measured row, and a step from it (docs/techniques.md 12.8)."""
+"""The score to expect of a shape after so much text: a measured row, and a step from it (docs/techniques.md 12.9)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.engine.flops import training_flops
@@ -16,8 +15,10 @@ from shared.preflight.question import Question
 from shared.runs.measured import MeasuredRow, measured_rows
 from shared.spec import Spec
 
-THIS, LAPTOP = "this", "laptop"
-DEVICES = (THIS, LAPTOP, *(name for name, _ in PEAKS))
+THIS = "this"
+# Devices of rows without a GPU. Of a machine that is measured those of the first have the scores.
+LAPTOPS = {"laptop": "2 x86-64 cores", "core": "1 x86-64 core"}
+DEVICES = (THIS, *LAPTOPS, *(name for name, _ in PEAKS))
 # The GPU whose rows stand for all.
 MEASURED_GPU = "H200"
 
@@ -56,23 +57,27 @@ class Speed:
 
 def find_speed(wish: Wish) -> Speed:
     """The speed of the device. Raises UserError for GPUs that a device does not have, or a step that fails."""
-    engine = preferred_engine() if wish.device == THIS else "mlx" if wish.device == LAPTOP else "torch"
+    engine = preferred_engine() if wish.device == THIS else "mlx" if wish.device in LAPTOPS else "torch"
     facts = engine_package(engine).device_facts() if wish.device == THIS else None
     name = facts.names[0] if facts else wish.device
     on_gpu = find_peak(name) is not None
     if wish.gpus > 1 and not on_gpu:
-        raise UserError(f"--gpus {wish.gpus}: {name} counts as 1; name a GPU with --device: {', '.join(DEVICES[2:])}")
-    rows = tuple(
-        row for row in measured_rows() if row.spec.vocabulary.reads_tokens == wish.tokens and row.engine != "public"
-    )
-    rows = tuple(row for row in rows if (row.device == MEASURED_GPU) == on_gpu)
+        options = ", ".join(DEVICES[1 + len(LAPTOPS) :])
+        raise UserError(f"--gpus {wish.gpus}: {name} counts as 1; name a GPU with --device: {options}")
+    same = [row for row in measured_rows() if row.spec.vocabulary.reads_tokens == wish.tokens]
+    asked = MEASURED_GPU if on_gpu else LAPTOPS.get(wish.device, LAPTOPS["laptop"])
+    # Tokens were not measured on every laptop.
+    device = next(name for name in (asked, *LAPTOPS.values()) if any(row.device == name for row in same))
+    rows = [row for row in same if row.device == device]
     base = max(rows, key=lambda row: (row.label == row.preset, row.per_s))
     page = f"{base.record} ({base.device})"
     many = f"; {wish.gpus} GPUs taken as {wish.gpus} times one, not measured" if wish.gpus > 1 else ""
     if wish.device == THIS:
         measured = _measured_per_s(base.spec, engine)
         text = f"measured here: {base.label} {measured:,.0f} symbols/s, {measured / base.per_s:.2f} times {page}; "
-        return Speed(on_gpu, engine, wish.gpus * measured / base.per_s, rows, f"{text}others scaled like it{many}")
+        return Speed(
+            on_gpu, engine, wish.gpus * measured / base.per_s, tuple(rows), f"{text}others scaled like it{many}"
+        )
     factor, text = float(wish.gpus), page
     if on_gpu:
         peak, reference = find_peak(name), find_peak(MEASURED_GPU)
@@ -80,7 +85,7 @@ def find_speed(wish: Wish) -> Speed:
         factor *= peak[1].bfloat16 / reference[1].bfloat16
         if name != MEASURED_GPU:
             text += f"; {name} taken to reach the same share of its peak, not measured"
-    return Speed(on_gpu, engine, factor, rows, f"{text}{many}")
+    return Speed(on_gpu, engine, factor, tuple(rows), f"{text}{many}")
 
 
 def _measured_per_s(spec: Spec, engine: str) -> float:
@@ -90,12 +95,3 @@ def _measured_per_s(spec: Spec, engine: str) -> float:
         reason = "it does not fit in memory" if context.step is None else context.step.reason
         raise UserError(f"--device this: no step of {spec.name} could be measured: {reason}")
     return context.workload.rank_symbols / context.step.step_s
-
-
-def scored(rows: Sequence[MeasuredRow]) -> list[MeasuredRow]:
-    """The rows with a score on the text on which most shapes were scored, the first of each shape."""
-    with_score = [row for row in rows if row.bpb is not None]
-    shapes: dict[str, dict[tuple[str, ...], MeasuredRow]] = {}
-    for row in with_score:
-        shapes.setdefault(row.text, {}).setdefault(row.shape, row)
-    return list(max(shapes.values(), key=len).values())

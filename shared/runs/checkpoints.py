@@ -11,6 +11,7 @@ Kept are the last few and the best: of those written right after a validation, t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -146,6 +147,13 @@ class CheckpointStore:
         """The newest checkpoint's tensors, None where there is none."""
         steps = self.steps()
         return self._tensors(steps[-1]) if steps else None
+
+    def latest_info(self) -> CheckpointInfo | None:
+        """The newest JSON half that is whole, without a look at its tensors; None where there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(_Damaged):
+                return self._read_info(step)
+        return None
 
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there is none at all. Changes nothing.

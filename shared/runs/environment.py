@@ -25,6 +25,7 @@ PACKAGES = (
     "brotli",
     "zstandard",
     "sentencepiece",
+    "flash-attn-4",
 )
 GIT_TIMEOUT_S = 10
 

@@ -59,8 +59,8 @@ class MeasuredRow:
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """What rows of one curve share: preset and settings but for the batch."""
-        return (self.preset, *(word for word in self.settings if not word.startswith("training.")))
+        """What rows of one curve share, batch included."""
+        return (self.preset, *self.settings)
 
 
 @lru_cache(maxsize=1)

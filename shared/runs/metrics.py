@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object per logged event, appended whole and at once.
 
 Every event has `event`, its name, and `step`, the number of optimizer steps done. Names: `start`, `resume`,
-`step`, `validation`, `checkpoint`, `interrupted`, `failed`, `finished`, and at any end `phases`, the seconds of each.
+`step`, `validation`, `checkpoint`, `paused` (`pause_frac`: at which fraction of its budget), `interrupted`, `failed`,
+`finished`, and at any end `phases`, the seconds of each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from shared.parsing import parse_json
 from shared.runs.observer import ValidationReport
 
 Event = dict[str, Any]
-State = Literal["running", "trained", "finished", "interrupted", "failed"]
+State = Literal["running", "trained", "finished", "paused", "interrupted", "failed"]
 
 _REPORT = TypeAdapter(ValidationReport)
 # What is a finite number wherever an event has it.
@@ -101,6 +102,8 @@ def state_of(events: Sequence[Event]) -> State:
     found = [event["event"] for event in events if event["event"] != "calibration"]
     ended = bool(found) and found[-1] == "phases"
     last = found[-2] if ended and len(found) > 1 else found[-1] if found else ""
+    if last == "paused":
+        return "paused"
     if last == "interrupted":
         return "interrupted"
     if last == "failed":

@@ -19,20 +19,39 @@ from shared.engine.protocol import Engine, Scorer
 from shared.errors import DataError, RunError, UserError
 from shared.model import model_weights
 from shared.scoring.bits_per_byte import Progress, Score, Seen, Tally, score_by_spec, score_together
-from shared.scoring.document_learner import document_learner
+from shared.scoring.document_learner import check_document_learner, document_learner
 from shared.scoring.journal import Journal
 from shared.scoring.learner import Learner, adaptation_spec, lesson_rows, starting_weights
 from shared.scoring.passes import Adapter, Pass, Tallied
 from shared.scoring.plans import Plan, document_starts, make_plan
+from shared.spec import Spec
 from shared.spec.adaptation import AdaptationSpec
 
 if TYPE_CHECKING:
     from shared.scoring.resume import ScoreState
 
-__all__ = ["Plan", "adapter_of", "do_pass", "document_starts", "make_plan", "score_adapted", "score_text"]
+__all__ = [
+    "Plan",
+    "adapter_of",
+    "check_adaptation",
+    "do_pass",
+    "document_starts",
+    "make_plan",
+    "score_adapted",
+    "score_text",
+]
 
 # The names of what an adapter knows begin so, in the state of a score.
 LEARNT = "learnt."
+
+
+def check_adaptation(spec: Spec) -> None:
+    """Raise SpecError for settings of adaptation that name no parameter, before anything is trained."""
+    settings = spec.evaluation.adaptation
+    if settings.kind == "document":
+        check_document_learner(spec)
+    elif settings.is_on:
+        adaptation_spec(spec, 1)
 
 
 def score_text(

@@ -26,6 +26,8 @@ from shared.spec import Spec
 from shared.spec.adaptation import AdaptationSpec, PhasesSpec
 from shared.spec.lora import LoraSpec
 
+PHASES = "evaluation.adaptation.phases"
+
 
 class DocumentLearner:
     """An Adapter: row i of a pass is a document with factors of its own, those of number i."""
@@ -123,7 +125,7 @@ class DocumentLearner:
         world_size, size = self.engine.ranks.world_size, span.stop - span.start
         rows = min(lesson_rows(settings, seq_len, seq_len, world_size), -(-size // (seq_len * world_size)) * world_size)
         total = settings.epochs * -(-size // (rows * seq_len))
-        with another(self.engine, adaptation_spec(self.spec, rows, settings)) as engine:
+        with another(self.engine, adaptation_spec(self.spec, rows, settings, section=PHASES)) as engine:
             learner = Learner(engine, settings, self.weights, rows)
             for _ in range(settings.epochs):
                 for x in lessons(text, span, seq_len, rows):
@@ -137,11 +139,24 @@ def document_learner(engine: Engine, spec: Spec, weights: Weights, rows: int) ->
     """The adapter of a spec for `rows` documents side by side, on an engine of its own like the one given."""
     world_size = engine.ranks.world_size
     rows = -(-rows // world_size) * world_size
-    plain = spec.model_copy(update={"model": spec.model.model_copy(update={"lora": LoraSpec()})})
+    plain = _plain(spec)
     derived = adaptation_spec(plain, rows, own_factors=True)
     first = {name: value[0] for name, value in with_fresh_factors(derived, {}).items()}
     with another(engine, derived) as learner:
         yield DocumentLearner(learner, plain, folded(spec.model, weights), first, rows)
+
+
+def check_document_learner(spec: Spec) -> None:
+    """Raise SpecError for settings of documents side by side that name no parameter."""
+    plain, phases = _plain(spec), spec.evaluation.adaptation.phases
+    adaptation_spec(plain, 1, own_factors=True)
+    if phases.count:
+        adaptation_spec(plain, 1, _phase(phases), section=PHASES)
+
+
+def _plain(spec: Spec) -> Spec:
+    """The spec without factors of its own."""
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"lora": LoraSpec()})})
 
 
 def _numbered(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shared.engine.protocol import Engine, NonFiniteError, StepResult, Weights
 from shared.errors import RunError
-from shared.model.adapters import folded
+from shared.model.adapters import folded, trained_parameters
 from shared.model.counted import uncounted
 from shared.model.initialise import with_fresh_factors
 from shared.model.stages import COUNTED
@@ -25,10 +25,17 @@ KEPT = ("seed", "dtype", "float32_products", "compile", "micro_batch_symbols", "
 RATES = ("matrix_lr", "embed_lr", "head_lr", "scalar_lr", "adapter_lr")
 
 
-def adaptation_spec(spec: Spec, rows: int, settings: AdaptationSpec | None = None, own_factors: bool = False) -> Spec:
+def adaptation_spec(
+    spec: Spec,
+    rows: int,
+    settings: AdaptationSpec | None = None,
+    own_factors: bool = False,
+    section: str = "evaluation.adaptation",
+) -> Spec:
     """The spec of the learner: the function that is scored, trained by `settings` (default: the spec's own) on batches
     of `rows` windows, with `own_factors` each with factors of its own. No average, no quantisation, no auxiliary loss;
-    the rate is constant, or falls as half a cosine over the progress.
+    the rate is constant, or falls as half a cosine over the progress. Raises SpecError where the patterns of `section`
+    name no parameter.
     """
     settings = settings or spec.evaluation.adaptation
     values = spec_to_dict(spec)
@@ -49,7 +56,9 @@ def adaptation_spec(spec: Spec, rows: int, settings: AdaptationSpec | None = Non
     cosine = settings.rate_shape == "cosine"
     values["schedule"] = {"warmdown_frac": float(cosine), "warmdown_shape": "cosine" if cosine else "linear"}
     values["evaluation"] = {"stride_symbols": spec.evaluation.stride_symbols}
-    return spec_from_dict(values, origin="adaptation")
+    derived = spec_from_dict(values, origin="adaptation")
+    trained_parameters(derived, f"{section}.parameters")
+    return derived
 
 
 def _optimizer(settings: AdaptationSpec) -> dict[str, object]:

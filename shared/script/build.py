@@ -17,10 +17,11 @@ from shared.spec import Spec, spec_to_short_toml
 
 # The modules whose `main` a script runs.
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
-# What a script has in place of modules that it can do without: it counts itself, torchrun launches it, it codes and
-# writes no text symbol by symbol and leaves no page for a browser.
+# What a script has in place of modules that it can do without: it counts itself, its datasets are beside it,
+# torchrun launches it, it codes and writes no text symbol by symbol and leaves no page for a browser.
 REPLACED = {
     "shared.script.build": "",
+    "shared.user_folders": "def user_data_folder():pass",
     "shared.model.stepping": "ModelStepper=None",
     "shared.engine.window_stepper": "WindowStepper=None",
     "shared.ops.numpy_stepping": "NumpySteppingOps=None",
@@ -33,7 +34,8 @@ REPLACED = {
 NEVER_ADAPTS = {
     "shared.scoring.adaptation": "from shared.scoring.bits_per_byte import score_by_spec\n"
     "score_text=score_by_spec\n"
-    "def score_adapted(*_,**__):pass",
+    "def score_adapted(*_,**__):pass\n"
+    "def check_adaptation(_):pass",
     "shared.scoring.journal": "def check_journal(*_):pass",
     "shared.scoring.later_text": "def check_later_text(*_,**__):pass",
     "shared.model.row_factors": "def with_row_factors(ops,spec,params,x):return ops,params,x\n"
@@ -50,6 +52,8 @@ NEVER_TRAINS = frozenset(
         "shared.optim.update:optimizer_step",
         "shared.scoring.bits_per_byte:Tally.load_state",
         "shared.scoring.bits_per_byte:Tally.save_state",
+        "mlx_train.cpu_ops:_read_rows_vjp",
+        "mlx_train.table_gradient:_read_rows_vjp",
         *(
             f"{engine}.engine:TrainingEngine.{name}"
             for engine, names in {

@@ -1,7 +1,8 @@
 """What was built of these sources before: building takes two seconds, which every score would wait for.
 
-It lies in `__pycache__` beside what Python keeps of these modules, under a hash of every source file. It may be deleted
-or be missing: where the folder cannot be written, a script is built again.
+It lies in `__pycache__` beside what Python keeps of these modules, or in the user's cache folder where bytetwin is
+installed, under a hash of every source file. It may be deleted or be missing: where the folder cannot be written, a
+script is built again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from shared.files import write_atomically
 from shared.script.house import PACKAGES, ROOT
+from shared.user_folders import user_cache_folder
 
-FOLDER = Path(__file__).parent / "__pycache__"
+FOLDER = user_cache_folder() or Path(__file__).parent / "__pycache__"
 DIGEST_BYTES = 32
 # Three programs for each engine, of these sources and of those before.
 MOST_KEPT = 8
@@ -48,7 +50,7 @@ def remember(key: str, code: bytes, requirements: list[str]) -> None:
     """Keep what was built, if that is possible, and the last few that were built of other sources."""
     rest = json.dumps(requirements).encode() + b"\n" + code
     with contextlib.suppress(OSError):
-        FOLDER.mkdir(exist_ok=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
         for old in sorted(FOLDER.glob("code.*.bin"), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
             old.unlink()
         write_atomically(_path(key), hashlib.sha256(rest).digest() + rest)

@@ -34,13 +34,14 @@ class Sinks:
         warn: Callable[[str], None],
         kinds: Mapping[str, type[Sink]] | None = None,
         patience_s: float = PATIENCE_S,
+        group: str | None = None,
     ) -> None:
-        """Raises UserError for a sink whose package is not installed; `kinds` replaces those there are (tests)."""
-        for name in names if kinds is None else ():
-            if importlib.util.find_spec(name) is None:
-                raise UserError(f"--log {name} needs the package {name}, which is not installed (extra `{name}`)")
+        """`group` is the name under which a sink shows several runs together. Raises UserError as `check_installed`
+        does; `kinds` replaces those there are (tests)."""
+        if kinds is None:
+            check_installed(names)
         self._warn, self._patience_s = warn, patience_s
-        self._followers = [_Follower(name, (kinds or KINDS)[name]) for name in dict.fromkeys(names)]
+        self._followers = [_Follower(name, (kinds or KINDS)[name], group) for name in dict.fromkeys(names)]
 
     def on_event(self, run: RunDirectory, event: Event) -> None:
         """Queue an event of a run. Returns at once."""
@@ -68,11 +69,18 @@ class Sinks:
                 self._warn(f"--log {follower.name}: {follower.failure}; the run goes on without it")
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Raise UserError for a sink whose package is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--log {name} needs the package {name}, which is not installed (extra `{name}`)")
+
+
 class _Follower:
     """One sink and its thread. After a failure events are taken and dropped."""
 
-    def __init__(self, name: str, kind: type[Sink]) -> None:
-        self.name, self.kind = name, kind
+    def __init__(self, name: str, kind: type[Sink], group: str | None) -> None:
+        self.name, self.kind, self.group = name, kind, group
         self.events: queue.SimpleQueue[tuple[RunDirectory, Event] | None] = queue.SimpleQueue()
         self.failure, self.told = "", False
         self._sink: Sink | None = None
@@ -99,7 +107,7 @@ class _Follower:
         name = event["event"]
         if name in FIRST_EVENTS:
             config = {"spec": spec_to_dict(run.read_spec()), "environment": run.read_environment()}
-            self._sink = self.kind(run, config, resumed=name == "resume")
+            self._sink = self.kind(run, config, resumed=name == "resume", group=self.group)
         if self._sink is None:
             return
         self._finished |= name == "finished"

@@ -21,8 +21,9 @@ ARTIFACT_TYPE = "model"
 class Sink(Protocol):
     """Anything that takes a run's numbers. Every method may raise anything."""
 
-    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
-        """`config` is the resolved spec under `spec` and environment.json under `environment`."""
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
+        """`config` is the resolved spec under `spec` and environment.json under `environment`; `group` names the runs
+        that belong together, those of a sweep."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name after so many optimizer steps."""
@@ -34,13 +35,14 @@ class Sink(Protocol):
 class Trackio:
     """Local by default: in TRACKIO_DIR, shown by `trackio show`."""
 
-    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import trackio
 
         with _silence():
             self._run = trackio.init(
                 project=PROJECT,
                 name=run.name,
+                group=group,
                 config=dict(config),
                 resume="allow" if resumed else "never",
                 embed=False,
@@ -63,13 +65,14 @@ class Trackio:
 class Wandb:
     """Offline by default: `wandb sync RUN/wandb/offline-*` uploads it; WANDB_MODE=online does so at once."""
 
-    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import wandb
 
         self._wandb = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
+            group=group,
             dir=str(run.path),
             config=dict(config),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -90,9 +93,9 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard. They hold float32 and no artifact."""
+    """Event files in RUN/tensorboard. They hold float32 and no artifact; a group is the folder that holds the runs."""
 
-    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import SpecError, nearest
 from shared.files import check_regular
 from shared.parsing import parse_toml
-from shared.spec.adaptation import named_adaptation
+from shared.spec.adaptation import SETTINGS, named_adaptation
 from shared.spec.base import shown
 from shared.spec.migrate import migrated, new_name
 from shared.spec.qat import check_qat_width, check_surrogates
@@ -124,6 +124,12 @@ def json_schema() -> dict[str, Any]:
     for name, section in {"Spec": schema, **schema["$defs"]}.items():
         derived = DERIVED_FIELDS.get(name, frozenset())
         section["required"] = [field for field in section.get("required", []) if field not in derived]
+    # The section may be a name.
+    evaluation = schema["$defs"]["EvaluationSpec"]["properties"]
+    table = evaluation["adaptation"]
+    choices = [{"type": "string", "enum": list(SETTINGS)}, {"$ref": table.pop("$ref")}]
+    text = "how a model learns from scored text: a section, or the name of a setting"
+    evaluation["adaptation"] = {**table, "description": text, "anyOf": choices}
     return schema
 
 

@@ -27,6 +27,7 @@ from typing import Literal
 from shared.engine.ranks import killer_in_words
 from shared.errors import UserError
 from shared.runs.observer import Observer
+from shared.sinks.following import Sinks
 from shared.spec import Spec
 from shared.study.places import Place
 from shared.training.interruption import SIGNALS, Interruption
@@ -42,20 +43,24 @@ POLL_S = 0.2
 class Ending:
     """How a run ended, as RunResult has it; `message` says why if it did not finish."""
 
-    status: Literal["finished", "interrupted", "failed"]
+    status: Literal["finished", "paused", "interrupted", "failed"]
     message: str
     exit_status: int
 
 
 @dataclass(frozen=True)
 class Order:
-    """A run to train, new or resumed. `make_observer` is called in its process, so it is a function of a module."""
+    """A run to train, new or resumed, to its end or to `pause_frac` of its budget. `make_observer` is called in its
+    process, so it is a function of a module; `log` names the sinks that get its numbers, in a group named after the
+    folder."""
 
     spec: Spec
     engine_name: str
     folder: Path
     name: str
     make_observer: Callable[[], Observer]
+    pause_frac: float = 1.0
+    log: tuple[str, ...] = ()
 
 
 def train_apart(
@@ -176,7 +181,7 @@ def _listen(pipe: Connection, interruption: Interruption) -> None:
 def _trained(order: Order, interruption: Interruption) -> Ending | UserError | OSError:
     """Train the run. Returns how it ended, or the error that the command line reports in one line."""
     try:
-        with order.make_observer() as observer:
+        with order.make_observer() as observer, Sinks(order.log, observer.on_warning, group=order.folder.name) as sinks:
             interruption.notify = observer.on_stop_requested
             result = train_run(
                 order.spec,
@@ -186,6 +191,8 @@ def _trained(order: Order, interruption: Interruption) -> Ending | UserError | O
                 run_name=order.name,
                 resume=True,
                 entered=interruption,
+                on_event=sinks.on_event if order.log else None,
+                pause_frac=order.pause_frac,
             )
     except (UserError, OSError) as error:
         return error

@@ -38,13 +38,16 @@ def print_comparison(out: Console, comparison: Comparison) -> None:
         out.print(f"bytetwin: {problem}", style="red", soft_wrap=True)
 
 
-def markdown(comparison: Comparison, title: str, command: str) -> str:
-    """A page for records/: the table, each run, what was compared how, and the command that makes it again."""
+def markdown(comparison: Comparison, title: str, command: str, halving: Sequence[str] = ()) -> str:
+    """A page for records/: the table, each run, what was compared how, what halving stopped, and the command that makes
+    it again."""
     lines = [f"# {title}", "", "Bits per byte, lower is better.", ""]
     lines += _markdown_table(headings(comparison), [cells(row) for row in comparison.rows])
     lines += ["", "## Runs", "", *_markdown_table(*_run_cells(comparison))]
     found = [*facts(comparison), *comparison.problems]
     lines += ["", "## What was compared", "", *(f"- {fact}" for fact in found)]
+    if halving:
+        lines += ["", "## Halving", "", *(f"- {line}" for line in halving)]
     lines += ["", "## Make it again", "", f"    {command}", ""]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from data.loader import Loader
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import DeviceError, RunError
 from shared.model.stages import training_stages
+from shared.optim import progress_frac
 from shared.runs.checkpoint_writer import CheckpointWriter
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
 from shared.runs.metrics import MetricsLog
@@ -54,10 +55,14 @@ class TrainingLoop:
         bytes_per_symbol: float = 1.0,
         scored_shape: tuple[int, int] | None = None,
         clock: Clock = time.perf_counter,
+        pause_frac: float = 1.0,
     ) -> None:
+        """With a `pause_frac` below 1 the loop pauses after the first step that completes this fraction of the
+        budget."""
         self.spec, self.engine, self.loader, self.validate = spec, engine, loader, validate
         self.store, self.metrics, self.observer, self.interruption = store, metrics, observer, interruption
         self.position, self.clock, self.scored_shape = position, clock, scored_shape
+        self.pause_frac = pause_frac
         self.queue = StepQueue(engine, clock, position.elapsed_s)
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
@@ -67,7 +72,7 @@ class TrainingLoop:
         self.in_step = False
 
     def run(self) -> Outcome:
-        """Train to the end, to a signal or to a failure. Raises RunError where a file cannot be written."""
+        """Train to the end, a pause, a signal or a failure. Raises RunError where a file cannot be written."""
         try:
             self._warm_up()
             while True:
@@ -78,16 +83,17 @@ class TrainingLoop:
                 self._settle_near_the_end()
                 if validation_due or checkpoint_due or not self._more():
                     self._settle_all()
-                finished = not self._more()
-                if finished:
+                ended = not self._more()
+                paused = ended and self._fits()
+                if ended and not paused:
                     self.log.finish()
-                if (finished or validation_due) and not self._validated():
+                if (ended or validation_due) and not self._validated():
                     self._run_validation()
-                if (finished or checkpoint_due) and not self._saved():
+                if (ended or checkpoint_due) and not self._saved():
                     self._save()
-                if finished:
+                if ended:
                     self._announce_checkpoint(wait=True)
-                    return self._end("finished")
+                    return self._paused() if paused else self._end("finished")
                 self._train_one_step()
         except StopRequested:
             return self._interrupted()
@@ -106,7 +112,8 @@ class TrainingLoop:
         if self.spec.training.compile:
             self.observer.on_phase("compiling")
             with self.interruption.nothing_to_save(), self.interruption.expected():
-                self.engine.warm_up(x)
+                if chosen := self.engine.warm_up(x):
+                    self.metrics.append("choices", self.position.step, **chosen)
                 if self.scored_shape is not None and self.spec.training.val_every_steps:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
@@ -129,9 +136,15 @@ class TrainingLoop:
         """Training time at which the next step begins: a step begins when the one before it ends."""
         return self.queue.expected_s if len(self.queue) else self.position.elapsed_s
 
-    def _more(self) -> bool:
-        """Whether there is another step to train."""
+    def _fits(self) -> bool:
+        """Whether the budget has room for another step."""
         return self.deadline.fits(self._steps(), self._begin_s())
+
+    def _more(self) -> bool:
+        """Whether there is another step to train before the end or the pause."""
+        return self._fits() and (
+            self.pause_frac == 1.0 or progress_frac(self.spec, self._steps(), self._begin_s()) < self.pause_frac
+        )
 
     def _settle_near_the_end(self) -> None:
         """Read what is in flight where the estimate of when it ends is not good enough for the deadline."""
@@ -263,6 +276,10 @@ class TrainingLoop:
             slowest_step_s=position.slowest_step_s,
         )
 
+    def _paused(self) -> Outcome:
+        self.metrics.append("paused", self.position.step, pause_frac=self.pause_frac)
+        return self._end("paused", f"paused after step {self.position.step}")
+
     def _interrupted(self) -> Outcome:
         number = self.interruption.signal_number
         try:
@@ -295,7 +312,7 @@ class TrainingLoop:
         """What is on the device is lost: it is neither read nor waited for."""
         return replace(self._failed(Failure(f"step {self.position.step + 1}: {error}")), device_failed=True)
 
-    def _end(self, status: Literal["finished", "interrupted", "failed"], message: str = "") -> Outcome:
+    def _end(self, status: Literal["finished", "paused", "interrupted", "failed"], message: str = "") -> Outcome:
         position = self.position
         return Outcome(
             status=status,

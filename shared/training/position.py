@@ -36,7 +36,7 @@ class Outcome:
     `message` is one line for the user, empty where training finished. `device_failed`: in another process the run may
     get further."""
 
-    status: Literal["finished", "interrupted", "failed"]
+    status: Literal["finished", "paused", "interrupted", "failed"]
     step: int
     elapsed_s: float
     nats: float | None

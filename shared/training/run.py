@@ -24,6 +24,7 @@ from shared.runs.finished_run import FinishedRun
 from shared.runs.metrics import Event, MetricsLog, as_report
 from shared.runs.observer import Observer, RunStart
 from shared.runs.run_directory import RunDirectory, check_same_training, open_run
+from shared.scoring.adaptation import check_adaptation
 from shared.scoring.bits_per_byte import passes_shape
 from shared.spec import Spec, spec_id, stored_spec
 from shared.training.calibration import TASKS
@@ -64,6 +65,7 @@ def train_run(
     entered: Interruption | None = None,
     resume_command: Callable[[str], str] | None = None,
     on_event: Callable[[RunDirectory, Event], None] | None = None,
+    pause_frac: float = 1.0,
 ) -> RunResult:
     """Train a spec (`bind_tokenizer`) in a run directory. Raises UserError for anything that cannot be used as asked.
 
@@ -71,18 +73,21 @@ def train_run(
     this is what rank 0 does; the others call `follow_run`. `entered` is an Interruption that the caller has entered
     already; by default signals count from here to the end. `resume_command` gives the command line that resumes the run
     of a name, for who ends it by a second signal. `on_event` gets the run and each event that metrics.jsonl got.
+    With a `pause_frac` below 1 the run is validated, saved and left (`paused`) after that fraction of its steps or of
+    its time.
     """
     spec = _with_micro_batches(spec, engine_name, ranks, runs_dir / run_name if resume and run_name else None)
     clock = PhaseClock(observer)
     signals = Interruption(observer.on_stop_requested) if entered is None else contextlib.nullcontext(entered)
     with signals as interruption, leading(_engine(spec, engine_name, ranks)) as engine:
         sources = open_sources(spec)
+        check_adaptation(spec)
         run = open_run(runs_dir, run_name, spec, engine_name, resume=resume)
         if resume_command is not None:
             interruption.last_words = f"bytetwin: {ENDED}; resume with: {resume_command(run.name)}\n"
         try:
             with profiled(engine, profile, run.trace_path) as watched:
-                result = _train_in(run, spec, watched, sources, clock, interruption, finish, on_event)
+                result = _train_in(run, spec, watched, sources, clock, interruption, finish, on_event, pause_frac)
             observer.on_end(result.outcome.status)
             return result
         finally:
@@ -144,6 +149,7 @@ def _train_in(
     interruption: Interruption,
     finish: bool,
     on_event: Callable[[RunDirectory, Event], None] | None,
+    pause_frac: float,
 ) -> RunResult:
     """Train from the last checkpoint on, if there is one, then finish; what each phase took is noted at any end."""
     observer = cast(Observer, clock)
@@ -178,6 +184,7 @@ def _train_in(
             position,
             bytes_per_symbol=sources.bytes_per_symbol,
             scored_shape=passes_shape(spec, sources.validation),
+            pause_frac=pause_frac,
         )
         outcome = loop.run()
         if outcome.status == "finished" and finish:

@@ -30,7 +30,7 @@ MOST_COLUMNS = 120
 FREE_COLUMNS = 3
 # With fewer columns inside the frame the figures stand in one column.
 TWO_COLUMNS_FROM = 84
-END_PHASES = ("trained", "finished", "interrupted", "failed")
+END_PHASES = ("trained", "finished", "paused", "interrupted", "failed")
 LABEL = "grey62"
 # Rows of the view that are not the plot, and the plot's own limits.
 OTHER_ROWS, LEAST_PLOT_ROWS, MOST_PLOT_ROWS = 14, 3, 9

@@ -4,9 +4,10 @@
 
 Speed, memory and start of a model with the size of the public baseline, with the public script (openai/parameter-golf)
 beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; parity of the GPU
-with the float64 oracle; the kernels beside the plain operations; recompilations and a trace. The most important comes
-first, each section has a budget of its own, and what a section found is printed and written to --out when it ends: a
-run that is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of time.
+with the float64 oracle; attention by all that is installed, and the decoder's context in three forms; the kernels
+beside the plain operations; recompilations and a trace. The most important comes first, each section has a budget of
+its own, and what a section found is printed and written to --out when it ends: a run that is cut off keeps what it has.
+Exit status 1 if a check failed or a section ran out of time.
 
 `--device cpu --quick` runs the same code on tiny shapes, with Triton's interpreter and without compiling.
 """
@@ -25,7 +26,7 @@ from types import FrameType
 from tests.bench.gpu_record import Section, Settings, prepare, record_text
 
 # Seconds of each section at most, in the order in which they run.
-BUDGETS = {"speed": 240, "parity": 120, "loss": 30, "attention": 30, "compilation": 90}
+BUDGETS = {"speed": 240, "choice": 40, "context": 60, "parity": 120, "loss": 30, "attention": 30, "compilation": 90}
 # Below this a section is not begun.
 LEAST_S = 10.0
 
@@ -45,13 +46,15 @@ def main() -> int:
     settings = Settings(args.device, args.quick, args.script, args.rounds, args.trace)
     deadline_s = time.monotonic() + 60.0 * args.minutes
     prepare(settings, worker=bool(args.worker))
-    from tests.bench import gpu_checks, gpu_speed  # they import torch
+    from tests.bench import gpu_checks, gpu_forms, gpu_speed  # they import torch
 
     if args.worker:
         gpu_speed.work(settings, args.worker)
         return 0
     makers = {
         "speed": gpu_speed.speed,
+        "choice": gpu_forms.attention_choice,
+        "context": gpu_forms.symbol_context,
         "parity": gpu_checks.parity,
         "loss": gpu_checks.fused_loss,
         "attention": gpu_checks.decoder_attention,

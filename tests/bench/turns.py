@@ -25,12 +25,12 @@ SHARD_TOKENS = 4_000_000
 
 
 class Worker:
-    """A process that answers requests: see `serve`."""
+    """A process that answers requests: see `serve`. It runs a module, or a file with the code of another tree."""
 
-    def __init__(self, module: str, *words: str) -> None:
-        command = [sys.executable, "-m", module, *words]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+    def __init__(self, program: str, *words: str, tree: Path = ROOT) -> None:
+        command = [sys.executable, *([] if program.endswith(".py") else ["-m"]), program, *words]
+        pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(tree)}
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=tree, env=environment)
 
     def ask(self, request: str) -> list[str]:
         """The words of its reply; other lines it prints are passed over."""

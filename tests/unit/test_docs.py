@@ -117,14 +117,44 @@ def test_the_files_on_a_page_exist(name: str) -> None:
     assert files and not [file for file in sorted(files) if not (ROOT / file).is_file()]
 
 
+def anchor(title: str) -> str:
+    """What a link to a heading names it, on GitHub and on the site."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_every_link_leads_somewhere() -> None:
+    """In any page: to a file, and where it names one to a heading. The links of the site are these."""
+    links = [(path, link) for path in text_files() if path.suffix == ".md" for link in links_of(path)]
+    assert len(links) > 40
+    for path, link in links:
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.is_file(), f"{path.relative_to(ROOT)}: no file {link}"
+        titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M) if heading else []
+        assert not heading or heading in map(anchor, titles), f"{path.relative_to(ROOT)}: no heading {link}"
+
+
+def links_of(path: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link]
+
+
+def test_the_pages_of_the_site_are_there() -> None:
+    """The two that docs/pages.py makes too."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    named = set(re.findall(r"\S+\.md", site))
+    assert named - {"docs/first-run.md", "records/index.md"} == {
+        str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/README.md"]
+    }
+
+
 def test_the_contents_are_the_headings() -> None:
     chapters: list[str] = []
     for number, title in headings().items():
         if "." in number:
             chapters[-1] += f"{',' if ': ' in chapters[-1] else ':'} {number} {title}"
         else:
-            anchor = re.sub(r"[^\w\- ]", "", f"{number} {title}".lower()).replace(" ", "-")
-            chapters.append(f"- [{number} {title}](#{anchor})")
+            chapters.append(f"- [{number} {title}](#{anchor(f'{number} {title}')})")
     contents = " ".join(page().partition("\n## ")[0].split())
     assert contents.endswith(" ".join(chapters))
 

@@ -13,6 +13,7 @@ import pytest
 
 from data.datasets import open_split, verify_dataset
 from shared.artifact import read_artifact
+from shared.cli.coding import load_codec
 from shared.engine.oracle import Oracle
 from shared.engine.protocol import Weights
 from shared.runs.finished_run import read_finished
@@ -28,8 +29,9 @@ from tests.fake_training import RecordingObserver
 GOLDEN = ROOT / "tests" / "golden"
 RUNS = sorted(path.parent for path in GOLDEN.glob("*/*/spec.toml"))
 ARTIFACTS = sorted(GOLDEN.glob("*/**/*.btw"))
+CODED = sorted(GOLDEN.glob("*/coded/*.btz"))
 DATASETS = sorted(path.parent for path in GOLDEN.glob("*/datasets/*/manifest.json"))
-assert len(RUNS) >= 4 and len(ARTIFACTS) >= 5 and len(DATASETS) >= 2, "golden files are missing"
+assert len(RUNS) >= 4 and len(ARTIFACTS) >= 5 and len(DATASETS) >= 2 and CODED, "golden files are missing"
 # The float64 oracle of another processor adds in another order: 1e-16 each time, over some thousand additions.
 ORACLE_REL = 1e-12
 
@@ -117,6 +119,14 @@ def test_a_finished_run_is_read_as_a_comparison_reads_it(folder: Path) -> None:
     assert run.steps == result.outcome.step == events[-1]["step"] and result.exit_status == 0
     assert result.outcome.nats == [loss_of(event) for event in events if event["event"] == "step"][-1]
     assert result.outcome.validation is not None and result.outcome.checkpoint is not None
+
+
+@pytest.mark.parametrize("path", CODED, ids=name_of)
+def test_a_coded_file_gives_its_text_back(path: Path) -> None:
+    """It names the run whose artifact coded it, beside which the text lies."""
+    _, codec = load_codec(str(path.parent.parent / path.stem / "artifact.btw"), "numpy", runs_dir=path.parent)
+    _, text = codec.decompress(path.read_bytes())
+    assert text == (path.parent / "text.bin").read_bytes()
 
 
 @pytest.mark.parametrize("path", DATASETS, ids=name_of)

@@ -28,6 +28,7 @@ MORE = "`bytetwin report RUN` adds what it measures of the model: text that it w
 UNFINISHED = {
     "running": "This run is not finished yet.",
     "trained": "This run is trained, but not packed yet.",
+    "paused": "This run is paused: it is resumed, or was stopped by `sweep --halving`.",
     "interrupted": "This run was interrupted.",
     "failed": "This run failed.",
 }

@@ -64,6 +64,16 @@ CASES: dict[str, Case] = {
     "shift_right": (lambda o, x, y, s: o.shift_right(x, y[:, :1]), [X, X], []),
     "delayed": (lambda o, x, y, s: o.delayed(x, y[:, :2]), [X, X], []),
     "lookback": (lambda o, x, y, s: o.lookback(x, y[:, :1], 3), [X, X], []),
+    "symbol_context": (
+        lambda o, e, f, p, s: o.symbol_context(e, f, p, s, "bfloat16"),
+        [],
+        [(9, 8), (2, 1, 8), (8, 24)],
+    ),
+    "symbol_context of few": (
+        lambda o, e, f, p, s: o.symbol_context(e, f, p, s, "float32"),
+        [],
+        [(12, 8), (2, 1, 8), (8, 24)],
+    ),
     "recurrent": (lambda o, x, y, s: o.recurrent(lambda o, x, y: x * y, None, (x, y)), [X, X], []),
     "attention_inputs": (
         lambda o, x, q, k, v, g, s: o.concatenate(o.attention_inputs(x, (q, k, v), g, 0, 1e4, 1e-6), -2),

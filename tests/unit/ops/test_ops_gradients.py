@@ -49,6 +49,12 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "sqrt": (lambda ops, a: ops.sqrt(a * a), [(2, 3)]),
     "relu": (lambda ops, a: ops.relu(a), [(4, 5)]),
     "minimum": (lambda ops, a: ops.minimum(a, 0.3), [(4, 5)]),
+    "symbol_context": (
+        lambda ops, e, f, p: ops.symbol_context(
+            e, ops.broadcast_to(f, (2, 1, 4)), p, ops.asarray(DOCUMENTS), "float32"
+        ),
+        [(5, 4), (4,), (4, 12)],
+    ),
     "exp": (lambda ops, a: ops.exp(a), [(4, 5)]),
     "softplus": (lambda ops, a: ops.softplus(a), [(4, 5)]),
     "running_sum": (lambda ops, a: ops.running_sum(a, axis=-2), [(3, 5, 4)]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
 from shared.engine.registry import ENGINES
-from shared.errors import RunError, SpecError, UserError
+from shared.errors import RunError, UserError
 from shared.model import initial_weights, random_weights
 from shared.model.counted import uncounted
+from shared.model.logits import BIAS, TEMPERATURE
 from shared.model.stages import COUNTED
 from shared.optim import step_hyperparameters
 from shared.scoring.adaptation import adapter_of, document_starts, make_plan, score_adapted, score_text
@@ -28,6 +30,7 @@ from shared.scoring.windows import Window
 from shared.spec import Spec, load_spec, with_overrides
 from shared.spec.adaptation import SETTINGS, AdaptationSpec
 from shared.tolerances import ADAPTED_BPB_ABS, LOSS_CURVE_ABS
+from tests.command_line import CommandLine, set_words
 from tests.implementations import examples
 from tests.museum.fake_stream import FakeStream
 from tests.techniques import assert_same_gradients, every_engine, started, symbols, tiny
@@ -159,8 +162,32 @@ def test_only_what_a_pattern_names_is_learnt(name: str) -> None:
             key for key, value in learner.engine.export_weights("trained").items() if np.any(value != weights[key])
         }
     assert moved == {key for key in weights if ".mlp." in key and key.startswith("layers.")} | {"embed.start"}
-    with pytest.raises(SpecError, match=r"training.parameters = \['lay'\]: matches no parameter that is trained"):
-        adapted(name, with_overrides(spec, ['evaluation.adaptation.parameters=["lay"]']), TEXT)
+
+
+@pytest.mark.parametrize(
+    ("setting", "section"), [("online", "evaluation.adaptation"), ("pr1855", "evaluation.adaptation.phases")]
+)
+def test_a_pattern_that_names_nothing_is_told_before_anything_is_trained(
+    setting: str, section: str, tmp_path: Path, cli: CommandLine
+) -> None:
+    words = set_words(f"evaluation.adaptation={setting}", f'{section}.parameters=["lay"]', "training.compile=false")
+    words += set_words("evaluation.adaptation.lora.rank=2") if setting == "pr1855" else []
+    refusal = cli.refusal("train", "tiny", *words, "--engine", "mlx", "--runs-dir", tmp_path)
+    assert f"{section}.parameters = ['lay']: matches no parameter that is trained" in refusal
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_engine
+def test_what_is_learnt_is_what_is_scored(name: str) -> None:
+    """Through the temperature and bias that an artifact was fitted."""
+    spec = tiny(*SHORT, *ONLINE, "artifact.logits=temperature_bias")
+    bias = np.random.default_rng(0).normal(0.0, 0.5, spec.vocabulary.size).astype(np.float32)
+    fitted = {TEMPERATURE: np.array([1.5], np.float32), BIAS: bias}
+    with adapter_of(started(name, spec, random_weights(spec, 1) | fitted), 16) as learner:
+        x = symbols(learner.engine.spec)
+        scored, plain = learner.score(x).mean(), Oracle(spec, random_weights(spec, 1)).score(x).mean()
+        nats, _ = learner.step(x, 0.0)()
+    assert abs(nats - scored) <= LOSS_CURVE_ABS < abs(nats - plain)
 
 
 @every_engine

@@ -37,7 +37,7 @@ class Remembering:
     told: list[tuple[str, Any]] = []  # noqa: RUF012
     fails: Mapping[str, Any] = {}
 
-    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool) -> None:
+    def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         self._note("start", (run.name, config, resumed))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -132,7 +132,7 @@ def stand_in_modules(told: list[tuple[Any, ...]]) -> dict[str, Any]:
     class Run:
         def __init__(self, **options: Any) -> None:
             self.name = options["name"]
-            told.append(("start", self.name, options["config"]))
+            told.append(("start", self.name, options.get("group"), options["config"]))
 
         def log(self, values: dict[str, float], step: int | None = None) -> None:
             told.append(("log", values.pop("steps") if step is None else step, values))
@@ -190,7 +190,7 @@ def test_every_kind_passes_on_numbers_config_and_artifact(
     for module, names in stand_in_modules(told).items():
         monkeypatch.setitem(sys.modules, module, names)
     config = {"spec": {"name": "tiny"}, "environment": {"ranks": 1}}
-    sink = kinds.KINDS[name](RunDirectory(tmp_path / "one"), config, resumed=False)
+    sink = kinds.KINDS[name](RunDirectory(tmp_path / "one"), config, resumed=False, group="mine")
     values = {"step/bpb": 2.5, "step/grad_norm": 0.125}
     sink.log(3, values)
     sink.end(tmp_path / "artifact.btw")
@@ -199,6 +199,6 @@ def test_every_kind_passes_on_numbers_config_and_artifact(
         texts = {tag: text for kind, step, *rest in told[:2] for tag, text in rest[0].items()}
         assert texts.keys() == config.keys() and '"name": "tiny"' in texts["spec"]
     else:
-        assert told[0] == ("start", "one", config)
+        assert told[0] == ("start", "one", "mine", config)
         assert str(tmp_path / "artifact.btw") in [what for kind, what in (one for one in told if len(one) == 2)]
     assert capsys.readouterr() == ("", "")

@@ -358,6 +358,14 @@ def test_the_schema_accepts_preset_files_and_resolved_specs(name: str):
     assert schema_problems(schema, schema, spec_to_dict(load_spec(name))) == []
 
 
+def test_the_schema_knows_the_names_of_adaptations():
+    schema, values = json_schema(), spec_to_dict(load_spec("tiny"))
+    for adaptation, known in (("pr549", True), ({"kind": "document"}, True), ("pr5499", False)):
+        values["evaluation"]["adaptation"] = adaptation
+        problems = [] if known else ["evaluation.adaptation.: none of anyOf"]
+        assert schema_problems(schema, schema, values) == problems
+
+
 def test_the_schema_requires_exactly_what_a_file_cannot_leave_out():
     schema = json_schema()
     tiny = spec_to_dict(load_spec("tiny"))

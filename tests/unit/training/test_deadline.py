@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from shared.errors import SpecError
 from shared.optim import lr_factor
+from shared.runs.run_directory import RunDirectory
+from shared.study.rungs import is_past, validation_at
 from shared.training.deadline import Deadline
 from tests.bench.deadline import BY_CLOCK, KINDS, QUIET, IdleEngine, simulate
 from tests.fake_study import events_of
@@ -161,6 +163,21 @@ def test_a_resumed_run_ends_in_time_too(tmp_path: Path, where: str, stop_at: int
     for _ in range(2):
         outcome = by_clock(tmp_path, "training.time_limit_s=20", where=where).start()
         assert outcome.status == "finished" and outcome.step == 19 and outcome.elapsed_s <= 20.0
+
+
+@pytest.mark.parametrize("where", [HOST, DEVICE])
+def test_by_the_clock_a_rung_is_a_fraction_of_the_time(tmp_path: Path, where: str) -> None:
+    """A run pauses in the step after it, is validated and saved there, and resumed ends as it does without."""
+    for pause_frac, status, steps in ((0.25, "paused", (5, 6)), (0.5, "paused", (10, 11)), (1.0, "finished", (19, 19))):
+        harness = by_clock(tmp_path, "training.time_limit_s=20", "training.val_every_steps=0", where=where)
+        harness.pause_frac = pause_frac
+        outcome, run = harness.start(), RunDirectory(harness.folder)
+        assert outcome.status == status and steps[0] <= outcome.step <= steps[1]
+        assert outcome.validation is not None and outcome.validation.step == outcome.step
+        if status == "paused":
+            assert validation_at(run, pause_frac) == outcome.validation.bpb
+            assert is_past(run, harness.spec, pause_frac - 0.15) and not is_past(run, harness.spec, pause_frac + 0.1)
+    assert validation_at(run, 0.75) is None
 
 
 @pytest.mark.parametrize("where", [HOST, DEVICE])

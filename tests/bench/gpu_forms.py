@@ -1,0 +1,110 @@
+"""The sections of the GPU benchmark that compare forms of one operation on the shapes of the `h100` preset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from cuda_train.attention_forms import activate, attention_forms, chosen_attention, grouped_attention
+from cuda_train.choosing import choose
+from cuda_train.ops import TorchOps
+from shared.ops.composed import ComposedOps, symbol_context_by_tables
+from shared.spec import Spec, load_spec
+from shared.tolerances import BF16_OPERATION_REL
+from tests.bench.gpu_record import Section, Settings, timed
+from tests.bench.turns import random_tokens
+
+# Symbols of a micro-batch of the preset.
+SYMBOLS = 1 << 19
+QUICK = (
+    *("model.model_dim=32", "model.seq_len=64", "model.mlp_dim=64", "model.decoder.dim=16", "model.decoder.mlp_dim=32"),
+    *("training.batch_symbols=512", "evaluation.stride_symbols=64", "evaluation.batch_symbols=256"),
+)
+
+
+class OneHotOps(TorchOps):
+    """Operations in which the gradient of a small table is a product with the one-hot matrix of what was read."""
+
+    def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
+        return self.cast(_OneHotRows.apply(weight, index), dtype)
+
+
+class _OneHotRows(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(index)
+        context.count = table.shape[0]
+        return torch.nn.functional.embedding(index, table)
+
+    @staticmethod
+    def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (index,), (grad,) = context.saved_tensors, grads
+        # A product of bfloat16 by tensor cores; sums are in float32 there.
+        rows = grad.reshape(-1, grad.shape[-1]).bfloat16()
+        hits = torch.arange(context.count, device=index.device)[:, None] == index.reshape(1, -1)
+        return (hits.to(rows.dtype) @ rows).float(), None
+
+
+def preset(settings: Settings) -> Spec:
+    return load_spec("h100", [*QUICK] if settings.quick else [])
+
+
+def attention_choice(settings: Settings, section: Section) -> None:
+    """Attention of the trunk: the implementations here, and which is chosen at warm-up."""
+    spec, device = preset(settings), torch.device(settings.device)
+    symbols = spec.training.batch_symbols if settings.quick else SYMBOLS
+    forms, found = attention_forms(device), chosen_attention(spec, symbols // spec.model.seq_len, device)
+    if found is None:
+        # On a CPU torch's own is the only one: its time, judged as the others would be.
+        shapes = [(4, spec.model.num_patches, heads, 16) for heads in (4, 2, 2)]
+        choice = choose(forms, [torch.randn(shape).bfloat16() for shape in shapes], grouped_attention)
+    else:
+        choice, _ = found
+    rows: list[tuple[Any, ...]] = [("form", "forward and backward, ms", "")]
+    for name in forms:
+        verdict = choice.refused.get(name, "chosen" if name == choice.name else "")
+        rows.append((name, choice.milliseconds.get(name, "-"), verdict))
+    section.check(choice.name in choice.milliseconds, "attention: no form is right")
+    section.table(*rows)
+    activate("torch")
+
+
+def symbol_context(settings: Settings, section: Section) -> None:
+    """The context of the local decoder: written out, as rows of tables, and with one-hot gradients."""
+    spec, device = preset(settings), torch.device(settings.device)
+    dim, context, length = spec.model.decoder.dim, spec.model.decoder.context, spec.model.seq_len
+    symbols = spec.training.batch_symbols if settings.quick else SYMBOLS
+    text = np.minimum(random_tokens(spec.vocabulary.size)[:symbols], 255).reshape(-1, length)
+    index, generator = torch.from_numpy(text).to(device), torch.Generator().manual_seed(0)
+
+    def weight(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+
+    weights = weight(spec.vocabulary.size, dim), weight(dim), weight(dim, context * dim)
+    forms: dict[str, Callable[..., torch.Tensor]] = {
+        "written out": _form(TorchOps(device), ComposedOps.symbol_context, index),
+        "rows of tables": _form(TorchOps(device), symbol_context_by_tables, index),
+        "rows of tables, one-hot gradients": _form(OneHotOps(device), symbol_context_by_tables, index),
+    }
+    rows: list[tuple[Any, ...]] = [(f"{symbols:,} symbols, {context} places", "forward and backward, ms", "memory, MB")]
+    right: list[torch.Tensor] = []
+    for name, form in forms.items():
+        value = form(*weights)
+        found = [value.detach(), *torch.autograd.grad(value.float().square().mean(), weights)]
+        right = right or found
+        off = max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
+        section.check(off <= BF16_OPERATION_REL, f"symbol context {name}")
+        compiled = form if settings.quick else torch.compile(form)
+        rows.append((name, *timed(settings, compiled, *weights)))
+    section.table(*rows)
+
+
+def _form(ops: TorchOps, context: Callable[..., torch.Tensor], index: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def form(table: torch.Tensor, start: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+        first = start.expand(len(index), 1, len(start))
+        return context(ops, table, first, projection, index, "bfloat16")
+
+    return form
