@@ -91,10 +91,15 @@ def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -
     found, least = [], math.inf
     for label, row, sizes, shape in shapes:
         fitting = _widest(sizes, lambda size, shape=shape: with_overrides(shape(size), wish.overrides), wish, speed)
-        if isinstance(fitting, Spec):
-            found.append(_candidate(label, row, fitting, wish, speed, kind))
-        else:
+        if not isinstance(fitting, Spec):
             least = min(least, fitting)
+            continue
+        each = _candidate(label, row, fitting, wish, speed, kind)
+        needs = each.artifact.high_bytes + each.code_bytes
+        # With row maxima the bytes also depend on the number of steps, which was not known before.
+        if needs <= wish.total_bytes:
+            found.append(each)
+        least = min(least, needs)
     if not found:
         raise UserError(f"--bytes {wish.total_bytes}: no shape fits, the smallest may take {least:,.0f} with its code")
     trained = [each for each in found if each.steps >= FEWEST_STEPS]
@@ -137,24 +142,24 @@ def _laptop_shapes(rows: Sequence[MeasuredRow], wish: Wish) -> Shapes:
         base = load_spec("laptop", [*row.settings, *data])
 
         def shape(frac: float, base: Spec = base) -> Spec:
-            if frac == 1.0:
-                return base
-            model, decoder = base.model, base.model.decoder
-            words = []
-            for name, section in (("model", model), ("model.decoder", decoder)):
-                width, heads = (
-                    (model.model_dim, model.num_heads) if name == "model" else (decoder.dim, decoder.num_heads)
-                )
-                head = max(1, round(width * frac / (2 * heads))) * 2
-                words += [f"{name}.mlp_dim={max(8, round(section.mlp_dim * frac / 8) * 8)}"]
-                words += (
-                    [f"model.model_dim={head * heads}", f"model.head_dim={head}", "model.attention.rope_dims=0"]
-                    if name == "model"
-                    else [f"{name}.dim={head * heads}"]
-                )
-            return with_overrides(base, words)
+            return base if frac == 1.0 else with_overrides(base, _narrower(base, frac))
 
         yield row.label, row, NARROWER, shape
+
+
+def _narrower(spec: Spec, frac: float) -> list[str]:
+    """The overrides that make trunk and decoder narrower, with as many heads of whole pairs of dimensions."""
+    model, decoder = spec.model, spec.model.decoder
+    head = max(1, round(model.head_dim * frac / 2)) * 2
+    inner = max(1, round(decoder.dim * frac / (2 * decoder.num_heads))) * 2 * decoder.num_heads
+    return [
+        f"model.model_dim={head * model.num_heads}",
+        f"model.head_dim={head}",
+        f"model.attention.rope_dims={min(head, model.attention.rope_dims)}",
+        f"model.mlp_dim={max(8, round(model.mlp_dim * frac / 8) * 8)}",
+        f"model.decoder.dim={inner}",
+        f"model.decoder.mlp_dim={max(8, round(decoder.mlp_dim * frac / 8) * 8)}",
+    ]
 
 
 def _widest(sizes: Sequence[float], shape: Callable[[float], Spec], wish: Wish, speed: Speed) -> Spec | float:
