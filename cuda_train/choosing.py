@@ -50,8 +50,8 @@ def choose(
     before the calls of that form.
     """
     begin_s, first = clock(), next(iter(forms))
-    weights = torch.randn(inputs[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(inputs[0].device)
-    right = _results(exact, [x[:1].float() for x in inputs], weights)
+    weights = _weights(inputs)
+    right = _right(exact, inputs)
     choice = Choice(first)
     for name, form in forms.items():
         if name != first and clock() - begin_s > BUDGET_S:
@@ -66,12 +66,33 @@ def choose(
                 choice.milliseconds[name] = _milliseconds(form, inputs, weights, clock)
         # A package of others may raise anything.
         except Exception as error:
-            choice.refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            choice.refused[name] = _in_short(error)
     times = choice.milliseconds
     fastest = min(times, key=lambda name: times[name], default=first)
     if first not in times or times[first] > LEAST_GAIN * times[fastest]:
         choice.name = fastest
     return choice
+
+
+def problem_of(form: Form, inputs: Sequence[torch.Tensor], exact: Form) -> str:
+    """Why a form is refused, or nothing: see `choose`."""
+    try:
+        return _problem(_results(form, inputs, _weights(inputs)), _right(exact, inputs))
+    except Exception as error:
+        return _in_short(error)
+
+
+def _right(exact: Form, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return _results(exact, [x[:1].float() for x in inputs], _weights(inputs))
+
+
+def _weights(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What the loss of a comparison weighs a result [B, ...] with."""
+    return torch.randn(inputs[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(inputs[0].device)
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _results(form: Form, inputs: Sequence[torch.Tensor], weights: torch.Tensor) -> list[torch.Tensor]:

@@ -54,6 +54,8 @@ class TrainingEngine(EngineState):
         # Recorded steps by stage and shape of the batch. Ranks exchange gradients while they launch kernels.
         self._graphs: dict[tuple[int, tuple[int, ...]], StepGraph] = {}
         self._graph_pool: Any = None
+        # What was found when implementations were chosen; None before that.
+        self._chosen: dict[str, Any] | None = None
         alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         self._records = device.on_gpu() and spec.training.compile and alone and wanted
         self._loss = _Loss(self)
@@ -68,7 +70,8 @@ class TrainingEngine(EngineState):
 
     @told(TRAINS)
     def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
-        chosen = self._choose_attention(x)
+        # Once: another choice would compile everything again.
+        self._chosen = self._choose(x) if self._chosen is None else self._chosen
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -80,7 +83,7 @@ class TrainingEngine(EngineState):
         if self._records:
             for numbers in every:
                 self._record(np.ascontiguousarray(x, np.int32), numbers)
-        return chosen
+        return self._chosen or None
 
     @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
@@ -137,18 +140,25 @@ class TrainingEngine(EngineState):
         super().use_symbol_weights(weights)
         self._graphs.clear()
 
-    def _choose_attention(self, x: np.ndarray) -> dict[str, Any] | None:
-        """Choose the implementation of attention for micro-batches of x before anything is compiled with it; returns
-        what was measured. All ranks take that of rank 0."""
-        found = chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device)
-        if found is None:
-            return None
-        choice, self.ops.attend = found
-        if self.ranks.world_size > 1:
-            choice.name = self.ranks.broadcast(choice.name.encode()).decode()
-            self.ops.attend = attention_forms(self._device)[choice.name]
-            activate(choice.name)
-        return {"attention": asdict(choice)}
+    def _choose(self, x: np.ndarray) -> dict[str, Any]:
+        """Choose implementations for micro-batches of x before anything is compiled with them; returns what was found.
+        All ranks take the attention of rank 0."""
+        chosen = {}
+        if found := chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device):
+            choice, self.ops.attend = found
+            if self.ranks.world_size > 1:
+                choice.name = self.ranks.broadcast(choice.name.encode()).decode()
+                self.ops.attend = attention_forms(self._device)[choice.name]
+                activate(choice.name)
+            chosen["attention"] = asdict(choice)
+        if set(self.spec.model.mixers) - {"attention"}:
+            # Importing it imports nothing of fla-core.
+            from cuda_train.fla_scans import chosen_scans
+
+            for name, (choice, scan) in chosen_scans(self.spec, self.ops, self._device).items():
+                self.ops.scans[name] = scan
+                chosen[name] = asdict(choice)
+        return chosen
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""

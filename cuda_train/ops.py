@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +14,7 @@ from cuda_train.device import default_device
 from cuda_train.kernels import triton_is_installed
 from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.ops.noise import mixed
+from shared.ops.protocol import RecurrentStep, Scan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,6 +34,8 @@ class TorchOps(ComposedOps):
         self.device = device
         # Plain attention over more than a few positions: an engine may choose another of cuda_train.attention_forms.
         self.attend: Attention = grouped_attention
+        # The scans in another form than that of the model, by name: an engine may choose those of cuda_train.fla_scans.
+        self.scans: dict[str, Callable[..., torch.Tensor]] = {}
 
     def asarray(self, values: np.ndarray) -> torch.Tensor:
         values = np.asarray(values)
@@ -77,6 +80,9 @@ class TorchOps(ComposedOps):
         if q.is_cuda and q.shape[1] <= SHORT_SEQUENCE:
             return short_attention(q, k, v)
         return self.attend(q, k, v)
+
+    def recurrent(self, scan: Scan, step: RecurrentStep, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.scans.get(scan.__name__, scan)(self, *inputs)
 
     def leaky_relu_squared_mlp(
         self, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float

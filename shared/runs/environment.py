@@ -26,6 +26,7 @@ PACKAGES = (
     "zstandard",
     "sentencepiece",
     "flash-attn-4",
+    "fla-core",
 )
 GIT_TIMEOUT_S = 10
 

@@ -4,7 +4,7 @@
 
 Speed, memory and start of a model with the size of the public baseline, with the public script (openai/parameter-golf)
 beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; parity of the GPU
-with the float64 oracle; attention by all that is installed, and the decoder's context in three forms; the kernels
+with the float64 oracle; attention by all that is installed, the decoder's context in three forms, scans; the kernels
 beside the plain operations; recompilations and a trace. The most important comes first, each section has a budget of
 its own, and what a section found is printed and written to --out when it ends: a run that is cut off keeps what it has.
 Exit status 1 if a check failed or a section ran out of time.
@@ -26,7 +26,16 @@ from types import FrameType
 from tests.bench.gpu_record import Section, Settings, prepare, record_text
 
 # Seconds of each section at most, in the order in which they run.
-BUDGETS = {"speed": 240, "choice": 40, "context": 60, "parity": 120, "loss": 30, "attention": 30, "compilation": 90}
+BUDGETS = {
+    "speed": 240,
+    "choice": 40,
+    "context": 60,
+    "scans": 60,
+    "parity": 120,
+    "loss": 30,
+    "attention": 30,
+    "compilation": 90,
+}
 # Below this a section is not begun.
 LEAST_S = 10.0
 
@@ -55,6 +64,7 @@ def main() -> int:
         "speed": gpu_speed.speed,
         "choice": gpu_forms.attention_choice,
         "context": gpu_forms.symbol_context,
+        "scans": gpu_forms.recurrent_scans,
         "parity": gpu_checks.parity,
         "loss": gpu_checks.fused_loss,
         "attention": gpu_checks.decoder_attention,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from cuda_train import fla_scans
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention, grouped_attention
 from cuda_train.choosing import choose
 from cuda_train.ops import TorchOps
@@ -99,6 +101,26 @@ def symbol_context(settings: Settings, section: Section) -> None:
         section.check(off <= BF16_OPERATION_REL, f"symbol context {name}")
         compiled = form if settings.quick else torch.compile(form)
         rows.append((name, *timed(settings, compiled, *weights)))
+    section.table(*rows)
+
+
+def recurrent_scans(settings: Settings, section: Section) -> None:
+    """The scans of Mamba-2 and the gated delta rule: compiled here, and by fla-core where it is installed."""
+    device, ops = torch.device(settings.device), TorchOps(torch.device(settings.device))
+    mixers = 'model.mixers=["mamba2","gated_delta"]'
+    spec = load_spec("tiny" if settings.quick else "h100", ["model.num_layers=2", mixers, "training.dtype=bfloat16"])
+    chosen = fla_scans.chosen_scans(spec, ops, device)
+    rows: list[tuple[Any, ...]] = [("scan", "form", "forward and backward, ms", "memory, MB")]
+    for name, (own, other) in fla_scans.SCANS.items():
+        arrays = [x.requires_grad_() for x in fla_scans.scan_inputs(spec, name, device)]
+        forms = {fla_scans.OWN: own} | ({fla_scans.FLA: other} if fla_scans.is_there(device) else {})
+        for form_name, scan in forms.items():
+            form = functools.partial(scan, ops)
+            verdict = chosen[name][0].refused.get(form_name, "") if name in chosen else ""
+            section.check(not verdict, f"{form_name} {name}: {verdict}")
+            if not verdict:
+                compiled = form if settings.quick else torch.compile(form)
+                rows.append((name, form_name, *timed(settings, compiled, *arrays)))
     section.table(*rows)
 
 

@@ -133,7 +133,7 @@ def test_an_engine_trains_with_what_it_chose(two_forms: None):
     engine: Any = create_engine("torch", load_spec("tiny", BFLOAT16))
     engine.initialise(initial_weights(engine.spec))
     found = engine.warm_up(symbols(engine.spec))
-    assert engine.ops.attend is other
+    assert engine.ops.attend is other and engine.warm_up(symbols(engine.spec)) is found
     assert found["attention"]["name"] == "fast" and set(found["attention"]["refused"]) == {"wrong"}
     for setting in ("training.dtype=float32", "model.attention.window=8"):
         plain: Any = create_engine("torch", load_spec("tiny", [*BFLOAT16, setting]))

@@ -105,7 +105,7 @@ def test_the_whole_benchmark_writes_a_record(tmp_path: Path):
     assert set(record.split("\n## ", 1)[1].splitlines()[1:]) <= set(done.stdout.splitlines()) and trace.is_file()
     assert "Checks that failed: none." in record and "FAILED" not in record
     titles = re.findall("^## (.*)$", record, re.MULTILINE)
-    assert len(titles) == len(set(titles)) == 5
+    assert len(titles) == len(set(titles)) == len(gpu.BUDGETS)
     assert "| numpy - torch |" in record and "Graphs compiled in 12 steps after it: 0 (ok)" in record
     assert re.search(r"^\| 260, torch.bfloat16 \| fused \| \d\.\de-\d+ \| \d\.\de-\d+ \| ok \|$", record, re.MULTILINE)
     rates = {name: int(rate.replace(",", "")) for name, rate in re.findall(SPEED_ROW, record, re.MULTILINE)}
