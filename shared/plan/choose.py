@@ -90,7 +90,7 @@ def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -
     shapes = _gpu_shapes(rows[0], wish) if speed.on_gpu else _laptop_shapes(rows, wish)
     found, least = [], math.inf
     for label, row, sizes, shape in shapes:
-        fitting = _widest(sizes, lambda size, shape=shape: with_overrides(shape(size), wish.overrides), wish, speed)
+        fitting = _widest(sizes, shape, wish, speed)
         if not isinstance(fitting, Spec):
             least = min(least, fitting)
             continue
@@ -162,11 +162,15 @@ def _narrower(spec: Spec, frac: float) -> list[str]:
     ]
 
 
-def _widest(sizes: Sequence[float], shape: Callable[[float], Spec], wish: Wish, speed: Speed) -> Spec | float:
+def _widest(sizes: Sequence[float], shape_of: Callable[[float], Spec], wish: Wish, speed: Speed) -> Spec | float:
     """The spec of the largest size that fits by the high estimate, or the bytes that the smallest takes.
 
     Bytes follow the number of weights, so few predictions are needed.
     """
+
+    def shape(size: float) -> Spec:
+        return with_overrides(shape_of(size), wish.overrides)
+
     code = code_bytes(speed.engine, shape(sizes[0]))
 
     def needed(spec: Spec) -> int:

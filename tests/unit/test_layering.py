@@ -68,8 +68,8 @@ ARROWS = {
     "export": "errors files spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
     "bytetwin": "errors spec data engine scoring coding runs views training study sinks",
-    "cli": "bytetwin errors files imports spec data model optim engine artifact scoring coding runs views training "
-    "parity preflight plan study sinks export",
+    "cli": "bytetwin errors files imports units spec data model optim engine artifact scoring coding runs views "
+    "training parity preflight plan study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
     "cuda_train": "errors files tolerances spec data ops model optim engine cli",
 }
