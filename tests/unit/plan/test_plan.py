@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from shared.artifact.predict import predict_artifact_bytes
@@ -59,7 +59,7 @@ def test_every_row_is_of_a_page_that_exists_and_of_a_spec_that_loads(row: Measur
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.floats(5.3, 7.8).map(lambda exponent: int(10**exponent)),
     st.floats(0.5, 60.0),
@@ -75,7 +75,7 @@ def test_a_plan_loads_and_fits_its_bytes(
     path = tmp_path_factory.mktemp("plan") / "mine.toml"
     status = main(["plan", *words, "--output", str(path), *(["--vocabulary", "tokens"] if tokens else [])])
     if status == 2:
-        assert limit < 700_000 and not path.exists()
+        assert limit < (400_000 if device == "laptop" else 2_000_000) and not path.exists()
         return
     plan = make_plan(Wish(limit, minutes, gpus, device, tokens))
     spec, chosen = load_spec(path), plan.chosen
