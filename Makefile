@@ -93,6 +93,8 @@ smoke: $(VENV)/installed
 # files with few tests come last, and those are the longest: one worker would end a minute after the other.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST_WORDS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# What must be read and written to the same bytes everywhere.
+FILES := tests/unit/test_golden.py tests/unit/artifact/test_range_codec.py
 
 test: $(VENV)/installed
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_WORDS) $(ARGS)
@@ -100,9 +102,9 @@ test: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PYTEST_WORDS) -m "not slow" $(ARGS)
 
-# Parity as other processors compute, and what concerns MLX with the operations of its GPUs.
+# Parity and old files as other processors compute, and what concerns MLX with the operations of its GPUs.
 test-machines: $(VENV)/installed
-	$(ONE_THREAD) $(BIN)/python -m tests.instruction_sets $(PYTEST_WORDS) tests/parity
+	$(ONE_THREAD) $(BIN)/python -m tests.instruction_sets $(PYTEST_WORDS) tests/parity $(FILES)
 	$(ONE_THREAD) BYTETWIN_MLX_PLAIN=1 $(BIN)/python -m pytest $(PYTEST_WORDS) -k "(mlx or parity or resume) and not mlx_cpu"
 
 lint: $(VENV)/installed

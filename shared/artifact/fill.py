@@ -38,6 +38,9 @@ NEAR_FRAC = 0.003
 MOST_OCTAVES = 0.25
 """How far the step of a tensor is moved for the last bytes."""
 
+LEAST_OCTAVES = 0.001
+"""A step that can be moved no further is at the end of its curve."""
+
 MOST_ENCODINGS = 12
 
 FIRST_OVERHEAD_FRAC = 0.01
@@ -111,22 +114,31 @@ class Filler:
             return finest
         best: Filled | None = None
         choices: dict[str, Choice] = {}
-        gap = float("inf")
+        size = too_large = 0
         for _ in range(MOST_ENCODINGS):
-            near = abs(gap) <= NEAR_FRAC * self.limit_bytes
-            tried = (self._moved(choices, gap) if near else None) or self._allocated(sensitivities)
+            # What is over the limit again and again is aimed lower.
+            margin = AIM_BYTES << max(0, too_large - 1)
+            gap = self.limit_bytes - margin - size
+            near = bool(choices) and abs(gap) <= NEAR_FRAC * self.limit_bytes
+            tried = (self._moved(choices, gap) if near else None) or self._allocated(sensitivities, margin)
             if _settings(tried) == _settings(choices):
-                break
+                if best is not None or not choices:
+                    break
+                too_large += 1
+                continue
             choices = tried
             found = self._encoded(choices, sensitivities)
-            gap = self.limit_bytes - AIM_BYTES - found.artifact_bytes
-            fits = found.artifact_bytes <= self.limit_bytes
-            if fits and (best is None or found.artifact_bytes > best.artifact_bytes):
+            size = found.artifact_bytes
+            too_large = too_large + 1 if size > self.limit_bytes else 0
+            if not too_large and (best is None or size > best.artifact_bytes):
                 best = found
             if best is not None and (self._lands(best) or time.monotonic() > until_s):
                 return best
         if best is None:
-            raise DoesNotFitError(found.artifact_bytes)
+            choices = self._coarsest(sensitivities)
+            best = self._encoded(choices, sensitivities)
+            if best.artifact_bytes > self.limit_bytes:
+                raise DoesNotFitError(best.artifact_bytes)
         return self._pruned(choices, best, sensitivities)
 
     def _lands(self, found: Filled) -> bool:
@@ -144,31 +156,36 @@ class Filler:
         found = self._encoded(finest, sensitivities)
         return replace(found, is_finest=True) if found.artifact_bytes <= self.limit_bytes else None
 
-    def _allocated(self, sensitivities: Sensitivities) -> dict[str, Choice]:
-        options = {
-            name: Options(curves, sensitivities[name].predicted_nats(1.0)) for name, curves in self.curves.items()
-        }
-        return allocate(options, 8.0 * (self.limit_bytes - AIM_BYTES - self.overhead_bytes))
+    def _allocated(self, sensitivities: Sensitivities, margin: int) -> dict[str, Choice]:
+        return allocate(self._options(sensitivities), 8.0 * (self.limit_bytes - margin - self.overhead_bytes))
+
+    def _coarsest(self, sensitivities: Sensitivities) -> dict[str, Choice]:
+        return allocate(self._options(sensitivities), 0.0)
+
+    def _options(self, sensitivities: Sensitivities) -> dict[str, Options]:
+        return {name: Options(curves, sensitivities[name].predicted_nats(1.0)) for name, curves in self.curves.items()}
 
     def _moved(self, choices: Mapping[str, Choice], gap: float) -> dict[str, Choice] | None:
         """The choices with the steps of as few tensors as needed moved to close a gap in bytes, the smallest first that
         can close it alone; None if steps cannot."""
-        slopes = {}
+        wanted, moved = 8.0 * gap, dict(choices)
+        slopes, reach = {}, {}
         for name, choice in choices.items():
             curve = self.curves[name][choice.curve]
-            if curve.is_smooth:
+            coarser, finer = curve.values.max() / choice.value, choice.value / curve.values.min()
+            octaves = min(MOST_OCTAVES, float(np.log2(coarser if wanted < 0.0 else finer)))
+            if curve.is_smooth and octaves > LEAST_OCTAVES:
                 slopes[name] = (curve.at(choice.value / 1.1)[0] - curve.at(choice.value * 1.1)[0]) / np.log2(1.21)
-        wanted, moved = 8.0 * gap, dict(choices)
-        alone = [name for name, slope in slopes.items() if slope * MOST_OCTAVES >= abs(wanted)]
+                reach[name] = octaves
+        alone = [name for name, slope in slopes.items() if slope * reach[name] >= abs(wanted)]
         for name in sorted(alone or slopes, key=lambda name: slopes[name], reverse=not alone):
             if slopes[name] <= 0.0 or wanted == 0.0:
                 break
-            octaves = float(np.clip(wanted / slopes[name], -MOST_OCTAVES, MOST_OCTAVES))
+            octaves = float(np.clip(wanted / slopes[name], -reach[name], reach[name]))
             choice = choices[name]
-            curve, value = self.curves[name][choice.curve], choice.value * 2.0**-octaves
-            value = float(np.clip(value, curve.values.min(), curve.values.max()))
-            moved[name] = replace(choice, settings=curve.settings(value), value=value)
-            wanted -= slopes[name] * float(np.log2(choice.value / value))
+            value = choice.value * 2.0**-octaves
+            moved[name] = replace(choice, settings=self.curves[name][choice.curve].settings(value), value=value)
+            wanted -= slopes[name] * octaves
             if alone:
                 break
         return moved if moved != choices else None

@@ -57,6 +57,35 @@ class TensorFacts:
         return {**asdict(self), "weights": self.weights, "bits_per_weight": self.bits_per_weight}
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Bits per byte that storing each tensor alone costs, and all of them together, measured on `symbols` of training
+    text."""
+
+    by_tensor: dict[str, float]
+    together: float
+    symbols: int
+    text: str
+
+    @property
+    def total(self) -> float:
+        """The sum over tensors, which is `together` as far as costs add up."""
+        return sum(self.by_tensor.values())
+
+    def of(self, name: str) -> str:
+        """The cost of a tensor in millionths, as a table has it; one that is stored exactly costs nothing."""
+        return f"{1e6 * self.by_tensor.get(name, 0.0):.1f}"
+
+    def __str__(self) -> str:
+        return (
+            f"loss: KL from the float weights on {self.symbols:,} symbols of training text ({self.text}); all together "
+            f"cost {self.together:.6f} bits per byte, the sum over tensors is {self.total:.6f}"
+        )
+
+
+COST_HEADING = "loss, 1e-6 bpb"
+
+
 def inspect_artifact(artifact: Artifact) -> list[TensorFacts]:
     """The facts of every tensor, in manifest order. Their bytes and the header's add up to the file."""
     sections = {p.name: p.quantisation for p in packed_parameters(artifact.spec)}

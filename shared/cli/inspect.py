@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from shared.artifact import Artifact, pack_bytes, read_artifact, unpack_bytes
-from shared.artifact.inspection import TensorFacts, histogram_text, inspect_artifact
-from shared.artifact.sensitivity import Divergence, measure_sensitivities
+from shared.artifact.inspection import COST_HEADING, Costs, TensorFacts, histogram_text, inspect_artifact
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -23,32 +19,12 @@ from shared.cli.command import (
     result_console,
     say,
 )
-from shared.cli.scoring import calibrated, default_engine, make_table, progress_bar, say_warnings
+from shared.cli.costs import COST_SYMBOLS, measure_costs
+from shared.cli.scoring import calibrated, default_engine, make_table, say_warnings
 from shared.cli.sizes import show_sizes
-from shared.engine.package import make_scorer_of
 from shared.errors import UserError
 from shared.runs.target import Target, find_run, load_trained
 from shared.spec import load_spec
-from shared.training.calibration import calibration_windows
-from shared.training.sources import open_training_text
-
-# Eight windows of 1,024 symbols: the cost of a tensor is then known to some 5 %.
-COST_SYMBOLS = 8192
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Bits per byte that storing each tensor alone costs, and all of them together, measured on training text."""
-
-    by_tensor: dict[str, float]
-    together: float
-    symbols: int
-    text: str
-
-    @property
-    def total(self) -> float:
-        """The sum over tensors, which is `together` as far as costs add up."""
-        return sum(self.by_tensor.values())
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +60,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.loss:
         if floats is None:
             raise UserError(f"{args.target}: --loss needs the float weights of a run, an artifact has none")
-        costs = _measure(args, artifact, floats)
+        costs = measure_costs(args.engine or default_engine(), artifact, floats, args.symbols)
     print_facts(result_console(args), args.target, artifact, facts, costs)
     return CommandResult(_document(artifact, facts, costs))
 
@@ -110,37 +86,19 @@ def _read(args: argparse.Namespace) -> tuple[Artifact, Target | None]:
     return unpack_bytes(pack_bytes(floats.spec, floats.weights, statistics=made.statistics if made else None)), floats
 
 
-def _measure(args: argparse.Namespace, artifact: Artifact, floats: Target) -> Costs:
-    text = open_training_text(floats.spec)
-    windows = calibration_windows(floats.spec, text)
-    windows = windows[: -(-args.symbols // windows.shape[1])]
-    scorer_of = make_scorer_of(args.engine or default_engine(), floats.spec)
-    stored = {
-        name: values
-        for name, values in artifact.weights.items()
-        if name in floats.weights and not np.array_equal(values, floats.weights[name])
-    }
-    bits = text.num_symbols / text.num_bytes / math.log(2.0)
-    with progress_bar(console(), "storing one tensor at a time", "tensors") as progress:
-        divergence = Divergence(scorer_of, floats.weights, windows)
-        alone = measure_sensitivities(divergence, stored, progress=progress)
-    by_tensor = {name: bits * each.nats for name, each in alone.items()}
-    return Costs(by_tensor, bits * divergence.of(stored), divergence.symbols, text.name)
-
-
 def print_facts(out: Console, source: str, artifact: Artifact, facts: list[TensorFacts], costs: Costs | None) -> None:
     """Print the table: a line for each tensor of codes, one for all others."""
     info = artifact.info
     title = f"{source}: {info.artifact_bytes:,} bytes, {info.bits_per_weight:.3f} bits per weight"
     numbers = ("weights", "bytes", "bits each", "coded", "entropy", "Gaussian")
-    table = make_table(title, ("tensor", "stored"), (*numbers, *(("loss, 1e-6 bpb",) if costs else ())))
+    table = make_table(title, ("tensor", "stored"), (*numbers, *((COST_HEADING,) if costs else ())))
     table.add_column("codes", no_wrap=True)
     plain = [each for each in facts if each.code_bits is None]
     for each in facts:
         if each.code_bits is None:
             continue
         figures = [each.code_bits, each.entropy_bits, each.gaussian_bits]
-        loss = [f"{1e6 * costs.by_tensor.get(each.name, 0.0):.1f}"] if costs else []
+        loss = [costs.of(each.name)] if costs else []
         sizes = [f"{each.weights:,}", f"{each.stored_bytes:,.0f}", f"{each.bits_per_weight:.3f}"]
         words = [each.name.removesuffix(".weight"), f"{each.method} {each.bits}"]
         table.add_row(*words, *sizes, *(f"{figure:.3f}" for figure in figures), *loss, histogram_text(each.histogram))
@@ -155,11 +113,7 @@ def print_facts(out: Console, source: str, artifact: Artifact, facts: list[Tenso
         table.add_row(name, method, f"{weights:,}" if weights else "", f"{size:,.0f}", bits, "", "", "", *loss, "")
     out.print(table)
     if costs:
-        say(
-            out,
-            f"loss: KL from the float weights on {costs.symbols:,} symbols of training text ({costs.text}); "
-            f"all together cost {costs.together:.6f} bits per byte, the sum over tensors is {costs.total:.6f}",
-        )
+        say(out, str(costs))
 
 
 def _bytes_of(facts: list[TensorFacts]) -> float:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.datasets import open_split
+from shared.artifact import read_artifact
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -19,6 +20,7 @@ from shared.cli.command import (
     number_type,
     say,
 )
+from shared.cli.costs import measure_costs
 from shared.cli.scoring import default_engine, progress_bar, say_warnings
 from shared.engine.package import available_engines, create_scorer
 from shared.engine.protocol import Scorer
@@ -61,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the held-out text that each model is measured on; 0 measures nothing; default %(default)s",
     )
+    parser.add_argument(
+        "--loss",
+        action="store_true",
+        help="also what storing each tensor alone costs, measured on training text; takes a pass for each",
+    )
     add_engine_argument(parser, oracle=True)
 
 
@@ -73,6 +80,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.symbols:
         with progress_bar(console(), "measuring", "symbols") as progress:
             runs = [_measured(args, each, progress) for each in runs]
+    if args.loss:
+        runs = [_with_costs(args, each) for each in runs]
     path: Path = args.output or (directories[0].report_path if len(runs) == 1 else Path("report.html"))
     content = report_page(runs, tables)
     write_atomically(path, content)
@@ -163,6 +172,15 @@ def _view(args: argparse.Namespace, run: ReportedRun, progress: Progress) -> Mod
     sampled = f"{SAMPLE_BYTES} bytes from nothing, at temperature {TEMPERATURE:g}, seed {SEED}, by {engine}"
     weights = target.weights_name if target.step is None else f"{target.weights_name} (step {target.step})"
     return ModelView(weights, engine, profile, _sample(scorer, spec), sampled)
+
+
+def _with_costs(args: argparse.Namespace, run: ReportedRun) -> ReportedRun:
+    """The run with the costs of its artifact's tensors, if it is packed."""
+    if not run.files.directory.artifact_path.is_file():
+        return run
+    floats = load_trained(str(run.files.path), "averaged", runs_dir=args.runs_dir)
+    artifact = read_artifact(run.files.directory.artifact_path)
+    return replace(run, costs=measure_costs(args.engine or _engine_of(run.files), artifact, floats))
 
 
 def _engine_of(files: RunFiles) -> str:

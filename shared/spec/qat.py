@@ -52,7 +52,7 @@ def check_surrogates(qat: QatSpec, entropy_weight: float, artifact: ArtifactSpec
         return
     rules = {f"tensors.{index}": rule for index, rule in enumerate(artifact.tensors)}
     for where, settings in {"matrix": artifact.matrix, **rules}.items():
-        field, allowed = "method", "row_max, sd_clip or ternary"
+        field, allowed = "method", "row_max, sd_clip, ternary or uniform"
         if settings.method == "sd_clip":
             field, allowed = "hessian_clip", "0"
         elif settings.has_trellis:

@@ -1,6 +1,7 @@
 """Fills 16,000,000 bytes with synthetic weights of the preset h100: where it ends, and how long it takes.
 
     python -m tests.bench.fill_h100 [--engine E] [--minutes M]
+    python -m tests.bench.fill_h100 --pack pr1855    another preset, packed as it says, but without calibration
 
 Weights have the deviations of initial ones, a spread of rows and columns and heavier tails than Gaussian ones (t with 6
 degrees of freedom). The text is random bytes, so the sensitivities are those of no real model.
@@ -15,7 +16,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.artifact import code_bytes, unpack_bytes
+from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.fill_model import Model
 from shared.artifact.fill_search import methods_of, search
 from shared.artifact.sensitivity import Divergence
@@ -38,12 +39,28 @@ def synthetic(spec: Spec) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
+def pack(spec: Spec) -> None:
+    """Pack with no statistics, so that every tensor is rounded to its nearest codes, read back, and print."""
+    weights, statistics = synthetic(spec), {each.name: InputStatistics() for each in parameter_manifest(spec)}
+    begin, cpu = time.monotonic(), time.process_time()
+    content = pack_bytes(spec, weights, None, statistics)
+    packed = time.monotonic(), time.process_time()
+    unpack_bytes(content)
+    print(f"{spec.name}, {sum(map(np.size, weights.values())):,} weights: {len(content):,} bytes", end="; ")
+    print(f"packed in {packed[0] - begin:.1f} s, {packed[1] - cpu:.1f} s of CPU", end="; ")
+    print(f"unpacked in {time.monotonic() - packed[0]:.1f} s, {time.process_time() - packed[1]:.1f} s of CPU")
+
+
 def main() -> None:
     """Fill and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", default=available_engines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--pack", metavar="SPEC")
     args = parser.parse_args()
+    if args.pack:
+        pack(load_spec(args.pack))
+        return
     spec = load_spec("h100", ["training.compile=false"])
     begin = time.monotonic()
     weights = synthetic(spec)

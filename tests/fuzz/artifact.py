@@ -16,17 +16,18 @@ from shared.artifact.calibration import needs_statistics
 from shared.artifact.container import MAGIC, PREFIX, READABLE_VERSIONS
 from shared.artifact.header import canonical_json
 from shared.model import random_weights
-from shared.quantisers import InputStatistics
+from shared.quantisers import Curvature, InputStatistics
 from shared.runs.target import load_trained
 from shared.spec import load_spec, with_overrides
 from tests.fuzz.mutate import Rng, change, damage, hostile, to_json
 from tests.fuzz.worker import GOLDEN, Broken, Reader, command
 
-# How artifacts of today are packed that are damaged here: every method, both codecs.
+# How artifacts of today are packed that are damaged here: every method, rounding and correction, both codecs.
 SETTINGS: tuple[list[str], ...] = (
     [],
     ["matrix={method='uniform',step=0.3}", "embed={method='uniform',step=0.1}"],
-    ["matrix={method='uniform',rounding='gptq',step=0.2}"],
+    ["matrix={method='uniform',rounding='gptq',step=0.2,trellis=8}", "embed={method='uniform',trellis=4}"],
+    ["matrix={method='uniform',rounding='two_sided',step=0.2}", "logits=temperature_bias"],
     ["matrix={method='sd_clip',bits=6,lqer_rank=2}", "lqer_tensors=2"],
     ["matrix={method='ternary',group=16}", "tensors=[{pattern='*down*',method='clip_search',bits=4}]"],
 )
@@ -46,7 +47,7 @@ def contents() -> list[bytes]:
         codec = "range" if index % 3 else "brotli"
         spec = with_overrides(spec, [f"artifact.{setting}" for setting in ["matrix={}", f"codec={codec}", *settings]])
         statistics = {
-            name: InputStatistics(9, np.eye(value.shape[-1]))
+            name: InputStatistics(9, np.eye(value.shape[-1]), curvature=Curvature(*map(np.eye, value.shape[::-1])))
             for name, value in weights.items()
             if value.ndim == 2 and needs_statistics(spec)
         }

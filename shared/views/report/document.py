@@ -75,7 +75,7 @@ def _sections(run: ReportedRun) -> list[Element]:
     if run.score is not None:
         found += [audit_section(run.score), size_section(files, run.score)]
     found.append(parameter_section(files.spec))
-    found += filter(None, [tensor_section(files, run.score)])
+    found += filter(None, [tensor_section(files, run.score, run.costs)])
     found += [
         environment_section(files.environment),
         commands_section(files, run.score),

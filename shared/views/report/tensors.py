@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shared.artifact import read_artifact
-from shared.artifact.inspection import TensorFacts, histogram_text, inspect_artifact
+from shared.artifact.inspection import COST_HEADING, Costs, TensorFacts, histogram_text, inspect_artifact
 from shared.model import parameter_counts
 from shared.runs.run_files import RunFiles
 from shared.scoring.document import ScoreDocument
@@ -21,7 +21,7 @@ GROUPS = {
     "adapter": "low-rank adapters",
 }
 
-HEADINGS = ("tensor", "stored", "weights", "bytes", "bits each", "coded", "entropy", "Gaussian", "codes")
+HEADINGS = ("tensor", "stored", "weights", "bytes", "bits each", "coded", "entropy", "Gaussian")
 MEANING = (
     "bits each: of the file, per weight. coded: what a code takes in the file. entropy: of the codes, order 0. "
     "Gaussian: what the codes of Gaussian weights would have. codes: how often each occurs, 0 in the middle."
@@ -41,7 +41,7 @@ def parameter_section(spec: Spec) -> Element:
     return section("Parameters", table(("group", "parameters", "share"), rows, numeric=(1, 2)))
 
 
-def tensor_section(run: RunFiles, score: ScoreDocument | None) -> Element | None:
+def tensor_section(run: RunFiles, score: ScoreDocument | None, costs: Costs | None = None) -> Element | None:
     """The table of the tensors in the artifact that was scored; None where another or no artifact lies there. Raises
     ArtifactError if it is damaged."""
     if not run.directory.artifact_path.is_file():
@@ -53,13 +53,20 @@ def tensor_section(run: RunFiles, score: ScoreDocument | None) -> Element | None
     coded = [each for each in facts if each.code_bits is not None]
     plain = [each for each in facts if each.code_bits is None]
     weights, size = sum(each.weights for each in plain), sum(each.stored_bytes for each in plain)
-    rows = [_row(each) for each in coded]
-    rows.append((f"{len(plain)} other tensors", "float32", f"{weights:,}", f"{size:,.0f}", "", "", "", "", ""))
-    rows.append(("header", "", "", f"{artifact.info.header_bytes:,}", "", "", "", "", ""))
+    headings = (*HEADINGS, *((COST_HEADING,) if costs else ()), "codes")
+    rows = [_row(each, costs) for each in coded]
+    rows.append((f"{len(plain)} other tensors", "float32", f"{weights:,}", f"{size:,.0f}"))
+    rows.append(("header", "", "", f"{artifact.info.header_bytes:,}"))
+    rows = [(*row, *[""] * (len(headings) - len(row))) for row in rows]
+    meaning = MEANING if costs is None else f"{MEANING} {costs}."
     return section(
         "Where the bytes are",
         bar_chart(_bars(facts), "bytes by part of the model"),
-        details("every tensor", element("p", MEANING, class_="quiet"), table(HEADINGS, rows, numeric=range(2, 8))),
+        details(
+            "every tensor",
+            element("p", meaning, class_="quiet"),
+            table(headings, rows, numeric=range(2, len(headings) - 1)),
+        ),
     )
 
 
@@ -76,7 +83,7 @@ def _bars(facts: Sequence[TensorFacts]) -> list[Bar]:
     ]
 
 
-def _row(facts: TensorFacts) -> tuple[Child, ...]:
+def _row(facts: TensorFacts, costs: Costs | None) -> tuple[Child, ...]:
     figures = (facts.bits_per_weight, facts.code_bits, facts.entropy_bits, facts.gaussian_bits)
     return (
         facts.name.removesuffix(".weight"),
@@ -84,5 +91,6 @@ def _row(facts: TensorFacts) -> tuple[Child, ...]:
         f"{facts.weights:,}",
         f"{facts.stored_bytes:,.0f}",
         *("" if figure is None else f"{figure:.3f}" for figure in figures),
+        *(() if costs is None else (costs.of(facts.name),)),
         element("code", histogram_text(facts.histogram)),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
-from shared.artifact import unpack_bytes
+from shared.artifact import fill, unpack_bytes
+from shared.artifact.allocate import Choice
 from shared.artifact.fill import LANDING_BYTES, DoesNotFitError, Filler
 from shared.artifact.fill_model import Model, some_rows
 from shared.artifact.fill_search import Search, search
@@ -56,6 +58,39 @@ def test_steps_end_just_below_the_limit_and_cost_what_is_predicted(uniform: Mode
         np.testing.assert_array_equal(artifact.tensors[name].parts["codes"], made.tensor.parts["codes"])
     bits = {name: made.bits / WEIGHTS[name].size for name, made in filled.stored.items()}
     assert max(bits.values()) > min(bits.values()) + 0.5, "all tensors have the same bits, whatever they cost"
+
+
+def test_files_larger_than_expected_again_and_again_still_land(uniform: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is larger than the one before it let expect, so that aiming just below the limit never fits."""
+    sensitivities, curves = (
+        {name: Sensitivity(1.0, 1.0) for name in NAMES},
+        {each: uniform.curves(each) for each in NAMES},
+    )
+    limit, sizes, plain = int(sum(WEIGHTS[name].size for name in NAMES) * 3.4 / 8), list[int](), fill.assemble
+
+    def growing(*words: Any) -> tuple[bytes, Any]:
+        content, info = plain(*words)
+        return content + bytes(900 * len(sizes)), info
+
+    monkeypatch.setattr(fill, "assemble", growing)
+    filled = Filler(uniform, curves, limit, None, sizes.append).fill(sensitivities)
+    assert limit - LANDING_BYTES <= filled.artifact_bytes <= limit < max(sizes)
+
+
+def test_a_step_at_the_end_of_its_curve_is_not_the_one_that_is_moved(uniform: Model) -> None:
+    """Of two tensors that can close a gap alone the smaller is taken, but not if it is at its coarsest already."""
+    small, large = sorted(NAMES, key=lambda each: WEIGHTS[each].size)[:: len(NAMES) - 1]
+    curves = {name: uniform.curves(name)[1:] for name in (small, large)}
+    filler = Filler(Model(SPEC, WEIGHTS, {name: [] for name in curves}), curves, 10**6)
+
+    def moved(value: float) -> set[str]:
+        ends = {small: value, large: 0.3}
+        choices = {name: Choice(curves[name][0].settings(at), 0, at, 0.0, 0.0) for name, at in ends.items()}
+        found = filler._moved(choices, -1.0)
+        assert found is not None
+        return {name for name, choice in found.items() if choice.settings != choices[name].settings}
+
+    assert moved(0.3) == {small} and moved(float(curves[small][0].values.max())) == {large}
 
 
 def test_widths_land_by_pruning(uniform: Model) -> None:

@@ -41,7 +41,7 @@ def test_a_run_and_its_artifact_show_the_same(root: Path, cli: CommandLine) -> N
     assert f"{document['artifact_bytes']:,}" in shown.out and "other tensors" in shown.out
 
 
-def test_the_cost_of_each_tensor_is_measured_and_nearly_adds_up(root: Path, cli: CommandLine) -> None:
+def test_the_cost_of_each_tensor_is_measured_and_nearly_adds_up(root: Path, tmp_path: Path, cli: CommandLine) -> None:
     words = ("inspect", "first", "--runs-dir", root, "--loss", "--symbols", 1024)
     document = cli.document(*words)
     costs = {row["name"]: row["loss_bpb"] for row in document["tensors"]}
@@ -49,6 +49,10 @@ def test_the_cost_of_each_tensor_is_measured_and_nearly_adds_up(root: Path, cli:
     assert document["loss_bpb"] == pytest.approx(document["summed_loss_bpb"], rel=0.3) and document["loss_bpb"] > 0
     assert document["loss_symbols"] >= 1024 and document["loss_text"] == "toy/train"
     assert "all together cost" in cli(*words).out
+    page = tmp_path / "page.html"
+    assert cli("report", "first", "--runs-dir", root, "--loss", "--symbols", 0, "--output", page).status == 0
+    shown = Page(page.read_bytes()).text
+    assert "loss, 1e-6 bpb" in shown and "symbols of training text (toy/train); all together cost" in shown
 
 
 def test_a_run_without_an_artifact_is_packed_in_memory(root: Path, tmp_path: Path, cli: CommandLine) -> None:

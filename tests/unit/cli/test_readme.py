@@ -67,7 +67,7 @@ RUNS = {
         "tokenizer encode mytext-sp1024 mytext --tokenizer sp1024"
     ],
     "tokenizer train|encode|list": ["tokenizer list"],
-    "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v] [--jobs N|gpus]": [
+    "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v] [--jobs N|gpus] [--halving]": [
         f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2 --try model.ln_scale=true --jobs 2 --engine torch"
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],

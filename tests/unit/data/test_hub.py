@@ -1,16 +1,13 @@
-"""Downloading from a hub and making documents of token shards: exact, resumed, and refused in one line."""
+"""Downloading from a hub and making documents of token shards: exact, resumed, and nothing kept that is damaged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,123 +17,34 @@ import pytest
 
 from data import hub, hub_files
 from data.datasets import load_manifest, open_split, verify_dataset
-from data.folders import dataset_names, datasets_root
+from data.folders import dataset_names
 from data.hub_files import HubFiles
 from data.opening import vocabulary_of
 from data.shards import ShardWriter
-from data.token_bytes import load_token_bytes
-from data.tokenizer import Tokenizer
 from shared.cli.main import main
-from shared.errors import DataError
 from tests import ROOT
 from tests.datasets import documents_of, full_disk
+from tests.hub_repository import (
+    FIRST,
+    FOLDER,
+    HELDOUT_TEXTS,
+    REPO,
+    SECOND,
+    TOKENIZER,
+    TRAIN_TEXTS,
+    Refusal,
+    download,
+    encode_stream,
+    normalised,
+    shard_name,
+)
 from tests.hub_standin import REVISION, HubStandin
 from tests.processes import wait_until
-from tests.token_text import trained_model, write_shard
-
-REPO = "willdepueoai/parameter-golf"
-FOLDER = "datasets/datasets/fineweb10B_sp1024"
-TOKENIZER = "datasets/tokenizers/fineweb_1024_bpe.model"
-Refusal = Callable[..., str]
-
-
-def shard_name(side: str, number: int) -> str:
-    return f"{FOLDER}/fineweb_{side}_{number:06d}.bin"
-
-
-FIRST = shard_name("train", 0)
-SECOND = shard_name("train", 1)
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    words = ["the", "of", "and", "to", "sea", "stone", "1984", "caf\u00e9", "\u4f60\u597d", "\U0001f600", "fox-trot"]
-    return [" ".join(draw.choices(words, k=draw.randrange(3, 40))) + ".\n" for _ in range(count)]
-
-
-def train_model(size: int = 340, **options: Any) -> bytes:
-    """A tiny SentencePiece model with the options of the public one, or others."""
-    return trained_model(sentences(200, seed=7), size=size, **options)
-
-
-@pytest.fixture(scope="module")
-def model() -> bytes:
-    return train_model()
-
-
-def encode_stream(model: bytes, texts: list[str]) -> np.ndarray:
-    return np.concatenate(Tokenizer(model, Path("some.model")).encode(texts))
-
-
-def normalised(model: bytes, texts: list[str]) -> list[bytes]:
-    tokenizer = Tokenizer(model, Path("some.model"))
-    return [tokenizer.normalised(text).encode() for text in texts]
-
-
-def shard_bytes(folder: Path, tokens: np.ndarray) -> bytes:
-    path = folder / "a.bin"
-    path.unlink(missing_ok=True)
-    write_shard(path, tokens)
-    return path.read_bytes()
-
-
-TRAIN_TEXTS = sentences(300, seed=1)
-HELDOUT_TEXTS = sentences(40, seed=2)
-
-
-@pytest.fixture(scope="module")
-def files(model: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A repository: a validation shard, and three of training, with documents 100 and 200 on two sides of a cut."""
-    folder = tmp_path_factory.mktemp("shards")
-    stream = encode_stream(model, TRAIN_TEXTS)
-    content = {TOKENIZER: model, shard_name("val", 0): shard_bytes(folder, encode_stream(model, HELDOUT_TEXTS))}
-    starts = np.flatnonzero(stream == 1)
-    for number, part in enumerate(np.split(stream, [starts[100] + 2, starts[200] + 3])):
-        content[shard_name("train", number)] = shard_bytes(folder, part)
-    content[f"{FOLDER}/fineweb_train_notes.txt"] = b"no shard"
-    return content
-
-
-@pytest.fixture
-def standin(
-    files: dict[str, bytes], datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[HubStandin]:
-    from huggingface_hub import close_session
-
-    with HubStandin(REPO, files) as server:
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(hub_files, "RETRY_WAITS_S", (0.0, 0.01, 0.02))
-        yield server
-        close_session()
 
 
 def blobs(tmp_path: Path) -> list[str]:
     """Names of all files in the hub's cache, the unfinished ones with their ending."""
     return sorted(path.name for path in (tmp_path / "hf").glob("hub/*/blobs/*"))
-
-
-def download(*words: object) -> int:
-    return main(["data", "download", *(str(word) for word in words)])
-
-
-@pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """Gives the one line of a refused download, which left no dataset behind."""
-
-    def refused(*words: object) -> str:
-        before = sorted(datasets_root().glob("*"))
-        capsys.readouterr()
-        assert download(*words) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1, lines
-        assert sorted(datasets_root().glob("*")) == before
-        return lines[0]
-
-    return refused
 
 
 def test_the_whole_way(
@@ -346,100 +254,3 @@ def test_a_disk_that_fills_up_while_converting(
         assert "no space left on device; nothing was kept" in refusal("fineweb")
     assert download("fineweb") == 0
     assert standin.fetched(FIRST) == [None]
-
-
-NO_HUB = "does not answer like a hub; check HF_ENDPOINT"
-
-
-@pytest.mark.parametrize(
-    ("fault", "value", "message"),
-    [
-        ("api_status", 401, f"answers 401 for dataset {REPO}: access denied without HF_TOKEN; for gated or"),
-        (
-            "api_status",
-            403,
-            "access denied without HF_TOKEN; for gated or private data set HF_TOKEN to a token that has",
-        ),
-        ("api_status", 404, "not found without HF_TOKEN; if it is private, set HF_TOKEN"),
-        ("api_status", 429, "too many requests; try again later"),
-        ("api_status", 500, f"answers 500 for dataset {REPO}: try again later"),
-        *(
-            ("api_text", text, NO_HUB)
-            for text in (b"<html>Log in</html>", b"{}", b"[1, 2]", b"\xff\xfe", b'{"id": "a/b"}')
-        ),
-        ("hidden", {FIRST}, f"{REPO} has no file {FIRST}"),
-        ("wrong_hash", {FIRST: "../../../escape"}, "the hub gives '../../../escape', which is not a hash"),
-    ],
-)
-def test_a_hub_that_refuses_or_is_none(
-    standin: HubStandin, refusal: Refusal, fault: str, value: object, message: str
-) -> None:
-    setattr(standin.faults, fault, value)
-    line = refusal("fineweb")
-    assert message in line and (message != NO_HUB or standin.endpoint in line)
-
-
-def test_a_file_that_is_refused(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    standin.faults.file_status[FIRST] = [403]
-    line = refusal("fineweb")
-    assert f"answers 403 for {FIRST} of dataset {REPO}: access denied with the token in HF_TOKEN" in line
-    assert "hf_secret" not in line
-
-
-def test_a_busy_hub_is_asked_again(standin: HubStandin, refusal: Refusal) -> None:
-    standin.faults.file_status[FIRST] = [503, 429]
-    assert download("fineweb") == 0
-    standin.faults.file_status[SECOND] = [503] * 9
-    assert f"answers 503 for {SECOND}" in refusal("fineweb", "--shards", 2, "--name", "two")
-    assert len(standin.faults.file_status[SECOND]) == 5
-
-
-def test_a_hub_that_cannot_be_reached(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        assert f"cannot reach the hub at {address} (" in refusal("fineweb")
-    monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert "check the network and HF_ENDPOINT" in refusal("fineweb")
-
-
-def test_impossible_arguments(standin: HubStandin, refusal: Refusal) -> None:
-    assert "no hub dataset 'pile'; there are: fineweb" in refusal("pile")
-    assert "--tokenizer sp9: fineweb is there with sp1024, sp4096, sp8192" in refusal("fineweb", "--tokenizer", "sp9")
-    assert "--shards 0: at least 1" in refusal("fineweb", "--shards", 0)
-    assert "taken by the built-in corpus" in refusal("fineweb", "--name", "builtin")
-    assert "dataset name '../x'" in refusal("fineweb", "--name", "../x")
-    assert standin.requests == []
-    assert f"--shards 4: {REPO} has 3 training shards in {FOLDER}" in refusal("fineweb", "--shards", 4)
-    assert download("fineweb") == 0
-    count = len(standin.requests)
-    assert "--replace overwrites it" in refusal("fineweb")
-    assert len(standin.requests) == count
-    assert download("fineweb", "--replace") == 0
-
-
-@pytest.mark.parametrize("missing", [FIRST, SECOND, shard_name("val", 0), TOKENIZER])
-def test_a_repository_with_a_gap(standin: HubStandin, refusal: Refusal, missing: str) -> None:
-    del standin.files[missing]
-    assert f"{REPO} has no file {missing}" in refusal("fineweb", "--shards", 2)
-
-
-def test_without_huggingface_hub(standin: HubStandin, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
-    assert "install it with the extra: bytetwin[data]" in refusal("fineweb")
-
-
-def test_the_wrong_tokenizer_is_found(standin: HubStandin, refusal: Refusal) -> None:
-    standin.files[TOKENIZER] = train_model(300)
-    assert "the tokenizer has the ids 0 to 299: not the tokenizer of these shards" in refusal("fineweb")
-    standin.files[TOKENIZER] = b"no model at all"
-    assert "not a SentencePiece model" in refusal("fineweb")
-    standin.files[TOKENIZER] = train_model(bos_id=-1)
-    assert "no document start" in refusal("fineweb")
-
-
-def test_a_tokenizer_file_is_read_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read the tokenizer"):
-        load_token_bytes(tmp_path / "missing.model")

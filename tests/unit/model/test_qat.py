@@ -94,6 +94,7 @@ def test_only_matrices_change(form: str):
     [
         ["artifact.matrix.method=sd_clip", "artifact.matrix.rounding=gptq"],
         ["artifact.matrix.method=ternary", "artifact.matrix.group=48", "artifact.matrix.lqer_rank=2"],
+        ["artifact.matrix.method=uniform", "artifact.matrix.step=0.3", "artifact.matrix.rounding=gptq"],
         ["artifact.matrix.bits=5"],
     ],
 )
@@ -234,7 +235,7 @@ def test_short_runs_still_reach_it():
         (["artifact.matrix.bits=3"], "artifact.matrix.bits = 3"),
         (
             ["artifact.matrix.method=clip_search"],
-            "artifact.matrix.method = 'clip_search': must be row_max, sd_clip or ternary with training.qat.form",
+            "artifact.matrix.method = 'clip_search': must be row_max, sd_clip, ternary or uniform with training.qat",
         ),
         (
             ["artifact.matrix.method=sd_clip", "artifact.matrix.hessian_clip=0.175"],

@@ -1,14 +1,12 @@
-"""`bytetwin preflight` from the command line: what it passes, what it refuses and how it says so."""
+"""`bytetwin preflight` from the command line: what it passes, and the rows that say no."""
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from shared.cli.main import main
 from shared.engine.device_facts import peak_resident_bytes
 from shared.engine.package import create_engine, engine_package
 from shared.engine.registry import ENGINES
-from shared.model import forward, parameter_counts
+from shared.model import parameter_counts
 from shared.ops import Array, Ops
 from shared.optim import state_bytes
 from shared.preflight import ROWS, Row, ask_rows
@@ -29,11 +27,10 @@ from shared.preflight import function_rows as functions
 from shared.preflight.measure import StepFailure, measure_here
 from shared.preflight.question import Context
 from shared.preflight.row import VERDICTS, go
-from shared.spec import Spec, load_spec
+from shared.spec import Spec
 from shared.training.sources import open_sources
 from tests.datasets import write_dataset
 from tests.fake_training import tiny_spec
-from tests.museum.attention_leaks import smear_across_documents
 
 pytestmark = pytest.mark.slow
 
@@ -189,51 +186,6 @@ def test_a_leak_planted_in_the_model(engine: str, preflight: Preflight, monkeypa
     assert "when symbol" in rows["causality"]["figure"]
 
 
-def causality_context(spec: Spec, kind: str = "cpu", as_trained: bool = False) -> Any:
-    """What the row looks at, on torch; a `kind` of gpu is this CPU under that name."""
-    question = SimpleNamespace(engine="torch", as_trained=as_trained)
-    return SimpleNamespace(spec=spec, facts=SimpleNamespace(kind=kind), question=question, host_free_bytes=2**40)
-
-
-def leaky_where_it_is_paid_for(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
-    """An honest function, but for the compiled one in bfloat16: a kernel that was tested in float32 alone."""
-    import torch
-
-    logits = forward(ops, spec, params, x)
-    if spec.training.dtype == "float32" or not torch.compiler.is_compiling():
-        return logits
-    return logits + torch.nn.functional.one_hot(x.long(), spec.vocabulary.size)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_function_that_is_paid_for_is_the_one_that_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU in the spec's dtype and compiled, on a CPU in float32, unless it is asked for."""
-    import torch
-
-    # Traced as for a GPU, and run as it stands: the kernels of a CPU take a minute to make.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    spec = load_spec("tiny", ["training.dtype=bfloat16", "model.num_layers=1", "model.decoder.kind=linear"])
-    honest = functions.causality_row(causality_context(spec, "gpu"))
-    assert honest.verdict == "go" and honest.values["future"] == honest.values["target"] == 0.0
-    assert honest.how.endswith("windows of 64 symbols, bfloat16, compiled")
-    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=leaky_where_it_is_paid_for))
-    on_cpu = functions.causality_row(causality_context(spec))
-    assert on_cpu.verdict == "go" and "float32, uncompiled; on a GPU, or with --as-trained, bfloat16" in on_cpu.how
-    row = functions.causality_row(causality_context(spec, as_trained=True))
-    assert row.verdict == "no-go" and "target" in row.values["failed"]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_causality_of_tokens(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its text needs no tokenizer; isolation is asked of a model that claims it."""
-    words = ["vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.patch_size=1", "model.decoder.kind=linear"]
-    spec = tiny_spec(*words, "model.smear_gate=v1", f"model.attention.document_mask={str(masked).lower()}")
-    context = causality_context(spec)
-    assert functions.causality_row(context).verdict == "go"
-    monkeypatch.setattr(functions, "create_engine", functools.partial(create_engine, model=smear_across_documents))
-    assert functions.causality_row(context).values["failed"] == (["isolation"] if masked else [])
-
-
 def test_engines_that_differ_are_refused(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     """RoPE turned the other way in one engine, which is how the public pair of scripts differs."""
     from cuda_train.ops import TorchOps
@@ -376,56 +328,6 @@ def test_text_that_the_run_would_refuse(words: list[str], message: str, prefligh
     preflight.only("shards")
     rows = preflight.refuses(["shards"], *(f"--set={word}" for word in words))
     assert message in rows["shards"]["how"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--force", "clocks"], "--force clocks: no such row; rows: parity, causality,"),
-        (["--ranks", "3"], "--ranks 3: must be a divisor of the 8 windows"),
-        (["--ranks", "-1"], "--ranks -1: must be a divisor"),
-        (["--ranks", "0"], "--ranks 0: must be a divisor"),
-        (["--ranks", "128"], "--ranks 128: at most 64"),
-        (["--ranks", "4", "--nodes", "3"], "--nodes 3: must be a divisor of the 4 ranks"),
-        (["--nodes", "0", "--ranks", "4"], "--nodes 0: must be 1 or more"),
-        (["--fit", "absent.json"], "--fit absent.json: cannot be read"),
-        (["--output", "absent/file.json"], "the folder absent does not exist"),
-        (["--set", "model.depth=3"], "unknown key model.depth"),
-    ],
-)
-def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["preflight", "tiny", "--engine", "torch", *words]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "must be an object"),
-        ('{"c": 1, "a": 2}', "alpha = None"),
-        ('{"c": "1", "a": 2, "alpha": 0.1}', "c = '1'"),
-        ('{"c": 1, "a": NaN, "alpha": 0.1}', "has the number NaN, which is not finite"),
-        ('{"c": true, "a": 1, "alpha": 0.1}', "c = True"),
-        ('{"c": 1, "a": 2, "alpha": 0}', "alpha must be above 0"),
-    ],
-)
-def test_a_bad_fit_is_one_line(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "fit.json").write_text(text)
-    assert main(["preflight", "tiny", "--fit", str(tmp_path / "fit.json")]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1
-
-
-def test_help_lists_the_rows_and_a_bad_price_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["preflight", "--help"])
-    text = capsys.readouterr().out
-    assert all(name in text for name in ROWS)
-    for price in ("-2", "nan"):
-        assert main(["preflight", "tiny", "--price", price]) == 2
-        assert "must be a number" in capsys.readouterr().err
 
 
 def test_what_breaks_down_says_no(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:

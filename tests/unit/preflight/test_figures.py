@@ -1,43 +1,31 @@
-"""The figures of preflight's rows: how a step is measured, and what follows from it."""
+"""Figures of preflight's rows that follow from a measurement."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cuda_train.engine import TrainingEngine
 from data.datasets import open_split
-from shared.engine.device_facts import DeviceFacts, host_memory_bytes, peak_resident_bytes
-from shared.engine.flops import scoring_flops, training_flops
+from shared.engine.device_facts import DeviceFacts
+from shared.engine.flops import training_flops
 from shared.engine.hardware import PEAKS, find_peak
-from shared.engine.microbatch import micro_batches
 from shared.engine.package import create_engine, engine_package
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
-from shared.engine.synthetic import synthetic_start
-from shared.model import parameter_counts
 from shared.model.stages import StepNumbers
 from shared.preflight import Question
-from shared.preflight import function_rows as functions
 from shared.preflight import speed_rows as speed
 from shared.preflight.ask_rows import prepare
 from shared.preflight.data_rows import enough_data_row
 from shared.preflight.evaluation_rows import evaluation_time_row
-from shared.preflight.function_rows import audit_seq_len, shrunken_spec
 from shared.preflight.machine_rows import clock_row, driver_row
-from shared.preflight.measure import StepFailure, StepMeasurement, measure_evaluation, measure_here, measure_step
+from shared.preflight.measure import StepFailure, StepMeasurement, measure_here
 from shared.preflight.memory import estimate_memory
 from shared.preflight.question import Context
-from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
+from shared.preflight.workload import measured_spec, plan_workload, rows_of_rank
 from shared.runs.curve_fit import ScalingCurve
 from shared.runs.scaling_curve import ScalingFit
 from shared.spec import Spec, load_spec
@@ -50,73 +38,6 @@ CPU = DeviceFacts("cpu", ("CPU, 2 threads",), 8 * GIB, 16 * GIB, "torch 2.13.0+c
 STEP = StepMeasurement("H100", True, 0.05, 0.0, 0.05, 20.0, 10**9, 5 * 10**9, 6 * 10**9, 6 * 10**9, 5.5, 6e14)
 
 every_engine = pytest.mark.parametrize("engine", list(ENGINES))
-
-
-# One step
-
-
-@pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in place of the Python that measures."""
-
-    def replace_by(script: str) -> None:
-        path = tmp_path / "python"
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(path))
-
-    return replace_by
-
-
-@pytest.mark.parametrize(
-    ("script", "out_of_memory", "reason"),
-    [
-        ("kill -9 $$", True, "killed by the system"),
-        ("kill -11 $$", False, "signal 11"),
-        ("echo first >&2; echo 'ImportError: x' >&2; exit 3", False, "failed: ImportError: x"),
-        ('echo \'{"reason": "CUDA out of memory", "out_of_memory": true}\'', True, "CUDA out of memory"),
-    ],
-)
-def test_a_measurement_that_dies_is_a_failure(
-    script: str, out_of_memory: bool, reason: str, python: Callable[[str], None]
-) -> None:
-    python(script)
-    failure = measure_step(tiny_spec(), "torch", 8, 1.0)
-    assert isinstance(failure, StepFailure)
-    assert failure.out_of_memory == out_of_memory and reason in failure.reason
-    context = make_context(tiny_spec(), facts=CPU, step=failure)
-    assert (speed.memory_row(context).verdict == "no-go") == out_of_memory
-    assert (speed.step_time_row(context).verdict == "no-go") == (not out_of_memory)
-    assert speed.mfu_row(context).verdict == "unknown"
-
-
-@every_engine
-def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
-    for rows, passes in ((8, 1.0), (2, 4.0)):
-        step = measure_here(tiny_spec(), engine, rows, passes)
-        assert step.full == (passes == 1 or engine_package(engine).device_facts().kind == "gpu")
-        assert step.nats == pytest.approx(np.log(256), abs=0.1)
-        assert 0 < step.start_bytes <= step.backward_bytes <= step.peak_bytes
-        assert step.step_s > 0 and step.group_s > 0 and step.first_s > 0 and step.product_flops_per_s > 1e8
-        if not step.full:
-            assert step.step_s == pytest.approx(step.fixed_s + 4 * step.group_s)
-
-
-@every_engine
-def test_facts_of_a_device(engine: str) -> None:
-    facts = engine_package(engine).device_facts()
-    assert facts.names and facts.framework.startswith(engine) and facts.workers >= 1
-    assert 0 < facts.free_bytes <= facts.total_bytes
-    assert facts.alike
-    assert engine_package(engine).matrix_product_flops_per_s("float32") > 1e8
-
-
-def test_memory_of_the_host() -> None:
-    available, total = host_memory_bytes()
-    assert 0 < peak_resident_bytes() < total and 0 < available <= total
-
-
-# Figures that follow from a measurement
 
 
 def make_context(
@@ -295,16 +216,6 @@ def test_the_peak_is_that_of_how_the_measured_step_multiplied(products: Any) -> 
     assert "data sheet, dense bfloat16)" in speed.mfu_row(make_context(h100(), step=step)).how
 
 
-def test_a_validation_is_measured_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a CPU under the name of a GPU, which counts by resident memory: windows enough to show."""
-    package = replace(engine_package("torch"), device_facts=lambda: H100)
-    monkeypatch.setattr("shared.preflight.measure.engine_package", lambda engine: package)
-    scored: list[tuple[int, ...]] = []
-    monkeypatch.setattr(TrainingEngine, "score", lambda self, x: scored.append(x.shape) or np.ones(x.shape))
-    step = measure_here(tiny_spec("evaluation.batch_symbols=1024"), "torch", 8, 1.0)
-    assert scored[0] == (16, 64) and step.scored_bytes >= step.peak_bytes
-
-
 def test_memory_is_scaled_by_the_windows_left_out() -> None:
     context = make_context(h100("training.dtype=float32"), facts=CPU)
     work = context.workload
@@ -394,108 +305,6 @@ def test_peaks_are_plausible() -> None:
         assert find_peak(f"NVIDIA {name}") == (name, peak)
         assert peak.bfloat16 / peak.tf32 == pytest.approx(2, rel=0.02)
         assert peak.float32 <= peak.tf32 * 1.02
-
-
-# What is run in place of the whole
-
-
-@settings(max_examples=30)
-@given(
-    layers=st.integers(1, 12),
-    width=st.sampled_from([32, 96, 128, 512]),
-    patch=st.sampled_from([1, 4, 12]),
-    most=st.integers(20_000, 3_000_000),
-    kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),
-)
-def test_a_smaller_model_is_still_one(layers: int, width: int, patch: int, most: int, kind: str) -> None:
-    spec = tiny_spec(
-        f"model.num_layers={layers}",
-        f"model.model_dim={width}",
-        f"model.patch_size={patch}",
-        f"model.decoder.kind={kind}",
-        "model.seq_len=96",
-        "training.batch_symbols=960",
-        "evaluation.batch_symbols=960",
-    )
-    small, changes = shrunken_spec(spec, most, 64)
-    model, smaller = spec.model, small.model
-    total = parameter_counts(small)["total"]
-    assert smaller.seq_len <= 64 + patch and smaller.patch_size == patch and smaller.decoder.kind == kind
-    assert smaller.num_heads == model.num_heads and smaller.num_layers >= min(layers, functions.MIN_LAYERS)
-    assert total <= parameter_counts(spec)["total"] and changes
-    if total > most:
-        assert smaller.head_dim % 4 or smaller.model_dim // 2 < smaller.num_heads
-
-
-def test_a_small_model_stays_whole() -> None:
-    spec = tiny_spec()
-    assert shrunken_spec(spec, 10**9, 10**6) == (spec, ())
-
-
-@settings(max_examples=30)
-@given(seq=st.sampled_from([48, 64, 1024]), patch=st.sampled_from([1, 4, 16]), flops=st.floats(1e6, 1e13))
-def test_audited_windows_fit_the_work(seq: int, patch: int, flops: float) -> None:
-    spec = tiny_spec(
-        f"model.seq_len={seq}",
-        f"model.patch_size={patch}",
-        f"training.batch_symbols={seq}",
-        f"evaluation.batch_symbols={seq}",
-    )
-    chosen = audit_seq_len(spec, flops)
-    assert seq % chosen == 0 and chosen % patch == 0
-    per_window = functions.AUDIT_ROWS * scoring_flops(spec)
-
-    def work(window: int) -> float:
-        return window * functions.audit_passes(window, patch) * per_window
-
-    assert chosen == seq or work(2 * chosen) > flops
-    assert work(chosen) <= flops or chosen <= 4 * patch or (chosen // patch) % 2 == 1
-
-
-@settings(max_examples=40)
-@given(
-    ranks=st.sampled_from([1, 2, 4, 8]),
-    workers=st.integers(1, 5),
-    micro_rows=st.integers(1, 8),
-    free=st.integers(2**20, 2**36),
-    kind=st.sampled_from(["cpu", "gpu"]),
-)
-def test_workload_is_that_of_the_run(ranks: int, workers: int, micro_rows: int, free: int, kind: Any) -> None:
-    spec = tiny_spec(f"training.micro_batch_symbols={64 * micro_rows}")
-    facts = DeviceFacts(kind, ("X",), free, free, "torch", workers=workers)
-    rank_rows, group_rows = rows_of_rank(spec, ranks, workers)
-    share = np.zeros((8 // ranks, 64), np.int32)
-    first = next(micro_batches(spec, share, workers))[1]
-    assert rank_rows == len(share) and group_rows == min(len(share), workers * len(first))
-    work = plan_workload(spec, ranks, facts, estimate_memory(spec, "torch", group_rows))
-    assert (work.rank_rows, work.group_rows) == (rank_rows, group_rows)
-    assert 1 <= work.measured_rows <= group_rows
-    assert work.measured_seq_len == 64 or (kind == "cpu" and work.measured_rows == min(workers, group_rows))
-    assert kind == "cpu" or work == Workload(64, rank_rows, group_rows, group_rows, 64)
-    assert work.passes == 8 // ranks * 64 / work.measured_symbols >= work.left_out >= 1
-
-
-def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
-    spec = measured_spec(h100(), CPU)
-    work = plan_workload(spec, 1, CPU, estimate_memory(spec, "torch", 64))
-    assert work.measured_rows == 1 and work.measured_seq_len < 2048 and 2048 % work.measured_seq_len == 0
-    assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
-    assert work.measured == f"1 window of {work.measured_seq_len} symbols"
-    assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
-
-
-# The score at the end
-
-
-@every_engine
-@pytest.mark.parametrize("words", [(), ("kind=score_first", "chunk_symbols=100", "epochs=3")], ids=["plain", "adapted"])
-def test_the_score_of_a_text_is_measured(engine: str, words: tuple[str, ...]) -> None:
-    spec = tiny_spec(*(f"evaluation.adaptation.{word}" for word in words))
-    scorer = create_engine(engine, spec)
-    scorer.initialise(synthetic_start(spec))
-    begin = time.perf_counter()
-    each_s = measure_evaluation(scorer, 256)
-    assert 0.0 < each_s * 256 < 3.0 * (time.perf_counter() - begin)
 
 
 @pytest.mark.parametrize(
