@@ -37,11 +37,14 @@ class SizedShape:
 def storage_plans() -> list[StoragePlan]:
     """The spec's own settings, each width of row max, and steps of the uniform quantiser in deviations."""
     plans = [StoragePlan("as given", ())]
+    # What other methods do not have: steps by the loss, and the rounding that they need.
+    plain = ("artifact.matrix.rounding=nearest", "artifact.matrix.step_unit=rms")
     plans += [
-        StoragePlan(f"int{bits}", ("artifact.matrix.method=row_max", f"artifact.matrix.bits={bits}")) for bits in WIDTHS
+        StoragePlan(f"int{bits}", ("artifact.matrix.method=row_max", f"artifact.matrix.bits={bits}", *plain))
+        for bits in WIDTHS
     ]
     uniform = ("artifact.matrix.method=uniform", "artifact.embed.method=uniform", "artifact.head.method=uniform")
-    steps = [(f"artifact.matrix.step={step}", "artifact.codec=range") for step in STEPS]
+    steps = [(f"artifact.matrix.step={step}", "artifact.codec=range", *plain) for step in STEPS]
     return plans + [StoragePlan(f"step {step}", (*uniform, *more)) for step, more in zip(STEPS, steps, strict=True)]
 
 

@@ -44,6 +44,7 @@ COMMANDS = {
     "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
     "watch": "see a running or finished run from another terminal or over ssh; several runs as rows",
     "soup": "mix the weights of several runs of one spec into an artifact and score it",
+    "plan": "from bytes, minutes and GPUs to a spec: which shape fits, and what measured runs say that it will score",
     "fit": "fit bpb = c + a T^-alpha to validations of runs at constant learning rate; preflight finds the JSON itself",
     "data": "list, build, import, download and verify datasets",
     "tokenizer": "train SentencePiece tokenizers, list them, encode datasets with them",

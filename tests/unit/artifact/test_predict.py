@@ -223,3 +223,8 @@ def test_the_published_schemes_fit_and_more_fits_in_fewer_bits() -> None:
     fitting = fitting_as_given(spec, limit)
     assert fitting["as given"] > parameter_counts(spec)["total"]
     assert fitting["int8"] < fitting["int6"] < fitting["int4"] and fitting["step 0.15"] < fitting["step 0.6"]
+
+
+def test_the_size_table_of_steps_by_the_loss_tries_the_other_methods_too() -> None:
+    fitting = fitting_as_given(load_spec("smoke"), 16_000_000)
+    assert fitting["int8"] < fitting["int6"] < fitting["int4"] and fitting["step 0.15"] < fitting["step 0.6"]

@@ -77,6 +77,9 @@ RUNS = {
     "decompress FILE --model ARTIFACT [--output F] [--engine E]": [
         "decompress fit.json.btz --model eight.btw --output back.json --engine numpy"
     ],
+    "plan --bytes N --minutes M [--gpus G] [--device D] [--output FILE]": [
+        "plan --bytes 900000 --minutes 5 --device laptop --output planned.toml"
+    ],
     "soup RUN... [--recipe uniform|inverse|greedy]": ["soup one one --recipe greedy --output soup.btw"],
     "spec SPEC|--list|--schema": ["spec tiny", "spec --list", "spec --schema"],
 }
