@@ -32,7 +32,13 @@ from shared.cli.main import main as bytetwin
 SPEC = "smoke"
 # Long enough never to end a run before the clock does.
 MANY_STEPS = 1_000_000
+# The model of `smoke` when the tables were made.
+SHAPE = (
+    *("model.model_dim=192", "model.ngram.rows=0", "model.ngram.reader=trunk"),
+    *("model.decoder.dim=128", "model.decoder.num_layers=2", "model.decoder.mlp_dim=512"),
+)
 COMMON = (
+    *SHAPE,
     "model.seq_len=768",
     "evaluation.stride_symbols=768",
     "evaluation.val_symbols=65280",

@@ -37,7 +37,7 @@ def _assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> N
         ("tiny", ["model.patch_size=1", "model.decoder.kind=linear", "model.tie_embeddings=false"]),
         ("tiny", ["model.decoder.kind=mlp", "model.tie_embeddings=false", "artifact.head.bits=6"]),
         ("tiny", ["artifact.matrix.bits=8", "artifact.embed.bits=6", "model.resid_mix=false"]),
-        ("smoke", [*FAST, "artifact.matrix={}", "artifact.codec=brotli"]),
+        ("smoke", [*FAST, "model.model_dim=256", "model.ngram.rows=0", "artifact.matrix={}", "artifact.codec=brotli"]),
     ],
 )
 def test_what_is_read_is_what_quantisation_made(tmp_path: Path, preset: str, overrides: list[str]):

@@ -25,6 +25,7 @@ from shared.spec import Spec, load_spec, stored_spec, with_overrides
 from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
 from tests import ROOT
+from tests.bench.ablations import SHAPE
 from tests.parity.test_random_specs import specs as random_specs
 
 MEASURED = ROOT / "tests" / "bench" / "artifact_prediction.json"
@@ -186,7 +187,9 @@ def test_pr1855_fits_with_its_published_scheme_even_at_the_high_estimate() -> No
 
 
 def test_steps_that_follow_the_loss_are_predicted_in_a_wide_band() -> None:
-    sizes = [predict_artifact_bytes(load_spec("smoke", [f"artifact.matrix.step={step}"])) for step in (0.05, 0.1, 0.2)]
+    steps = [f"artifact.matrix.step={step}" for step in (0.05, 0.1, 0.2)]
+    former = (*SHAPE, "training.batch_symbols=4096", "artifact.tensors=[]")
+    sizes = [predict_artifact_bytes(load_spec("smoke", [*former, step])) for step in steps]
     assert sizes[0].expected_bytes > sizes[1].expected_bytes > sizes[2].expected_bytes
     assert all("steps follow the loss" in size.how for size in sizes)
     # What models of this preset took, trained 350 steps (records/2026-11-26-quantisation.md).

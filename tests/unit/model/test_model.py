@@ -119,6 +119,8 @@ def test_initial_values():
             assert np.abs(value).max() <= bound and value.std() == pytest.approx(bound / 3**0.5, rel=0.05), name
         elif name.endswith("q_gain"):
             assert (value == 1.5).all()
+        elif name == "ngram_embed.scale":
+            assert (value == 0.5).all()
         elif name.endswith("scale") or name.startswith("skips."):
             assert (value == 1.0).all()
         elif name.endswith("resid_mix"):

@@ -50,12 +50,14 @@ MACHINE = {
 }
 # What else differs, by design: the sibling of a token model that reads patches of bytes, trained by the clock.
 EXCEPTIONS = {
+    # What minutes of training gain by looking n-grams up is not known of a model that trains for longer.
+    "h100": {f"model.ngram.{field}" for field in ("reader", "rows", "longest")},
     "recurrent": {
         *("vocabulary.kind", "vocabulary.vocab_size", "model.patch_size", "model.start"),
         "optimizer.muon_weight_decay",
         *(f"model.decoder.{field}" for field in ("kind", "context")),
         *(f"schedule.loop.{field}" for field in ("start_frac", "start_step", "ramp_frac", "ramp_steps")),
-    }
+    },
 }
 
 LEARNING_STEPS = 6
@@ -123,8 +125,8 @@ def techniques(spec: Spec) -> dict[str, Any]:
 
 
 def test_laptop_is_the_model_of_smoke_for_longer() -> None:
-    """The shape was chosen by sweeps at equal time, once for both."""
-    laptop, smoke = load_spec("laptop"), load_spec("smoke")
+    """The shape was chosen by sweeps at equal time; more time trains a wider trunk."""
+    laptop, smoke = load_spec("laptop"), load_spec("smoke", ["model.model_dim=192"])
     assert laptop.model == smoke.model and laptop.optimizer == smoke.optimizer
     assert laptop.training.time_limit_s > smoke.training.time_limit_s
 
@@ -139,7 +141,8 @@ def test_a_sibling_has_the_same_techniques(preset: str) -> None:
     big, small = techniques(load_spec(preset)), techniques(load_spec(MINIS[preset]))
     differs = {key for key in big if big[key] != small[key]}
     assert differs - MACHINE == EXCEPTIONS.get(preset, set())
-    assert parameter_counts(load_spec(MINIS[preset]))["total"] < BIG_PARAMETERS / 4
+    # Rows of tables are looked up, which takes no time.
+    assert parameter_counts(load_spec(MINIS[preset]))["matrix"] < BIG_PARAMETERS / 4
 
 
 @pytest.mark.slow
