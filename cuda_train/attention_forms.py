@@ -65,9 +65,12 @@ def activate(name: str) -> None:
         torch.nn.attention.restore_flash_attention_impl()
 
 
-def chosen_attention(spec: Spec, rows: int, device: torch.device) -> tuple[Choice, Attention] | None:
-    """The fastest form for micro-batches of so many rows on a device; None where there is nothing to choose: in
-    float32, in a trunk whose attention has a mask or is not there, and where torch's own form is the only one."""
+def chosen_attention(
+    spec: Spec, rows: int, device: torch.device, earlier: str | None = None
+) -> tuple[Choice, Attention] | None:
+    """The `earlier` form of a run where it still works, else the fastest for micro-batches of so many rows on a device;
+    None where there is nothing to choose: in float32, in a trunk whose attention has a mask or is not there, and where
+    torch's own form is the only one."""
     model, forms = spec.model, attention_forms(device)
     shape = trunk_block_shape(model, 0)
     masked = model.attention.window or model.attention.document_mask
@@ -81,7 +84,11 @@ def chosen_attention(spec: Spec, rows: int, device: torch.device) -> tuple[Choic
         torch.randn((batch, positions, heads, shape.head_dim), generator=generator).to(device, torch.bfloat16)
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
-    choice = choose(forms, (q, k, v), grouped_attention, activate)
+    choice = None
+    if earlier in forms:
+        choice = choose({earlier: forms[earlier]}, (q, k, v), grouped_attention, activate)
+    if choice is None or choice.refused:
+        choice = choose(forms, (q, k, v), grouped_attention, activate)
     activate(choice.name)
     return choice, forms[choice.name]
 

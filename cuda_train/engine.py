@@ -69,9 +69,9 @@ class TrainingEngine(EngineState):
         )
 
     @told(TRAINS)
-    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+    def warm_up(self, x: np.ndarray, earlier: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         # Once: another choice would compile everything again.
-        self._chosen = self._choose(x) if self._chosen is None else self._chosen
+        self._chosen = self._choose(x, earlier or {}) if self._chosen is None else self._chosen
         # On the host: a second copy of the state on a GPU would be the most memory that the run ever needs.
         before = [value.detach().to("cpu", copy=True) for value in self._tensors()]
         every = warm_up_numbers(self.spec, HYPERPARAMETERS)
@@ -140,11 +140,12 @@ class TrainingEngine(EngineState):
         super().use_symbol_weights(weights)
         self._graphs.clear()
 
-    def _choose(self, x: np.ndarray) -> dict[str, Any]:
+    def _choose(self, x: np.ndarray, earlier: Mapping[str, str]) -> dict[str, Any]:
         """Choose implementations for micro-batches of x before anything is compiled with them; returns what was found.
         All ranks take the attention of rank 0."""
         chosen = {}
-        if found := chosen_attention(self.spec, len(next(micro_batches(self.spec, x))[1]), self._device):
+        rows = len(next(micro_batches(self.spec, x))[1])
+        if found := chosen_attention(self.spec, rows, self._device, earlier.get("attention")):
             choice, self.ops.attend = found
             if self.ranks.world_size > 1:
                 choice.name = self.ranks.broadcast(choice.name.encode()).decode()

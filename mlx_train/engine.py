@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -88,7 +88,7 @@ class TrainingEngine(EngineState):
         mx.eval(self._state)
 
     @told
-    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+    def warm_up(self, x: np.ndarray, earlier: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         for numbers in warm_up_numbers(self.spec, HYPERPARAMETERS):
             mx.eval(self._updated(*self._batch_gradients(x, numbers), numbers))
         return None

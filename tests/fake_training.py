@@ -78,7 +78,7 @@ class FakeEngine:
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         raise AssertionError("a loss here weighs every symbol alike")
 
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray, earlier: object = None) -> None:
         pass
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:

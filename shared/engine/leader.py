@@ -45,9 +45,9 @@ class LeadingEngine:
         self._tell("initialise", weights)
         self.engine.initialise(weights)
 
-    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+    def warm_up(self, x: np.ndarray, earlier: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         self._tell("warm_up", {"x": _packed(x)})
-        return self.engine.warm_up(share_of_rows(x, self.ranks))
+        return self.engine.warm_up(share_of_rows(x, self.ranks), earlier)
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
         self._tell("train_step", {"x": _packed(x)}, numbers=asdict(numbers))

@@ -76,11 +76,12 @@ class Engine(Scorer, Protocol):
     def use_symbol_weights(self, weights: np.ndarray) -> None:
         """Set the weights of symbols in the training loss, float32 [V, 1]; `training.loss.byte_weighted` needs them."""
 
-    def warm_up(self, x: np.ndarray) -> dict[str, Any] | None:
+    def warm_up(self, x: np.ndarray, earlier: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         """Compile what train_step needs for batches like x [B, T], in every stage of the run.
 
         Changes nothing but the time of a step. Returns what was chosen by measurement, if anything was: plain JSON
-        values by what it was chosen for.
+        values by what it was chosen for. `earlier` has the names that an earlier start of the run chose: they stay
+        where they still work, so that a resumed run computes what it would have.
         """
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:

@@ -94,6 +94,17 @@ def last_ending(events: Sequence[Event]) -> Event | None:
     return found[-1] if found and found[-1]["event"] == "finished" else None
 
 
+def chosen_names(events: Sequence[Event]) -> dict[str, str]:
+    """The names in the last `choices` event, by what they were chosen for."""
+    found = [event for event in events if event["event"] == "choices"][-1:]
+    return {
+        what: choice["name"]
+        for event in found
+        for what, choice in event.items()
+        if isinstance(choice, dict) and isinstance(choice.get("name"), str)
+    }
+
+
 def state_of(events: Sequence[Event]) -> State:
     """How a run stands by its events. `trained` is one that ended before it was packed; one whose process was killed
     stays `running`."""

@@ -24,7 +24,7 @@ from shared.model.stages import training_stages
 from shared.optim import progress_frac
 from shared.runs.checkpoint_writer import CheckpointWriter
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore
-from shared.runs.metrics import MetricsLog
+from shared.runs.metrics import MetricsLog, chosen_names
 from shared.runs.observer import Observer
 from shared.spec import Spec, spec_id, spec_to_dict
 from shared.tolerances import FIRST_LOSS_REL
@@ -112,7 +112,7 @@ class TrainingLoop:
         if self.spec.training.compile:
             self.observer.on_phase("compiling")
             with self.interruption.nothing_to_save(), self.interruption.expected():
-                if chosen := self.engine.warm_up(x):
+                if chosen := self.engine.warm_up(x, chosen_names(self.metrics.kept)):
                     self.metrics.append("choices", self.position.step, **chosen)
                 if self.scored_shape is not None and self.spec.training.val_every_steps:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))

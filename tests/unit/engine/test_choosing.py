@@ -17,6 +17,7 @@ from cuda_train.ops import masked_attention
 from shared.cli.main import main
 from shared.engine.package import create_engine
 from shared.model import initial_weights
+from shared.runs.metrics import chosen_names
 from shared.spec import load_spec
 from shared.training.loop import TrainingLoop
 from tests.techniques import symbols
@@ -135,6 +136,14 @@ def test_an_engine_trains_with_what_it_chose(two_forms: None):
     found = engine.warm_up(symbols(engine.spec))
     assert engine.ops.attend is other and engine.warm_up(symbols(engine.spec)) is found
     assert found["attention"]["name"] == "fast" and set(found["attention"]["refused"]) == {"wrong"}
+    again: Any = create_engine("torch", engine.spec)
+    again.initialise(initial_weights(again.spec))
+    assert again.warm_up(symbols(again.spec), {"attention": "torch"})["attention"]["milliseconds"].keys() == {"torch"}
+    assert again.ops.attend is slow, "a resumed run keeps what it had"
+    for gone in ("wrong", "of another machine"):
+        again = create_engine("torch", engine.spec)
+        again.initialise(initial_weights(again.spec))
+        assert again.warm_up(symbols(again.spec), {"attention": gone})["attention"]["name"] == "fast"
     for setting in ("training.dtype=float32", "model.attention.window=8"):
         plain: Any = create_engine("torch", load_spec("tiny", [*BFLOAT16, setting]))
         plain.initialise(initial_weights(plain.spec))
@@ -168,3 +177,10 @@ def test_a_run_records_the_choice_and_compiles_nothing_on_its_clock(
     assert len([event for event in events if event["event"] == "validation"]) >= 3
     (choices,) = (event for event in events if event["event"] == "choices")
     assert choices["attention"]["name"] == "fast" and choices["attention"]["milliseconds"]["torch"] == 1e3 * SLOW_S
+    assert chosen_names(events) == {"attention": "fast"}
+
+
+def test_names_of_what_was_chosen():
+    events = [{"event": "choices", "step": step, "attention": {"name": name}} for step, name in enumerate("ab")]
+    assert chosen_names([*events, {"event": "start", "step": 0}]) == {"attention": "b"} and chosen_names([]) == {}
+    assert chosen_names([{"event": "choices", "step": 0, "attention": {"name": 3}, "scan": "fla"}]) == {}

@@ -60,7 +60,7 @@ class NotingEngine:
     def use_weights(self, kind: str) -> None:
         self.calls.append(("use_weights", kind))
 
-    def warm_up(self, x: np.ndarray) -> None:
+    def warm_up(self, x: np.ndarray, earlier: object = None) -> None:
         self.calls.append(("warm_up", x.tolist()))
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
