@@ -90,7 +90,7 @@ def test_a_linked_output_goes_where_the_link_points(run: Path, cli: CommandLine)
 
 
 def test_every_command_that_takes_a_run_takes_the_folder_of_runs(cli: CommandLine) -> None:
-    for name in COMMANDS.keys() - {"data", "tokenizer", "prepare", "spec", "parity"}:
+    for name in COMMANDS.keys() - {"data", "tokenizer", "prepare", "spec", "parity", "plan"}:
         words = [name, "x", *(["--model", "x"] if name in ("compress", "decompress") else [])]
         assert "--runs-dir: no: not a folder" not in cli(*words, "--runs-dir", "no").err
         assert "--runs-dir: /dev/null: not a folder" in cli.refusal(*words, "--runs-dir", os.devnull)
