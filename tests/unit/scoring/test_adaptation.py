@@ -242,11 +242,11 @@ def test_the_oracle_cannot_learn() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_by_name_is_a_start_for_further_changes(name: str) -> None:
     # The rank of pr1855 is below all widths.
-    wide = "model.decoder.dim=128"
-    spec = load_spec("smoke", [wide, f"evaluation.adaptation={name}", "evaluation.adaptation.epochs=7"])
+    wide = ["model.model_dim=192", "model.decoder.dim=128"]
+    spec = load_spec("smoke", [*wide, f"evaluation.adaptation={name}", "evaluation.adaptation.epochs=7"])
     assert spec.evaluation.adaptation == AdaptationSpec.model_validate({**SETTINGS[name], "epochs": 7})
-    plain = with_overrides(spec, ["evaluation.adaptation=online"])
-    assert plain.evaluation.adaptation == load_spec("smoke", [wide, "evaluation.adaptation=online"]).evaluation.adaptation
+    plain, online = with_overrides(spec, ["evaluation.adaptation=online"]), SETTINGS["online"]
+    assert plain.evaluation.adaptation == AdaptationSpec.model_validate(online)
     derived = adaptation_spec(spec, 4)
     assert derived.model.seq_len == spec.model.seq_len and not derived.evaluation.adaptation.is_on
 
