@@ -141,11 +141,10 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) ->
     # In each row another position, from the list that the audit begins with.
     positions = required_positions(spec.model.seq_len, spec.model.patch_size)
     times = np.resize(np.roll(positions, int(cut * len(positions))), len(x))
-    disturbed = np.concatenate(
-        [x, *later_and_earlier(x, times, place_that_reaches_the_end(spec), spec.vocabulary.size)]
-    )
-    scored = {name: scorer.log_probs(disturbed) for name, scorer in scorers.items()}
-    outputs = {name: found[: len(x)] for name, found in scored.items()}
+    disturbed = [x, *later_and_earlier(x, times, place_that_reaches_the_end(spec), spec.vocabulary.size)]
+    # One call each: in another place of a batch some processors round a row differently.
+    scored = {name: [scorer.log_probs(each) for each in disturbed] for name, scorer in scorers.items()}
+    outputs = {name: found for name, (found, *_) in scored.items()}
     losses, kinks = {"numpy": oracle_loss(spec, weights, x)}, HeldKinks(spec, KINK_REL)
     gradients = {}
     for name, engine in kinks.engines(engines).items():
@@ -166,8 +165,7 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) ->
     assert [row for row in rows if not row.passed] == []
 
     for name, scorer in scorers.items():
-        before, later, earlier = np.split(scored[name], 3)
-        assert_causal(name, before, later, earlier, times)
+        assert_causal(name, *scored[name], times)
         if spec.model.attention.document_mask:
             assert check_isolation(scorer, make_probe(spec, x.reshape(-1), seed)).passed, name
 
