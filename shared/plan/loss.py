@@ -73,8 +73,9 @@ def _on_curve(
     """(best, low, high) of bpb = c_shape + b T^-beta, where every shape on every text has a c of its own and all
     share b and beta; None where too few shapes were measured for several lengths to tell these.
 
-    The rows may be means over seeds, so the interval has SEED_BPB on both sides at least. Where the rows are just
-    enough for a curve, half of the step from the nearest one may be wrong."""
+    The rows may be means over seeds, so the interval has SEED_BPB on both sides at least. Shapes do not share b exactly
+    (left out, 105 s of one is 0.06 off what its 600 s and the others say), so half of the step from the nearest row
+    may be wrong as well."""
     groups: dict[tuple[tuple[str, ...], str], list[MeasuredRow]] = {}
     for row in rows:
         if row.bpb is not None:
@@ -94,5 +95,5 @@ def _on_curve(
     y = np.array([each.bpb for _, each in used], np.float64)
     best, low, high = profile_interval(designs, news, y, min(parameters, len(used) - 1), LEVEL)
     assert nearest.bpb is not None
-    half = SEED_BPB if len(used) > parameters else SEED_BPB + LAW_ERROR * abs(best - nearest.bpb)
+    half = SEED_BPB + LAW_ERROR * abs(best - nearest.bpb)
     return best, min(low, best - half), max(high, best + half)
