@@ -17,13 +17,13 @@ NATS_ABS = 2 * LOGITS_ABS
 ORACLE_STEPS_ABS = 1e-12
 
 # Relative L2 difference of one parameter's gradient between two engines.
-# 200 random specs gave 1.1e-4 once, for one factor of an adapter of rank 1.
-GRADIENT_REL = 1.5e-4
+GRADIENT_REL = 1e-4
 
 # The same where the terms of a gradient cancel: this many times its change when the weights are rounded otherwise
 # (shared.parity.gradient_checks.rounding_of_gradients). The gradient of one number of a Mamba-2 layer, 3e-4 where
-# others are 0.5, differed by 1.4e-4 to 3.0e-4 under three instruction sets, its own rounding being 2e-4 to 4e-4.
-GRADIENT_OVER_ROUNDING = 3.0
+# others are 0.5, differed by 1.4e-4 to 3.0e-4 under three instruction sets, its own rounding being 2e-4 to 4e-4; that
+# of one factor of an adapter of rank 1 by 1.46e-4, its own rounding being 4.7e-5: the largest of three draws is no bound.
+GRADIENT_OVER_ROUNDING = 4.0
 
 # The same for models with sharp attention (SHARP_GAIN): 1.4e-4 was the most in 360 random specs.
 GRADIENT_SHARP_REL = 3e-4

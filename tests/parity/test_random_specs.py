@@ -165,7 +165,8 @@ def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) ->
     assert [row for row in rows if not row.passed] == []
 
     for name, scorer in scorers.items():
-        assert_causal(name, *scored[name], times)
+        before, later, earlier = scored[name]
+        assert_causal(name, before, later, earlier, times)
         if spec.model.attention.document_mask:
             assert check_isolation(scorer, make_probe(spec, x.reshape(-1), seed)).passed, name
 
