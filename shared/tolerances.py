@@ -20,9 +20,9 @@ ORACLE_STEPS_ABS = 1e-12
 GRADIENT_REL = 1e-4
 
 # The same where the terms of a gradient cancel: this many times its change when the weights are rounded otherwise
-# (shared.parity.gradient_checks.rounding_of_gradients). The gradient of one number of a Mamba-2 layer, 3e-4 where
-# others are 0.5, differed by 1.4e-4 to 3.0e-4 under three instruction sets, its own rounding being 2e-4 to 4e-4; that
-# of one factor of an adapter of rank 1 by 1.46e-4, its own rounding being 4.7e-5: the largest of three draws is no bound.
+# (shared.parity.gradient_checks.rounding_of_gradients), of which three draws give no upper bound. The gradient of one
+# number of a Mamba-2 layer, 3e-4 where others are 0.5, differed by 1.4e-4 to 3.0e-4 under three instruction sets, its
+# own rounding being 2e-4 to 4e-4; that of one factor of an adapter of rank 1 by 1.46e-4, its own being 4.7e-5.
 GRADIENT_OVER_ROUNDING = 4.0
 
 # The same for models with sharp attention (SHARP_GAIN): 1.4e-4 was the most in 360 random specs.
