@@ -152,7 +152,7 @@ def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
     rates = [step_hyperparameters(spec, step, step / 400).optimizer["matrix_lr"] for step in range(400)]
     dose = role_features(spec, matrix, 400)[FEATURES.index("dose")]
     assert 4 * 2.0**dose == pytest.approx(sum(rates), rel=1e-2)
-    assert mean_lr_factor(spec) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)
+    assert mean_lr_factor(spec.schedule) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)
 
 
 def test_a_large_batch_is_predicted_as_gaussian_and_said_to_be_outside() -> None:
