@@ -64,7 +64,8 @@ class Trackio:
 
 
 class Wandb:
-    """Offline by default: `wandb sync RUN/wandb/offline-*` uploads it; WANDB_MODE=online does so at once."""
+    """Offline by default: `wandb sync RUN/wandb/offline-*` uploads all starts as one run; WANDB_MODE=online does so at
+    once."""
 
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import wandb
