@@ -99,7 +99,7 @@ def test_the_first_stays_where_nothing_is_clearly_faster():
 def test_a_form_is_not_begun_after_the_budget():
     clock = iter([0.0, BUDGET_S + 1.0])
     choice = choose({"first": broken, "late": other}, inputs(), grouped_attention, clock=lambda: next(clock))
-    assert choice.name == "first" and choice.refused["late"] == "no time left of 2 s"
+    assert choice.name == "first" and choice.refused["late"] == f"no time left of {BUDGET_S:g} s"
 
 
 def test_the_forms_of_a_machine(monkeypatch: pytest.MonkeyPatch):
