@@ -19,7 +19,7 @@ from shared.tolerances import BF16_OPERATION_REL
 Form = Callable[..., torch.Tensor]
 
 # Seconds after which no form but the first is begun, and passes of each.
-BUDGET_S = 2.0
+BUDGET_S = 4.0
 PASSES = 5
 # A form must be this much faster than the first to replace it: less is noise, and would change what is compiled from
 # one start to the next.
