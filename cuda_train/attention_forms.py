@@ -1,7 +1,7 @@
 """The implementations of causal attention that a GPU may have, for `cuda_train.choosing` (docs/techniques.md 9.11).
 
-All of them are reached through torch's own function, which torch.compile knows: which kernels it calls is set around
-the call, and FlashAttention 3 and 4 take the place of torch's flash attention while torch has them active.
+All but FlashAttention 4 are reached through torch's own function, which torch.compile knows: which kernels it calls is
+set around the call, and FlashAttention 3 takes the place of torch's flash attention while torch has it active.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # What torch prefers by itself.
 TORCHS_OWN = "torch"
-# Newer flash attention by torch's name for it (torch.nn.attention, from torch 2.11 on), and the package that brings it.
-NEWER_FLASH = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
-# It is for GPUs from this compute capability on (Hopper).
+# Newer flash attention by torch's name for it (torch.nn.attention, from torch 2.11 on), and the packages that bring it.
+FA3, FA3_PACKAGE = "FA3", "flash_attn_interface"
+FA4, FA4_PACKAGE = "FA4", "flash_attn.cute"
+# Both are for GPUs from this compute capability on (Hopper).
 LEAST_CAPABILITY = (9, 0)
 # Positions, of all sequences together, that forms are compared on: enough to fill a GPU.
 MOST_POSITIONS = 1 << 16
@@ -49,8 +50,13 @@ def attention_forms(device: torch.device) -> dict[str, Attention]:
 
     forms["cuDNN"] = _by(SDPBackend.CUDNN_ATTENTION)
     forms["flash"] = _by(SDPBackend.FLASH_ATTENTION)
-    if _can_activate() and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY:
-        forms |= {name: forms["flash"] for name, package in NEWER_FLASH.items() if _is_installed(package)}
+    if torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY:
+        if _can_activate() and _is_installed(FA3_PACKAGE):
+            forms[FA3] = forms["flash"]
+        if _is_installed(FA4_PACKAGE):
+            from cuda_train.flash_attention_4 import flash_attention_4
+
+            forms[FA4] = flash_attention_4
     return forms
 
 
@@ -59,7 +65,7 @@ def activate(name: str) -> None:
     torch's own again. Raises what torch raises where the package does not fit."""
     if not _can_activate():
         return
-    if name in NEWER_FLASH:
+    if name == FA3:
         torch.nn.attention.activate_flash_attention_impl(name)
     elif torch.nn.attention.current_flash_attention_impl() is not None:
         torch.nn.attention.restore_flash_attention_impl()

@@ -11,14 +11,21 @@ import torch
 
 from shared.errors import RunError
 
-# Where torch looks for what an earlier process compiled, and Triton for its kernels.
-CACHE_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "torch", "TRITON_CACHE_DIR": "triton"}
+# Where torch looks for what an earlier process compiled, and Triton and flash-attn-4 for their kernels.
+CACHE_VARIABLES = {
+    "TORCHINDUCTOR_CACHE_DIR": "torch",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash-attention",
+}
+# flash-attn-4 keeps nothing unless it is told to.
+KEEPS_VARIABLE = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"
 
 
 def keep_compiled(folder: Path) -> None:
     """Keep what is compiled in a folder, for later processes; where a user has named another, that one stays."""
     for variable, name in CACHE_VARIABLES.items():
         os.environ.setdefault(variable, str((folder / name).absolute()))
+    os.environ.setdefault(KEEPS_VARIABLE, "1")
 
 
 def compiled(function: Callable, what: str) -> Callable:

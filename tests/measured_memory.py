@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import statistics
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -97,14 +98,18 @@ def mlx_peak_bytes(spec: Spec) -> int:
     assert isinstance(engine, mlx_train.engine.TrainingEngine)
     import mlx.core as mx  # after mlx_train, which loads the BLAS
 
+    def measured() -> int:
+        mx.synchronize()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        # One round after the other: how many are in flight is a matter of time, for which plans leave room.
+        with patch.object(mx, "async_eval", mx.eval):
+            engine.gradients(x, numbers)
+        return (mx.get_peak_memory() - before) // len(engine.streams) - gradient_bytes(spec)
+
     engine.gradients(x, numbers)
-    mx.synchronize()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    # One round after the other: how many are in flight is a matter of time, for which plans leave room.
-    with patch.object(mx, "async_eval", mx.eval):
-        engine.gradients(x, numbers)
-    return (mx.get_peak_memory() - before) // len(engine.streams) - gradient_bytes(spec)
+    # Where the machine is busy, a worker that waits holds what it would have freed: once 1.4 times as much.
+    return int(statistics.median(measured() for _ in range(3)))
 
 
 def assert_as_estimated(spec: Spec, engine: str, rows: int, compiled: bool = False) -> None:

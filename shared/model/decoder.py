@@ -56,7 +56,7 @@ def earlier_symbols(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Arr
     start = ops.broadcast_to(params["decoder.start"], (x_BT.shape[0], 1, model.decoder.dim))
     table, projection = params["decoder.embed.weight"], params.get("decoder.context_proj.weight")
     previous = ops.symbol_context(table, start, projection, x_BT, spec.training.dtype)
-    if model.ngram.rows and model.ngram.reader == "decoder":
+    if model.ngram.lengths_for("decoder"):
         previous = previous + decoder_ngrams(ops, spec, params, x_BT)
     return ops.rms_norm(previous, model.norm_eps)
 

@@ -31,7 +31,7 @@ def embed_patches(ops: Ops, spec: Spec, params: Mapping[str, Array], x_BT: Array
     if model.patch_size > 1:
         embeds = embeds.reshape((batch, time // model.patch_size, model.patch_size * model.model_dim))
         embeds = ops.linear(embeds, params["embed.patch_proj.weight"])
-    if model.ngram.rows and model.ngram.reader == "trunk":
+    if model.ngram.lengths_for("trunk"):
         embeds = embeds + trunk_ngrams(ops, spec, params, x_BT)
     inputs_BND = shift_right(ops, embeds, window_start(ops, spec, params, x_BT))
     if model.smear_gate == "v2":

@@ -188,7 +188,7 @@ def _checkpoint(run: RunDirectory, spec: Spec, step: int | None, *, best: bool) 
             return store.load_step(step)
         checkpoint = store.load_best() if best else store.load_latest()
         if checkpoint is None and store.steps():
-            raise RunError(f"{run.path}: none of its checkpoints was validated, so none is known to be the best")
+            raise RunError(f"{run.path}: none of its checkpoints was validated as its spec asks, so none is the best")
     if checkpoint is None:
         raise RunError(f"{run.path}: it has neither {run.artifact_path.name} nor a checkpoint yet")
     return checkpoint

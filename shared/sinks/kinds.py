@@ -4,6 +4,7 @@ otherwise (TRACKIO_SPACE_ID, WANDB_MODE=online)."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -63,7 +64,8 @@ class Trackio:
 
 
 class Wandb:
-    """Offline by default: `wandb sync RUN/wandb/offline-*` uploads it; WANDB_MODE=online does so at once."""
+    """Offline by default: `wandb sync RUN/wandb/offline-*` uploads all starts as one run; WANDB_MODE=online does so at
+    once."""
 
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import wandb
@@ -72,6 +74,9 @@ class Wandb:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
+            # Every start of the run is the same run of W&B: the first makes it, the others continue it.
+            id=_same_id(run, config["environment"]),
+            resume="allow",
             group=group,
             dir=str(run.path),
             config=dict(config),
@@ -116,6 +121,14 @@ class TensorBoard:
 
 # By the name on the command line, which is also that of the package and of the extra.
 KINDS: dict[str, type[Sink]] = {"trackio": Trackio, "wandb": Wandb, "tensorboard": TensorBoard}
+
+
+def _same_id(run: RunDirectory, environment: Mapping[str, Any]) -> str:
+    """An id that all starts of a run have and no other run has, from its name and the time and command of its first
+    start: nothing is kept that `wandb clean` could remove."""
+    first = [*environment.get("earlier_starts", []), environment][0]
+    text = json.dumps([run.name, first.get("started"), first.get("command")])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:

@@ -123,8 +123,7 @@ class ModelSpec(Section):
     @property
     def decoder_reach(self) -> int:
         """Earlier symbols that a position of an autoregressive decoder reads directly."""
-        ngrams = self.ngram.lengths if self.ngram.reader == "decoder" else ()
-        return max((self.decoder.context, *ngrams))
+        return max((self.decoder.context, *self.ngram.lengths_for("decoder")))
 
     @model_validator(mode="before")
     @classmethod

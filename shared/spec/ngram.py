@@ -11,6 +11,7 @@ from shared.spec.base import Section, Size, require
 MAX_NGRAM = 6
 # Below 2^15, so that a multiplier times a row number fits in 31 bits.
 MAX_ROWS, MAX_MULTIPLIER = 65_536, 32_767
+Reader = Literal["trunk", "decoder"]
 
 
 class NgramSpec(Section):
@@ -31,7 +32,7 @@ class NgramSpec(Section):
         1021, description="multiplier of the hash; 256 with 4096 rows is the published one for bytes"
     )
 
-    reader: Literal["trunk", "decoder"] = Field(
+    reader: Reader = Field(
         "trunk", description="what reads them: each patch of the trunk, or each symbol of an autoregressive decoder"
     )
 
@@ -39,6 +40,10 @@ class NgramSpec(Section):
     def lengths(self) -> range:
         """The n of its tables; nothing where it is off."""
         return range(2, self.longest + 1) if self.rows else range(0)
+
+    def lengths_for(self, reader: Reader) -> range:
+        """The n that `reader` reads."""
+        return self.lengths if self.reader == reader else range(0)
 
 
 def check_ngram(ngram: NgramSpec, autoregressive: bool) -> None:

@@ -63,6 +63,8 @@ class TrainingLoop:
         self.store, self.metrics, self.observer, self.interruption = store, metrics, observer, interruption
         self.position, self.clock, self.scored_shape = position, clock, scored_shape
         self.pause_frac = pause_frac
+        # The last one of this start or before it, those of pauses included.
+        self.validation = position.last_validation
         self.queue = StepQueue(engine, clock, position.elapsed_s)
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
@@ -88,7 +90,7 @@ class TrainingLoop:
                 if ended and not paused:
                     self.log.finish()
                 if (ended or validation_due) and not self._validated():
-                    self._run_validation()
+                    self._run_validation(counts=not paused or (validation_due and checkpoint_due))
                 if (ended or checkpoint_due) and not self._saved():
                     self._save()
                 if ended:
@@ -218,7 +220,8 @@ class TrainingLoop:
         if nats > (1.0 + FIRST_LOSS_REL) * ignorant:
             self.observer.on_warning(f"{found}: check the initial values")
 
-    def _run_validation(self) -> None:
+    def _run_validation(self, *, counts: bool) -> None:
+        """Validate. At a pause it counts only where a checkpoint has it without the pause too: the best one stays."""
         position = self.position
         self.observer.on_phase("validation")
         try:
@@ -228,9 +231,11 @@ class TrainingLoop:
             raise Failure(
                 f"step {position.step}: validation gave no finite number ({error})", failed_step=position.step
             ) from None
-        position.last_validation = report
-        if position.best_validation is None or report.bpb < position.best_validation.bpb:
-            position.best_validation = report
+        self.validation = report
+        if counts:
+            position.last_validation = report
+            if position.best_validation is None or report.bpb < position.best_validation.bpb:
+                position.best_validation = report
         self.metrics.append("validation", **asdict(report))
         self.observer.on_validation(report)
 
@@ -319,7 +324,7 @@ class TrainingLoop:
             step=position.step,
             elapsed_s=position.elapsed_s,
             nats=self.log.last.nats_per_symbol if self.log.last else None,
-            validation=position.last_validation,
+            validation=self.validation,
             best_validation=position.best_validation,
             checkpoint=self.store.latest_path(),
             message=message,

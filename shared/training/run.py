@@ -97,14 +97,15 @@ def train_run(
 def earlier_result(run: FinishedRun) -> RunResult:
     """The result that `train_run` returned when this run was finished."""
     validations = [report for event in run.by_step("validation") if (report := as_report(event))]
+    store = CheckpointStore(run.directory.checkpoints_path, run.spec.training.keep_checkpoints)
     outcome = Outcome(
         status="finished",
         step=run.steps,
         elapsed_s=run.train_s,
         nats=run.last_step["nats_per_symbol"],
         validation=validations[-1] if validations else None,
-        best_validation=min(validations, key=lambda report: report.bpb, default=None),
-        checkpoint=CheckpointStore(run.directory.checkpoints_path, run.spec.training.keep_checkpoints).latest_path(),
+        best_validation=last.best_validation if (last := store.latest_info()) else None,
+        checkpoint=store.latest_path(),
         message=f"run {run.path} is already finished",
     )
     packing, problems = run.ending["packing"], run.ending["problems"]

@@ -29,6 +29,8 @@ class PlainObserver:
         self._phase_start_s = self._last_progress_s = 0.0
         self._spec: Spec | None = None
         self._clock: threading.Timer | None = None
+        # Held while the clock ticks, starts and stops: a tick between a stop and its end would start another clock.
+        self._ticking = threading.RLock()
 
     def __enter__(self) -> PlainObserver:
         return self
@@ -93,18 +95,21 @@ class PlainObserver:
         phase, start_s = self._phase, self._phase_start_s
 
         def tick() -> None:
-            if self._phase == phase and self._clock is timer:
-                notify(self.console, f"{self.prefix}{phase}: {format_clock(time.monotonic() - start_s)}\n")
-                self._start_clock()
+            with self._ticking:
+                if self._clock is timer:
+                    notify(self.console, f"{self.prefix}{phase}: {format_clock(time.monotonic() - start_s)}\n")
+                    self._start_clock()
 
-        timer = self._clock = threading.Timer(PROGRESS_EVERY_S, tick)
-        timer.daemon = True
-        timer.start()
+        with self._ticking:
+            timer = self._clock = threading.Timer(PROGRESS_EVERY_S, tick)
+            timer.daemon = True
+            timer.start()
 
     def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        with self._ticking:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
 
     def _print(self, line: str) -> None:
         self.console.print(self.prefix + line, markup=False, highlight=False, soft_wrap=True)

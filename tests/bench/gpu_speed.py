@@ -8,12 +8,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cuda_train import device
-from cuda_train.compiling import CACHE_VARIABLES
+from cuda_train.compiling import CACHE_VARIABLES, keep_compiled
 from shared.engine.flops import training_flops
 from shared.engine.hardware import find_peak
 from shared.engine.protocol import StepResult
@@ -42,7 +43,8 @@ def speed(settings: Settings, section: Section) -> None:
 
     with tempfile.TemporaryDirectory() as cold, contextlib.ExitStack() as stack:
         for variable in CACHE_VARIABLES:
-            os.environ[variable] = f"{cold}/{variable}"
+            os.environ.pop(variable, None)
+        keep_compiled(Path(cold))
         stack.callback(lambda: stop_all(workers.values()))
         for name in names:  # One after the other: each compiles with all of the machine's processors.
             ready[name] = start(name)

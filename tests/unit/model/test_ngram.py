@@ -48,6 +48,13 @@ def test_the_published_hash_of_bytes():
     assert rows.tolist() == [[(256 * 200 + 7) % 4096]]
 
 
+def test_one_reader_reads_all_lengths_and_the_other_none():
+    for reader, other in (("trunk", "decoder"), ("decoder", "trunk")):
+        ngram = tiny("model.ngram.rows=97", "model.ngram.longest=4", f"model.ngram.reader={reader}").model.ngram
+        assert list(ngram.lengths_for(reader)) == [2, 3, 4] and not ngram.lengths_for(other)
+        assert not tiny(f"model.ngram.reader={reader}").model.ngram.lengths_for(reader)
+
+
 @pytest.mark.parametrize("patch_size", [1, 4])
 @pytest.mark.parametrize("kind", ["byte256", "byte260"])
 def test_the_definition(kind: str, patch_size: int):

@@ -126,12 +126,14 @@ def test_a_missing_package_is_told_before_anything_is_made(
     assert "choices: trackio, wandb, tensorboard" in cli.refusal("train", "tiny", "--log", "nowhere")
 
 
-def stand_in_modules(told: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """trackio, wandb and tensorboard, as much of them as the sinks use; the real ones are in the record."""
+def stand_in_modules(told: list[tuple[Any, ...]], resumes: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """trackio, wandb and tensorboard, as much of them as the sinks use; the real ones are in the record. `resumes` gets
+    what each start says of the run that it continues."""
 
     class Run:
         def __init__(self, **options: Any) -> None:
             self.name = options["name"]
+            resumes.append((options.get("id"), options.get("resume")))
             told.append(("start", self.name, options.get("group"), options["config"]))
 
         def log(self, values: dict[str, float], step: int | None = None) -> None:
@@ -166,7 +168,7 @@ def stand_in_modules(told: list[tuple[Any, ...]]) -> dict[str, Any]:
     pair = lambda tag, simple_value: (tag, simple_value)  # noqa: E731
     summary = module(Summary=type("Summary", (), {"__new__": lambda cls, value: value, "Value": staticmethod(pair)}))
     log_artifact = Run(name="", config=None).log_artifact
-    told.clear()
+    told.clear(), resumes.clear()
     return {
         "trackio": module(init=lambda **options: Run(**options), log_artifact=log_artifact),
         "wandb": module(init=lambda **options: Run(**options), Settings=module, Artifact=Artifact),
@@ -187,7 +189,7 @@ def test_every_kind_passes_on_numbers_config_and_artifact(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[tuple[Any, ...]] = []
-    for module, names in stand_in_modules(told).items():
+    for module, names in stand_in_modules(told, []).items():
         monkeypatch.setitem(sys.modules, module, names)
     config = {"spec": {"name": "tiny"}, "environment": {"ranks": 1}}
     sink = kinds.KINDS[name](RunDirectory(tmp_path / "one"), config, resumed=False, group="mine")
@@ -202,3 +204,22 @@ def test_every_kind_passes_on_numbers_config_and_artifact(
         assert told[0] == ("start", "one", "mine", config)
         assert str(tmp_path / "artifact.btw") in [what for kind, what in (one for one in told if len(one) == 2)]
     assert capsys.readouterr() == ("", "")
+
+
+def test_every_start_of_a_run_is_the_same_run_of_wandb(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of another run of its name, nor that of its copy under another."""
+    resumes: list[tuple[Any, Any]] = []
+    for module, names in stand_in_modules([], resumes).items():
+        monkeypatch.setitem(sys.modules, module, names)
+    run, starts = RunDirectory(tmp_path / "one"), []
+    run.path.mkdir()
+    for hour in range(3):
+        run.write_environment({"started": f"2026-11-26T0{hour}:00:00+00:00", "command": "bytetwin train"})
+        starts.append(run.read_environment())
+    for name, environment in (*(("one", start) for start in starts), ("one", {"started": "later"}), ("two", starts[2])):
+        kinds.Wandb(RunDirectory(tmp_path / name), {"environment": environment}, resumed=False, group=None).end(None)
+    first, second, third, other, copy = resumes
+    assert first == second == third and first[1] == "allow"
+    assert len({first[0], other[0], copy[0]}) == 3

@@ -245,10 +245,11 @@ def test_a_folder_of_runs_on_the_command_line(trained: Path, tmp_path: Path, cli
     document = done.document
     assert done.status == 0 and document["baseline"] == "old" and document["confidence"] == 0.95
     old, new = document["groups"]
-    bpb = read_json(trained / "score.json")["bpb"]
+    score = read_json(trained / "score.json")
+    bpb = score["bpb"]
     assert old["bpb"]["mean"] == pytest.approx(bpb * 1.001) and old["bpb"]["n"] == 3
     assert new["difference_bpb"]["mean"] == pytest.approx(-0.1 * bpb)
-    assert new["verdict"] == "better" and new["over_documents"]["num_units"] == 99
+    assert new["verdict"] == "better" and new["over_documents"]["num_units"] == score["documents"]
     assert document["differing_fields"] == {"optimizer.matrix_lr": [0.02, 0.5]}
     assert "better" in done.err and "optimizer.matrix_lr: 0.02, 0.5" in done.err
     assert record.read_text().count("| new |") == 4

@@ -40,6 +40,25 @@ def test_zero_cadence_means_only_at_the_end(tmp_path: Path) -> None:
     assert [r["step"] for r in harness.events("validation")] == [23]
 
 
+@pytest.mark.parametrize("pause", [3, 5, 8, 10])
+def test_a_pause_leaves_the_best_checkpoint_of_a_run_without(tmp_path: Path, pause: int) -> None:
+    """Whatever is due there: nothing, a validation, a checkpoint, both."""
+    found = []
+    for name, pauses in (("plain", [1.0]), ("paused", [pause / 23, 1.0])):
+        for pause_frac in pauses:
+            score = lambda step: 1.0 if step == pause else 2.0 + step % 7  # noqa: E731
+            harness = make(tmp_path / name, "training.checkpoint_every_steps=2", score=score, pause_frac=pause_frac)
+            outcome = harness.start()
+            if outcome.status == "paused":
+                assert outcome.step == pause and outcome.validation is not None and outcome.validation.bpb == 1.0
+        store = CheckpointStore(harness.folder / "checkpoints", harness.spec.training.keep_checkpoints)
+        best = store.load_best()
+        assert best is not None and outcome.best_validation is not None
+        found.append((best.info.step, best.info.state_sha256, outcome.best_validation, store.steps()))
+    assert found[0] == found[1]
+    assert found[0][0] == (10 if pause == 10 else 23)
+
+
 def test_the_learning_rate_follows_the_progress_at_the_start_of_a_step(tmp_path: Path) -> None:
     harness = make(tmp_path)
     harness.start()
