@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared.model import parameter_counts
+from shared.scoring.documents import DocumentScores
 from shared.spec import Spec
 from shared.study.plan import plan_runs
+from tests.bench import by_steps
 from tests.bench.ablations import COMMON, SPEC, TABLES, main
+from tests.bench.by_steps import LOOK_LEVEL, Rows, decided, equal_steps, false_decisions, read, table
+from tests.datasets import write_dataset
 
 
 def specs(table: str) -> dict[str, Spec]:
@@ -61,3 +67,63 @@ def test_the_command_of_a_table_can_be_read(capsys: pytest.CaptureFixture[str]) 
     words = shlex.split(capsys.readouterr().out)
     assert words[:7] == ["bytetwin", "sweep", "smoke", "--name", "patch-10s", "--seeds", "0,1"]
     assert "training.time_limit_s=10" in words and "model.patch_size=1,2,4,8,12,16" in words
+
+
+def by_seed(*values: float) -> dict[int, DocumentScores]:
+    """Scores in bits per byte of four documents of 50,000 bytes, which differ by up to 0.15."""
+    sizes = np.full(4, 50_000, np.int64)
+    documents = np.array([-0.15, -0.05, 0.05, 0.15])
+    return {seed: DocumentScores((value + documents) * np.log(2.0) * sizes, sizes) for seed, value in enumerate(values)}
+
+
+def test_a_row_by_steps_is_decided_by_an_interval_that_excludes_zero_or_lies_within_the_bound() -> None:
+    noise = 0.002 * np.array([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
+    seeds = 2.9 + 0.02 * np.arange(6)
+    scores = {
+        "baseline": by_seed(*seeds),
+        "better": by_seed(*(seeds - 0.03 + noise)),
+        "worse": by_seed(*(seeds + 0.03 + noise)),
+        "equal": by_seed(*(seeds + 0.001 + noise)),
+        "noisy": by_seed(*(seeds + 10 * noise)),
+        "few": by_seed(*(seeds + 0.03)[:5]),
+    }
+    rows = Rows(dict.fromkeys(scores, 105), scores)
+    found = {label: decided(rows, "baseline", label) for label in scores if label != "baseline"}
+    assert found == {"better": "better", "worse": "worse", "equal": "within 0.01", "noisy": "", "few": ""}
+    lines = table(rows, list(scores))
+    assert len(lines) == 2 + len(scores) and "+0.0300" in lines[4] and lines[4].endswith("| worse |")
+
+
+def test_looking_after_each_seed_decides_wrongly_once_in_a_hundred() -> None:
+    assert false_decisions(LOOK_LEVEL) == pytest.approx(0.01, abs=0.002)
+    assert false_decisions(0.99) == pytest.approx(1 / 21, rel=0.1)
+
+
+def test_equal_time_is_fewer_steps_of_what_costs_more() -> None:
+    assert equal_steps(105, 1.064, 0.015) == 99 and equal_steps(105, 0.9, 0.01) == 117
+    assert equal_steps(105, 1.006, 0.015) == 105
+
+
+def test_the_driver_by_steps_trains_what_is_missing(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps of a small model. A second start trains the second seed alone; the first trains as before."""
+    monkeypatch.setattr(by_steps, "TURNS", 2)
+    text = [b"some text to learn. " * 40] * 4
+    write_dataset(train=text, heldout=[each.upper() for each in text])
+    small = ("model_dim=48", "num_layers=1", "num_heads=1", "num_kv_heads=1", "decoder.dim=16", "decoder.num_layers=1")
+    words = ["tricks", "--steps", "2", "--train", "toy", "--heldout", "toy", "--set", "training.compile=false"]
+    words += [word for setting in small for word in ("--set", f"model.{setting}")]
+    for field in ("training.batch", "training.micro_batch", "evaluation.batch", "evaluation.val"):
+        words += ["--set", f"{field}_symbols=768"]
+    path, again = tmp_path / "rows.jsonl", tmp_path / "again.jsonl"
+    assert by_steps.main([*words, str(path), "--seeds", "1"]) == 0
+    once = path.read_text()
+    again.write_text(once.splitlines(keepends=True)[0])
+    assert (
+        by_steps.main([*words, str(path), "--seeds", "2"]) == by_steps.main([*words, str(again), "--seeds", "1"]) == 0
+    )
+    assert path.read_text().startswith(once) and len(path.read_text().splitlines()) == 11
+    first, *rest = (read(each).scores for each in (again, path))
+    assert all((first[label][0].nats == rest[0][label][0].nats).all() for label in first) and len(first) == 5
+    assert "smoke-mlp_dim-576 |" in capsys.readouterr().out
