@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,8 +13,8 @@ import torch
 
 from cuda_train.ops import TorchOps
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
+from tests.triton_interpreter import compile_kernels, needs_triton
 from tests.triton_interpreter import interpreter as interpreter
-from tests.triton_interpreter import needs_triton
 
 CPU = torch.device("cpu")
 EPS = 1e-6
@@ -233,9 +230,7 @@ for target in (("*bf16", 90), ("*fp32", 80)):
 @pytest.mark.slow
 @needs_triton
 def test_the_kernels_compile_for_gpus(tmp_path: Path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+    compile_kernels(COMPILE, tmp_path)
 
 
 def rows_and_gradients(ops: TorchOps, dtype: str) -> Arrays:
