@@ -21,8 +21,9 @@ from shared.cli.command import (
     spec_from_arguments,
     write_document,
 )
+from shared.cli.sizes import print_sizes, sizes_of
 from shared.engine.package import engine_package, keep_compiled
-from shared.preflight import ROWS, Question, preferred_engine, print_report, run_preflight
+from shared.preflight import ROWS, Question, preferred_engine, print_rows, print_verdict, run_preflight
 from shared.preflight.ask_rows import check_row_names
 from shared.runs.scaling_curve import read_fit
 from shared.units import format_clock
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> CommandResult:
-    """Evaluate every row; status 1 if one is a no-go, or with --strict a risk, and is not forced."""
+    """Evaluate every row and show what fits; status 1 if one is a no-go, or with --strict a risk, and is not forced."""
     spec = bind_tokenizer(spec_from_arguments(args))
     check_row_names(args.force)
     fit = read_fit(args.fit) if args.fit else None
@@ -75,8 +76,11 @@ def run(args: argparse.Namespace) -> CommandResult:
     question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes, args.as_trained)
     with _stages() as announce:
         report = run_preflight(question, args.force, announce, args.strict)
-    print_report(result_console(args), report)
-    document = report.to_document()
+    sizes, shown = sizes_of(spec, engine), result_console(args)
+    print_rows(shown, report)
+    print_sizes(shown, sizes)
+    print_verdict(shown, report)
+    document = {**report.to_document(), "sizes": sizes.to_document()}
     if args.output:
         write_document(args.output, document)
     return CommandResult(document, status=0 if report.go else 1)
