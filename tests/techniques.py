@@ -72,6 +72,7 @@ TERMS = {
     ],
 }
 EVERY_TERM = [override for overrides in TERMS.values() for override in overrides]
+RANGE_CODER = ["artifact.codec=range", "artifact.tensors=[{pattern='*mlp*',bits=4}]"]
 EVERY_FACTOR = [*TOKENS, "training.loss.z_weight=0.01", "training.loss.focal_gamma=2.0"]
 EVERY_FACTOR += ["training.loss.byte_weighted=true"]
 
@@ -112,6 +113,7 @@ TECHNIQUES: dict[str, list[str]] = {
     "factored tokens": [*BYTES, *TOKENS, "model.start=document_start", "model.embed_rank=10"],
     "adapters": ADAPTERS,
     "auxiliary losses": EVERY_TERM,
+    "codes of the range coder": [*TERMS["code_entropy"], *RANGE_CODER],
 }
 
 

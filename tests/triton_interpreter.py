@@ -1,12 +1,14 @@
-"""A process in which Triton's interpreter runs kernels on the CPU; tests import the fixture."""
+"""Triton without a GPU: a process where its interpreter runs kernels, and one where its compiler compiles them."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,10 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
         patch.syspath_prepend(str(ROOT))  # the new process imports the test's module by its name
         assert pool.submit(os.getpid).result() != os.getpid()
         yield pool
+
+
+def compile_kernels(program: str, cache: Path) -> None:
+    """Run a program that compiles kernels, without the interpreter and with nothing compiled before."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

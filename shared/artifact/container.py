@@ -66,7 +66,7 @@ from shared.errors import ArtifactError
 from shared.files import write_atomically
 from shared.model.auxiliary import model_weights
 from shared.model.initialise import with_neutral_logits
-from shared.model.logits import packed_parameters
+from shared.model.logits import check_logits, packed_parameters
 from shared.quantisers import InputStatistics, QuantisedTensor
 from shared.spec import ArtifactSpec, Spec, spec_id
 
@@ -183,6 +183,7 @@ def quantise_model(
             raise ArtifactError(f"tensor {name}: {'missing' if name in shapes else 'not a parameter of the spec'}")
         if weights[name].shape != shapes[name]:
             raise ArtifactError(f"tensor {name}: shape {weights[name].shape}, the spec implies {shapes[name]}")
+    check_logits(weights)
     return quantise(weights, storages_of(manifest, spec.artifact), statistics, spec.artifact.lqer_tensors)
 
 
@@ -237,8 +238,10 @@ def _read(stream: BinaryIO, size: int) -> Artifact:
     file_hash = hashlib.sha256(prefix + stored_header)
     sections = {section.plan.name: _read_section(stream, section, file_hash) for section in header.sections}
     tensors = pick_up(header.layout, sections)
+    weights = dequantise(tensors)
+    check_logits(weights)
     info = _info(header, PREFIX.size + stored_bytes, file_hash.hexdigest())
-    return Artifact(header.spec, dequantise(tensors), tensors, info, header.values)
+    return Artifact(header.spec, weights, tensors, info, header.values)
 
 
 def _read_section(stream: BinaryIO, section: StoredSection, file_hash: hashlib._Hash) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.artifact.budget import entropy_bits
-from shared.artifact.code_lengths import code_lengths
+from shared.artifact.code_lengths import range_bits
 from shared.errors import ArtifactError
 from shared.quantisers import QuantisedTensor
 from shared.spec import QuantiserSpec
@@ -155,7 +155,7 @@ def range_code_bits(tensor: QuantisedTensor) -> float:
     """What the range coder takes for a tensor's codes, alone and with what it has to learn left out."""
     codes = tensor.parts["codes"].reshape(-1, tensor.shape[-1])
     states = int(tensor.storage.stored_settings.get("trellis", 0))
-    return float(code_lengths([codes], [states]).of(0, codes, states).sum())
+    return range_bits([codes], [states])
 
 
 CODE_BITS: dict[str, CodeBits] = {"brotli": entropy_code_bits, "range": range_code_bits}

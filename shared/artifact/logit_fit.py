@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shared.artifact.quantise import dequantise
 from shared.engine.protocol import Scorer, Weights
-from shared.model.logits import BIAS, TEMPERATURE
+from shared.model.logits import BIAS, LEAST_TEMPERATURE, MOST_BIAS, MOST_TEMPERATURE, TEMPERATURE
 from shared.quantisers import Float32, QuantisedTensor
 
 PASSES = 6
@@ -29,8 +29,6 @@ PRIOR_SYMBOLS = 400.0
 
 TEMPERATURE_STEP, BIAS_STEP = 2.0**-10, 2.0**-6
 """Grids of the results, coarse to what engines differ by; the second costs some 1e-5 nats."""
-
-LEAST_TEMPERATURE, MOST_TEMPERATURE, MOST_BIAS = 0.25, 4.0, 4.0
 
 Progress = Callable[[int, int], None]
 ScorerOf = Callable[[Weights], Scorer]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from shared.model.manifest import Parameter
 from shared.optim import lr_factor
 from shared.spec import Spec
+from shared.spec.schedule import ScheduleSpec
 
 FEATURES = ("dose", "row_length", "batch", "patch_size", "local_decoder", "builtin_text")
 """The variables of an excess. The first four are log2 of a ratio, so that 0 is the middle of what was measured;
@@ -104,7 +106,7 @@ def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.fl
         "adapter": optimizer.adapter_lr,
     }
     decay = optimizer.muon_weight_decay if parameter.group == "matrix" else optimizer.adam_weight_decay
-    path = rates[parameter.group] * steps * mean_lr_factor(spec)
+    path = rates[parameter.group] * steps * mean_lr_factor(spec.schedule)
     dose = -math.expm1(-decay * path) / decay if decay > 0 else path
     local = parameter.name.startswith(("decoder.layers", "decoder.embed", "decoder.context_proj"))
     positions = spec.training.batch_symbols / (1 if local else model.patch_size)
@@ -112,7 +114,8 @@ def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.fl
     return np.array([*map(math.log2, ratios), model.decoder.kind == "autoregressive", spec.data.train == "builtin"])
 
 
-def mean_lr_factor(spec: Spec) -> float:
-    """Mean of the schedule's factor over a whole run."""
+@lru_cache
+def mean_lr_factor(schedule: ScheduleSpec) -> float:
+    """Mean of the schedule's factor over a whole run. A table of sizes asks for it once for each tensor and shape."""
     points = ((index + 0.5) / _SCHEDULE_POINTS for index in range(_SCHEDULE_POINTS))
-    return sum(lr_factor(spec.schedule, point) for point in points) / _SCHEDULE_POINTS
+    return sum(lr_factor(schedule, point) for point in points) / _SCHEDULE_POINTS

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.artifact.range_contexts import Magnitudes, magnitude_class, magnitudes_of
-from shared.artifact.range_model import NUM_BINS, AdaptiveModel
+from shared.artifact.range_model import AdaptiveModel
 from shared.artifact.rans import Decoder, Encoder, Run
 from shared.artifact.row_references import add_references, find_references, subtract_references
 from shared.errors import ArtifactError
+from shared.quantisers.code_lengths import NUM_BINS
 from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS, quantisers_of
 
 MIN_LANES, MAX_LANES = 8, 2048

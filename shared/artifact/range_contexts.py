@@ -1,7 +1,7 @@
 """The contexts of a matrix's codes: how large each is expected to be, from its row and its column.
 
-A matrix has a level, the bin (shared.artifact.range_model) of its mean magnitude, and each row and column an offset in
-quarters of an octave. A code's bin is level + 2 (row + column): magnitudes are taken for a product of the two. On
+A matrix has a level, the bin (shared.quantisers.code_lengths) of its mean magnitude, and each row and column an offset
+in quarters of an octave. A code's bin is level + 2 (row + column): magnitudes are taken for a product of the two. On
 trained matrices the codes of a bin are all but Gaussian, and neither their neighbours nor the tensor say more.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.artifact.range_model import BINS_PER_OCTAVE, NUM_BINS, ZERO_BIN, log2_64ths, power_of_two
+from shared.artifact.range_model import log2_64ths, power_of_two
+from shared.quantisers.code_lengths import BINS_PER_OCTAVE, NUM_BINS, ZERO_BIN
 
 OFFSET_LIMIT = 60
 """Largest offset; 15 octaves are more than codes of eight bits have."""

@@ -13,10 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_BINS = 112
-BINS_PER_OCTAVE = 8
-ZERO_BIN = 56
-"""The bin of magnitude 1."""
+from shared.quantisers.code_lengths import BINS_PER_OCTAVE, ESCAPE_COUNT, INCREMENT, NUM_BINS, ZERO_BIN
 
 NUM_SYMBOLS = 256
 ESCAPE = 0
@@ -25,9 +22,7 @@ ESCAPE = 0
 PRECISION = 14
 TOTAL = 1 << PRECISION
 
-INCREMENT = 128
 PRIOR_TOTAL = 1 << 16
-ESCAPE_COUNT = 16
 FORGET_ABOVE = INCREMENT << 17
 """A context that has counted about 2^17 codes halves its counts, so that late tensors are not read by early ones."""
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.artifact.range_model import ESCAPE, NUM_BINS, NUM_SYMBOLS, PRECISION, TOTAL, AdaptiveModel
+from shared.artifact.range_model import ESCAPE, NUM_SYMBOLS, PRECISION, TOTAL, AdaptiveModel
 from shared.errors import ArtifactError
+from shared.quantisers.code_lengths import NUM_BINS
 from shared.quantisers.trellis_states import TRELLISES
 
 LOWEST = 1 << 16

@@ -66,12 +66,6 @@ def fitting_parameters(rows: Sequence[SizedShape], storage: str, limit_bytes: in
     return int(nearest.parameters * limit_bytes / nearest.artifact_bytes[storage])
 
 
-def fitting_as_given(spec: Spec, limit_bytes: int) -> dict[str, int]:
-    """About how many parameters of a spec's shape, made larger or smaller, fit under every storage."""
-    given = [SizedShape("", parameter_counts(spec)["total"], _sizes(spec))]
-    return {name: fitting_parameters(given, name, limit_bytes) for name in given[0].artifact_bytes}
-
-
 def _shapes(spec: Spec) -> Iterator[tuple[str, list[str]]]:
     model = spec.model
     yield f"{model.num_layers} x {model.model_dim}, as given", []

@@ -39,7 +39,7 @@ COMMANDS = {
     "decompress": "give back the file that was coded with `compress`",
     "generate": "sample text from a run or an artifact",
     "export": "weights for others: a folder for safetensors, transformers or MLX, with a model card; --push uploads it",
-    "sweep": "train specs over seeds, one run after the other, and compare them; rerun to resume",
+    "sweep": "train specs over seeds and compare them; rerun to resume",
     "compare": "compare finished runs with a baseline: mean, deviation, paired difference and its interval over seeds",
     "report": "one page for one run or many, with no need of a network: curves, differences, what each model does",
     "watch": "see a running or finished run from another terminal or over ssh; several runs as rows",

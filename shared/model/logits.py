@@ -11,11 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import ArtifactError
 from shared.model.manifest import ONES, ZEROS, Parameter, parameter_manifest
 from shared.ops import Array, Ops
 from shared.spec import Spec
 
 TEMPERATURE, BIAS = "logits.temperature", "logits.bias"
+LEAST_TEMPERATURE, MOST_TEMPERATURE, MOST_BIAS = 0.25, 4.0, 4.0
+LOGIT_RANGES = {TEMPERATURE: (LEAST_TEMPERATURE, MOST_TEMPERATURE), BIAS: (-MOST_BIAS, MOST_BIAS)}
+"""What a fit may give: log-probabilities are finite for all of it."""
 
 
 def logit_parameters(spec: Spec) -> tuple[Parameter, ...]:
@@ -28,6 +35,16 @@ def logit_parameters(spec: Spec) -> tuple[Parameter, ...]:
 def packed_parameters(spec: Spec) -> tuple[Parameter, ...]:
     """All that an artifact of the spec holds, in order."""
     return (*parameter_manifest(spec), *logit_parameters(spec))
+
+
+def check_logits(weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raise ArtifactError for a T or b that no fit gives."""
+    for name, (least, most) in LOGIT_RANGES.items():
+        values = weights.get(name, np.zeros(0))
+        if not ((values >= least) & (values <= most)).all():
+            raise ArtifactError(
+                f"tensor {name}: {values.min():.4g} to {values.max():.4g}, must be {least:g} to {most:g}"
+            )
 
 
 def nats_of_logits(ops: Ops, spec: Spec, params: Mapping[str, Array], logits: Array, x_BT: Array) -> Array:
@@ -56,5 +73,5 @@ def _adjusted(ops: Ops, spec: Spec, params: Mapping[str, Array], logits: Array) 
 
 
 def _log_sum_exp(ops: Ops, x: Array) -> Array:
-    """ln of the sum of e^x over the last axis, which is kept. The sum is near 1 here, so nothing overflows."""
+    """ln of the sum of e^x over the last axis, which is kept. With T and b in their ranges it is finite and not 0."""
     return ops.log(ops.sum(ops.exp(x), axes=(-1,), keepdims=True))

@@ -119,8 +119,7 @@ def run_preflight(
     forced = set(force)
     check_row_names(forced)
     started = time.monotonic()
-    announce("one training step")
-    context = prepare(question)
+    context = prepare(question, announce)
     rows = []
     for name, ask in ASKED.items():
         announce(name)
@@ -129,7 +128,7 @@ def run_preflight(
     return PreflightReport(context, tuple(rows), time.monotonic() - started, strict)
 
 
-def prepare(question: Question) -> Context:
+def prepare(question: Question, announce: Announce = lambda row: None) -> Context:
     """Facts, estimate and, where it may fit, one measured step. Raises UserError."""
     spec = question.spec
     windows = spec.training.batch_symbols // spec.model.seq_len
@@ -158,6 +157,7 @@ def prepare(question: Question) -> Context:
         measured = resized(run_here, workload.measured_seq_len, workload.measured_rows)
     step = None
     if memory.least_bytes <= facts.free_bytes:
+        announce("one training step")
         step = measure_step(measured, question.engine, workload.measured_rows, workload.passes)
     return Context(question, facts, workload, memory, step)
 

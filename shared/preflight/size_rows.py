@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from shared.artifact.budget import code_bytes
 from shared.artifact.predict import Prediction, predict_artifact_bytes
-from shared.artifact.sizes import fitting_as_given
 from shared.preflight.question import Context
 from shared.preflight.row import Row, go, judged, no_go, risk
 from shared.preflight.speed_rows import plan_run
@@ -29,7 +27,6 @@ def artifact_row(context: Context) -> Row:
     prediction = predict_artifact_bytes(context.spec, plan_run(context).steps or None)
     total = prediction.expected_bytes + code
     answer = no_go if total > limit else go if prediction.high_bytes + code <= limit else risk
-    fitting = fitting_as_given(context.spec, max(1, limit - code))
     figure = (
         f"{prediction.expected_bytes:,} ({prediction.low_bytes:,} to {prediction.high_bytes:,}, "
         f"worst case {prediction.worst_case_bytes:,}); with code {total:,} of {limit:,} ({total / limit:.1%})"
@@ -37,7 +34,7 @@ def artifact_row(context: Context) -> Row:
     return answer(
         "artifact_bytes",
         figure,
-        f"{prediction.how}; {_verdict(prediction, code, limit)}; {_fitting_text(fitting)}",
+        f"{prediction.how}; {_verdict(prediction, code, limit)}",
         expected_bytes=prediction.expected_bytes,
         low_bytes=prediction.low_bytes,
         high_bytes=prediction.high_bytes,
@@ -45,7 +42,6 @@ def artifact_row(context: Context) -> Row:
         code_bytes=code,
         total_bytes=total,
         limit_bytes=limit,
-        fitting_parameters=fitting,
     )
 
 
@@ -84,12 +80,6 @@ def _verdict(prediction: Prediction, code: int, limit: int) -> str:
     }
     over = [f"{name} by {size + code - limit:,}" for name, size in sizes.items() if size + code > limit]
     return f"over the limit: {', '.join(over)}" if over else "even the worst case fits"
-
-
-def _fitting_text(fitting: Mapping[str, int]) -> str:
-    """How many parameters of this shape fit, by how their matrices are stored."""
-    counts = ", ".join(f"{count / 1e6:.1f} M {name}" for name, count in fitting.items())
-    return f"parameters that fit: {counts}"
 
 
 def _existing(folder: Path) -> Path:

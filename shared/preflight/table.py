@@ -13,8 +13,8 @@ from shared.preflight.row import Row
 STYLES = {"go": "green", "risk": "bold yellow", "no-go": "bold red", "unknown": "yellow", "forced": "bold magenta"}
 
 
-def print_report(console: Console, report: PreflightReport) -> None:
-    """Header, table and verdict."""
+def print_rows(console: Console, report: PreflightReport) -> None:
+    """Header and table."""
     question, facts = report.context.question, report.context.facts
     where = f"{question.engine}, {question.trainers}: {facts.names[0]}, {facts.framework}"
     console.print(f"preflight of {question.spec.name} on {where}")
@@ -26,6 +26,10 @@ def print_report(console: Console, report: PreflightReport) -> None:
     for row in report.rows:
         table.add_row(row.name, verdict(row), row.figure, row.how)
     console.print(table)
+
+
+def print_verdict(console: Console, report: PreflightReport) -> None:
+    """The line that says go or no-go."""
     conclusion, style = _conclusion(report)
     console.print(conclusion, style=style)
 

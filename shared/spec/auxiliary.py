@@ -71,14 +71,16 @@ class ChunkPredictionSpec(Section):
 
 
 class CodeEntropySpec(Section):
-    """Entropy of the codes that the artifact will store, softened so that it has a gradient.
+    """Bits of the codes that the artifact will store, as its coder has them, softened so that they have a gradient.
 
-    For a matrix with the scale s of each row as the artifact has it, p_k = mean over its weights of
-    softmax over k of -(w / s - k)^2 / temperature, k = -qmax ... qmax; added is weight times the mean over all matrix
-    weights of -sum p_k log2(p_k + 1e-9), in bits per weight. s is a constant to derivatives. A step looks at every
-    row_stride-th row of each matrix, beginning with row (step mod row_stride), so it costs 2 qmax + 1 exponentials for
-    each of matrix weights / row_stride numbers. Its gradient turns round within one code: before a step moves weights
-    by less than that it is noise. Published: an L1 norm on the codes at most; weight decay does the same.
+    With the step s of each weight as the artifact has it, a weight is code k = -qmax ... qmax by the share
+    softmax over k of -(w / s - k)^2 / temperature. Shares add up to counts n_ck in the contexts c of artifact.codec:
+    matrices with brotli; bins of expected magnitude, the same for all matrices, with range. Added is weight times
+    -sum n_ck log2(n_ck / sum over k of n_ck), divided by the number of matrix weights, in bits per weight. s and
+    contexts are constants to derivatives. A step looks at every row_stride-th row of each matrix, beginning with row
+    (step mod row_stride), so it costs 2 qmax + 1 exponentials for each of matrix weights / row_stride numbers. Its
+    gradient turns round within one code: before a step moves weights by less than that it is noise. Published: an L1
+    norm on the codes at most; weight decay does the same.
     """
 
     weight: Rate = Field(0.0, description="weight of the mean bits per weight, in nats per bit; 0 is off")

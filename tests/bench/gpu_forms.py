@@ -27,29 +27,6 @@ QUICK = (
 )
 
 
-class OneHotOps(TorchOps):
-    """Operations in which the gradient of a small table is a product with the one-hot matrix of what was read."""
-
-    def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
-        return self.cast(_OneHotRows.apply(weight, index), dtype)
-
-
-class _OneHotRows(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(index)
-        context.count = table.shape[0]
-        return torch.nn.functional.embedding(index, table)
-
-    @staticmethod
-    def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (index,), (grad,) = context.saved_tensors, grads
-        # A product of bfloat16 by tensor cores; sums are in float32 there.
-        rows = grad.reshape(-1, grad.shape[-1]).bfloat16()
-        hits = torch.arange(context.count, device=index.device)[:, None] == index.reshape(1, -1)
-        return (hits.to(rows.dtype) @ rows).float(), None
-
-
 def preset(settings: Settings) -> Spec:
     return load_spec("h100", [*QUICK] if settings.quick else [])
 
@@ -75,7 +52,9 @@ def attention_choice(settings: Settings, section: Section) -> None:
 
 
 def symbol_context(settings: Settings, section: Section) -> None:
-    """The context of the local decoder: written out, as rows of tables, and with one-hot gradients."""
+    """The context of the local decoder: written out, as rows of tables, and these with gradients by products."""
+    from cuda_train.fused_ops import FusedTorchOps  # It needs Triton.
+
     spec, device = preset(settings), torch.device(settings.device)
     dim, context, length = spec.model.decoder.dim, spec.model.decoder.context, spec.model.seq_len
     symbols = spec.training.batch_symbols if settings.quick else SYMBOLS
@@ -89,7 +68,7 @@ def symbol_context(settings: Settings, section: Section) -> None:
     forms: dict[str, Callable[..., torch.Tensor]] = {
         "written out": _form(TorchOps(device), ComposedOps.symbol_context, index),
         "rows of tables": _form(TorchOps(device), symbol_context_by_tables, index),
-        "rows of tables, one-hot gradients": _form(OneHotOps(device), symbol_context_by_tables, index),
+        "rows of tables, gradients by products": _form(FusedTorchOps(device), FusedTorchOps.symbol_context, index),
     }
     rows: list[tuple[Any, ...]] = [(f"{symbols:,} symbols, {context} places", "forward and backward, ms", "memory, MB")]
     right: list[torch.Tensor] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 import tempfile
@@ -27,66 +26,92 @@ from tests.bench.turns import Worker, ratios_text, serve
 
 def speed(settings: Settings, section: Section) -> None:
     """Speed and memory of a whole training step."""
-    names = ["bytetwin", *(["public"] if settings.script else [])]
-    words = ["--device", settings.device, *(["--quick"] if settings.quick else [])]
-    words += ["--script", str(settings.script.resolve())] if settings.script else []
-    workers: dict[str, Worker] = {}
-    ready: dict[str, tuple[float, int]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    race = Race(settings)
+    try:
+        race.run()
+    finally:  # What was measured before the budget was spent is told.
+        stop_all(race.workers.values())
+        race.tell(section)
 
-    def start(name: str) -> tuple[float, int]:
-        """(seconds until it is ready to train, number of parameters)."""
+
+class Race:
+    """Processes that take turns, and what was measured of each so far, by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.names = ["bytetwin", *(["public"] if settings.script else [])]
+        self.workers: dict[str, Worker] = {}
+        # Seconds until it is ready to train, parameters, seconds of a step in each round, peak memory.
+        self.ready_s: dict[str, float] = {}
+        self.parameters: dict[str, int] = {}
+        self.seconds: dict[str, list[float]] = {name: [] for name in self.names}
+        self.memory: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Start each with nothing compiled, one after the other: each compiles with all of the machine's processors.
+        Then turns, then ours once more with what it compiled."""
+        with tempfile.TemporaryDirectory() as cold:
+            for variable in CACHE_VARIABLES:
+                os.environ.pop(variable, None)
+            keep_compiled(Path(cold))
+            for name in self.names:
+                self.start(name)
+            for _ in range(self.settings.rounds):
+                for name in self.names:
+                    self.seconds[name].append(float(self.workers[name].ask("turn")[0]) / self.settings.turn_steps)
+            for name in self.names:
+                self.memory[name] = int(self.workers[name].ask("memory")[0])
+                self.workers.pop(name).stop()
+            self.start("bytetwin again")
+
+    def start(self, name: str) -> None:
+        """Start a worker and wait until it is ready to train."""
+        settings = self.settings
+        words = ["--device", settings.device, *(["--quick"] if settings.quick else [])]
+        words += ["--script", str(settings.script.resolve())] if settings.script else []
         begin = time.perf_counter()
-        workers[name] = Worker("tests.bench.gpu", "--worker", name.split(" ")[0], *words)
-        (parameters,) = workers[name].ask("ready")
-        return time.perf_counter() - begin, int(parameters)
+        self.workers[name] = Worker("tests.bench.gpu", "--worker", name.split(" ")[0], *words)
+        (parameters,) = self.workers[name].ask("ready")
+        self.ready_s[name], self.parameters[name] = time.perf_counter() - begin, int(parameters)
 
-    with tempfile.TemporaryDirectory() as cold, contextlib.ExitStack() as stack:
-        for variable in CACHE_VARIABLES:
-            os.environ.pop(variable, None)
-        keep_compiled(Path(cold))
-        stack.callback(lambda: stop_all(workers.values()))
-        for name in names:  # One after the other: each compiles with all of the machine's processors.
-            ready[name] = start(name)
-        for _ in range(settings.rounds):
-            for name, worker in workers.items():
-                seconds[name].append(float(worker.ask("turn")[0]) / settings.turn_steps)
-        memory = {name: int(worker.ask("memory")[0]) for name, worker in workers.items()}
-        for worker in workers.values():
-            worker.stop()
-        warm_s, _ = start("bytetwin again")
-    flops = training_flops(baseline_spec(settings)).per_symbol
-    known = find_peak(device.device_name()) if settings.device == "cuda" else None
-    peak = known[1].flops_per_s("bfloat16") if known else device.matrix_product_flops_per_s("bfloat16")
-    heading = "|parameters|ready to train after, s|tokens/s, median|slowest to fastest|MFU|peak memory, MB"
-    rows: list[tuple[Any, ...]] = [tuple(heading.split("|"))]
-    for name, times in seconds.items():
-        rates = sorted(settings.batch_symbols / value for value in times)
-        middle = statistics.median(rates)
-        ready_s, parameters = ready[name]
-        spread = f"{rates[0]:,.0f} to {rates[-1]:,.0f}"
-        share = f"{middle * flops / peak:.1%}"
-        rows.append(
-            (name, f"{parameters:,}", f"{ready_s:.1f}", f"{middle:,.0f}", spread, share, f"{memory[name] / 1e6:,.0f}")
-        )
-    section.table(*rows)
-    section.lines.append(
-        f"Ready: from the start of the process, with nothing compiled before. Bytetwin again after {warm_s:.1f} s, "
-        "with what it compiled the first time.\n"
-    )
-    source = f"{known[0]} data sheet, dense bfloat16" if known else "measured product of large squares"
-    section.lines.append(f"MFU: {flops / 1e6:.1f} MFLOP a symbol x tokens/s / {peak / 1e12:.1f} TFLOP/s ({source}).\n")
-    if "public" in seconds:
-        ratios = ratios_text(seconds["public"], seconds["bytetwin"])
+    def tell(self, section: Section) -> None:
+        """Write down what is known."""
+        settings = self.settings
+        flops = training_flops(baseline_spec(settings)).per_symbol
+        known = find_peak(device.device_name()) if settings.device == "cuda" else None
+        peak = known[1].flops_per_s("bfloat16") if known else device.matrix_product_flops_per_s("bfloat16")
+        heading = "|parameters|ready to train after, s|tokens/s, median|slowest to fastest|MFU|peak memory, MB"
+        rows: list[tuple[Any, ...]] = [tuple(heading.split("|"))]
+        for name, ready_s in self.ready_s.items():
+            rates = sorted(settings.batch_symbols / value for value in self.seconds.get(name, []))
+            cells = ["-"] * 3
+            if rates:
+                middle = statistics.median(rates)
+                cells = [f"{middle:,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", f"{middle * flops / peak:.1%}"]
+            memory = f"{self.memory[name] / 1e6:,.0f}" if name in self.memory else "-"
+            rows.append((name, f"{self.parameters[name]:,}", f"{ready_s:.1f}", *cells, memory))
+        section.table(*rows)
         section.lines.append(
-            f"Tokens per second, bytetwin to public: {ratios} of {settings.turn_steps} steps each, taking turns."
+            "Ready: from the start of the process, with nothing compiled before; again: with what was compiled then.\n"
         )
+        source = f"{known[0]} data sheet, dense bfloat16" if known else "measured product of large squares"
+        section.lines.append(
+            f"MFU: {flops / 1e6:.1f} MFLOP a symbol x tokens/s / {peak / 1e12:.1f} TFLOP/s ({source}).\n"
+        )
+        # The last round may have been cut off between two turns.
+        pairs = list(zip(self.seconds.get("public", []), self.seconds["bytetwin"], strict=False))
+        if pairs:
+            ratios = ratios_text(*map(list, zip(*pairs, strict=True)))
+            section.lines.append(
+                f"Tokens per second, bytetwin to public: {ratios} of {settings.turn_steps} steps each, taking turns."
+            )
 
 
 def stop_all(workers: Iterable[Worker]) -> None:
     """End the processes, whatever they are doing."""
     for worker in workers:
         worker.process.kill()
+        worker.process.wait()
 
 
 def own_step(settings: Settings) -> tuple[Callable[[], None], int]:

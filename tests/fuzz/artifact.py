@@ -44,7 +44,7 @@ def contents() -> list[bytes]:
     found = [path.read_bytes() for path in sorted(GOLDEN.rglob("*.btw"))]
     for index, settings in enumerate(SETTINGS * 3):
         spec, weights = models[index % len(models)] if index < len(models) - 1 else models[-1]
-        codec = "range" if index % 3 else "brotli"
+        codec = "range" if (index + index // len(SETTINGS)) % 3 else "brotli"
         spec = with_overrides(spec, [f"artifact.{setting}" for setting in ["matrix={}", f"codec={codec}", *settings]])
         statistics = {
             name: InputStatistics(9, np.eye(value.shape[-1]), curvature=Curvature(*map(np.eye, value.shape[::-1])))
@@ -80,7 +80,7 @@ def forge(version: int, header: bytes, payload: bytes) -> bytes:
 
 def forged(rng: Rng, content: bytes) -> bytes:
     header, sections = parts(content)
-    version = PREFIX.unpack(content[: PREFIX.size])[1]
+    version = version_of(content)
     how = rng.random()
     if how < 0.35:
         sections = dict(sections)
@@ -111,8 +111,16 @@ def hostile_payload(rng: Rng, payload: bytes) -> bytes:
     return damage(rng, payload) if rng.random() < 0.05 else payload
 
 
+def version_of(content: bytes) -> int:
+    return int(PREFIX.unpack(content[: PREFIX.size])[1])
+
+
 def make(rng: Rng, folder: Path) -> Reader:
-    whole, input_path = rng.choice(contents()), folder / "input.btw"
+    return make_from(contents(), rng, folder)
+
+
+def make_from(wholes: list[bytes], rng: Rng, folder: Path) -> Reader:
+    whole, input_path = rng.choice(wholes), folder / "input.btw"
     signed = rng.random() < 0.75
     content = forged(rng, whole) if signed else damage(rng, whole)
     input_path.write_bytes(content)

@@ -30,7 +30,7 @@ from typing import Any
 
 from shared.errors import UserError
 
-KINDS = ("artifact", "coded", "checkpoint", "dataset", "spec", "run", "cli")
+KINDS = ("artifact", "artifact_2", "coded", "checkpoint", "dataset", "spec", "run", "cli")
 VERDICTS = ("refused", "accepted", "crashed", "slow", "large")
 # Seconds of processor time, and bytes of memory beyond what the process had before.
 MAX_CPU_S, MAX_BYTES = 2.0, 500 << 20

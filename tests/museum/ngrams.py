@@ -13,9 +13,9 @@ from shared.model.forward import trunk_outputs
 from shared.model.layer import trunk_context
 from shared.model.ngram import decoder_ngrams, trunk_ngrams
 from shared.ops import Array, Ops
-from shared.spec import Spec, VocabularySpec
+from shared.spec import Spec
 from shared.spec.ngram import NgramSpec
-from tests.museum.attention_leaks import _decoded
+from tests.museum.attention_leaks import _decoded, smear_across_documents
 
 
 def without_ngrams(spec: Spec) -> Spec:
@@ -41,10 +41,8 @@ def decoder_ngrams_of_the_target(ops: Ops, spec: Spec, params: Mapping[str, Arra
 
 
 def ngrams_across_documents(ops: Ops, spec: Spec, params: Mapping[str, Array], x: Array) -> Array:
-    """N-grams that do not know where documents start, under a document mask."""
-    unmarked = spec.model_copy(update={"vocabulary": VocabularySpec()})
-    inputs = embed_patches(ops, unmarked, params, x)
-    return _decoded(ops, spec, params, inputs, trunk_context(ops, spec, params, x), x)
+    """N-grams that do not know where documents start, under a document mask: no input does, which is the gate's bug."""
+    return smear_across_documents(ops, spec, params, x)
 
 
 def dead_factors(spec: Spec) -> dict[str, np.ndarray]:

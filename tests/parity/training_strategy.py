@@ -26,9 +26,10 @@ def training_fields(draw: st.DrawFn, reads_tokens: bool, model: dict[str, Any]) 
 def quantisers(draw: st.DrawFn) -> dict[str, Any]:
     """A grid that training can read, with rounding and corrections that it does not see."""
     return {
-        "method": draw(st.sampled_from(["row_max", "sd_clip", "ternary"])),
+        "method": draw(st.sampled_from(["row_max", "sd_clip", "ternary", "uniform"])),
         "bits": draw(st.integers(4, 8)),
         "rounding": draw(st.sampled_from(["nearest", "gptq"])),
+        "step": draw(st.sampled_from([0.1, 0.4, 2.0])),
         "clip_sd": draw(st.sampled_from([3.0, 12.85, 20.0])),
         "group": draw(st.sampled_from([1, 5, 16, 128])),
         "lqer_rank": draw(st.sampled_from([0, 4])),
@@ -37,7 +38,8 @@ def quantisers(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def artifact_fields(draw: st.DrawFn) -> dict[str, Any]:
-    """An artifact section: the codes that losses read, and in one of two draws others for some matrices."""
+    """An artifact section: the codes that losses read and their coder, and in one of two draws other codes for some
+    matrices."""
     patterns = st.sampled_from(["*", "layers.*", "*mlp*", "layers.?.attn.q_proj.weight"])
     rules = draw(st.lists(st.tuples(patterns, quantisers()), max_size=2)) if draw(st.booleans()) else []
     return {
@@ -45,6 +47,7 @@ def artifact_fields(draw: st.DrawFn) -> dict[str, Any]:
         "embed": draw(quantisers()),
         "tensors": [{"pattern": pattern, **rule} for pattern, rule in rules],
         "lqer_tensors": draw(st.integers(0, 3)),
+        "codec": draw(st.sampled_from(["brotli", "range"])),
     }
 
 

@@ -3,13 +3,16 @@ says on what text."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.datasets import open_split
-from shared.artifact import pack_bytes, unpack_bytes
+from shared.artifact import assemble, pack_bytes, unpack_bytes
+from shared.artifact.container import quantise_model
 from shared.artifact.logit_fit import BIAS_STEP, TEMPERATURE_STEP, fit_logits
 from shared.engine.oracle import Oracle
 from shared.engine.package import available_engines, create_scorer
@@ -95,6 +98,32 @@ def test_without_logits_nothing_changes() -> None:
     # Before a fit they are there and change nothing.
     neutral = unpack_bytes(pack_bytes(fitted, weights)).weights
     assert neutral[TEMPERATURE].tolist() == [1.0] and not neutral[BIAS].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        (TEMPERATURE, 0.2, "0.25 to 4"),
+        (TEMPERATURE, -1.0, "0.25 to 4"),
+        (BIAS, -4.1, "-4 to 4"),
+        (BIAS, 1e30, "-4 to 4"),
+    ],
+)
+def test_logits_that_no_fit_gives_are_neither_written_nor_read(name: str, value: float, allowed: str) -> None:
+    """With them a log-probability could be infinite: e^x of every symbol can be 0."""
+    spec = small_spec("artifact.logits=temperature_bias")
+    weights = {**random_weights(spec, 0), **some_logits(spec)}
+    refused = pytest.raises(
+        ArtifactError, match=f"tensor {name}: {re.escape(f'{value:g} to {value:g}')}, must be {allowed}"
+    )
+    wild = {**weights, name: np.full_like(weights[name], value)}
+    with refused:
+        pack_bytes(spec, wild)
+    tensors = quantise_model(spec, weights)
+    tensors[name] = replace(tensors[name], parts={"values": wild[name]})
+    content, _ = assemble(spec, tensors)
+    with refused:
+        unpack_bytes(content)
 
 
 @pytest.mark.parametrize("form", ["temperature", "temperature_bias"])

@@ -15,7 +15,7 @@ from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features
-from shared.artifact.sizes import fitting_as_given
+from shared.artifact.sizes import fitting_parameters, size_table, storage_plans
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
@@ -152,7 +152,7 @@ def test_the_dose_is_the_sum_of_the_learning_rates() -> None:
     rates = [step_hyperparameters(spec, step, step / 400).optimizer["matrix_lr"] for step in range(400)]
     dose = role_features(spec, matrix, 400)[FEATURES.index("dose")]
     assert 4 * 2.0**dose == pytest.approx(sum(rates), rel=1e-2)
-    assert mean_lr_factor(spec) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)
+    assert mean_lr_factor(spec.schedule) == pytest.approx(sum(rates) / 400 / spec.optimizer.matrix_lr, rel=1e-2)
 
 
 def test_a_large_batch_is_predicted_as_gaussian_and_said_to_be_outside() -> None:
@@ -218,16 +218,21 @@ def test_other_methods_are_predicted_for_gaussian_weights(settings: tuple[str, .
     assert 1.0 < prediction.high_bytes / prediction.low_bytes < 1.08
 
 
+def fitting_by_storage(spec: Spec, limit_bytes: int) -> dict[str, int]:
+    rows = size_table(spec)
+    return {plan.name: fitting_parameters(rows, plan.name, limit_bytes) for plan in storage_plans()}
+
+
 def test_the_published_schemes_fit_and_more_fits_in_fewer_bits() -> None:
     spec = load_spec("pr1855")
     prediction = predict_artifact_bytes(spec)
     limit = spec.budget.total_bytes - code_bytes("torch", spec)
     assert prediction.high_bytes <= limit, f"{prediction.expected_bytes:,} of {limit:,}"
-    fitting = fitting_as_given(spec, limit)
+    fitting = fitting_by_storage(spec, limit)
     assert fitting["as given"] > parameter_counts(spec)["total"]
     assert fitting["int8"] < fitting["int6"] < fitting["int4"] and fitting["step 0.15"] < fitting["step 0.6"]
 
 
 def test_the_size_table_of_steps_by_the_loss_tries_the_other_methods_too() -> None:
-    fitting = fitting_as_given(load_spec("smoke"), 16_000_000)
+    fitting = fitting_by_storage(load_spec("smoke"), 16_000_000)
     assert fitting["int8"] < fitting["int6"] < fitting["int4"] and fitting["step 0.15"] < fitting["step 0.6"]

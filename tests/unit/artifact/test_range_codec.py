@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.artifact.budget import entropy_bits
-from shared.artifact.code_lengths import code_lengths
+from shared.artifact.code_lengths import range_bits
 from shared.artifact.range_codec import CodedShape, decode, encode, num_lanes
+from shared.artifact.range_model import prior_counts
 from shared.errors import ArtifactError
 from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS, TRELLISES
 from tests import ROOT
@@ -208,19 +209,19 @@ def test_the_golden_stream_decodes_and_is_written_again() -> None:
     assert hashlib.sha256(encode(codes, states)).hexdigest() == hashlib.sha256(stream).hexdigest()
 
 
-def test_lengths_add_up_to_the_bytes() -> None:
+def test_the_estimate_is_what_the_coder_takes() -> None:
     matrices, states = [weights_like(seed, 256, 300, 3.0) for seed in range(3)], [0, 4, 8]
-    lengths = code_lengths(matrices, states)
-    bits = [lengths.of(index, codes, states[index]).sum() for index, codes in enumerate(matrices)]
     stored = 8 * len(encode(matrices, states))
     # The rest of the stream is offsets, about three bits for each row and column.
-    assert 0.97 * stored < sum(bits) < stored
-    assert lengths.bits.shape == (2, 112, 256) and all(bins.shape == (256, 300) for bins in lengths.bins)
+    assert 0.97 * stored < range_bits(matrices, states) < stored
+    alone = [range_bits([codes], [count]) for codes, count in zip(matrices, states, strict=True)]
+    assert sum(alone) == pytest.approx(range_bits(matrices, states), rel=0.02)
 
 
-def test_lengths_are_those_of_a_code() -> None:
-    """Kraft: what is not escaped leaves room for the escapes."""
-    bits = code_lengths([weights_like(1, 64, 64, 5.0)], [0]).bits
-    shares = np.exp2(-bits).sum(-1)
-    assert (shares <= 1 + 1e-9).all() and (shares > 0.98).all()
-    assert (np.diff(bits[0, 56, 128:135]) > 0).all()
+def test_the_estimate_of_a_few_codes_is_that_of_the_prior() -> None:
+    """A context that has counted next to nothing codes as one that has counted nothing, and code -128 is an escape."""
+    ones, rare = np.ones((1, 4), np.int8), np.array([[1, 1, 1, -128]], np.int8)
+    shares = prior_counts()[56] / prior_counts()[56].sum()
+    assert range_bits([ones], [0]) == pytest.approx(-4 * np.log2(shares[129]), rel=0.02)
+    assert range_bits([rare], [0]) > 8
+    assert range_bits([], []) == 0.0

@@ -11,25 +11,11 @@ from shared.artifact.fill import LANDING_BYTES
 from shared.runs.run_directory import RunDirectory
 from shared.spec import load_spec
 from tests.command_line import CommandLine
-from tests.fake_training import train_toy
 
 QUICK = (
     *("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8"),
     *("--set", "artifact.logits=temperature", "--minutes", 1),
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset `toy` and the finished run `first` on it."""
-    root = tmp_path_factory.mktemp("filled")
-    train_toy(root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def datasets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
 
 
 def test_a_run_fills_a_budget(root: Path, tmp_path: Path, cli: CommandLine) -> None:

@@ -10,21 +10,7 @@ from shared.artifact import pack_bytes, read_artifact
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import load_trained
 from tests.command_line import CommandLine
-from tests.fake_training import train_toy
 from tests.unit.views.test_report import Page
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset `toy` and the finished run `first` on it."""
-    root = tmp_path_factory.mktemp("inspected")
-    train_toy(root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def datasets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
 
 
 def test_a_run_and_its_artifact_show_the_same(root: Path, cli: CommandLine) -> None:

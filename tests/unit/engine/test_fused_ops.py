@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,8 +13,8 @@ import torch
 
 from cuda_train.ops import TorchOps
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
+from tests.triton_interpreter import compile_kernels, needs_triton
 from tests.triton_interpreter import interpreter as interpreter
-from tests.triton_interpreter import needs_triton
 
 CPU = torch.device("cpu")
 EPS = 1e-6
@@ -233,6 +230,28 @@ for target in (("*bf16", 90), ("*fp32", 80)):
 @pytest.mark.slow
 @needs_triton
 def test_the_kernels_compile_for_gpus(tmp_path: Path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+    compile_kernels(COMPILE, tmp_path)
+
+
+def rows_and_gradients(ops: TorchOps, dtype: str) -> Arrays:
+    """Rows of a table, some of which are never read, a decoder's context by it, and the gradients of all weights."""
+    index = torch.arange(16 * 512).square().remainder(17).reshape(16, 512)
+    generator = torch.Generator().manual_seed(6)
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((20, 8), (1, 8), (12, 24))]
+    results = ops.embedding(weights[0], index, dtype), ops.symbol_context(*weights, index, dtype)
+    loss = sum((torch.randn(result.shape, generator=generator) * result.float()).sum() for result in results)
+    assert isinstance(loss, torch.Tensor)
+    return [each.detach().double().numpy() for each in (*results, *torch.autograd.grad(loss, weights))]
+
+
+@needs_triton
+def test_gradients_of_rows_by_products():
+    from cuda_train.fused_ops import FusedTorchOps
+
+    plain, ours = (rows_and_gradients(ops, "float32") for ops in (TorchOps(CPU), FusedTorchOps(CPU)))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, ours, strict=True))
+    narrow, ours = (rows_and_gradients(ops, "bfloat16") for ops in (TorchOps(CPU), FusedTorchOps(CPU)))
+    assert all(np.array_equal(one, other) for one, other in zip(narrow[:2], ours[:2], strict=True))
+    for one, other in zip(plain[2:], ours[2:], strict=True):
+        assert 0 < np.linalg.norm(one - other) <= BF16_OPERATION_REL * np.linalg.norm(one)
+    assert not ours[2][17:].any()

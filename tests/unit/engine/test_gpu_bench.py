@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,31 @@ def test_a_section_that_breaks_is_recorded_and_fails_the_benchmark(
     assert "Checks that failed: Speed and memory of a step: RuntimeError" in out.read_text()
     errors = capfd.readouterr().err
     assert "no_such_program" in errors and "FAILED: Speed and memory" in errors
+
+
+class Interrupted(Worker):
+    """A worker that answers at once, and is told to end before its third turn."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(["sleep", "60"])
+        self.turns = 0
+
+    def ask(self, request: str) -> list[str]:
+        self.turns += request == "turn"
+        if self.turns == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ["7"]
+
+
+def test_a_section_that_is_cut_off_tells_what_it_has(monkeypatch: pytest.MonkeyPatch):
+    from tests.bench import gpu_speed
+
+    monkeypatch.setattr(gpu_speed, "Worker", Interrupted)
+    settings = Settings("cpu", quick=True, script=Path("train_gpt.py"), rounds=6)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        text = "\n".join(gpu.run_section(gpu_speed.speed, settings, 60.0).text())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Broke off: `TimeoutError: it was told to end`" in text and "n = 2 rounds" in text
+    assert {name for name, _ in re.findall(SPEED_ROW, text, re.MULTILINE)} == {"bytetwin", "public"}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,8 @@ from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERATION_REL
 from tests.implementations import examples, seeds
 from tests.processes import run_python
+from tests.triton_interpreter import compile_kernels, needs_triton
 from tests.triton_interpreter import interpreter as interpreter
-from tests.triton_interpreter import needs_triton
 
 DTYPES = ("float32", "bfloat16")
 
@@ -233,9 +230,7 @@ for logits, architecture in (("*bf16", 90), ("*fp32", 80)):
 @pytest.mark.slow
 @needs_triton
 def test_the_kernels_compile_for_gpus(tmp_path: Path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+    compile_kernels(COMPILE, tmp_path)
 
 
 @needs_triton

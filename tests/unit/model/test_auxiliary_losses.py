@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from shared.artifact import pack_bytes, unpack_bytes
+from shared.artifact.code_lengths import range_bits
+from shared.artifact.container import quantise_model
 from shared.artifact.predict import predict_artifact_bytes
+from shared.artifact.range_codec import encode
 from shared.cli.spec import spec_text, training_only_count
 from shared.engine.activations import activation_bytes
 from shared.engine.flops import newton_schulz_flops, training_flops
@@ -25,6 +28,7 @@ from shared.model import (
     training_parameters,
 )
 from shared.model.auxiliary import distance_from_normal, unit_directions
+from shared.model.code_entropy import code_entropy_bits, coded_matrices
 from shared.model.embedding import embed_patches
 from shared.model.forward import trunk_outputs
 from shared.model.stages import (
@@ -42,7 +46,7 @@ from shared.parity.gradient_checks import oracle_loss, oracle_objective
 from shared.preflight.workload import resized
 from shared.quantisers import RowMax
 from shared.scoring.random_bytes import random_bytes_spec
-from shared.spec import Spec, spec_from_dict, spec_id, spec_to_dict
+from shared.spec import Spec, spec_from_dict, spec_id, spec_to_dict, with_overrides
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import LOGITS_ABS, PARAMETERS_REL, QUADRATURE_REL
 from tests.implementations import OPS, assert_close, every_implementation, gradients_of, normal, run
@@ -148,36 +152,77 @@ def by_quadrature(values: np.ndarray) -> float:
 
 
 def naive_code_bits(spec: Spec, params: dict[str, np.ndarray]) -> float:
-    """At step 0, so from row 0 on."""
+    """At step 0, so from row 0 on, one code at a time."""
     entropy, limit = spec.training.loss.code_entropy, 2 ** (spec.artifact.matrix.bits - 1) - 1
-    total, count = 0.0, 0
+    in_bins, total, count = np.zeros((112, 2 * limit + 1)), 0.0, 0
     for parameter in parameter_manifest(spec):
         if parameter.quantisation == "matrix":
-            shares = []
-            number = -(-parameter.shape[0] // entropy.row_stride)
-            for j in range(number):
-                row = params[parameter.name][j * entropy.row_stride % parameter.shape[0]]
-                scale = float(np.float16(np.float32(np.abs(row).max()) / np.float32(limit)))
-                scores = np.exp(-((row[:, None] / scale - np.arange(-limit, limit + 1)) ** 2) / entropy.temperature)
-                shares.append((scores / scores.sum(axis=1, keepdims=True)).mean(axis=0))
-            p = np.mean(shares, axis=0)
-            total -= parameter.count * float(np.sum(p * np.log2(p + 1e-9)))
+            matrix = params[parameter.name]
+            scales = np.float16(np.float32(np.abs(matrix).max(axis=1)) / np.float32(limit)).astype(np.float64)
+            sizes = np.abs(np.rint(matrix / scales[:, None]))
+            looked_at = [row % len(matrix) for row in range(0, len(matrix), entropy.row_stride)]
+            histogram = np.zeros(2 * limit + 1)
+            for row in looked_at:
+                for column, weight in enumerate(matrix[row] / scales[row]):
+                    shares = np.exp(-((weight - np.arange(-limit, limit + 1)) ** 2) / entropy.temperature)
+                    shares *= len(matrix) / len(looked_at) / shares.sum()
+                    histogram += shares
+                    at = expected_bin(sizes[row].sum(), sizes[:, column].sum(), sizes.sum())
+                    in_bins[int(at)] += (1 - at % 1) * shares
+                    in_bins[int(at) + 1] += at % 1 * shares
+            p = histogram / histogram.sum()
+            total -= parameter.count * float(np.sum(p * np.log2((p + 1e-9) / (1 + 1e-9 * len(p)))))
             count += parameter.count
+    if spec.artifact.codec == "range":
+        p = (in_bins + 1 / 2048) / (in_bins + 1 / 2048).sum(axis=1, keepdims=True)
+        total = -float(np.sum(in_bins * np.log2(p)))
     return total / count
+
+
+def expected_bin(row: float, column: float, all_sizes: float) -> float:
+    return float(np.clip(56 + 8 * np.log2((4 * row + 1) * (4 * column + 1) / (16 * all_sizes + 4)), 0, 110.999))
 
 
 @pytest.mark.parametrize("shape", ["patches of 4", "bytes"])
 def test_the_definitions(shape: str):
-    spec = tiny(*(SHORT_BYTES if shape == "bytes" else []), *EVERY_TERM)
+    """Bytes with the range coder, patches with brotli."""
+    more = [*SHORT_BYTES, "artifact.codec=range"] if shape == "bytes" else []
+    spec = tiny(*more, *EVERY_TERM)
     weights, x = random_weights(spec, 3), symbols(spec)
     terms = naive_terms(spec)
     for term, overrides in TERMS.items():
-        only = tiny(*(SHORT_BYTES if shape == "bytes" else []), *overrides)
+        only = tiny(*more, *overrides)
         added = oracle_objective(only, weights, x) - oracle_loss(only, weights, x)
         assert added == pytest.approx(terms[term], rel=QUADRATURE_REL), term
         assert abs(terms[term]) > 1e-3
     added = oracle_objective(spec, weights, x) - oracle_loss(spec, weights, x)
     assert added == pytest.approx(sum(terms.values()), rel=QUADRATURE_REL)
+
+
+@pytest.mark.parametrize("method", ["row_max", "ternary", "uniform"])
+def test_code_entropy_is_what_the_coder_takes(method: str):
+    """Hardened and of all rows it is the estimate that fills a budget, and both are what the range coder takes, less
+    its offsets and what it has to learn. Rows and columns of these weights differ in size, which order 0 does not see.
+    """
+    settings = [f"artifact.matrix.method={method}", "artifact.matrix.step=0.4", "model.model_dim=64"]
+    hard = ["weight=1.0", "temperature=0.001", "row_stride=1", "start_frac=0.0"]
+    spec = tiny(*settings, *(f"training.loss.code_entropy.{each}" for each in hard), "artifact.codec=range")
+    rng, weights = np.random.default_rng(1), random_weights(spec, 3)
+    for each in coded_matrices(spec):
+        shape = each.shape
+        scale = np.exp2(rng.normal(0, 0.4, (shape[0], 1)) + rng.normal(0, 0.8, shape[1]))
+        weights[each.name] = (scale * rng.standard_normal(shape)).astype(np.float32)
+    ops, x = NumpyOps(), np.zeros((1, 4), np.int32)
+    params = {name: ops.asarray(value) for name, value in weights.items()}
+    found = float(code_entropy_bits(ops, spec, params, x))
+    tensors = quantise_model(spec, weights)
+    codes = [tensors[each.name].parts["codes"] for each in coded_matrices(spec)]
+    count = sum(each.size for each in codes)
+    estimate = range_bits(codes, [0] * len(codes)) / count
+    stored = 8 * len(encode(codes, [0] * len(codes))) / count
+    order_0 = float(code_entropy_bits(ops, with_overrides(spec, ["artifact.codec=brotli"]), params, x))
+    assert found == pytest.approx(estimate, rel=0.011)
+    assert found == pytest.approx(stored, rel=0.06) and found < 0.97 * order_0
 
 
 def test_the_regulariser_knows_a_normal_sample_from_a_collapse():

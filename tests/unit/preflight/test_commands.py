@@ -128,6 +128,9 @@ def test_a_good_spec_passes_every_row(tmp_path: Path, preflight: Preflight) -> N
     assert rows["memory"]["values"]["peak_bytes"] > state_bytes(tiny_spec())
     assert rows["shards"]["values"]["files"] == rows["shards"]["values"]["hashed"] >= 4
     assert document["forced"] == [] and document["spec"]["name"] == "tiny"
+    given = [row["artifact_bytes"] for row in document["sizes"]["shapes"] if row["shape"].endswith("as given")]
+    expected = rows["artifact_bytes"]["values"]["expected_bytes"]
+    assert document["sizes"]["fits"] and given[0]["as given"] == pytest.approx(expected, rel=0.001)
 
 
 @pytest.mark.parametrize(("over", "expected"), [(1.01, ["artifact_bytes"]), (0.99, [])])
@@ -156,6 +159,7 @@ def test_a_size_whose_own_high_estimate_is_over_budget_is_a_risk(preflight: Pref
         main(["preflight", "tiny", "--engine", "torch", *TOY, *words, *more])
         table = preflight.capsys.readouterr().out
         assert f"\n{ending}" in table
+        assert table.index("artifact_bytes") < table.index("layers x width") < table.index(ending)
     status, document, rows = preflight(*words)
     assert status == 0 and said(rows, "risk") == document["risks"] == ["artifact_bytes"]
     assert "over the limit: high estimate by" in rows["artifact_bytes"]["how"]
