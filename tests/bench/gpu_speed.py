@@ -111,6 +111,7 @@ def stop_all(workers: Iterable[Worker]) -> None:
     """End the processes, whatever they are doing."""
     for worker in workers:
         worker.process.kill()
+        worker.process.wait()
 
 
 def own_step(settings: Settings) -> tuple[Callable[[], None], int]:

@@ -68,15 +68,15 @@ def _sections(run: ReportedRun) -> list[Element]:
     """The sections of a run that no chart of several runs has."""
     files = run.files
     spec_toml = files.directory.spec_path.read_text(encoding="utf-8")
-    found = model_sections(run.model) if run.model is not None else []
+    found: list[Element | None] = [*model_sections(run.model)] if run.model is not None else []
     if run.no_model:
         found.append(element("p", run.no_model, class_="quiet"))
-    found += filter(None, [time_section(files)])
+    found.append(time_section(files))
     if run.score is not None:
         found += [audit_section(run.score), size_section(files, run.score)]
-    found.append(parameter_section(files.spec))
-    found += filter(None, [tensor_section(files, run.score, run.costs)])
     found += [
+        parameter_section(files.spec),
+        tensor_section(files, run.score, run.costs),
         environment_section(files.environment),
         commands_section(files, run.score),
         section(
@@ -84,7 +84,8 @@ def _sections(run: ReportedRun) -> list[Element]:
             details(f"resolved spec, id {spec_id(files.spec)}", element("pre", element("code", spec_toml))),
         ),
     ]
-    return found
+    # An element without children is false.
+    return [part for part in found if part is not None]
 
 
 def _header(run: ReportedRun) -> Element:
