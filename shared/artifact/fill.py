@@ -76,7 +76,7 @@ class Filled:
 
     @property
     def predicted_nats(self) -> float:
-        """The predicted cost of the whole artifact."""
+        """The sum over tensors: the predicted cost of the whole artifact as far as costs add up."""
         return sum(self.nats.values())
 
 

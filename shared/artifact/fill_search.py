@@ -34,7 +34,7 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class Search:
     """What was found: the choice, the sensitivities it was made by, and the cost of the whole, in nats per symbol, as
-    measured on the calibration text, which is the sum over tensors as far as costs add up. `symbols` were read."""
+    measured on `symbols` of the calibration text, which is what is predicted for other text."""
 
     filled: Filled
     sensitivities: dict[str, Sensitivity]

@@ -235,8 +235,8 @@ def _print(out: Console, path: Path, found: Search, measured: Measured, code: in
         say(out, f"{filled.pruned_codes:,} codes of 1 and -1 were made 0 for the last bytes")
     say(
         out,
-        f"loss: predicted {filled.predicted_nats * to_bpb:.6f} bits per byte; on {found.symbols:,} symbols of "
-        f"calibration text all tensors together cost {found.together_nats * to_bpb:.6f}",
+        f"loss: predicted {found.together_nats * to_bpb:.6f} bits per byte, the divergence on {found.symbols:,} "
+        f"symbols of calibration text; the sum over tensors is {filled.predicted_nats * to_bpb:.6f}",
     )
     say(
         out,
@@ -290,8 +290,8 @@ def _document(
         "finest": filled.is_finest,
         "pruned_codes": filled.pruned_codes,
         "encodings": found.encodings,
-        "predicted_loss_bpb": filled.predicted_nats * to_bpb,
-        "together_loss_bpb": found.together_nats * to_bpb,
+        "predicted_loss_bpb": found.together_nats * to_bpb,
+        "sum_loss_bpb": filled.predicted_nats * to_bpb,
         "measured_loss_bpb": measured.loss_bpb,
         "measured_error_bpb": measured.error_bpb,
         "measured_divergence_bpb": measured.divergence_bpb,

@@ -25,6 +25,7 @@ from shared.optim import initial_state, state_bytes, state_shapes
 from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.runs.checkpoints import CheckpointInfo, CheckpointStore, checkpoint_bytes
 from shared.spec import Spec, load_spec, spec_from_dict, spec_to_dict
+from shared.spec.auxiliary import CodeEntropySpec
 from shared.tolerances import KEPT_BYTES_REL
 from tests.implementations import examples
 from tests.measured_memory import assert_as_estimated, torch_saved_bytes
@@ -116,7 +117,10 @@ def test_the_peak_of_a_pass_is_as_estimated(engine: str, spec: Spec, rows: int) 
 @settings(random_figures, max_examples=8)
 @given(spec=specs())
 def test_operations_by_weights_are_those_of_torch(spec: Spec) -> None:
-    """Forward and backward, as torch counts the calls of its matrix product; with what is frozen."""
+    """Forward and backward, as torch counts the calls of its matrix product; with what is frozen. Softened codes are
+    multiplied by the coder's contexts, but not by weights."""
+    loss = spec.training.loss.model_copy(update={"code_entropy": CodeEntropySpec()})
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"loss": loss})})
     engine = synthetic_engine("torch", spec)
     engine.initialise(random_weights(spec, 0))
     x = np.zeros((spec.training.batch_symbols // spec.model.seq_len, spec.model.seq_len), np.int32)

@@ -35,8 +35,8 @@ def model_of(codec: str, *settings: Mapping[str, object]) -> Model:
     return Model(SPEC, WEIGHTS, dict.fromkeys(NAMES, methods), statistics, codec)  # type: ignore[arg-type]
 
 
-def searched(model: Model, limit: int) -> Search:
-    return search(model, Divergence(make_scorer_of("numpy", SPEC), WEIGHTS, WINDOWS), limit, {"made": "here"})
+def searched(model: Model, limit: int, seconds: float = 600.0) -> Search:
+    return search(model, Divergence(make_scorer_of("numpy", SPEC), WEIGHTS, WINDOWS), limit, {"made": "here"}, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,15 @@ def test_steps_end_just_below_the_limit_and_cost_what_is_predicted(uniform: Mode
         np.testing.assert_array_equal(artifact.tensors[name].parts["codes"], made.tensor.parts["codes"])
     bits = {name: made.bits / WEIGHTS[name].size for name, made in filled.stored.items()}
     assert max(bits.values()) > min(bits.values()) + 0.5, "all tensors have the same bits, whatever they cost"
+
+
+def test_what_is_predicted_does_not_hang_on_time_for_a_second_look(uniform: Model) -> None:
+    """The sum over tensors does, because it is of sensitivities to other steps."""
+    limit = int(sum(WEIGHTS[name].size for name in NAMES) * 1.8 / 8)
+    found = searched(uniform, limit, seconds=1e-9)
+    cost = Divergence(make_scorer_of("numpy", SPEC), WEIGHTS, WINDOWS).of(unpack_bytes(found.filled.content).weights)
+    assert found.filled.predicted_nats != pytest.approx(cost, rel=PREDICTED_COST_REL)
+    assert found.together_nats == pytest.approx(cost, rel=PREDICTED_COST_REL)
 
 
 def test_files_larger_than_expected_again_and_again_still_land(uniform: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ def test_a_run_fills_a_budget(root: Path, tmp_path: Path, cli: CommandLine) -> N
     assert document["artifact_bytes"] == path.stat().st_size == document["total_bytes"] - document["code_bytes"]
     assert document["code_bytes"] == pytest.approx(code, rel=0.01)
     assert document["predicted_loss_bpb"] > 0 and document["measured_symbols"] > 0
+    # Of the whole, as it was measured, beside which stands the sum over tensors, each alone.
+    alone = sum(row["predicted_loss_bpb"] for row in document["tensors"])
+    assert document["sum_loss_bpb"] == pytest.approx(alone) != pytest.approx(document["predicted_loss_bpb"], rel=1e-6)
     artifact = read_artifact(path)
     assert artifact.info.sha256 == document["sha256"]
     assert artifact.header["extra"]["fill"] == {"limit_bytes": budget}
