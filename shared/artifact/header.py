@@ -77,15 +77,22 @@ def build_header(
     spec: Spec, layout: Layout, stored: Mapping[str, tuple[Codec, Sequence[bytes]]], extra: Mapping[str, Any] | None
 ) -> Header:
     """The header of the codecs and blocks of all sections. Raises ArtifactError if `extra` is not plain JSON."""
-    try:
-        plain_extra = json.loads(canonical_json(dict(extra or {})))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"extra header values must be plain JSON: {error}") from None
     sections = []
     for plan in layout.sections:
         codec, blocks = stored[plan.name]
         sizes = tuple(len(block) for block in blocks)
         sections.append(StoredSection(plan, codec, sizes, hashlib.sha256(b"".join(blocks)).hexdigest()))
+    return header_of(spec, layout, sections, extra)
+
+
+def header_of(
+    spec: Spec, layout: Layout, sections: Sequence[StoredSection], extra: Mapping[str, Any] | None = None
+) -> Header:
+    """The header of sections that are stored, or might be. Raises ArtifactError if `extra` is not plain JSON."""
+    try:
+        plain_extra = json.loads(canonical_json(dict(extra or {})))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"extra header values must be plain JSON: {error}") from None
     values = {
         "spec": spec_to_dict(spec),
         "spec_id": spec_id(spec),

@@ -9,6 +9,7 @@ is within 0.5 % of Gaussian weights in its own format, below, so a large batch g
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from shared.artifact.codec import block_sizes, compress_blocks
 from shared.artifact.container import HEADER_QUALITY, HEADER_WINDOW, PREFIX
-from shared.artifact.header import build_header, canonical_json
+from shared.artifact.header import StoredSection, canonical_json, header_of
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
@@ -155,8 +156,8 @@ def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
     which moves the compressed size by a few bytes.
     """
     layout = _plan(spec)
-    stored = {section.name: _stand_ins(section, sections[section.name], spec) for section in layout.sections}
-    raw = canonical_json(build_header(spec, layout, stored, None).values).encode("ascii")
+    stored = [_stand_in(section, sections[section.name], spec) for section in layout.sections]
+    raw = canonical_json(header_of(spec, layout, stored).values).encode("ascii")
     return PREFIX.size + sum(map(len, compress_blocks(raw, HEADER_QUALITY, HEADER_WINDOW)))
 
 
@@ -285,10 +286,14 @@ def _plan(spec: Spec) -> Layout:
     return plan_layout(manifest, storages)
 
 
-def _stand_ins(plan: SectionPlan, stored_bytes: float, spec: Spec) -> tuple[Codec, list[bytes]]:
-    """Codec and blocks of a section of about the given total size and no content. As real ones, no two are of equal
-    size: the header lists the sizes, and equal numbers would compress."""
+def _stand_in(plan: SectionPlan, stored_bytes: float, spec: Spec) -> StoredSection:
+    """A section of about the given size, without its bytes. As real ones, no two blocks are of equal size: the header
+    lists the sizes, and equal numbers would compress."""
     if spec.artifact.codec == "range" and plan.matrices:
-        return "range", [bytes(max(1, round(stored_bytes)))]
-    sizes = [stored_bytes * size / plan.raw_bytes for size in block_sizes(plan.raw_bytes)]
-    return "brotli", [bytes(max(1, round(size + index * 6151 % 4001))) for index, size in enumerate(sizes)]
+        codec: Codec = "range"
+        sizes = [max(1, round(stored_bytes))]
+    else:
+        codec = "brotli"
+        parts = [stored_bytes * size / plan.raw_bytes for size in block_sizes(plan.raw_bytes)]
+        sizes = [max(1, round(size + index * 6151 % 4001)) for index, size in enumerate(parts)]
+    return StoredSection(plan, codec, tuple(sizes), hashlib.sha256(plan.name.encode()).hexdigest())
