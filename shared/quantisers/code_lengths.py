@@ -25,7 +25,7 @@ BITS_PER_NAT = 1.4426950408889634
 
 def expected_bits(ops: Ops, counts: Array, start: Array | float) -> Array:
     """Bits of codes that occur `counts` [N, K] times in each of N contexts, where a coder that has seen them all gives
-    each the share of counts + start, a number above 0 or [N, K]. A scalar."""
+    each the share of counts + start, a number above 0, [N, 1] or [N, K]. A scalar."""
     seen = counts + start
     nats = ops.log(ops.sum(seen, axes=(-1,), keepdims=True)) - ops.log(seen)
     return BITS_PER_NAT * ops.sum(counts * nats)
