@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shared.artifact.predict import expected_payload_bytes, header_bytes
 from shared.errors import SpecError
@@ -48,7 +49,8 @@ def storage_plans() -> list[StoragePlan]:
     return plans + [StoragePlan(f"step {step}", (*uniform, *more)) for step, more in zip(STEPS, steps, strict=True)]
 
 
-def size_table(spec: Spec) -> list[SizedShape]:
+@lru_cache(maxsize=8)
+def size_table(spec: Spec) -> tuple[SizedShape, ...]:
     """A spec's shape, fewer and more layers, and narrower and wider ones, each under every storage."""
     rows = []
     for shape, overrides in _shapes(spec):
@@ -57,7 +59,7 @@ def size_table(spec: Spec) -> list[SizedShape]:
         except SpecError:
             continue  # A wiring that names layers, or a head that does not divide, has no such shape.
         rows.append(SizedShape(shape, parameter_counts(scaled)["total"], _sizes(scaled)))
-    return sorted(rows, key=lambda row: row.parameters)
+    return tuple(sorted(rows, key=lambda row: row.parameters))
 
 
 def fitting_parameters(rows: Sequence[SizedShape], storage: str, limit_bytes: int) -> int:

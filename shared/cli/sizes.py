@@ -21,7 +21,7 @@ class Sizes:
     """The table of a spec that knows its tokenizer; `code` and `limit` are bytes."""
 
     spec: Spec
-    rows: list[SizedShape]
+    rows: tuple[SizedShape, ...]
     code: int
     limit: int
 

@@ -8,8 +8,16 @@ from tests.fuzz.kill import CASES, run_kills
 from tests.fuzz.worker import run_inputs
 
 # Fewer of those that copy, train, pack and score: ten seconds of one core in all.
-COUNTS = {"artifact": 100, "artifact_2": 50, "coded": 80, "checkpoint": 50, "dataset": 75, "spec": 150, "run": 40}
-COUNTS["cli"] = 75
+COUNTS = {
+    "artifact": 100,
+    "artifact_2": 50,
+    "coded": 80,
+    "checkpoint": 50,
+    "dataset": 75,
+    "spec": 150,
+    "run": 40,
+    "cli": 75,
+}
 KILLS = 6
 # Those that train nothing.
 QUICK = ("pack", "record", "compress", "fit", "data import", "tokenizer encode")
