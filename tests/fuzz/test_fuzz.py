@@ -7,6 +7,8 @@ import pytest
 from tests.fuzz.kill import CASES, run_kills
 from tests.fuzz.worker import run_inputs
 
+pytestmark = pytest.mark.slow
+
 # Fewer of those that copy, train, pack and score: ten seconds of one core in all.
 COUNTS = {
     "artifact": 100,

@@ -106,6 +106,7 @@ def test_bytes_that_gradients_read_are_those_that_torch_saves(spec: Spec) -> Non
     assert ops.kept_bytes(loss, beside) == pytest.approx(torch_saved_bytes(spec, ROWS), rel=KEPT_BYTES_REL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", list(ENGINES))
 @settings(random_figures, max_examples=15)
 @given(spec=specs(), rows=st.sampled_from([4, 16]))

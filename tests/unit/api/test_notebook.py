@@ -28,6 +28,7 @@ def stored(cell: dict[str, Any]) -> str:
     return "".join("".join(output["text"]) for output in cell["outputs"])
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_prints_what_is_in_it(
     datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

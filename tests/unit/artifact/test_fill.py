@@ -22,6 +22,8 @@ from shared.quantisers import InputStatistics
 from shared.spec import QuantiserSpec, load_spec
 from shared.tolerances import PREDICTED_COST_REL
 
+pytestmark = pytest.mark.slow
+
 SPEC = load_spec("tiny", ["model.model_dim=64", "model.num_layers=2", "training.compile=false"])
 WEIGHTS = random_weights(SPEC, 5)
 NAMES = [each.name for each in parameter_manifest(SPEC) if each.quantisation != "control" and len(each.shape) >= 2]

@@ -12,6 +12,8 @@ from shared.runs.run_directory import RunDirectory
 from shared.spec import load_spec
 from tests.command_line import CommandLine
 
+pytestmark = pytest.mark.slow
+
 QUICK = (
     *("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8"),
     *("--set", "artifact.logits=temperature", "--minutes", 1),

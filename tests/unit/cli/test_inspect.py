@@ -12,6 +12,8 @@ from shared.runs.target import load_trained
 from tests.command_line import CommandLine
 from tests.unit.views.test_report import Page
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_and_its_artifact_show_the_same(root: Path, cli: CommandLine) -> None:
     path = root / "first" / "artifact.btw"

@@ -199,6 +199,7 @@ def test_the_definitions(shape: str):
     assert added == pytest.approx(sum(terms.values()), rel=QUADRATURE_REL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["row_max", "ternary", "uniform"])
 def test_code_entropy_is_what_the_coder_takes(method: str):
     """Hardened and of all rows it is the estimate that fills a budget, and both are what the range coder takes, less

@@ -125,6 +125,7 @@ def fake_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(f"shared.cli.{name}.open_split", lambda *_: TEXT)
 
 
+@pytest.mark.slow
 def test_score_command_on_an_artifact(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = invoke("score", str(artifact), "--engine", "numpy", "--stride", "16")
     assert result.status == 0

@@ -104,6 +104,7 @@ def test_equal_time_is_fewer_steps_of_what_costs_more() -> None:
     assert equal_steps(105, 1.006, 0.015) == 105
 
 
+@pytest.mark.slow
 def test_the_driver_by_steps_trains_what_is_missing(
     datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

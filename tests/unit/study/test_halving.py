@@ -28,6 +28,8 @@ from tests.datasets import write_dataset
 from tests.fake_study import read_json
 from tests.fake_training import quiet_observer, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 SPEC = (
     *("training.compile=false", "training.steps=8", "training.log_every_steps=1"),
     *("data.train=toy", "data.heldout=toy", "evaluation.val_symbols=1024"),

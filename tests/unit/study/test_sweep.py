@@ -26,6 +26,8 @@ from tests.command_line import CommandLine, set_words
 from tests.fake_study import copy_run, edited, read_json
 from tests.fake_training import SHORT, quiet_observer, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("training.compile=false", *SHORT)
 
 
