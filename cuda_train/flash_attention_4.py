@@ -1,7 +1,7 @@
 """FlashAttention 4 (`flash-attn-4`) as an operator that torch.compile does not look into (docs/techniques.md 9.11).
 
-torch has a hook of its own for it, which expects two values of a function that has returned five since release 4.0.0b30
-or so. Both call the two functions below, which no release documents; only what all releases return first is read here.
+torch has a hook of its own for it, which unpacks two values from a function that returns five in 4.0.0b36. Both call
+the two functions below, which are not documented; only what comes first in what they return is read here.
 """
 
 from __future__ import annotations

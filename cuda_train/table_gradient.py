@@ -1,7 +1,7 @@
 """Rows of a small table whose gradient is one product of bfloat16, for a GPU (docs/techniques.md 9.11).
 
-torch adds up the gradients of rows with atomics when it compiles: rows that are read often wait for each other, and two
-equal steps differ in their last bits.
+torch adds up the gradients of rows with atomics when it compiles: rows that are read often wait for each other, and the
+order of the sums is not fixed.
 """
 
 from __future__ import annotations
