@@ -46,6 +46,7 @@ def trained_specs(draw: st.DrawFn) -> Spec:
     return spec_from_dict(values)
 
 
+@pytest.mark.slow
 @random_figures
 @given(spec=trained_specs())
 def test_a_checkpoint_has_the_size_that_is_predicted(spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -99,6 +100,7 @@ def test_operations_are_those_of_the_oracle(spec: Spec) -> None:
     assert scoring_flops(spec, ROWS) * x.size == pytest.approx(ops.matrices + ops.attended, rel=1e-12)
 
 
+@pytest.mark.slow
 @random_figures
 @given(spec=specs())
 def test_bytes_that_gradients_read_are_those_that_torch_saves(spec: Spec) -> None:

@@ -39,6 +39,7 @@ def stepped(scorer: Scorer, x: np.ndarray, begun_at: list[float]) -> tuple[np.nd
     return np.array(positions), np.stack(found, axis=1)
 
 
+@pytest.mark.slow
 @settings(random_specs, max_examples=60)
 @given(spec=specs(), seed=st.integers(0, 2**16), rows=st.integers(1, 3), begun_at=begun)
 def test_the_oracle_steps_as_it_scores(spec: Spec, seed: int, rows: int, begun_at: list[float]) -> None:

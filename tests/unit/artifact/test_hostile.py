@@ -307,6 +307,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(path=st.sampled_from(PATHS), value=JSON_VALUES)
 @settings(max_examples=300)
 def test_any_changed_header_value_is_refused_or_changes_no_weight(path: tuple[Any, ...], value: Any):

@@ -57,6 +57,7 @@ def test_every_implementation_computes_the_definition(with_bias: bool) -> None:
             np.testing.assert_allclose(stepper.advance(x[:, t]), expected[:, t + 1], atol=LOGITS_ABS)
 
 
+@pytest.mark.slow
 def test_the_fit_finds_what_was_planted() -> None:
     """Text drawn from a distribution other than the model's: its temperature and bias come back, to the noise of the
     sample, and rounded to the grid."""

@@ -126,6 +126,7 @@ def test_figures_are_ordered_and_more_layers_are_more_bytes(spec: Spec, more: in
     assert deep.worst_case_bytes > shallow.worst_case_bytes
 
 
+@pytest.mark.slow
 @given(specs(), st.sampled_from(["uniform", "signs", "columns", "bytes"]), st.integers(0, 2**32 - 1))
 @settings(max_examples=40)
 def test_no_weights_pack_into_more_than_the_worst_case(spec: Spec, kind: str, seed: int) -> None:
@@ -171,6 +172,7 @@ def test_weights_that_hardly_moved_are_said_to_be_outside() -> None:
     assert packed <= prediction.worst_case_bytes
 
 
+@pytest.mark.slow
 def test_the_h100_preset_fills_the_budget_in_time() -> None:
     spec = load_spec("h100")
     begin = time.process_time()
@@ -201,6 +203,7 @@ def test_no_steps_at_all_is_refused() -> None:
         predict_artifact_bytes(load_spec("tiny"), steps=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [("method=sd_clip", "clip_sd=11.5"), ("method=uniform", "step=0.3"), ("method=clip_search", "bits=5")],
@@ -223,6 +226,7 @@ def fitting_by_storage(spec: Spec, limit_bytes: int) -> dict[str, int]:
     return {plan.name: fitting_parameters(rows, plan.name, limit_bytes) for plan in storage_plans()}
 
 
+@pytest.mark.slow
 def test_the_published_schemes_fit_and_more_fits_in_fewer_bits() -> None:
     spec = load_spec("pr1855")
     prediction = predict_artifact_bytes(spec)

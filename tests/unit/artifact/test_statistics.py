@@ -84,6 +84,7 @@ def assert_is_direct(spec: Spec, found: dict[str, InputStatistics], weights: dic
         assert statistics.gram is not None or statistics.reads is not None or apart, f"{name} has none"
 
 
+@pytest.mark.slow
 @every_implementation
 @settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(spec=specs())

@@ -108,6 +108,7 @@ def test_the_oracle_scores_and_samples_without_a_framework(artifact: Path) -> No
     assert not modules & FRAMEWORKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["mlx", "torch"])
 def test_an_engine_trains_and_scores_without_the_other(artifact: Path, engine: str) -> None:
     modules = loaded(train(engine), f"score|{artifact}|--engine|{engine}|--max-symbols|200")

@@ -57,6 +57,7 @@ def test_every_text_comes_back(text: str, cuts: list[int]) -> None:
     assert "".join(pieces) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(text=TEXT, cut=st.integers(0, 99))
 @example(text="\ue004" * 70 + "\ue001Ab", cut=66)

@@ -81,6 +81,7 @@ def pieces(*names: str) -> list[int]:
     return tokens
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=120)
 @given(data=st.data(), variant=st.sampled_from(list(VARIANTS)), batch=st.integers(1, 60), ends_here=st.booleans())
 def test_any_text_comes_back_as_the_model_normalised_it(

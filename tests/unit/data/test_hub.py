@@ -152,6 +152,7 @@ def test_the_next_command_goes_on_where_one_gave_up(
     assert not any(name.endswith(".incomplete") for name in blobs(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_killed_download_continues(standin: HubStandin, model: bytes, tmp_path: Path) -> None:
     standin.faults.hold_after_bytes[FIRST] = [2000]
     command = [sys.executable, "-m", "shared.cli.main", "data", "download", "fineweb"]

@@ -145,6 +145,7 @@ def flash_backward(
     return tuple(x.to(k.dtype) for x in (dq, dk, torch.einsum("bgrst,bsgrc->btgc", p, grad)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [2, 5])
 def test_flash_attention_4_whichever_release(values: int, monkeypatch: pytest.MonkeyPatch):
     """A package with the two functions of flash-attn-4, the first of which gives as many values as a release does."""

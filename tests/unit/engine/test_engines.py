@@ -123,6 +123,7 @@ def test_a_batch_is_the_mean_of_its_rows(name: str, rows: int):
     assert_close(grads, {key: np.mean([g[key] for g in gradients], axis=0) for key in grads}, GRADIENT_REL)
 
 
+@pytest.mark.slow
 def test_any_number_of_streams_computes_the_same(monkeypatch: pytest.MonkeyPatch):
     from mlx_train import device
 

@@ -108,6 +108,7 @@ def small(kind: str, patch_size: int, layers: int, context: int, tied: bool, *mo
     )
 
 
+@pytest.mark.slow
 @settings(examples, max_examples=40)
 @given(
     kind=st.sampled_from(["autoregressive", "mlp", "linear", "experts"]),

@@ -165,6 +165,7 @@ def test_kernels_like_the_definition_everywhere(
     assert_like_oracle(case, interpreter.submit(run_fused, case, how).result())
 
 
+@pytest.mark.slow
 @needs_triton
 def test_extreme_logits(interpreter: ProcessPoolExecutor):
     rows = np.array([[np.inf, 0, 0], [-np.inf, 0, 0], [3e38, -3e38, 1e-30], [1e-30, -1e-30, 0], [9, 9, 9]], np.float32)
@@ -198,6 +199,7 @@ def test_the_kernels_stay_in_one_compiled_graph(interpreter: ProcessPoolExecutor
     assert (plain[0] == compiled[0]).all() and (plain[1] == compiled[1]).all()
 
 
+@pytest.mark.slow
 @needs_triton
 def test_torch_accepts_the_registration(interpreter: ProcessPoolExecutor):
     results = interpreter.submit(check_registration).result()

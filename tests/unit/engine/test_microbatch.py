@@ -36,6 +36,7 @@ def most_bytes(rows: int) -> int:
 ROW_BYTES = most_bytes(1)
 
 
+@pytest.mark.slow
 @settings(examples, max_examples=200)
 @given(
     rows=st.integers(1, 40),

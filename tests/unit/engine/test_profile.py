@@ -77,6 +77,7 @@ def test_mlx_phases_are_watched_only_while_a_trace_is_made(tmp_path: Path):
     assert calls == dict.fromkeys((*PHASES.values(), REST), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ending"),
     [("mlx", "end of the run"), ("mlx", "validation"), ("mlx", "checkpoint"), ("torch", "validation")],

@@ -21,6 +21,7 @@ from shared.spec import Spec, load_spec
 SPEC = load_spec("tiny", ["model.num_layers=1"])
 
 
+@pytest.mark.slow
 @given(rows=st.integers(1, 3), begun=st.lists(st.integers(0, 63), min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_a_window_computed_again_gives_the_scored_distributions(rows: int, begun: list[int], seed: int) -> None:
     """Several windows one after the other, the first symbols of each given at once."""

@@ -130,6 +130,7 @@ def test_an_exported_model_takes_any_length_and_padding_on_the_right(tmp_path: P
                 model(wrong, attention_mask=seen)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(specs(), st.integers(0, 3))
 def test_random_specs_survive_an_export(tmp_path_factory: pytest.TempPathFactory, spec: Spec, seed: int) -> None:

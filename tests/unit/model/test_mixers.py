@@ -239,6 +239,7 @@ def test_the_operations_of_a_scan_are_those_it_makes(scan: str, positions: int):
     assert training_flops(spec).attention * positions == pytest.approx(3 * ops.attended - 2 * unread, rel=1e-12)
 
 
+@pytest.mark.slow
 @every_scan
 def test_the_peak_of_a_pass_is_as_estimated(scan: str):
     layers = f'["{scan}","{scan}","{scan}"]'

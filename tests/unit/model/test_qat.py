@@ -150,6 +150,7 @@ def test_when_it_acts():
     assert run_numbers(qat("off"), 41, 0.7) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [6, 8])
 def test_steps_from_the_same_state_agree_to_the_ordinary_tolerance(bits: int, monkeypatch: pytest.MonkeyPatch):
     """Whole runs part where one code falls otherwise (`rounds_in_training`); a step from the same codes cannot."""

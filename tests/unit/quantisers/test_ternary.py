@@ -45,6 +45,7 @@ def test_error_feedback_helps_and_uses_the_scale_of_each_group():
     assert set(np.abs(decoded[1][0, 20:40]).tolist()) <= {0.0, float(with_feedback.encode(weights)["scales"][1])}
 
 
+@pytest.mark.slow
 def test_gaussian_codes_cost_what_is_said_and_five_to_a_byte_cost_more():
     codes = Ternary().encode(normal(4, 512, 1024))["codes"]
     assert Ternary().gaussian_code_bits(1024) == pytest.approx(entropy_bits(codes), abs=GAUSSIAN_CODE_BITS_ABS)

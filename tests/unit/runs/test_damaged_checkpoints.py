@@ -21,6 +21,7 @@ from tests import ROOT
 from tests.unit.runs.test_checkpoints import make_info, make_state, make_store
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     suffix=st.sampled_from([".json", ".safetensors"]),

@@ -117,6 +117,7 @@ def test_the_journal_joins_equal_steps_and_shows_early_learning() -> None:
     assert not check.passed and check.measured == 3
 
 
+@pytest.mark.slow
 @every_engine
 def test_later_text_changes_no_earlier_score_and_earlier_text_does(name: str) -> None:
     spec = tiny(*SHORT, *ONLINE, "evaluation.adaptation.rate=0.01")
@@ -130,6 +131,7 @@ def test_later_text_changes_no_earlier_score_and_earlier_text_does(name: str) ->
     assert [(line.scored, line.times) for line in whole.journal] == [((0, 32), stream.num_symbols // 32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -122,6 +122,7 @@ FLOWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", FLOWS)
 def test_later_documents_change_no_earlier_score(flow: str) -> None:
     """Nine documents more than a block has, so that a warm start has something to start from."""

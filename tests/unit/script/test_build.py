@@ -26,6 +26,7 @@ print(hashlib.sha256(build.scoring_script("numpy")).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_sources_give_the_same_bytes() -> None:
     """Whatever the order of sets is in a process: what is kept was made in one of another order."""
     kept = hashlib.sha256(build.scoring_script("numpy")).hexdigest()

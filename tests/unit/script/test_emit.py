@@ -46,6 +46,7 @@ def test_short_forms(source: str, expected: str) -> None:
     assert text == expected
 
 
+@pytest.mark.slow
 def test_every_file_of_the_house_means_the_same() -> None:
     """Every file with a pattern in it, and every fifth other."""
     for index, path in enumerate(sorted((ROOT / "shared").rglob("*.py"))):

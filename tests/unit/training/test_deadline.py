@@ -54,6 +54,7 @@ def test_a_run_is_not_late_and_leaves_less_than_two_steps(kind: str, computes: b
         assert 0.4 <= ending.last_rate <= 2.5
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     limit_s=st.floats(1.0, 100.0),

@@ -98,6 +98,7 @@ def test_a_rank_that_leaves_the_talking_to_another_ends_without_a_word() -> None
     assert status == 143 and errors == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_has_no_deadline() -> None:
     status, errors, _ = run_with_deadline(signal.SIGINT, 0.1)
     assert status is None and errors == ""
@@ -115,6 +116,7 @@ def test_the_deadline_leaves_a_spot_machine_time_to_spare() -> None:
     assert GRACE_S == 20.0 and Interruption().grace_s == GRACE_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_has_nothing_to_save_ends_soon_in_the_middle_of_a_long_call(number: signal.Signals) -> None:
     """A compiler does not come back to Python for a minute."""

@@ -129,6 +129,7 @@ def test_no_finish_stops_after_training(cli: CommandLine, tmp_path: Path) -> Non
     assert not (tmp_path / "a" / "artifact.btw").exists()
 
 
+@pytest.mark.slow
 def test_micro_batches_left_to_the_device_are_those_of_the_run(cli: CommandLine, tmp_path: Path) -> None:
     words = (*WORDS, tmp_path, "--run", "a", "--set", "training.micro_batch_symbols=auto")
     cli.document(*words)
