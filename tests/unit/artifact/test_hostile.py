@@ -357,6 +357,7 @@ def _without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 SPEC_PATHS = [path[1:] for path in PATHS if path[0] == "spec" and path[1:] and isinstance(path[-1], str)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPEC_PATHS, ids=".".join)
 def test_a_file_from_before_a_field_existed_is_the_same_function(path: tuple[str, ...]):
     """A field that a file lacks is at its default. One without a default is missed."""

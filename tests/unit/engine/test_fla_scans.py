@@ -90,6 +90,7 @@ def test_each_scan_is_that_of_the_model(name: str, installed: None):
     assert not torch.equal(other(OPS, *inputs), own(OPS, *inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SCANS))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiler_keeps_it_in_one_graph(name: str, installed: None):

@@ -174,6 +174,7 @@ def test_extreme_logits(interpreter: ProcessPoolExecutor):
         assert_like_oracle(case, interpreter.submit(run_fused, case).result())
 
 
+@pytest.mark.slow
 @needs_triton
 def test_what_is_not_a_number_shows(interpreter: ProcessPoolExecutor):
     rows = np.zeros((5, 9), np.float32)

@@ -46,6 +46,7 @@ def test_causal_and_every_parameter_matters(technique: str) -> None:
         assert (np.abs(after - before).max() > CAUSALITY_ABS) != (parameter.name in silent(spec)), parameter.name
 
 
+@pytest.mark.slow
 @every_engine
 @every_technique
 def test_every_parameter_learns_from_the_first_steps(technique: str, name: str) -> None:

@@ -253,6 +253,7 @@ def test_a_setting_by_name_is_a_start_for_further_changes(name: str) -> None:
     assert derived.model.seq_len == spec.model.seq_len and not derived.evaluation.adaptation.is_on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [(list(ENGINES)[index % 2], words) for index, words in enumerate([*SETTINGS, "lora.rank=2", "reset=document"])],
