@@ -49,7 +49,7 @@ NODE := $(if $(NVIDIA),$(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VE
 
 help:
 	@echo "make smoke             train, pack and score a small byte-patch model with MLX on built-in text"
-	@echo "make test-fast         what to run while working: the tests that take no longer than a few seconds"
+	@echo "make test-fast         what to run while working: the tests that take no longer than about a second"
 	@echo "make test              the whole test suite, parity of both engines included, in WORKERS=2 processes"
 	@echo "make test-machines     parity as other processors compute, and MLX on the operations of its GPUs"
 	@echo "make parity SPEC=name  prove that both engines compute the same thing for a spec"
