@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,10 +105,20 @@ def load_audited(
 def find_run(source: str, runs_dir: Path = RUNS) -> RunDirectory | None:
     """The run, or folder of runs, at that path or of that name in `runs_dir`, None if there is none. A folder that is
     neither is taken only if there is nothing better: in a checkout `data` is one."""
-    folders = [path for path in (Path(source), runs_dir / source) if path.is_dir()]
+    folders = [path for path in (Path(source), runs_dir / source) if _is_folder(path)]
     better = (path for path in folders if any(path.glob("spec.toml")) or any(path.glob("*/spec.toml")))
     path = next(better, folders[0] if folders else None)
     return RunDirectory(path) if path else None
+
+
+def _is_folder(path: Path) -> bool:
+    """Like Path.is_dir, which from Python 3.14 on also says False of what it may not look at: that is an OSError here."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def run_named(source: str, runs_dir: Path = RUNS) -> RunDirectory:
