@@ -112,7 +112,7 @@ def find_run(source: str, runs_dir: Path = RUNS) -> RunDirectory | None:
 
 
 def _is_folder(path: Path) -> bool:
-    """Like Path.is_dir, which from Python 3.14 on also says False of what it may not look at: that is an OSError here."""
+    """Like Path.is_dir, but an OSError for what it may not look at, of which Python 3.14 says False too."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:

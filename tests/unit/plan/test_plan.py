@@ -95,11 +95,11 @@ def test_a_plan_loads_and_fits_its_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("device", "seconds"), [("laptop", 105), ("core", 90)])
+@pytest.mark.parametrize(("device", "seconds"), [("laptop", 105), ("laptop", 300), ("laptop", 600), ("core", 90)])
 def test_the_choice_is_as_good_as_the_best_that_was_measured(device: str, seconds: float) -> None:
-    """Within 3 %, by the scores of the rows of that length."""
-    measured = [row for row in ROWS if row.device == speed.LAPTOPS[device] and row.seconds == seconds]
-    scores = {row.label: row.bpb for row in measured if not row.spec.vocabulary.reads_tokens and row.bpb is not None}
+    """Within 3 %, by the scores of the rows of about that length."""
+    near = [row for row in ROWS if row.device == speed.LAPTOPS[device] and 0.9 < row.seconds / seconds < 1.15]
+    scores = {row.label: row.bpb for row in near if not row.spec.vocabulary.reads_tokens and row.bpb is not None}
     chosen = make_plan(Wish(16_000_000, seconds / 60, 1, device)).chosen
     assert scores[chosen.label] <= 1.03 * min(scores.values())
 
