@@ -21,12 +21,11 @@ from shared.cli.scoring import make_table
 from shared.engine.ranks import MAX_RANKS
 from shared.files import write_atomically
 from shared.plan import DEVICES, Plan, Wish, make_plan
+from shared.plan.choose import NOTHING_BPB
 from shared.spec import Spec, spec_to_dict, spec_to_short_toml
 from shared.units import format_count
 
 MOST_SHOWN = 8
-# Means over seeds of the ablations in records/ are closer than this without a verdict.
-NOTHING_BPB = 0.015
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +97,6 @@ def _words(args: argparse.Namespace) -> list[str]:
 def _basis(plan: Plan) -> list[str]:
     """What the score of the chosen shape and the symbols rest on, a line each."""
     chosen, expected = plan.chosen, plan.chosen.expected
-    alike = sum(each.expected.bpb - expected.bpb < NOTHING_BPB for each in plan.candidates) - 1
     lines = [
         f"{chosen.label}: {chosen.parameters:,} weights, {chosen.artifact.expected_bytes:,} bytes expected "
         f"(at most {chosen.artifact.high_bytes:,}) and {chosen.code_bytes:,} of code",
@@ -106,8 +104,9 @@ def _basis(plan: Plan) -> list[str]:
         f"{expected.bpb:.3f} bits per byte ({expected.low_bpb:.3f} to {expected.high_bpb:.3f}) on {plan.text}: "
         f"{expected.basis}, {expected.beyond:.3g} times the text of that run",
     ]
-    if alike:
-        lines.append(f"{alike} other shapes are expected within {NOTHING_BPB:g} of it, which this cannot tell apart")
+    if plan.num_alike:
+        others = f"{plan.num_alike} other {'shape' if plan.num_alike == 1 else 'shapes'}"
+        lines.append(f"{others} within {NOTHING_BPB:g} of the best, which this cannot tell apart: of these the surest")
     return lines
 
 

@@ -26,6 +26,8 @@ HEAD_DIM, MOST_WIDTH = 64, 2048
 NARROWER = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 # A GPU's part of a batch is at least this long, and a run has so many steps rather than the preset's batch.
 LEAST_PART, ENOUGH_STEPS = 131_072, 4000
+# Expectations that lie closer than this are not told apart: means over seeds in records/ so close have no verdict.
+NOTHING_BPB = 0.015
 # Fewer train nothing, as preflight says too. A run by the clock may make this much more than is expected.
 FEWEST_STEPS, SPARE = 20, 1.5
 
@@ -65,7 +67,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """The shapes that fit, best first: the first is the chosen one. `text` is what their scores were measured on."""
+    """The shapes that fit, the chosen one first, the others as good as they are expected to be. `text` is what their
+    scores were measured on."""
 
     candidates: tuple[Candidate, ...]
     speed: Speed
@@ -73,8 +76,13 @@ class Plan:
 
     @property
     def chosen(self) -> Candidate:
-        """The shape that is expected to score best."""
+        """The shape that is expected to score best, or the surest of those that are not told apart from it."""
         return self.candidates[0]
+
+    @property
+    def num_alike(self) -> int:
+        """How many others are not told apart from the one that is expected to score best."""
+        return sum(each.expected.bpb < _best_bpb(self.candidates) + NOTHING_BPB for each in self.candidates) - 1
 
 
 def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -> Plan:
@@ -106,8 +114,16 @@ def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -
     if not trained:
         most = max(each.steps for each in found)
         raise UserError(f"--minutes {wish.minutes:g}: time for {most} steps, at least {FEWEST_STEPS} are needed")
-    best_first = sorted(trained, key=lambda each: each.expected.bpb)
-    return Plan(tuple(best_first), speed, rows[0].text)
+    best = _best_bpb(trained)
+    chosen = min(
+        (each for each in trained if each.expected.bpb < best + NOTHING_BPB), key=lambda each: each.expected.high_bpb
+    )
+    others = sorted((each for each in trained if each is not chosen), key=lambda each: each.expected.bpb)
+    return Plan((chosen, *others), speed, rows[0].text)
+
+
+def _best_bpb(candidates: Sequence[Candidate]) -> float:
+    return min(each.expected.bpb for each in candidates)
 
 
 Shapes = Iterator[tuple[str, MeasuredRow, Sequence[float], Callable[[float], Spec]]]
