@@ -111,7 +111,7 @@ def _basis(plan: Plan) -> list[str]:
 
 
 def _print(out: Console, plan: Plan, wish: Wish) -> None:
-    title = f"shapes for {wish.total_bytes:,} bytes and {wish.minutes:g} minutes, best first"
+    title = f"shapes for {wish.total_bytes:,} bytes and {wish.minutes:g} minutes, the chosen one first"
     columns = ("weights", "bytes with code", "at most", "symbols", "bits per byte", "interval", "text / measured")
     table = make_table(title, ("shape",), columns)
     for each in plan.candidates[:MOST_SHOWN]:

@@ -67,8 +67,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """The shapes that fit, the chosen one first, the others as good as they are expected to be. `text` is what their
-    scores were measured on."""
+    """The shapes that fit: the chosen one, then the others from the best expected score on. `text` is what their scores
+    were measured on."""
 
     candidates: tuple[Candidate, ...]
     speed: Speed

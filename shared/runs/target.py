@@ -119,6 +119,8 @@ def _is_folder(path: Path) -> bool:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return False
         raise
+    except ValueError:  # a null character
+        return False
 
 
 def run_named(source: str, runs_dir: Path = RUNS) -> RunDirectory:
