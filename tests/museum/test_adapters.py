@@ -29,6 +29,7 @@ def batches() -> list[np.ndarray]:
     return [rng.integers(0, 256, (4, 64)).astype(np.int32) for _ in range(GRADIENT_STEPS)]
 
 
+@pytest.mark.slow
 @every_engine
 def test_adapters_learn_and_planted_ones_do_not(name: str) -> None:
     spec = tiny_spec(*LORA)

@@ -36,6 +36,7 @@ def table(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row["quantiser"] for row in values["tensors"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize("method", BUILT)
 def test_a_file_gives_back_what_was_packed(method: str, rounding: str):

@@ -79,6 +79,7 @@ def test_a_model_trained_here_lies_within_the_band() -> None:
     assert prediction.low_bytes <= packed <= prediction.high_bytes, (packed, prediction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "smoke", "itchy"])
 def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
     spec = load_spec(preset, ["artifact.brotli_quality=1", "artifact.matrix={}", "model.num_layers=2"])

@@ -82,6 +82,7 @@ def test_nothing_has_a_stream_too() -> None:
     assert decode(encode([], []), []) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("magnitude", [0.2, 1.0, 3.0, 8.0, 30.0])
 def test_codes_are_near_the_entropy_of_their_rows_and_columns(magnitude: float) -> None:
     """Known here: the variance of every code. The rest is what the coder pays for learning it, and for its lanes."""

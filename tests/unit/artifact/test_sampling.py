@@ -59,6 +59,7 @@ def one_by_one(form: str) -> np.ndarray:
     return x[:, :LENGTH]
 
 
+@pytest.mark.slow
 @every_form
 @every_implementation
 def test_every_engine_writes_what_the_oracle_would_symbol_by_symbol(name: str, form: str) -> None:

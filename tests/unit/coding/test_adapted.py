@@ -70,6 +70,7 @@ def documents() -> ByteStream:
     return ByteStream(text, starts, SPEC.vocabulary, "documents", "5a" * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SMALL, SMALL.model_copy(update={"reset": "document"}), DOCUMENT])
 def test_the_file_has_the_bits_of_the_adapted_score(settings: AdaptationSpec) -> None:
     stream, coder = documents(), codec(settings)

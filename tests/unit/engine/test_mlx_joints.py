@@ -35,6 +35,7 @@ BEFORE = 2455
 MOST_FRAC = 2 / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_joined_or_apart_the_update_is_the_same_to_the_bit(

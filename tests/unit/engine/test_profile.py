@@ -27,6 +27,7 @@ def train(engine: Engine, steps: int) -> list[tuple[float, float]]:
     return results
 
 
+@pytest.mark.slow
 @every_engine
 def test_a_profile_says_where_the_time_went_and_training_does_not_notice(name: str, tmp_path: Path):
     plain, engine = started(name, tiny()), started(name, tiny())

@@ -81,6 +81,7 @@ def test_the_definition(variant: str):
     assert oracle_loss(spec, params, x) == pytest.approx(nats.mean(), rel=ORACLE_OPERATION_REL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_gradients_are_of_the_training_loss_and_the_reported_loss_is_plain(objective: str):
     spec = tiny(*OBJECTIVES[objective])

@@ -208,6 +208,7 @@ def test_attention(
     assert_close(name, run(name, attention), naive_attention(q, k, v, window, documents))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("time", [31, 32, 48, 128, 256, 384, 512])
 @pytest.mark.parametrize("sharpness", [1.0, 12.0])

@@ -86,6 +86,7 @@ def test_a_run_whose_loop_starts_later() -> None:
     assert plan.train_s is not None and 99 < plan.train_s <= 100
 
 
+@pytest.mark.slow
 @every_engine
 def test_the_longest_function_is_the_one_that_is_measured(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: set[int] = set()

@@ -56,6 +56,7 @@ def test_a_measurement_that_dies_is_a_failure(
     assert speed.mfu_row(context).verdict == "unknown"
 
 
+@pytest.mark.slow
 @every_engine
 def test_a_step_is_measured_in_full_and_in_part(engine: str) -> None:
     for rows, passes in ((8, 1.0), (2, 4.0)):

@@ -87,6 +87,7 @@ def test_effective_number_lies_between_one_and_the_count(sizes: list[int], facto
     assert effective_number(np.array([*sizes, 0])) == pytest.approx(found, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_interval_covers_the_truth_as_often_as_it_says(name: str) -> None:
     """A short form of tests.bench.coverage."""

@@ -45,6 +45,7 @@ def scored(name: str, spec: Spec, path: Path, passes: int = 1 << 30) -> tuple[Sc
     return score_text(scorer, FakeStream(TEXT), progress=progress, state=state), lines
 
 
+@pytest.mark.slow
 @every_engine
 @pytest.mark.parametrize("words", [(), ONLINE, FORGETFUL], ids=["plain", "score first", "forgets"])
 def test_a_killed_score_resumes_to_the_last_digit(name: str, words: tuple[str, ...], tmp_path: Path) -> None:

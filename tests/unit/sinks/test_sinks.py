@@ -97,6 +97,7 @@ def test_a_resumed_run_says_so_and_one_that_is_not_finished_has_no_artifact(
     assert sink.told[0][1][2] is True and sink.told[-1] == ("end", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["start", "log", "end"])
 @pytest.mark.parametrize("way", ["raise", "hang"])
 def test_a_sink_that_fails_stops_no_run(sink: type[Remembering], tmp_path: Path, method: str, way: str) -> None:
