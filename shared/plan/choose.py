@@ -82,7 +82,7 @@ class Plan:
     @property
     def num_alike(self) -> int:
         """How many others are not told apart from the one that is expected to score best."""
-        return sum(each.expected.bpb < _best_bpb(self.candidates) + NOTHING_BPB for each in self.candidates) - 1
+        return len(_alike(self.candidates)) - 1
 
 
 def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -> Plan:
@@ -114,16 +114,15 @@ def make_plan(wish: Wish, announce: Callable[[str], None] = lambda what: None) -
     if not trained:
         most = max(each.steps for each in found)
         raise UserError(f"--minutes {wish.minutes:g}: time for {most} steps, at least {FEWEST_STEPS} are needed")
-    best = _best_bpb(trained)
-    chosen = min(
-        (each for each in trained if each.expected.bpb < best + NOTHING_BPB), key=lambda each: each.expected.high_bpb
-    )
+    chosen = min(_alike(trained), key=lambda each: each.expected.high_bpb)
     others = sorted((each for each in trained if each is not chosen), key=lambda each: each.expected.bpb)
     return Plan((chosen, *others), speed, rows[0].text)
 
 
-def _best_bpb(candidates: Sequence[Candidate]) -> float:
-    return min(each.expected.bpb for each in candidates)
+def _alike(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that are not told apart from the one that is expected to score best."""
+    best = min(each.expected.bpb for each in candidates)
+    return [each for each in candidates if each.expected.bpb < best + NOTHING_BPB]
 
 
 Shapes = Iterator[tuple[str, MeasuredRow, Sequence[float], Callable[[float], Spec]]]
