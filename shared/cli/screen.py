@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from shared.cli.command import silence
+from shared.cli.silence import silence
 from shared.errors import visible
 
 # A file or a pipe has no width to keep to; a terminal that claims to be narrower than this has none that it knows of.

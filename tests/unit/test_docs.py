@@ -105,7 +105,9 @@ def test_no_merge_is_left_open() -> None:
     marks = re.compile(rb"^(?:<{7}|>{7}|\|{7}) ", re.MULTILINE)
     assert marks.search(b"text\n" + b"<" * 7 + b" HEAD\n")
     files = list(our_files())
-    assert {"Makefile", "uv.lock", ".ci/run", "tests/README.md"} <= {path.relative_to(ROOT).as_posix() for path in files}
+    assert {"Makefile", "uv.lock", ".ci/run", "tests/README.md"} <= {
+        path.relative_to(ROOT).as_posix() for path in files
+    }
     found = [path.relative_to(ROOT).as_posix() for path in files if marks.search(path.read_bytes())]
     assert not found, f"open merges in {found}"
 
