@@ -34,6 +34,7 @@ from shared.cli.scoring import (
 )
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.audit import AuditReport
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         check = check_selection(selection.windows, stream)
         for line in check_lines([check]):
             out.print(line, soft_wrap=True)
-        document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
+        (document["selection_check"],) = AuditReport((check,)).to_document()["checks"]
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
 

@@ -267,8 +267,10 @@ def test_honest_adaptation_knows_no_later_text(name: str, words: str) -> None:
     assert check.passed and check.measured == 0.0 and "3 cuts" in check.detail
 
 
-def test_the_audit_of_an_adapted_score_runs_the_protocol_again() -> None:
-    spec = tiny(*SHORT, *ONLINE)
+@pytest.mark.parametrize("chunk", [32, 1 << 20])
+def test_the_audit_of_an_adapted_score_runs_the_protocol_again(chunk: int) -> None:
+    """Also where all of the text is one chunk, so that nothing of it is learnt."""
+    spec = tiny(*SHORT, *ONLINE, f"evaluation.adaptation.chunk_symbols={chunk}")
     scorer, stream = started("torch", spec, random_weights(spec, 1)), FakeStream(TEXT)
     report = audit_scorer(scorer, stream, score_text(scorer, stream), seconds=0.0)
     assert report.passed and {"adaptation", "later_text", "coverage"} <= {check.name for check in report.checks}
