@@ -149,8 +149,8 @@ def test_the_interval_over_seeds_covers_as_often_as_it_says(num_seeds: int, pair
 def test_no_record_is_beaten_by_chance_more_often_than_is_said(
     news: str, olds: str, deviation: float, most: float
 ) -> None:
-    """New is better by exactly the margin, so p < 0.01 is luck. After Welch there is too much of it where three seeds of
-    a large deviation meet five of a small one."""
+    """New is better by exactly the margin, so p < 0.01 is luck. After Welch there is too much of it where three seeds
+    of a large deviation meet five of a small one."""
     rng, trials, margin, beaten = np.random.default_rng(0), 3000, 0.0019, 0
     for _ in range(trials):
         seeds = dict(zip("abcdefgh", 0.002 * rng.standard_normal(8), strict=True)) if news == olds else {}
