@@ -65,7 +65,7 @@ def silence(file: IO[str]) -> None:
 
 
 def say(out: Console, line: str, style: str | None = None) -> None:
-    """Print a line that only the terminal wraps."""
+    """Print a line that only the terminal wraps, so that a command or path in it can be copied."""
     out.print(line, style=style, soft_wrap=True)
 
 
