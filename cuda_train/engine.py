@@ -17,7 +17,8 @@ from cuda_train.attention_forms import activate, attention_forms, chosen_attenti
 from cuda_train.compiling import compiled
 from cuda_train.failures import told
 from cuda_train.joined import Joined
-from cuda_train.ops import TorchOps, make_ops
+from cuda_train.ops import make_ops
+from cuda_train.plain_ops import TorchOps
 from cuda_train.step_graph import StepGraph
 from shared.engine.microbatch import micro_batches
 from shared.engine.protocol import Stepper, StepResult, Weights

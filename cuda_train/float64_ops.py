@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_train.device import default_device
-from cuda_train.ops import TorchOps, masked_attention
+from cuda_train.plain_ops import TorchOps, masked_attention
 
 
 class Float64TorchOps(TorchOps):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from cuda_train import table_gradient
 from cuda_train.kernels import attention_heads, residual_norm, softcapped_cross_entropy, squared_mlp
-from cuda_train.ops import DTYPES, ROTATION_POSITIONS, TorchOps, rotation_table
+from cuda_train.plain_ops import DTYPES, ROTATION_POSITIONS, TorchOps, rotation_table
 from shared.ops import Array
 from shared.ops.composed import symbol_context_by_tables
 

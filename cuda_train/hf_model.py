@@ -19,7 +19,7 @@ from torch import nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from cuda_train.ops import TorchOps
+from cuda_train.plain_ops import TorchOps
 from shared.model import log_probs
 from shared.model.logits import packed_parameters
 from shared.spec import stored_spec

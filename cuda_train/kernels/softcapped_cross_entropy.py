@@ -1,6 +1,6 @@
 """Softcapped cross-entropy as one Triton kernel forward and one backward.
 
-Definition: shared.ops.protocol, `softcapped_cross_entropy`. The plain form in cuda_train.ops is its oracle. That
+Definition: shared.ops.protocol, `softcapped_cross_entropy`. The plain form in cuda_train.plain_ops is its oracle. That
 form makes several float32 arrays of the logits' shape, the largest of the whole model; here a row is read
 once, lives in registers as float32, and leaves one number. The backward kernel reads the row again and
 writes the gradient in the logits' dtype, from the saved logarithm of the row's sum:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shared.engine.protocol import Scorer
 from shared.quantisers import InputStatistics
+from shared.quantisers.gptq import error_on_inputs
 
 Weights = Mapping[str, NDArray[np.float32]]
 Progress = Callable[[int, int], None]
@@ -87,7 +88,7 @@ def stored_error(
         weighed = curvature.outputs @ error @ curvature.inputs
         return float(np.einsum("rc,rc->", weighed, error)) / float(np.trace(curvature.outputs))
     if statistics is not None and statistics.gram is not None and statistics.rows > 0:
-        return float(np.einsum("rc,rc->", error @ statistics.gram, error)) / statistics.rows
+        return error_on_inputs(error, statistics.gram) / statistics.rows
     if statistics is not None and statistics.reads is not None and statistics.reads.sum() > 0:
         return float(np.square(error).sum(axis=1) @ statistics.reads) / float(statistics.reads.sum())
     return float(np.square(error).sum())

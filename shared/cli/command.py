@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.engine.registry import ENGINES
 from shared.errors import one_line
@@ -56,12 +55,6 @@ def result_console(args: argparse.Namespace) -> Screen:
     from shared.cli.screen import Screen
 
     return Screen(stderr=args.json)
-
-
-def silence(file: IO[str]) -> None:
-    """Let what is still to come in a stream that nobody reads any more go nowhere, without an error."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def say(out: Console, line: str, style: str | None = None) -> None:

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BrokenPipeError:
         # Whoever read our output has left, as `head` does.
-        from shared.cli.command import silence
+        from shared.cli.silence import silence
 
         silence(sys.stdout)
         return status

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.datasets import bind_tokenizer
@@ -26,7 +23,6 @@ from shared.engine.package import engine_package, keep_compiled
 from shared.preflight import ROWS, Question, preferred_engine, print_rows, print_verdict, run_preflight
 from shared.preflight.ask_rows import check_row_names
 from shared.runs.scaling_curve import read_fit
-from shared.units import format_clock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +70,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     gpus = len(facts.names) if facts.kind == "gpu" else 1
     ranks = args.nodes * gpus if args.ranks is None else args.ranks
     question = Question(spec, engine, ranks, args.price, fit, args.runs_dir, args.quick, args.nodes, args.as_trained)
-    with _stages() as announce:
-        report = run_preflight(question, args.force, announce, args.strict)
+    with console().status("preflight") as status:
+        report = run_preflight(question, args.force, lambda what: status.update(f"preflight: {what}"), args.strict)
     sizes, shown = sizes_of(spec, engine), result_console(args)
     print_rows(shown, report)
     print_sizes(shown, sizes)
@@ -84,17 +80,3 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.output:
         write_document(args.output, document)
     return CommandResult(document, status=0 if report.go else 1)
-
-
-@contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """Shows what is being done: in a terminal the last stage alone, elsewhere a line for each with the time so far."""
-    out, begin_s = console(), time.monotonic()
-
-    def announce(what: str) -> None:
-        status.update(f"preflight: {what}")
-        if not out.is_terminal:
-            out.print(f"preflight: {what}, after {format_clock(time.monotonic() - begin_s)}", highlight=False)
-
-    with out.status("preflight") as status:
-        yield announce

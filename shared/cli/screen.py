@@ -11,9 +11,10 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.command import silence
+from shared.cli.silence import silence
 from shared.cli.tables import fitting
-from shared.errors import visible
+from shared.errors import one_line, visible
+from shared.views.stage_clock import StageClock, notify
 
 # A file or a pipe has no width to keep to; a terminal that claims to be narrower than this has none that it knows of.
 PIPE_COLUMNS, FEWEST_COLUMNS, TERMINAL_COLUMNS = 1000, 10, 80
@@ -44,7 +45,9 @@ class Screen(Console):
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
-        return super().status(Text(status) if isinstance(status, str) else status, **options)
+        if not self.is_terminal:
+            return PlainStatus(status, self)
+        return super().status(_text(status), **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -57,3 +60,26 @@ class Screen(Console):
             if not self.stderr:
                 raise
             self.on_broken_pipe()
+
+
+class PlainStatus(Status):
+    """A rich status of a console that is no terminal: a line names each stage that lasts, with its time."""
+
+    def __init__(self, status: RenderableType, console: Console) -> None:
+        super().__init__(_text(status), console=console)
+        self._clock = StageClock()
+
+    def start(self) -> None:
+        self._clock.start(lambda time_text: notify(self.console, one_line(f"{self.status}, {time_text}") + "\n"))
+
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        self.status = self.status if status is None else _text(status)
+        self.start()
+
+    def stop(self) -> None:
+        self._clock.stop()
+
+
+def _text(status: RenderableType) -> RenderableType:
+    """No markup in it."""
+    return Text(status) if isinstance(status, str) else status

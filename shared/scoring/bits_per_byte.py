@@ -22,7 +22,7 @@ from shared.scoring.windows import NO_EVIDENCE, Evidence, PositionSums, Window, 
 from shared.spec import Spec
 
 if TYPE_CHECKING:
-    from shared.scoring.journal import Line
+    from shared.scoring.passes import Line
     from shared.scoring.resume import ScoreState
 
 Progress = Callable[[int, int], None]

@@ -6,36 +6,14 @@ Equal steps are one line, so that the journal of a long text stays short.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from shared.scoring.checks import Check
-from shared.scoring.passes import Pass, Span
+from shared.scoring.passes import Line, Pass, Span
 
 NAME = "adaptation"
-
-
-@dataclass(frozen=True)
-class Line:
-    """`scored` was scored, then `learnt` was learnt by `what`: all of it `times` over, each time `advance` symbols
-    further on."""
-
-    scored: Span
-    learnt: Span
-    what: str
-    times: int = 1
-    advance: int = 0
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain values for score.json."""
-        return {**self.__dict__, "scored": list(self.scored), "learnt": list(self.learnt)}
-
-    def moved(self, times: int) -> tuple[Span, Span]:
-        """(scored, learnt) of one of the times, counted from 0."""
-        first, second = (Span(*(end + times * self.advance for end in span)) for span in (self.scored, self.learnt))
-        return first, second
 
 
 class Journal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,27 @@ class Span(NamedTuple):
 
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the journal: `scored` was scored, then `learnt` was learnt by `what`: all of it `times` over, each time
+    `advance` symbols further on."""
+
+    scored: Span
+    learnt: Span
+    what: str
+    times: int = 1
+    advance: int = 0
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for score.json."""
+        return {**self.__dict__, "scored": list(self.scored), "learnt": list(self.learnt)}
+
+    def moved(self, times: int) -> tuple[Span, Span]:
+        """(scored, learnt) of one of the times, counted from 0."""
+        first, second = (Span(*(end + times * self.advance for end in span)) for span in (self.scored, self.learnt))
+        return first, second
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from rich.live import Live
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.views.dashboard import LABEL, Dashboard
-from shared.views.plain import STOP_NOTICE, notify, start_lines
+from shared.views.plain import STOP_NOTICE, start_lines
 from shared.views.plot import History
+from shared.views.stage_clock import notify
 
 REFRESH_PER_S = 4
 SHOW_CURSOR = "\x1b[?25h"

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import threading
 import time
 from pathlib import Path
 
@@ -14,9 +10,8 @@ from rich.console import Console
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec
 from shared.units import format_bytes, format_clock, format_count, format_duration
+from shared.views.stage_clock import PROGRESS_EVERY_S, StageClock, notify
 
-# A phase reports its progress no more often than this.
-PROGRESS_EVERY_S = 10.0
 STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second signal ends the process at once"
 
 
@@ -28,15 +23,14 @@ class PlainObserver:
         self._phase = ""
         self._phase_start_s = self._last_progress_s = 0.0
         self._spec: Spec | None = None
-        self._clock: threading.Timer | None = None
-        # Held while the clock ticks, starts and stops: a tick between a stop and its end would start another clock.
-        self._ticking = threading.RLock()
+        # While nothing else is reported it says which phase it is, and for how long.
+        self._clock = StageClock()
 
     def __enter__(self) -> PlainObserver:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop_clock()
+        self._clock.stop()
 
     def on_start(self, start: RunStart) -> None:
         self._spec = start.spec
@@ -44,7 +38,7 @@ class PlainObserver:
             self._print(line)
 
     def on_step(self, report: StepReport) -> None:
-        self._stop_clock()
+        self._clock.stop()
         if report.logged:
             assert self._spec is not None, "a run starts before its first step"
             left = f"  {format_clock(report.left_s)} left" if report.left_s is not None else ""
@@ -55,13 +49,12 @@ class PlainObserver:
             )
 
     def on_phase(self, phase: str) -> None:
-        self._stop_clock()
         self._phase = phase
         self._phase_start_s = self._last_progress_s = time.monotonic()
-        self._start_clock()
+        self._clock.start(lambda time_text: notify(self.console, f"{self.prefix}{phase}: {time_text}\n"))
 
     def on_progress(self, done: int, total: int) -> None:
-        self._stop_clock()
+        self._clock.stop()
         now = time.monotonic()
         if done < total and now - self._last_progress_s >= PROGRESS_EVERY_S:
             self._last_progress_s = now
@@ -71,7 +64,7 @@ class PlainObserver:
             )
 
     def on_validation(self, report: ValidationReport) -> None:
-        self._stop_clock()
+        self._clock.stop()
         whose = f"of the {report.weights} weights"
         self._print(
             f"validation at step {report.step}: {score_text(report)} {whose}  ({format_duration(report.seconds)})"
@@ -84,32 +77,11 @@ class PlainObserver:
         self._print(f"warning: {message}")
 
     def on_end(self, status: str) -> None:
-        self._stop_clock()
+        self._clock.stop()
         self._print(f"run {status}")
 
     def on_stop_requested(self) -> None:
         notify(self.console, f"{self.prefix}{STOP_NOTICE}\n")
-
-    def _start_clock(self) -> None:
-        """Say which phase it is, and for how long, every so often while nothing else is reported."""
-        phase, start_s = self._phase, self._phase_start_s
-
-        def tick() -> None:
-            with self._ticking:
-                if self._clock is timer:
-                    notify(self.console, f"{self.prefix}{phase}: {format_clock(time.monotonic() - start_s)}\n")
-                    self._start_clock()
-
-        with self._ticking:
-            timer = self._clock = threading.Timer(PROGRESS_EVERY_S, tick)
-            timer.daemon = True
-            timer.start()
-
-    def _stop_clock(self) -> None:
-        with self._ticking:
-            if self._clock is not None:
-                self._clock.cancel()
-                self._clock = None
 
     def _print(self, line: str) -> None:
         self.console.print(self.prefix + line, markup=False, highlight=False, soft_wrap=True)
@@ -152,9 +124,3 @@ def score_text(report: ValidationReport) -> str:
     """`2.753 bpb [2.711, 2.795]`."""
     interval = f" [{report.low_bpb:.3f}, {report.high_bpb:.3f}]" if report.low_bpb and report.high_bpb else ""
     return f"{report.bpb:.3f} bpb{interval}"
-
-
-def notify(console: Console, text: str) -> None:
-    """Write past the console, straight to its file descriptor: another thread may be printing."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, io.UnsupportedOperation):
-        os.write(console.file.fileno(), text.encode())

@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny shapes, nothing compiled: the script's own test")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=10.0, help="of all sections together, at most")
-    parser.add_argument("--only", choices=list(BUDGETS), help="one section instead of all")
+    parser.add_argument("--only", nargs="+", choices=list(BUDGETS), help="these sections instead of all")
     parser.add_argument("--worker", choices=("public", "bytetwin"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = Settings(args.device, args.quick, args.script, args.rounds, args.trace)
@@ -71,7 +71,7 @@ def main() -> int:
         "compilation": gpu_checks.compilation,
     }
     sections: list[Section] = []
-    for name in [args.only] if args.only else BUDGETS:
+    for name in args.only or BUDGETS:
         budget_s = min(float(BUDGETS[name]), deadline_s - time.monotonic())
         sections.append(run_section(makers[name], settings, budget_s))
         print("\n".join(sections[-1].text()), flush=True)

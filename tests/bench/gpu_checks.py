@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cuda_train.kernels import softcapped_cross_entropy as kernel
-from cuda_train.ops import TorchOps, short_attention
+from cuda_train.plain_ops import TorchOps, short_attention
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.parity import run_parity

@@ -12,7 +12,7 @@ import torch
 from cuda_train import fla_scans
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention, grouped_attention
 from cuda_train.choosing import choose
-from cuda_train.ops import TorchOps
+from cuda_train.plain_ops import TorchOps
 from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.spec import Spec, load_spec
 from shared.tolerances import BF16_OPERATION_REL

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cuda_train.ops
+import cuda_train.plain_ops
 import mlx_train.ops
 from shared.engine.protocol import Engine
 from shared.engine.registry import ENGINES
@@ -23,7 +23,7 @@ from shared.spec import load_spec
 from shared.spec.reduced import reduced_spec
 from shared.tolerances import GRADIENT_REL, KINK_REL, KINK_TRAINING_REL
 
-MLXOps, TorchOps = type(mlx_train.ops.make_ops()), cuda_train.ops.TorchOps
+MLXOps, TorchOps = type(mlx_train.ops.make_ops()), cuda_train.plain_ops.TorchOps
 STEPS = 3
 SPEC = reduced_spec(load_spec("tiny", ["model.decoder.kind=mlp"]), STEPS)[0]
 UP = "decoder.heads.0.up_proj.weight"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cuda_train.engine
-import cuda_train.ops
+import cuda_train.plain_ops
 import mlx_train.engine
 import mlx_train.ops
 from shared.engine.microbatch import micro_batches
@@ -54,8 +54,8 @@ def test_rope_that_turns_the_other_way(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_rms_norm_with_another_epsilon(monkeypatch: pytest.MonkeyPatch):
-    right = cuda_train.ops.TorchOps.rms_norm
-    monkeypatch.setattr(cuda_train.ops.TorchOps, "rms_norm", lambda self, x, eps: right(self, x, 10 * eps))
+    right = cuda_train.plain_ops.TorchOps.rms_norm
+    monkeypatch.setattr(cuda_train.plain_ops.TorchOps, "rms_norm", lambda self, x, eps: right(self, x, 10 * eps))
     rows = failed(parity())
     for pair in ("numpy - torch", "mlx - torch"):
         assert rows["logits", pair].worst.startswith("first deviates at rms_norm")

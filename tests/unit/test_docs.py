@@ -1,7 +1,9 @@
-"""docs/techniques.md and what cites it: no dead citation, no unknown field, no technique without a section."""
+"""docs/techniques.md and what cites it: no dead citation, no unknown field, no technique without a section. In any text
+file: no dead link, no merge left open."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests import ROOT
 
 PAGE = "docs/techniques.md"
 SUFFIXES = (".py", ".toml", ".md", ".yaml", ".yml")
-NOT_OURS = {"datasets", "build", "__pycache__"}
+NOT_OURS = re.compile(r"runs|site|build|dist|data/datasets|(.*/)?(__pycache__|\.(?!ci$|github$)[^/]*|[^/]*\.egg-info)")
 # Fields that are off by default and change how often a run does something, not what it computes.
 CADENCE = {"training.val_every_steps", "training.checkpoint_every_steps"}
 
@@ -27,14 +29,17 @@ OLD_CITATION = re.compile(r"\b(?:FEATURES|DESIGN)(?:\.md\b|,?[\s#]+(?:sections?[
 HEADING = re.compile(rf"^#{{2,3}} ({NUMBER}) (.+)$", re.MULTILINE)
 
 
+def our_files() -> Iterator[Path]:
+    """Every file but what .gitignore names and other hidden ones."""
+    for folder, inner, names in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        inner[:] = [name for name in sorted(inner) if not NOT_OURS.fullmatch((here / name).as_posix())]
+        yield from (path for name in sorted(names) if (path := Path(folder, name)).is_file())
+
+
 def text_files() -> Iterator[Path]:
-    """Our own text: everything but hidden folders, environments, datasets and runs."""
-    for path in sorted(ROOT.rglob("*")):
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") or part in NOT_OURS or part.endswith(".egg-info") for part in parts)
-        hidden = hidden or parts[0] == "runs"
-        if not hidden and path.is_file() and (path.suffix in SUFFIXES or path.name == "Makefile"):
-            yield path
+    """Those of our files that are code, settings or prose."""
+    return (path for path in our_files() if path.suffix in SUFFIXES or path.name == "Makefile")
 
 
 def cited(text: str) -> set[str]:
@@ -93,6 +98,18 @@ def test_nothing_cites_what_is_not_in_the_repository() -> None:
         for match in OLD_CITATION.finditer(path.read_text(encoding="utf-8"))
     ]
     assert not found, f"cite {PAGE} instead: {found}"
+
+
+def test_no_merge_is_left_open() -> None:
+    """In any file: the marks with which git shows two sides of a conflict, at the start of a line."""
+    marks = re.compile(rb"^(?:<{7}|>{7}|\|{7}) ", re.MULTILINE)
+    assert marks.search(b"text\n" + b"<" * 7 + b" HEAD\n")
+    files = list(our_files())
+    assert {"Makefile", "uv.lock", ".ci/run", "tests/README.md"} <= {
+        path.relative_to(ROOT).as_posix() for path in files
+    }
+    found = [path.relative_to(ROOT).as_posix() for path in files if marks.search(path.read_bytes())]
+    assert not found, f"open merges in {found}"
 
 
 def test_citations_are_found_in_every_form() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,21 @@ def test_a_screen_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> Non
         out.print(":smile: [red]x[/] " + HOSTILE)
     told = capsys.readouterr().err
     assert ":smile: [red]x[/] a\\x1b[31m\nb\\u202e\\x00\\udcff[/]" in told
+
+
+def test_in_a_file_only_stages_that_last_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.views.stage_clock.PROGRESS_EVERY_S", 0.05)
+    path = tmp_path / "errors"
+    with path.open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Screen().status("parity") as status:
+            status.update(f"parity: {HOSTILE}")
+            wait_until(lambda: path.read_text().count("\n") == 2, "two lines")
+            status.update("parity: quick")
+        said = path.read_text()
+        time.sleep(0.1)
+    assert set(said.splitlines()) == {"parity: a\\x1b[31m b\\u202e\\x00\\udcff[/], 0:00"}
+    assert path.read_text() == said, "nothing is said after the end"
 
 
 def test_tables_go_to_stdout_uncut_unless_there_is_a_document(

@@ -16,7 +16,7 @@ import cuda_train.attention_forms as forms_module
 from cuda_train.attention_forms import TORCHS_OWN, Attention, activate, attention_forms, grouped_attention
 from cuda_train.choosing import BUDGET_S, choose
 from cuda_train.flash_attention_4 import MODULE, flash_attention_4
-from cuda_train.ops import masked_attention
+from cuda_train.plain_ops import masked_attention
 from shared.cli.main import main
 from shared.engine.package import create_engine
 from shared.model import initial_weights

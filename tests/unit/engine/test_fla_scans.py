@@ -14,7 +14,7 @@ import torch
 import cuda_train.fla_scans as fla_scans
 from cuda_train.choosing import problem_of
 from cuda_train.fla_scans import FLA, OWN, SCANS
-from cuda_train.ops import TorchOps
+from cuda_train.plain_ops import TorchOps
 from shared.engine.package import create_engine
 from shared.model import initial_weights
 from shared.model.gated_delta import delta_scan

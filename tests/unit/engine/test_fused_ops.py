@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_train.ops import TorchOps
+from cuda_train.plain_ops import TorchOps
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
 from tests.triton_interpreter import compile_kernels, needs_triton
 from tests.triton_interpreter import interpreter as interpreter

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuda_train.ops import ROTATION_POSITIONS, SHORT_SEQUENCE, TorchOps, make_ops, short_attention
+from cuda_train.ops import make_ops
+from cuda_train.plain_ops import ROTATION_POSITIONS, SHORT_SEQUENCE, TorchOps, short_attention
 from shared.engine.package import create_engine
 from shared.model import random_weights
 from shared.ops import NumpyOps
@@ -251,8 +252,8 @@ def test_everything_imports_without_triton():
     code = """
 import sys
 sys.modules["triton"] = None
-import torch, cuda_train.engine, cuda_train.ops
-assert type(cuda_train.ops.ops_for(torch.device("cuda"))) is cuda_train.ops.TorchOps
+import torch, cuda_train.engine, cuda_train.ops, cuda_train.plain_ops
+assert type(cuda_train.ops.ops_for(torch.device("cuda"))) is cuda_train.plain_ops.TorchOps
 """
     run_python(code)
 
@@ -264,7 +265,8 @@ def test_the_kernels_serve_gpus_only_and_what_they_can_hold():
 import torch
 from cuda_train.fused_ops import FusedTorchOps
 from cuda_train.kernels import softcapped_cross_entropy as kernel
-from cuda_train.ops import TorchOps, ops_for
+from cuda_train.ops import ops_for
+from cuda_train.plain_ops import TorchOps
 assert type(ops_for(torch.device("cuda"))) is FusedTorchOps and type(ops_for(torch.device("cpu"))) is TorchOps
 fits = {dtype: kernel.can_fuse(torch.empty(1, 8192, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)}
 assert all(fits.values())

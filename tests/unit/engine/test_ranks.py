@@ -237,7 +237,6 @@ subprocess.run([sys.executable, "-c", *sys.argv[1:]])
 """
 
 
-@pytest.mark.slow
 def test_a_rank_whose_launcher_was_killed_saves_and_ends(tmp_path: Path) -> None:
     with started([sys.executable, "-c", PARENT, ORPHAN, str(tmp_path / "saved")]) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == "ready\n"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from cuda_train.device import default_device
-from cuda_train.ops import TorchOps
+from cuda_train.plain_ops import TorchOps
 from mlx_train.plain_ops import MLXOps
 from shared.engine.synthetic import comparison_weights
 from shared.export.folder import WEIGHTS_FILE, config, write_export

@@ -192,7 +192,7 @@ def test_a_leak_planted_in_the_model(engine: str, preflight: Preflight, monkeypa
 
 def test_engines_that_differ_are_refused(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     """RoPE turned the other way in one engine, which is how the public pair of scripts differs."""
-    from cuda_train.ops import TorchOps
+    from cuda_train.plain_ops import TorchOps
 
     preflight.only("parity")
     rope = TorchOps.rope

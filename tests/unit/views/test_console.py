@@ -225,7 +225,7 @@ def test_a_slow_stage_reports_its_progress_with_the_time_left(monkeypatch: pytes
 
 
 def test_a_silent_stage_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("shared.views.plain.PROGRESS_EVERY_S", 0.02)
+    monkeypatch.setattr("shared.views.stage_clock.PROGRESS_EVERY_S", 0.02)
     path = tmp_path / "output"
     with path.open("w") as stream, PlainObserver(Console(file=stream, width=80)) as observer:
         observer.on_phase("compiling")

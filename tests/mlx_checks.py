@@ -1,4 +1,4 @@
-"""What tests/mac.sh asks of Python: `python -m tests.mac_checks facts`, `products 0|1`, `gradients`, `curves RUN RUN`.
+"""What mac.sh and gpu.sh ask of MLX: `python -m tests.mlx_checks facts`, `products 0|1`, `gradients`.
 
 Each prints what it found, and ends with status 1 where that is not what it should be.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,6 @@ import mlx_train  # noqa: F401  before mlx.core
 from mlx_train import device
 from mlx_train.float32_products import VARIABLE
 from mlx_train.table_gradient import read_rows
-from shared.runs.metrics import read_events
 
 import mlx.core as mx  # isort: skip
 
@@ -62,20 +60,7 @@ def gradients() -> None:
         sys.exit("the gradient of a table is not repeatable")
 
 
-def curves(one: str, other: str) -> None:
-    """Whether the losses of two runs are equal to the last bit, as far as both have gone."""
-    left, right = (
-        [event["nats_per_symbol"] for event in read_events(Path(run) / "metrics.jsonl") if event["event"] == "step"]
-        for run in (one, other)
-    )
-    count = min(len(left), len(right))
-    differs = next((index for index in range(count) if left[index] != right[index]), None)
-    print(f"{count} logged steps: " + ("equal to the last bit" if differs is None else f"differ from number {differs}"))
-    if differs is not None or not count:
-        sys.exit(1)
-
-
-CHECKS: dict[str, Callable[..., None]] = {check.__name__: check for check in (facts, products, gradients, curves)}
+CHECKS: dict[str, Callable[..., None]] = {check.__name__: check for check in (facts, products, gradients)}
 
 if __name__ == "__main__":
     CHECKS[sys.argv[1]](*sys.argv[2:])
