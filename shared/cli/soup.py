@@ -34,6 +34,7 @@ from shared.cli.scoring import (
 from shared.cli.tables import make_table
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.audit import AuditReport
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if selection is not None and args.recipe != "uniform":
         check = check_selection(selection.windows, stream)
         print_checks(out, [check])
-        document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
+        (document["selection_check"],) = AuditReport((check,)).to_document()["checks"]
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
 

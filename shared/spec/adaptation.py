@@ -156,12 +156,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "chunk_symbols": 48,
         "rate": 0.0001,
         "beta1": 0.0,
-        "beta2": 0.999,
-        "weight_decay": 1.0,
+        "beta2": 0.99,
+        "weight_decay": 0.5,
         "lora": {"rank": 80, "alpha": 144.0, "targets": ["q", "k", "v", "o", "mlp"]},
         "documents": 64,
         "warm_start": True,
-        "phases": {"count": 3, "documents": 2500},
+        "phases": {"count": 3, "documents": 2500, "batch_symbols": 32_768},
     },
 }
 
