@@ -21,7 +21,8 @@ from shared.artifact.fill_model import Model
 from shared.artifact.fill_search import Search, methods_of, search
 from shared.artifact.sensitivity import Divergence, Weights
 from shared.cli.command import CommandResult, console, number_type, positive, result_console, say
-from shared.cli.scoring import default_engine, make_table, progress_bar, say_warnings
+from shared.cli.scoring import default_engine, progress_bar, say_warnings
+from shared.cli.tables import make_table
 from shared.engine.package import make_scorer_of
 from shared.engine.protocol import Scorer
 from shared.errors import UserError

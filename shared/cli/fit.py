@@ -19,7 +19,7 @@ from shared.cli.command import (
     say,
     write_document,
 )
-from shared.cli.scoring import make_table
+from shared.cli.tables import make_table
 from shared.runs.scaling_curve import FIT_FILE, LEVEL
 from shared.runs.target import run_named
 from shared.study.scaling import LeftOut, ScalingResult, check_one_curve, fit_points, reasons_text, run_points

@@ -20,8 +20,9 @@ from shared.cli.command import (
     say,
 )
 from shared.cli.costs import COST_SYMBOLS, measure_costs
-from shared.cli.scoring import calibrated, default_engine, make_table, say_warnings
+from shared.cli.scoring import calibrated, default_engine, say_warnings
 from shared.cli.sizes import show_sizes
+from shared.cli.tables import make_table
 from shared.errors import UserError
 from shared.runs.target import Target, find_run, load_trained
 from shared.spec import load_spec

@@ -20,7 +20,8 @@ from shared.cli.command import (
     say,
 )
 from shared.cli.filling import add_fill_arguments, check_only_filling, fill_budget
-from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, packed, say_warnings
+from shared.cli.scoring import add_step_argument, calibrated, default_engine, packed, say_warnings
+from shared.cli.tables import make_table
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average

@@ -17,7 +17,7 @@ from shared.cli.command import (
     result_console,
     say,
 )
-from shared.cli.scoring import make_table
+from shared.cli.tables import make_table
 from shared.engine.ranks import MAX_RANKS
 from shared.files import write_atomically
 from shared.plan import DEVICES, Plan, Wish, make_plan

@@ -12,7 +12,7 @@ from data.datasets import bind_tokenizer
 from shared.artifact import code_bytes
 from shared.artifact.sizes import SizedShape, fitting_parameters, size_table, storage_plans
 from shared.cli.command import CommandResult, say
-from shared.cli.scoring import make_table
+from shared.cli.tables import make_table
 from shared.spec import Spec
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.errors import RunError
-from shared.runs.metrics import Event, as_report, number, read_events, state_of
+from shared.runs.metrics import Event, as_report, last_ending, number, read_events, state_of
 from shared.runs.observer import StepReport
 from shared.runs.run_directory import RunDirectory
 from shared.runs.run_files import RunFiles
@@ -54,6 +54,7 @@ class WatchedRun:
             "validation_bpb": validation.bpb if validation else None,
             "validation_step": validation.step if validation else None,
             "validation_weights": validation.weights if validation else None,
+            "score_bpb": shown.score_bpb,
         }
 
 
@@ -112,6 +113,8 @@ def read_watched(run: RunDirectory) -> WatchedRun:
             dashboard.validation = validation
             before = max((step for step in places if step <= validation.step), default=0)
             dashboard.validations.append((places[before], validation.bpb))
+    ending = last_ending(files.metrics)
+    dashboard.score_bpb = number(ending, "bpb") if ending is not None else None
     saved = files.events("checkpoint")
     dashboard.checkpoint_step = saved[-1]["step"] if saved else None
     silent_s = _silent_s(run)
@@ -172,6 +175,7 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
         "progress": " ".join(progress_text(shown.spec, shown.step, shown.elapsed_s).split()),
         "training": f"{report.bpb:.4f} bpb" if report else "",
         "validation": f"{score_text(validation)} ({validation.weights})" if validation else "",
+        "score": f"{shown.score_bpb:.4f} bpb" if shown.score_bpb else "",
         "gradient": f"{report.grad_norm:.3g}" if report else "",
         "speed": f"{format_bytes(report.bytes_per_s)}/s" if report else "",
         "left": left,
