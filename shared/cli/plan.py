@@ -17,6 +17,7 @@ from shared.cli.command import (
     result_console,
     say,
 )
+from shared.cli.scoring import say_prose
 from shared.cli.tables import make_table
 from shared.engine.ranks import MAX_RANKS
 from shared.files import write_atomically
@@ -128,4 +129,4 @@ def _print(out: Console, plan: Plan, wish: Wish) -> None:
         )
     out.print(table)
     for line in _basis(plan):
-        say(out, line)
+        say_prose(out, line)

@@ -108,9 +108,9 @@ class _Counts(ProgressColumn):
         return Text("" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f} {self.unit}")
 
 
-def say_prose(out: Console, line: str | Text, indent: int = 2) -> None:
+def say_prose(out: Console, line: str | Text, style: str = "", *, indent: int = 2) -> None:
     """Print a line that a terminal shows with whole words, indented from the second line on."""
-    text = Text(line) if isinstance(line, str) else line
+    text = Text(line, style) if isinstance(line, str) else line
     first, *others = text.wrap(out, out.width - indent) if out.is_terminal else [text]
     out.print(first, soft_wrap=True)
     for other in others:

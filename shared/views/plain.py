@@ -96,12 +96,16 @@ def start_lines(start: RunStart) -> list[str]:
     ]
     for role, text in start.data.items():
         lines.append(
-            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {text['documents']:,} documents, "
+            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {_documents(text['documents'])}, "
             f"sha256 {text['sha256'][:16]}"
         )
     if start.step:
         lines.append(f"resumed after step {start.step}")
     return lines
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'s' if count != 1 else ''}"
 
 
 def _length(spec: Spec) -> str:
