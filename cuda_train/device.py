@@ -53,6 +53,12 @@ def gpu_environments() -> list[dict[str, str]]:
     return [{VISIBLE_VARIABLE: name.strip()} for name in names]
 
 
+def host_symbols(x: np.ndarray) -> np.ndarray:
+    """A copy of symbols, int32, in the only layout that torch takes: of one row of a reversed batch ascontiguousarray
+    keeps the stride below zero."""
+    return np.array(x, np.int32, order="C")
+
+
 def to_device(values: np.ndarray) -> torch.Tensor:
     """A copy on the device. On a GPU it is queued from pinned memory, and the host does not wait."""
     host = torch.from_numpy(values)

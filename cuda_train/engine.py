@@ -83,12 +83,12 @@ class TrainingEngine(EngineState):
                 value.copy_(kept)
         if self._records:
             for numbers in every:
-                self._record(np.ascontiguousarray(x, np.int32), numbers)
+                self._record(device.host_symbols(x), numbers)
         return self._chosen or None
 
     @told(TRAINS)
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
-        x = np.ascontiguousarray(x, np.int32)
+        x = device.host_symbols(x)
         with distributed.contact(self.ranks.rank):
             graph = self._graphs.get((numbers.stage, x.shape))
             if graph is not None:
@@ -192,7 +192,7 @@ class TrainingEngine(EngineState):
 
     def _symbols(self, x: np.ndarray) -> torch.Tensor:
         """Symbols on the device, int32."""
-        return device.to_device(np.ascontiguousarray(x, np.int32))
+        return device.to_device(device.host_symbols(x))
 
     def _on_device(self, numbers: Mapping[str, float]) -> Arrays:
         """Numbers as float32 scalars on the device, in one transfer."""

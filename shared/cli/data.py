@@ -20,6 +20,7 @@ from data.importing import import_dataset
 from data.manifest import Manifest
 from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar
+from shared.cli.tables import make_table
 from shared.errors import DataError
 
 
@@ -218,10 +219,9 @@ def describe_dataset(manifest: Manifest) -> dict[str, Any]:
 
 def datasets_table(entries: list[dict[str, Any]]) -> Table:
     """A table of datasets in the form of `describe_dataset`, or with an `error` in place of their splits."""
-    table = Table("name", "split", "documents", "bytes", "SHA-256", "source", box=None, header_style="bold")
-    table.columns[-1].overflow = "fold"
-    for column in (2, 3):
-        table.columns[column].justify = "right"
+    table = make_table("", ("name", "split"), ("documents", "bytes"))
+    table.add_column("SHA-256", no_wrap=True)
+    table.add_column("source", overflow="fold")
     for entry in entries:
         note = Text(entry["error"], "red") if "error" in entry else Text(entry["source"])
         name = entry["name"]

@@ -25,15 +25,16 @@ from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
     calibrated,
-    check_lines,
     default_engine,
-    make_table,
     packed,
+    print_checks,
     progress_bar,
     say_warnings,
 )
+from shared.cli.tables import make_table
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.audit import AuditReport
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
@@ -102,9 +103,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     passed = score.audit.passed
     if selection is not None and args.recipe != "uniform":
         check = check_selection(selection.windows, stream)
-        for line in check_lines([check]):
-            out.print(line, soft_wrap=True)
-        document["selection_check"] = {"passed": check.passed, "measured": check.measured, "limit": check.limit}
+        print_checks(out, [check])
+        (document["selection_check"],) = AuditReport((check,)).to_document()["checks"]
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
 

@@ -14,6 +14,7 @@ from data.tokenizer_training import Normalisation, train_tokenizer
 from shared.cli.command import CommandResult, console, positive, result_console, say
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
+from shared.cli.tables import make_table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -131,9 +132,7 @@ def _describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _table(entries: list[dict[str, Any]]) -> Table:
-    table = Table("name", box=None, header_style="bold")
-    for heading in ("tokens", "bytes"):
-        table.add_column(heading, justify="right")
+    table = make_table("", ("name",), ("tokens", "bytes"))
     for heading in ("SHA-256", "CaseOps"):
         table.add_column(heading)
     for entry in entries:

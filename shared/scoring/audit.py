@@ -89,8 +89,8 @@ def audit_scorer(
     if score is None:
         checks.append(check_order(scorer, probe))
     else:
-        if score.journal:
-            # No window could be scored again: the model is another one by now.
+        if not score.evidence.kept:
+            # With adaptation no window could be scored again: the model is another one by now.
             checks += [check_order(scorer, probe), check_journal(score.journal, stream.num_symbols)]
             checks.append(check_later_text(score_adapted, scorer, stream, seed=seed, seconds=seconds))
         else:

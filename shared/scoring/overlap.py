@@ -19,6 +19,10 @@ from shared.scoring.checks import Check
 
 NAME = "overlap"
 RUN_SYMBOLS = 64
+# Of honest texts (built-in, digital.gov, Wikipedia against OpenWebText) 37 to 58 % of the runs of 8 bytes occur in the
+# other, 4 to 5 % of those of 16, 0 to 1.5 % of those of 32.
+FEWEST_RUN_SYMBOLS = 32
+TOO_SHORT = f"not compared: windows of fewer than {FEWEST_RUN_SYMBOLS} symbols occur in any text"
 CHUNK_SYMBOLS = 1 << 20
 # A document with fewer sampled windows is found as a whole only.
 NEAR_WINDOWS = 8
@@ -73,9 +77,9 @@ def check_overlap(heldout: TrainingText, training: TrainingText) -> Check:
         return overlap_unknown(str(error))
     documents, windows = tolerances.OVERLAP_DOCUMENTS_FRAC, tolerances.OVERLAP_WINDOWS_FRAC
     detail = (
-        f"{overlap.copied} of {overlap.documents} documents of {heldout.name} occur in {training.name} "
-        f"({overlap.whole} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
-        f"{overlap.windows_frac:.2%} of {overlap.windows} windows; if 1 % were copied, no window would show it with "
+        f"{overlap.copied:,} of {overlap.documents:,} documents of {heldout.name} occur in {training.name} "
+        f"({overlap.whole:,} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
+        f"{overlap.windows_frac:.2%} of {overlap.windows:,} windows; if 1% were copied, no window would show it with "
         f"probability {max(overlap.missed, 1e-30):.0e}"
     )
     by_windows = overlap.windows_frac / windows > overlap.copied_frac / documents
@@ -91,7 +95,9 @@ def overlap_unknown(reason: str) -> Check:
 def check_selection(windows: np.ndarray, scored: SymbolStream) -> Check:
     """Check that the selection windows [N, T] int32 do not occur in the scored text, whose score a choice by them
     would flatter. A window counts as found if its first 64 symbols occur (all, rounded down to a power of two, where it
-    is shorter)."""
+    is shorter). Windows of fewer than 32 are not compared."""
+    if windows.shape[1] < FEWEST_RUN_SYMBOLS:
+        return Check("selection", True, math.nan, tolerances.SELECTION_OVERLAP_FRAC, TOO_SHORT, warning=True)
     found = runs_found(windows[:, :RUN_SYMBOLS], scored)
     share, limit = float(found.mean()), tolerances.SELECTION_OVERLAP_FRAC
     detail = f"{int(found.sum())} of the {len(found)} windows of the selection text occur in {scored.name}"
