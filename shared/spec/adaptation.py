@@ -138,6 +138,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "chunk_symbols": 131_072,
         "epochs": 20,
         "optimizer": "sgd",
+        "batch_symbols": 131_072,
         "rate": 0.003,
         "rate_shape": "cosine",
         "clip_norm": 1.0,
