@@ -40,12 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     side = add.add_mutually_exclusive_group()
     side.add_argument("--heldout-frac", type=float, metavar="F", help="share of the documents held out, by content")
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
-    add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
+    add.add_argument(
+        "--text-field", default="text", metavar="FIELD", help="field or column of the text; default %(default)s"
+    )
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
     load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
     load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
-    load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch (default: %(default)s)")
-    shards_help = "the first N training shards (%(default)s); held-out is whole"
+    load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch; default %(default)s")
+    shards_help = "the first N training shards ; default %(default)s; held-out is whole"
     load.add_argument("--shards", type=int, default=1, metavar="N", help=shards_help)
     load.add_argument("--name", help="name of the new dataset (default: SOURCE)")
     load.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
@@ -112,8 +114,14 @@ def _import(args: argparse.Namespace) -> CommandResult:
     described = show_dataset(out, result.manifest)
     for what, count in result.left_out.items():
         out.print(f"left out: {what}: {count:,}")
+    if "heldout" not in result.manifest.splits and args.split is None and args.heldout_frac != 0.0:
+        say(
+            out,
+            "warning: no document is held out, there are too few: import more, or with a larger --heldout-frac",
+            "yellow",
+        )
     if result.near_copies:
-        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
+        out.print(f"{result.near_copies:,} documents that nearly repeat others are on the same side as these")
     return CommandResult(
         {
             **described,

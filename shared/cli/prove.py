@@ -35,7 +35,7 @@ DEFAULT_BYTES = 100_000
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("target", metavar="ARTIFACT|RUN", help="a .btw file, or a run that has one")
+    parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run that has an artifact, or a .btw file")
     parser.add_argument("--data", metavar="NAME", help="dataset whose held-out text is coded; default: the spec's")
     parser.add_argument(
         "--bytes",

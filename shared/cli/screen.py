@@ -41,7 +41,10 @@ class Screen(Console):
         if isinstance(renderable, Table) and renderable.show_header and renderable.columns:
             parts = [*fitting(renderable, self, options or self.options)]
         for each in parts:
-            for segment in super().render(each, options):
+            segments = super().render(each, options)
+            if isinstance(each, Table) and not self.is_terminal:
+                segments = _trimmed(segments)
+            for segment in segments:
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
@@ -60,6 +63,12 @@ class Screen(Console):
             if not self.stderr:
                 raise
             self.on_broken_pipe()
+
+
+def _trimmed(segments: Iterable[Segment]) -> Iterable[Segment]:
+    """The lines of a table without blanks at their ends, which a file or a pipe has no use for."""
+    for line in Segment.split_lines(segments):
+        yield Segment("".join(segment.text for segment in line).rstrip() + "\n")
 
 
 class PlainStatus(Status):

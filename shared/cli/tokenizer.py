@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train = add_action(actions, "train", "train a tokenizer on the training text of a dataset")
     train.add_argument("name", metavar="NAME", help="name of the new tokenizer")
     train.add_argument("dataset", metavar="DATASET", help="dataset of bytes whose training text is read")
-    train.add_argument("--vocab-size", type=positive, default=1024, metavar="V", help="tokens (default: %(default)s)")
+    train.add_argument("--vocab-size", type=positive, default=1024, metavar="V", help="tokens; default %(default)s")
     train.add_argument(
         "--normalisation",
         choices=["nmt_nfkc", "identity"],
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=100_000_000,
         metavar="N",
-        help="read at most N bytes of text (%(default)s)",
+        help="read at most N bytes of text; default %(default)s",
     )
     train.add_argument("--replace", action="store_true", help="overwrite a tokenizer of this name")
     encode = add_action(actions, "encode", "turn a dataset of bytes into one of tokens")

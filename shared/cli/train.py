@@ -156,7 +156,7 @@ def _print_finished(out: Console, run: RunDirectory, finished: Finished) -> None
     say_prose(
         out,
         f"packing: {packing.unpacked_bpb:.4f} bits per byte before, {packing.packed_bpb:.4f} after "
-        f"({packing.difference_bpb:+.4f}) on the validation sample",
+        f"({round(packing.difference_bpb, 4) + 0.0:+.4f}) on the validation sample",
     )
     say(out, f"artifact {run.artifact_path}, score {run.score_path}, report {run.report_path}")
     for problem in finished.problems:

@@ -12,7 +12,7 @@ from shared.spec import Spec
 from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.stage_clock import PROGRESS_EVERY_S, StageClock, notify
 
-STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second signal ends the process at once"
+STOP_NOTICE = "stopping once all is saved; a second signal ends the process at once"
 
 
 class PlainObserver:

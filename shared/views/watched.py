@@ -64,11 +64,12 @@ class WatchedRuns:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = [_cells(run) for run in self.runs]
+        told = [name for name in rows[0] if any(cells[name] for cells in rows)] if rows else []
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in rows[0] if rows else ():
+        for name in told:
             table.add_column(name, overflow="fold")
         for cells in rows:
-            table.add_row(*cells.values())
+            table.add_row(*(cells[name] for name in told))
         yield table
 
 
