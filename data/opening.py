@@ -34,7 +34,7 @@ def existing_manifest(name: str) -> Manifest:
         # One whose replacement was cut short gets its name back.
         remove_leftovers(datasets_root())
     if not folder.is_dir():
-        known = ", ".join(sorted({BUILTIN, *dataset_names()}))
+        known = ", ".join(sorted({BUILTIN, *dataset_names()} - {name})) or "none"
         raise DataError(
             f"no dataset {name!r} in {datasets_root()}; there are: {known}; "
             "`bytetwin data import` or `bytetwin data download` adds one"

@@ -80,6 +80,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 folder.rename(old)
             temporary.rename(folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():

@@ -52,7 +52,8 @@ def methods_of(spec: Spec, statistics: Mapping[str, InputStatistics], keep: bool
         if parameter.quantisation == "control" or len(parameter.shape) < 2:
             continue
         own = spec.artifact.settings_of(parameter.name, parameter.quantisation)
-        own = QuantiserSpec(**{name: getattr(own, name) for name in QuantiserSpec.model_fields})
+        # Steps are chosen here, in deviations of the tensor: the loss is what is searched by.
+        own = QuantiserSpec(**{name: getattr(own, name) for name in QuantiserSpec.model_fields} | {"step_unit": "rms"})
         if own.rounding == "nearest":
             own = own.model_copy(update={"rounding": "gptq"})
         choices = [own] if not own.lqer_rank else [own.model_copy(update={"lqer_rank": 0}), own]

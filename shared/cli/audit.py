@@ -20,11 +20,11 @@ from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
     default_engine,
-    make_table,
     progress_bar,
     say_warnings,
     verdict,
 )
+from shared.cli.tables import make_table
 from shared.engine.package import create_engine, create_scorer
 from shared.errors import UserError
 from shared.model import initial_weights

@@ -21,7 +21,9 @@ SECTION = "evaluation.adaptation"
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --runs-dir, --engine."""
-    parser.add_argument("--model", required=True, metavar="ARTIFACT|RUN", help="a .btw file, or a run that has one")
+    parser.add_argument(
+        "--model", required=True, metavar="RUN|ARTIFACT", help="a run that has an artifact, or a .btw file"
+    )
     add_runs_dir_argument(parser)
     add_coding_engine_argument(parser)
 

@@ -58,7 +58,7 @@ def result_console(args: argparse.Namespace) -> Screen:
 
 
 def say(out: Console, line: str, style: str | None = None) -> None:
-    """Print a line that only the terminal wraps."""
+    """Print a line that only the terminal wraps, so that a command or path in it can be copied."""
     out.print(line, style=style, soft_wrap=True)
 
 

@@ -20,6 +20,7 @@ from data.importing import import_dataset
 from data.manifest import Manifest
 from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar
+from shared.cli.tables import make_table
 from shared.errors import DataError
 
 
@@ -39,12 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     side = add.add_mutually_exclusive_group()
     side.add_argument("--heldout-frac", type=float, metavar="F", help="share of the documents held out, by content")
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
-    add.add_argument("--text-field", default="text", metavar="FIELD", help="field or column of the text (%(default)s)")
+    add.add_argument(
+        "--text-field", default="text", metavar="FIELD", help="field or column of the text; default %(default)s"
+    )
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
     load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
     load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
-    load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch (default: %(default)s)")
-    shards_help = "the first N training shards (%(default)s); held-out is whole"
+    load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch; default %(default)s")
+    shards_help = "the first N training shards ; default %(default)s; held-out is whole"
     load.add_argument("--shards", type=int, default=1, metavar="N", help=shards_help)
     load.add_argument("--name", help="name of the new dataset (default: SOURCE)")
     load.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
@@ -111,8 +114,14 @@ def _import(args: argparse.Namespace) -> CommandResult:
     described = show_dataset(out, result.manifest)
     for what, count in result.left_out.items():
         out.print(f"left out: {what}: {count:,}")
+    if "heldout" not in result.manifest.splits and args.split is None and args.heldout_frac != 0.0:
+        say(
+            out,
+            "warning: no document is held out, there are too few: import more, or with a larger --heldout-frac",
+            "yellow",
+        )
     if result.near_copies:
-        out.print(f"{result.near_copies} documents that nearly repeat others are on the same side as these")
+        out.print(f"{result.near_copies:,} documents that nearly repeat others are on the same side as these")
     return CommandResult(
         {
             **described,
@@ -218,10 +227,9 @@ def describe_dataset(manifest: Manifest) -> dict[str, Any]:
 
 def datasets_table(entries: list[dict[str, Any]]) -> Table:
     """A table of datasets in the form of `describe_dataset`, or with an `error` in place of their splits."""
-    table = Table("name", "split", "documents", "bytes", "SHA-256", "source", box=None, header_style="bold")
-    table.columns[-1].overflow = "fold"
-    for column in (2, 3):
-        table.columns[column].justify = "right"
+    table = make_table("", ("name", "split"), ("documents", "bytes"))
+    table.add_column("SHA-256", no_wrap=True)
+    table.add_column("source", overflow="fold")
     for entry in entries:
         note = Text(entry["error"], "red") if "error" in entry else Text(entry["source"])
         name = entry["name"]

@@ -20,8 +20,9 @@ from shared.artifact.fill import DoesNotFitError
 from shared.artifact.fill_model import Model
 from shared.artifact.fill_search import Search, methods_of, search
 from shared.artifact.sensitivity import Divergence, Weights
-from shared.cli.command import CommandResult, console, number_type, positive, result_console, say
-from shared.cli.scoring import default_engine, make_table, progress_bar, say_warnings
+from shared.cli.command import CommandResult, console, number_type, positive, result_console
+from shared.cli.scoring import default_engine, progress_bar, say_prose, say_warnings
+from shared.cli.tables import make_table
 from shared.engine.package import make_scorer_of
 from shared.engine.protocol import Scorer
 from shared.errors import UserError
@@ -119,7 +120,7 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
         found = _search(args, engine, target, spec, calibration, limit - code - _logit_bytes(spec), extra)
     except DoesNotFitError as error:
         smallest = error.smallest_bytes
-        say(
+        say_prose(
             console(),
             f"nothing fits {limit:,} bytes: with {code:,} bytes of code the smallest artifact, of {smallest:,}, "
             f"makes {smallest + code:,}",
@@ -225,20 +226,20 @@ def _print(out: Console, path: Path, found: Search, measured: Measured, code: in
         table.add_row(name.removesuffix(".weight"), settings_text(made.settings), *cells, f"{loss:.1f}")
     out.print(table)
     total = filled.artifact_bytes + code
-    say(
+    say_prose(
         out,
         f"{filled.artifact_bytes:,} artifact + {code:,} code = {total:,} bytes of {limit:,}: {limit - total:,} left",
     )
     if filled.is_finest:
-        say(out, "every tensor is at its finest setting: there is nothing to gain from more bytes", "yellow")
+        say_prose(out, "every tensor is at its finest setting: there is nothing to gain from more bytes", "yellow")
     if filled.pruned_codes:
-        say(out, f"{filled.pruned_codes:,} codes of 1 and -1 were made 0 for the last bytes")
-    say(
+        say_prose(out, f"{filled.pruned_codes:,} codes of 1 and -1 were made 0 for the last bytes")
+    say_prose(
         out,
         f"loss: predicted {found.together_nats * to_bpb:.6f} bits per byte, the divergence on {found.symbols:,} "
         f"symbols of calibration text; the sum over tensors is {filled.predicted_nats * to_bpb:.6f}",
     )
-    say(
+    say_prose(
         out,
         f"measured on the validation text ({measured.text}): a divergence of {measured.divergence_bpb:.6f}; losses of "
         f"{measured.loss_bpb:+.6f} +- {measured.error_bpb:.6f} on {measured.symbols:,} symbols, where the artifact has "

@@ -19,7 +19,8 @@ from shared.cli.command import (
     say,
     write_document,
 )
-from shared.cli.scoring import make_table
+from shared.cli.scoring import say_prose
+from shared.cli.tables import make_table
 from shared.runs.scaling_curve import FIT_FILE, LEVEL
 from shared.runs.target import run_named
 from shared.study.scaling import LeftOut, ScalingResult, check_one_curve, fit_points, reasons_text, run_points
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> CommandResult:
         projected = result.fit.at(args.symbols, args.confidence)
         interval = {"low_bpb": projected.low_bpb, "high_bpb": projected.high_bpb, "confidence": projected.level}
         document = {**document, "symbols": args.symbols, "projected_bpb": projected.bpb, **interval}
-        say(out, f"after {args.symbols:,.0f} symbols at constant learning rate: {projected.text}, {projected.distance}")
+        say_prose(
+            out, f"after {args.symbols:,.0f} symbols at constant learning rate: {projected.text}, {projected.distance}"
+        )
     say(out, f"fit {path}")
     return CommandResult({**document, "file": str(path)})
 
@@ -74,12 +77,12 @@ def _print(out: Console, result: ScalingResult, left_out: Sequence[LeftOut]) -> 
         table.add_row(f"{point.symbols:,}", f"{point.bpb:.4f}", f"{point.bpb - residual:.4f}", f"{residual:+.4f}")
     out.print(table)
     miss = f"{result.last_out_bpb:+.4f} (measured minus predicted)" if result.last_out_bpb is not None else ""
-    say(
+    say_prose(
         out,
         f"{len(result.points)} points, residuals {result.rms_bpb:.4f} rms, R^2 {result.r_squared:.4f}; without the "
         f"last point the curve misses it by {miss or 'an unknown amount (too few points)'}",
     )
     if left_out:
-        say(out, f"left out: {reasons_text(left_out)}")
+        say_prose(out, f"left out: {reasons_text(left_out)}")
     first, last = result.points[0].symbols, result.points[-1].symbols
-    say(out, f"measured from {first:,} to {last:,} symbols; beyond that it is an extrapolation")
+    say_prose(out, f"measured from {first:,} to {last:,} symbols; beyond that it is an extrapolation")

@@ -16,12 +16,26 @@ _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("target", metavar="ARTIFACT|RUN", help="a .btw file, or a run's name or folder")
+    parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run's name or folder, or a .btw file")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; default: begin a document")
-    parser.add_argument("--bytes", type=int, default=256, metavar="N", help="most bytes to generate, default 256")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte; default 0.8")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest bytes up to this probability")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text on the same engine")
+    parser.add_argument("--bytes", type=int, default=256, metavar="N", help="most bytes to generate; default 256")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest byte; default 0.8"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the likeliest bytes up to this probability; default 1",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same text on the same engine; default 0",
+    )
     add_step_argument(parser)
     add_engine_argument(parser, oracle=True)
     add_runs_dir_argument(parser)

@@ -20,8 +20,9 @@ from shared.cli.command import (
     say,
 )
 from shared.cli.costs import COST_SYMBOLS, measure_costs
-from shared.cli.scoring import calibrated, default_engine, make_table, say_warnings
+from shared.cli.scoring import calibrated, default_engine, say_prose, say_warnings
 from shared.cli.sizes import show_sizes
+from shared.cli.tables import make_table
 from shared.errors import UserError
 from shared.runs.target import Target, find_run, load_trained
 from shared.spec import load_spec
@@ -113,7 +114,7 @@ def print_facts(out: Console, source: str, artifact: Artifact, facts: list[Tenso
         table.add_row(name, method, f"{weights:,}" if weights else "", f"{size:,.0f}", bits, "", "", "", *loss, "")
     out.print(table)
     if costs:
-        say(out, str(costs))
+        say_prose(out, str(costs))
 
 
 def _bytes_of(facts: list[TensorFacts]) -> float:

@@ -20,7 +20,8 @@ from shared.cli.command import (
     say,
 )
 from shared.cli.filling import add_fill_arguments, check_only_filling, fill_budget
-from shared.cli.scoring import add_step_argument, calibrated, default_engine, make_table, packed, say_warnings
+from shared.cli.scoring import add_step_argument, calibrated, default_engine, packed, say_prose, say_warnings
+from shared.cli.tables import make_table
 from shared.errors import RunError, UserError
 from shared.model import parameter_manifest
 from shared.optim import keeps_average
@@ -92,11 +93,11 @@ def run(args: argparse.Namespace) -> CommandResult:
     )
     out = console()
     if calibration is not None:
-        say(out, f"calibrated on {calibration.record}")
+        say_prose(out, f"calibrated on {calibration.record}")
     if logits is not None:
-        say(out, f"logits fitted on {logits.record}")
+        say_prose(out, f"logits fitted on {logits.record}")
     if target.chosen is not None:
-        say(out, f"packed: {target.chosen}")
+        say_prose(out, f"packed: {target.chosen}")
     if path.resolve() == target.run.artifact_path.resolve():
         _say_if_unscored(out, target.run, info)
     document = {

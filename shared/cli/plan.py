@@ -17,7 +17,8 @@ from shared.cli.command import (
     result_console,
     say,
 )
-from shared.cli.scoring import make_table
+from shared.cli.scoring import say_prose
+from shared.cli.tables import make_table
 from shared.engine.ranks import MAX_RANKS
 from shared.files import write_atomically
 from shared.plan import DEVICES, Plan, Wish, make_plan
@@ -128,4 +129,4 @@ def _print(out: Console, plan: Plan, wish: Wish) -> None:
         )
     out.print(table)
     for line in _basis(plan):
-        say(out, line)
+        say_prose(out, line)

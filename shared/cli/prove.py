@@ -21,7 +21,8 @@ from shared.cli.command import (
     say,
     write_document,
 )
-from shared.cli.scoring import make_table, progress_bar
+from shared.cli.scoring import progress_bar, say_prose
+from shared.cli.tables import make_table
 from shared.coding.proof import Proof, prove
 from shared.engine.package import create_scorer
 from shared.scoring.adaptation import score_adapted
@@ -34,7 +35,7 @@ DEFAULT_BYTES = 100_000
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("target", metavar="ARTIFACT|RUN", help="a .btw file, or a run that has one")
+    parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run that has an artifact, or a .btw file")
     parser.add_argument("--data", metavar="NAME", help="dataset whose held-out text is coded; default: the spec's")
     parser.add_argument(
         "--bytes",
@@ -90,7 +91,8 @@ def print_proof(out: Console, source: str, stream: SymbolStream, engine: str, pr
     table.add_row("score", f"{proof.score.bpb * proof.text_bytes / 8:,.1f}", f"{proof.score.bpb:.5f}", style="bold")
     out.print(table)
     least, most = proof.limits
-    say(out, f"difference {proof.difference:+.4%}, allowed from {least:+.4%} to {most:+.4%}: 0.1 %, head and last byte")
+    allowed = f"from {least:+.4%} to {most:+.4%} is allowed: 0.1% either way, the head and the last byte"
+    say_prose(out, f"the file is {proof.difference:+.4%} off the score; {allowed}")
     for name, seconds in (("compressed", proof.compress_s), ("decompressed", proof.decompress_s)):
         say(out, f"{name} in {seconds:.1f} s, {proof.text_bytes / seconds:,.0f} bytes per second")
     if proof.passed:

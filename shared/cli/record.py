@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.cli.command import CommandResult, add_runs_dir_argument, console, say, say_error
+from shared.cli.scoring import say_prose
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.target import run_named
 from shared.study.groups import Group, check_comparable, find_finished_runs
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     write_record(folder, results, readme(results, document, against), document, code, replace=args.replace)
     _print(out, folder, results, code_bytes, author)
     if against is not None:
-        say(out, against.text, "bold")
+        say_prose(out, against.text, "bold")
     status = int(against is not None and against.answer != "beaten")
     return CommandResult({"folder": str(folder), "problems": [], "submission": document}, status)
 

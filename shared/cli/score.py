@@ -27,12 +27,13 @@ from shared.cli.command import (
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
-    check_lines,
-    make_table,
+    print_checks,
     progress_bar,
+    say_prose,
     say_warnings,
     with_section,
 )
+from shared.cli.tables import make_table
 from shared.runs.target import Target
 from shared.scoring.bits_per_byte import Score
 from shared.scoring.document import ScoreDocument, write_score
@@ -73,6 +74,11 @@ def run(args: argparse.Namespace) -> CommandResult:
     scores: list[Score] = []
     state = _state(args, target, out)
     with progress_bar(out, f"scoring {target.source} on {data}", "symbols") as progress:
+
+        def on_score(score: Score) -> None:
+            scores.append(score)
+            progress(0, None, f"auditing the score of {target.source}")
+
         document = bytetwin.score(
             target,
             data=data,
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> CommandResult:
             stride=args.stride,
             max_symbols=args.max_symbols,
             progress=progress if args.minutes is None else within(args.minutes, progress),
-            on_score=scores.append,
+            on_score=on_score,
             state=state,
         )
     shown = result_console(args)
@@ -126,16 +132,17 @@ def _save(args: argparse.Namespace, target: Target, document: ScoreDocument, sco
 
 def print_score(out: Console, document: ScoreDocument) -> None:
     """Print the score with its protocol, the compressors on the same text, and the audit."""
-    table = make_table(f"{document.spec_name} on {document.dataset.name}", ("what",), ("bits per byte", "bytes"))
+    columns = ("bits per byte", "text in bytes", "model in bytes")
+    table = make_table(f"{document.spec_name} on {document.dataset.name}", ("what",), columns)
     packed = "" if document.artifact_bytes is None else f"{document.artifact_bytes:,} + {document.code_bytes:,} code"
-    table.add_row(f"{document.spec_name} ({document.weights} weights)", f"{document.bpb:.4f}", packed, style="bold")
+    figures = (f"{document.bpb:.4f}", f"{document.bpb * document.bytes / 8:,.0f}", packed)
+    table.add_row(f"{document.spec_name} ({document.weights} weights)", *figures, style="bold")
     for name, result in document.compressors.items():
-        table.add_row(name, f"{result.bpb:.4f}", f"{result.compressed_bytes:,}")
+        table.add_row(name, f"{result.bpb:.4f}", f"{result.compressed_bytes:,}", "")
     out.print(table)
     for line in score_lines(document):
-        say(out, line)
-    for check in check_lines(document.audit.checks):
-        out.print(check, soft_wrap=True)
+        say_prose(out, line)
+    print_checks(out, document.audit.checks)
 
 
 def score_lines(document: ScoreDocument) -> list[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from shared.artifact import ArtifactInfo
@@ -81,27 +80,47 @@ def packed(
 def progress_bar(out: Console, title: str, unit: str) -> Iterator[Callable[..., None]]:
     """A bar that disappears when done, and nothing where `out` is not a terminal.
 
-    Yields the function to call with (done, total) in `unit`, and with another title if it changes.
+    Yields the function to call with (done, total) in `unit`, and with another title if it changes. A total of None
+    begins something of unknown length.
     """
-    counts = [DownloadColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    counts = DownloadColumn() if unit == "bytes" else _Counts(unit)
     what = TextColumn("{task.description}", markup=False)
-    columns = (what, BarColumn(), *counts, TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (what, BarColumn(), counts, TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda done, total, title=title: bars.update(task, description=title, completed=done, total=total)
+
+        def update(done: int, total: int | None, title: str = title) -> None:
+            if total is None:
+                bars.reset(task, description=title)
+            bars.update(task, description=title, completed=done, total=total)
+
+        yield update
 
 
-def make_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """A table with columns of words, then columns of numbers."""
-    table = Table(*words, title=title, title_justify="left")
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    return table
+class _Counts(ProgressColumn):
+    """`7,168/20,000 symbols`, or nothing where the total is unknown."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f} {self.unit}")
 
 
-def check_lines(checks: Iterable[Check | CheckPart]) -> list[Text]:
+def say_prose(out: Console, line: str | Text, style: str = "", *, indent: int = 2) -> None:
+    """Print a line that a terminal shows with whole words, indented from the second line on."""
+    text = Text(line, style) if isinstance(line, str) else line
+    first, *others = text.wrap(out, out.width - indent) if out.is_terminal else [text]
+    out.print(first, soft_wrap=True)
+    for other in others:
+        out.print(Text(indent * " ") + other, soft_wrap=True)
+
+
+def print_checks(out: Console, checks: Iterable[Check | CheckPart]) -> None:
     """One line per check: verdict, name, what was measured."""
-    return [Text.assemble(verdict(check), f" {check.name}: {check.detail}") for check in checks]
+    for check in checks:
+        say_prose(out, Text.assemble(verdict(check), f" {check.name}: {check.detail}"), indent=8)
 
 
 def verdict(check: Check | CheckPart) -> Text:

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
 from shared.cli.silence import silence
+from shared.cli.tables import fitting
 from shared.errors import one_line, visible
 from shared.views.stage_clock import StageClock, notify
 
@@ -19,7 +21,8 @@ PIPE_COLUMNS, FEWEST_COLUMNS, TERMINAL_COLUMNS = 1000, 10, 80
 
 
 class Screen(Console):
-    """A console that takes no text for markup, shows control characters as escapes, and cuts nothing in a file or pipe.
+    """A console that takes no text for markup, shows control characters as escapes, and cuts nothing in a file or pipe,
+    and no table anywhere.
 
     Once nobody reads it any more it is silent: a closed terminal or a log reader that has left ends no training. What
     else keeps stdout from being written, such as a full disk, is an OSError.
@@ -33,8 +36,16 @@ class Screen(Console):
             self.width = TERMINAL_COLUMNS
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+        # Tables without a head are the frames of panels and bars, which have layouts of their own.
+        parts: list[RenderableType] = [renderable]
+        if isinstance(renderable, Table) and renderable.show_header and renderable.columns:
+            parts = [*fitting(renderable, self, options or self.options)]
+        for each in parts:
+            segments = super().render(each, options)
+            if isinstance(each, Table) and not self.is_terminal:
+                segments = _trimmed(segments)
+            for segment in segments:
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         if not self.is_terminal:
@@ -52,6 +63,12 @@ class Screen(Console):
             if not self.stderr:
                 raise
             self.on_broken_pipe()
+
+
+def _trimmed(segments: Iterable[Segment]) -> Iterable[Segment]:
+    """The lines of a table without blanks at their ends, which a file or a pipe has no use for."""
+    for line in Segment.split_lines(segments):
+        yield Segment("".join(segment.text for segment in line).rstrip() + "\n")
 
 
 class PlainStatus(Status):

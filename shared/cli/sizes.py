@@ -11,8 +11,9 @@ from rich.text import Text
 from data.datasets import bind_tokenizer
 from shared.artifact import code_bytes
 from shared.artifact.sizes import SizedShape, fitting_parameters, size_table, storage_plans
-from shared.cli.command import CommandResult, say
-from shared.cli.scoring import make_table
+from shared.cli.command import CommandResult
+from shared.cli.scoring import default_engine, say_prose
+from shared.cli.tables import make_table
 from shared.spec import Spec
 
 
@@ -67,12 +68,14 @@ def print_sizes(out: Console, sizes: Sizes) -> None:
         table.add_row(row.shape, f"{row.parameters:,}", *cells)
     table.add_row("parameters that fit", "", *(f"{count / 1e6:.1f} M" for count in fitting.values()), style="bold")
     out.print(table)
-    say(out, "int8 to int4: matrices by row_max, the rest as given. step: all by uniform, in deviations, codec range")
+    say_prose(
+        out, "int8 to int4: matrices by row_max, the rest as given. step: all by uniform, in deviations, codec range"
+    )
 
 
 def show_sizes(out: Console, spec: Spec, engine: str | None) -> CommandResult:
     """Print the table; status 1 if the spec as it is does not fit."""
-    sizes = sizes_of(bind_tokenizer(spec), engine)
+    sizes = sizes_of(bind_tokenizer(spec), engine or default_engine())
     print_sizes(out, sizes)
     return CommandResult(sizes.to_document(), 0 if sizes.fits else 1)
 

@@ -19,19 +19,20 @@ from shared.cli.command import (
     add_runs_dir_argument,
     console,
     result_console,
+    say,
 )
 from shared.cli.score import print_score
 from shared.cli.scoring import (
     add_step_argument,
     add_text_arguments,
     calibrated,
-    check_lines,
     default_engine,
-    make_table,
     packed,
+    print_checks,
     progress_bar,
     say_warnings,
 )
+from shared.cli.tables import make_table
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.audit import AuditReport
@@ -99,12 +100,12 @@ def run(args: argparse.Namespace) -> CommandResult:
         )
     write_score(args.output.with_suffix(".score.json"), score)
     print_score(out, score)
+    say(out, f"artifact {args.output}, score {args.output.with_suffix('.score.json')}")
     document |= {"artifact": str(args.output), "artifact_bytes": info.artifact_bytes, "score": score.to_dict()}
     passed = score.audit.passed
     if selection is not None and args.recipe != "uniform":
         check = check_selection(selection.windows, stream)
-        for line in check_lines([check]):
-            out.print(line, soft_wrap=True)
+        print_checks(out, [check])
         (document["selection_check"],) = AuditReport((check,)).to_document()["checks"]
         passed = passed and check.passed
     return CommandResult(document, 0 if passed else 1)
@@ -133,10 +134,12 @@ def _soup_document(
 
 
 def _print_members(out: Console, members: list[Target], soup: Soup) -> None:
-    table = make_table("Soup", ("run",), ("share", "nats per symbol on the selection text"))
+    chosen = soup.member_nats is not None
+    table = make_table("soup of", ("run",), ("share", *(["nats per symbol on the selection text"] if chosen else [])))
     for member, share, nats in zip(members, soup.shares, soup.member_nats or (None,) * len(members), strict=True):
-        table.add_row(member.source, f"{share:.4f}", "" if nats is None else f"{nats:.4f}")
-    table.add_row("soup", "", "" if soup.nats is None else f"{soup.nats:.4f}", style="bold")
+        table.add_row(member.source, f"{share:.4f}", *([] if nats is None else [f"{nats:.4f}"]))
+    if soup.nats is not None:
+        table.add_row("soup", "", f"{soup.nats:.4f}", style="bold")
     out.print(table)
     if soup.member_nats is not None and soup.nats is not None and soup.nats > min(soup.member_nats):
         out.print("warning: the soup is worse than its best member on the selection text", style="yellow")

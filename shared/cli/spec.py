@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 from shared.cli.command import CommandResult, add_set_argument
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     if args.list_presets:
         presets = {name: preset_description(name) for name in preset_names()}
         width = max(map(len, presets))
-        text = "\n".join(f"{name:{width}}  {description}" for name, description in presets.items())
+        text = "\n".join(_entry(f"{name:{width}}  ", description) for name, description in presets.items())
         return _shown(args, text, {"presets": presets})
     if args.spec is None:
         raise SpecError(f"SPEC is missing; presets: {', '.join(preset_names())}, or a path to a .toml file")
@@ -75,6 +78,14 @@ def preset_description(name: str) -> str:
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
     sentence = " ".join(line.removeprefix("#").strip() for line in comment).partition(". ")[0]
     return sentence.removesuffix(".") + "."
+
+
+def _entry(name: str, text: str) -> str:
+    """A name and what is said of it, in the lines that a terminal has room for."""
+    if not sys.stdout.isatty():
+        return name + text
+    columns = max(shutil.get_terminal_size().columns, 2 * len(name))
+    return textwrap.fill(text, columns, initial_indent=name, subsequent_indent=" " * len(name))
 
 
 def _shown(args: argparse.Namespace, text: str, document: dict[str, Any]) -> CommandResult:

@@ -25,6 +25,7 @@ from shared.cli.command import (
     write_document,
 )
 from shared.cli.compare import add_comparison_arguments, compare_runs, comparison_words
+from shared.cli.scoring import say_prose
 from shared.engine.package import default_training_engine, engine_package
 from shared.engine.ranks import is_launched
 from shared.errors import UserError
@@ -33,13 +34,13 @@ from shared.runs.observer import Observer
 from shared.runs.run_directory import NAME_PATTERN
 from shared.sinks.kinds import KINDS
 from shared.study.comparison import Comparison
+from shared.study.groups import SWEEP_FILE
 from shared.study.halving import ETA, LEVEL, Halving
 from shared.study.places import ALL_GPUS, places
 from shared.study.plan import PlannedRun, parse_seeds, plan_runs
 from shared.study.sweep import Swept, sweep
 from shared.views.console import make_observer
 
-DOCUMENT_FILE = "sweep.json"
 # Runs of a plan that an error names.
 MOST_LISTED = 12
 
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     gpus = _gpus(engine_name, args.jobs) if args.jobs != "1" else ()
     where = places(args.jobs, args.threads, gpus)
     if len(where) > 1 and not gpus and any(planned.spec.schedule.driver == "time" for planned in chosen):
-        say(out, "runs at the same time share this machine's cores: each takes fewer steps in its time", "yellow")
+        say_prose(out, "runs at the same time share this machine's cores: each takes fewer steps in its time", "yellow")
 
     def announce(number: int, planned: PlannedRun, what: str) -> None:
         say(out, f"run {numbers[planned.name]} of {len(plan)}: {planned.name}: {what}", "bold")
@@ -218,7 +219,7 @@ def _end(args: argparse.Namespace, folder: Path, swept: Swept, out: Console) -> 
     document = _document(folder, swept, comparison)
     # Of a part of the plan the document would hide what other machines have done of it.
     if folder.is_dir() and not args.only:
-        write_document(folder / DOCUMENT_FILE, document)
+        write_document(folder / SWEEP_FILE, document)
     refused = comparison is not None and bool(comparison.problems)
     return CommandResult(document, swept.exit_status or int(refused))
 
@@ -230,7 +231,7 @@ def _compare(args: argparse.Namespace, folder: Path, swept: Swept, out: Console,
     if not any(ended.planned.label == baseline for ended in done):
         say(out, f"no run of the baseline {baseline} is finished: nothing to compare", "yellow")
         for line in _halving_lines(swept):
-            say(out, line)
+            say_prose(out, line)
         return None
     order = {ended.planned.label: position for position, ended in enumerate(swept.runs)}
     runs = [read_finished(ended.run) for ended in sorted(done, key=lambda ended: order[ended.planned.label])]

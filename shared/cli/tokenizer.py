@@ -14,6 +14,7 @@ from data.tokenizer_training import Normalisation, train_tokenizer
 from shared.cli.command import CommandResult, console, positive, result_console, say
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
+from shared.cli.tables import make_table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train = add_action(actions, "train", "train a tokenizer on the training text of a dataset")
     train.add_argument("name", metavar="NAME", help="name of the new tokenizer")
     train.add_argument("dataset", metavar="DATASET", help="dataset of bytes whose training text is read")
-    train.add_argument("--vocab-size", type=positive, default=1024, metavar="V", help="tokens (default: %(default)s)")
+    train.add_argument("--vocab-size", type=positive, default=1024, metavar="V", help="tokens; default %(default)s")
     train.add_argument(
         "--normalisation",
         choices=["nmt_nfkc", "identity"],
@@ -37,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=100_000_000,
         metavar="N",
-        help="read at most N bytes of text (%(default)s)",
+        help="read at most N bytes of text; default %(default)s",
     )
     train.add_argument("--replace", action="store_true", help="overwrite a tokenizer of this name")
     encode = add_action(actions, "encode", "turn a dataset of bytes into one of tokens")
@@ -131,9 +132,7 @@ def _describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _table(entries: list[dict[str, Any]]) -> Table:
-    table = Table("name", box=None, header_style="bold")
-    for heading in ("tokens", "bytes"):
-        table.add_column(heading, justify="right")
+    table = make_table("", ("name",), ("tokens", "bytes"))
     for heading in ("SHA-256", "CaseOps"):
         table.add_column(heading)
     for entry in entries:

@@ -24,6 +24,7 @@ from shared.cli.command import (
     say_error,
 )
 from shared.cli.score import print_score
+from shared.cli.scoring import say_prose
 from shared.engine.package import default_training_engine, engine_package, keep_compiled
 from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINES
@@ -145,17 +146,17 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
     if result.finished is not None:
         _print_finished(out, result.run, result.finished)
     if result.phase_s:
-        say(out, f"time: {phases_text(result.phase_s)}")
+        say_prose(out, f"time: {phases_text(result.phase_s)}")
     return CommandResult(_document(result, profiles), result.exit_status)
 
 
 def _print_finished(out: Console, run: RunDirectory, finished: Finished) -> None:
     packing = finished.packing
     print_score(out, finished.score)
-    say(
+    say_prose(
         out,
         f"packing: {packing.unpacked_bpb:.4f} bits per byte before, {packing.packed_bpb:.4f} after "
-        f"({packing.difference_bpb:+.4f}) on the validation sample",
+        f"({round(packing.difference_bpb, 4) + 0.0:+.4f}) on the validation sample",
     )
     say(out, f"artifact {run.artifact_path}, score {run.score_path}, report {run.report_path}")
     for problem in finished.problems:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from data.tokenizer import tokenizer_by_hash
 from shared.errors import UserError
@@ -64,7 +64,8 @@ def write_export(target: Target, form: Form, folder: Path, *, replace: bool = Fa
     tokenizer = tokenizer_by_hash(vocabulary.tokenizer).content if vocabulary.reads_tokens else None
     weights = with_neutral_logits(target.spec, target.weights)
     with replacing_folder(folder) as temporary:
-        save_file(weights, temporary / WEIGHTS_FILE, {"format": FRAMEWORK[form]})
+        # Written here: the library's own file is for its owner alone.
+        (temporary / WEIGHTS_FILE).write_bytes(save(weights, {"format": FRAMEWORK[form]}))
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         if tokenizer is not None:

@@ -29,7 +29,7 @@ def run_trunk(
     for step in layer_order(model):
         layer = trunk_layer(ops, model, params, step.layer, context)
         if step.skip is not None:
-            first, *rest = _summed(lanes, added)
+            first, *rest = _opened(layer, _summed(lanes, added))
             lanes, added = (_with_skip(layer, step.skip, first, kept.pop()), *rest), None
         if _is_gated(layer, step):
             before = _summed(lanes, added)
@@ -57,6 +57,12 @@ def _run_layer(layer: Layer, lanes: Lanes, added: Array | None, x0_BND: Array) -
     if layer.shape.parallel == "two_lane":
         return two_lane_block(layer, (lanes[0], lanes[-1]), x_BND), None
     return (palm_block(layer, x_BND),), None
+
+
+def _opened(layer: Layer, lanes: Lanes) -> Lanes:
+    """The lanes that a skip finds before `layer`: where these open before it, both."""
+    opens = layer.shape.parallel == "two_lane" and layer.model.parallel.split == "before_skip"
+    return (lanes[0], lanes[-1]) if opens else lanes
 
 
 def _summed(lanes: Lanes, added: Array | None) -> Lanes:

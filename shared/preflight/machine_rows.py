@@ -26,7 +26,7 @@ def clock_row(context: Context) -> Row:
     time.sleep(WATCHED_S)
     drift_s = (time.time() - wall) - (time.monotonic() - steady)
     sane = written - SLACK_S <= wall <= LATEST and abs(drift_s) <= MAX_DRIFT_S
-    figure = datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
+    figure = f"{datetime.fromtimestamp(wall, UTC):%Y-%m-%d %H:%M:%S} UTC"
     how = (
         f"not before this code was written ({datetime.fromtimestamp(written, UTC):%Y-%m-%d}) and "
         f"{abs(drift_s) * 1000:.1f} ms off the steady clock over {WATCHED_S:g} s"

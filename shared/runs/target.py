@@ -127,6 +127,10 @@ def run_named(source: str, runs_dir: Path = RUNS) -> RunDirectory:
     """Like `find_run`, but raises UserError if there is none."""
     run = find_run(source, runs_dir)
     if run is None:
+        if Path(source).is_file():
+            beside = RunDirectory(Path(source).parent)
+            hint = f", did you mean the run {beside.path}?" if beside.spec_path.is_file() else ""
+            raise UserError(f"{source} is a file, a run is a folder{hint}")
         raise UserError(f"{_no_run(source, runs_dir)}, and no such folder")
     return run
 

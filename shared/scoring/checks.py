@@ -44,14 +44,14 @@ def check_coverage(score: Score, num_symbols: int) -> Check:
     times = times_counted(score.windows, num_symbols)
     missed, repeated = int(np.sum(times == 0)), int(np.sum(times > 1))
     wrong = missed + repeated + abs(score.symbols - int(times.sum()))
-    detail = f"{score.symbols} symbols counted of {num_symbols}; {missed} never, {repeated} more than once"
+    detail = f"{score.symbols:,} symbols counted of {num_symbols:,}; {missed:,} never, {repeated:,} more than once"
     return Check("coverage", wrong == 0, float(wrong), 0.0, detail)
 
 
 def check_denominator(score: Score) -> Check:
     """Bytes counted symbol by symbol against the bytes of the text itself (docs/techniques.md 1.2)."""
     off = abs(score.bytes / score.text_bytes - 1.0) if score.text_bytes else math.inf
-    detail = f"{score.bytes} bytes counted by symbol, {score.text_bytes} in the text"
+    detail = f"{score.bytes:,} bytes counted by symbol, {score.text_bytes:,} in the text"
     limit = tolerances.DENOMINATOR_REL
     return Check("denominator", off <= limit, off, limit, detail, off > tolerances.DENOMINATOR_WARN_REL)
 
@@ -65,7 +65,9 @@ def check_document_starts(stream: SymbolStream) -> Check:
         begins = np.diff(stream.document_ids(start, count), prepend=last) > 0
         wrong += int(np.sum((stream.read(start, count) == start_symbol) != begins))
         last = int(stream.document_ids(start + count - 1, 1)[0])
-    detail = f"{wrong} symbols are a document start and begin none of {stream.num_documents} documents, or the reverse"
+    detail = (
+        f"{wrong:,} symbols are a document start and begin none of {stream.num_documents:,} documents, or the reverse"
+    )
     return Check("document_starts", wrong == 0, float(wrong), 0.0, detail)
 
 
@@ -94,5 +96,5 @@ def check_plausibility(score: Score, num_parameters: int) -> Check:
     """A small model below one bit per byte is a leak until shown otherwise (docs/techniques.md 1.4)."""
     small = num_parameters < PLAUSIBLE_PARAMETERS
     passed = math.isfinite(score.bpb) and not (small and score.bpb < PLAUSIBLE_BPB)
-    detail = f"{num_parameters} parameters; below {PLAUSIBLE_PARAMETERS} no score under the limit is believed"
+    detail = f"{num_parameters:,} parameters; below {PLAUSIBLE_PARAMETERS:,} no score under the limit is believed"
     return Check("plausibility", passed, score.bpb, PLAUSIBLE_BPB if small else 0.0, detail)

@@ -77,9 +77,9 @@ def check_overlap(heldout: TrainingText, training: TrainingText) -> Check:
         return overlap_unknown(str(error))
     documents, windows = tolerances.OVERLAP_DOCUMENTS_FRAC, tolerances.OVERLAP_WINDOWS_FRAC
     detail = (
-        f"{overlap.copied} of {overlap.documents} documents of {heldout.name} occur in {training.name} "
-        f"({overlap.whole} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
-        f"{overlap.windows_frac:.2%} of {overlap.windows} windows; if 1 % were copied, no window would show it with "
+        f"{overlap.copied:,} of {overlap.documents:,} documents of {heldout.name} occur in {training.name} "
+        f"({overlap.whole:,} whole but for white space and case), {overlap.copied_frac:.2%} of the text, and "
+        f"{overlap.windows_frac:.2%} of {overlap.windows:,} windows; if 1% were copied, no window would show it with "
         f"probability {max(overlap.missed, 1e-30):.0e}"
     )
     by_windows = overlap.windows_frac / windows > overlap.copied_frac / documents

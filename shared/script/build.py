@@ -127,6 +127,11 @@ def scoring_script(engine: str, adapts: bool = False) -> bytes:
     return _script(SCORE_ENTRY, engine, adapts, title, SCORE_USAGE)
 
 
+def training_requirements(engine: str, spec: Spec) -> list[str]:
+    """What to install for the file of `training_script`, as pip reads it."""
+    return _code(TRAIN_ENTRY, engine, spec.evaluation.adaptation.is_on)[1]
+
+
 def _script(entry: str, engine: str, adapts: bool, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
     """The whole file; `spec` is the statement that binds `name` to a spec."""
     code, packages = _code(entry, engine, adapts)

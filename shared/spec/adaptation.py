@@ -138,6 +138,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "chunk_symbols": 131_072,
         "epochs": 20,
         "optimizer": "sgd",
+        "batch_symbols": 131_072,
         "rate": 0.003,
         "rate_shape": "cosine",
         "clip_norm": 1.0,
@@ -156,12 +157,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "chunk_symbols": 48,
         "rate": 0.0001,
         "beta1": 0.0,
-        "beta2": 0.999,
-        "weight_decay": 1.0,
+        "beta2": 0.99,
+        "weight_decay": 0.5,
         "lora": {"rank": 80, "alpha": 144.0, "targets": ["q", "k", "v", "o", "mlp"]},
         "documents": 64,
         "warm_start": True,
-        "phases": {"count": 3, "documents": 2500},
+        "phases": {"count": 3, "documents": 2500, "batch_symbols": 32_768},
     },
 }
 

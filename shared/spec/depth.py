@@ -40,7 +40,8 @@ class ParallelSpec(Section):
 
     `palm`: n = rms(x); x + A(n) + M(n). `two_lane`: x becomes two lanes l0 = l1 = x. Attention reads l0 (mixed
     with x0 where resid_mix is on), the MLP reads l1; lane k becomes r[k] lk + p[0, k] A + p[1, k] M with learned
-    r, 1.1 at first, and p, 1 at first. Skips enter lane 0; the lanes leave as their mean.
+    r, 1.1 at first, and p, 1 at first. Skips enter lane 0; the lanes leave as their mean. `split` says whether the skip
+    that enters the first such layer does so before the stream becomes two, and so is in both.
     """
 
     form: Literal["off", "palm", "two_lane"] = Field(
@@ -48,6 +49,11 @@ class ParallelSpec(Section):
         description="off: the MLP reads the stream that attention has added to; palm and two_lane: see the section",
     )
     first_layer: Count = Field(0, description="first layer in this form, counted from 0")
+    split: Literal["after_skip", "before_skip"] = Field(
+        "after_skip",
+        description="two_lane: the stream becomes two lanes after the U-Net skip into first_layer, or before it, "
+        "as published (#1530), so that this skip is in lane 0 alone",
+    )
 
 
 class LoopScheduleSpec(Section):
@@ -98,11 +104,13 @@ def check_depth(num_layers: int, loop: LoopSpec, parallel: ParallelSpec, mlp_dim
     first, last = parallel.first_layer, loop.last_layer
     allowed = f"below model.num_layers ({num_layers})"
     require(parallel.form == "off" or first < num_layers, "model.parallel.first_layer", first, allowed)
+    has_lanes, allowed = parallel.form == "two_lane", "after_skip where model.parallel.form is not two_lane"
+    require(has_lanes or parallel.split == "after_skip", "model.parallel.split", parallel.split, allowed)
     if loop.extra_loops == 0:
         return
     allowed = f"from model.loop.first_layer ({loop.first_layer}) to below model.num_layers ({num_layers})"
     require(loop.first_layer <= last < num_layers, "model.loop.last_layer", last, allowed)
-    crossed = parallel.form == "two_lane" and loop.first_layer < first <= last
+    crossed = has_lanes and loop.first_layer < first <= last
     allowed = f"outside of {loop.first_layer + 1} to {last}: a loop cannot lead from two lanes back to one"
     require(not crossed, "model.parallel.first_layer", first, allowed)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError, UserError
+from shared.files import check_regular
+from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import RUNS, run_named, runs_in
@@ -24,6 +26,7 @@ ABSENT = "absent"
 SEED_SUFFIX = re.compile(r"-seed[0-9]+$")
 # A record is known by this file; its runs are in folders of these names.
 SUBMISSION_FILE = "submission.json"
+SWEEP_FILE = "sweep.json"
 SEED_FOLDER = re.compile(r"seed[0-9]+")
 
 
@@ -108,14 +111,24 @@ def find_finished_runs(words: Sequence[str], runs_dir: Path = RUNS) -> list[Fini
 
 
 def _runs_of(word: str, runs_dir: Path) -> list[RunDirectory]:
-    """The run of that name, or the finished runs of that folder in order of name."""
+    """The run of that name, or the finished runs of that folder in order of name, a sweep's baseline first."""
     run = run_named(word, runs_dir)
     if run.spec_path.is_file() and not (run.path / SUBMISSION_FILE).is_file():
         return [run]
     finished = [inner for inner in runs_in(run) if inner.score_path.is_file()]
     if not finished:
         raise UserError(f"{run.path}: neither a run nor a folder of finished runs")
-    return finished
+    baseline = _baseline_of_sweep(run.path / SWEEP_FILE)
+    return sorted(finished, key=lambda inner: _stem(inner.path) != baseline)
+
+
+def _baseline_of_sweep(path: Path) -> str | None:
+    """The label that a sweep compared the others with; None where it has compared nothing."""
+    try:
+        check_regular(path)
+        return str(parse_json(path.read_bytes())["comparison"]["baseline"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _symbols(run: FinishedRun) -> tuple[str, str]:

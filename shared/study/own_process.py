@@ -41,11 +41,12 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended, as RunResult has it; `message` says why if it did not finish."""
+    """How a run ended, as RunResult has it; `message` says why if it did not finish, `bpb` is the score if it did."""
 
     status: Literal["finished", "paused", "interrupted", "failed"]
     message: str
     exit_status: int
+    bpb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,4 +200,5 @@ def _trained(order: Order, interruption: Interruption) -> Ending | UserError | O
     except Exception as error:
         traceback.print_exc()
         return Ending("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", 1)
-    return Ending(result.outcome.status, result.outcome.message, result.exit_status)
+    bpb = result.finished.score.bpb if result.finished is not None else None
+    return Ending(result.outcome.status, result.outcome.message, result.exit_status, bpb)

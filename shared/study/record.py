@@ -78,12 +78,18 @@ def check_one_experiment(results: Sequence[FinishedRun]) -> None:
         seeds[result.seed] = result
 
 
-def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
-    """The self-contained scripts of a record by file name, on the engine that trained its first run."""
+def trained_on(results: Sequence[FinishedRun]) -> str:
+    """The engine that trained the first run. Raises RunError if there is no such engine."""
     first = results[0]
     engine = str(first.environment.get("engine", first.score.engine))
     if engine not in ENGINES:
         raise RunError(f"{first.directory.environment_path}: engine {engine!r}; engines: {', '.join(ENGINES)}")
+    return engine
+
+
+def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
+    """The self-contained scripts of a record by file name, on the engine that trained its first run."""
+    first, engine = results[0], trained_on(results)
     return {
         TRAIN_SCRIPT: training_script(engine, first.spec),
         SCORE_SCRIPT: scoring_script(engine, first.spec.evaluation.adaptation.is_on),

@@ -14,8 +14,9 @@ from shared.model import parameter_counts
 from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
+from shared.script.build import training_requirements
 from shared.spec import QuantiserSpec, Spec
-from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation
+from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation, trained_on
 from shared.study.significance import Significance
 
 LEVEL = 0.99
@@ -117,7 +118,9 @@ def _commands(results: Sequence[FinishedRun]) -> list[str]:
         lines.append(shlex.join([*words, "--set", f"training.seed={result.seed}"]))
     first = f"seed{results[0].seed}"
     lines += [f"bytetwin score {first}/artifact.btw", f"bytetwin audit {first}/artifact.btw", "```"]
-    lines += ["", "Without bytetwin, with nothing but the packages that the scripts name:", "", "```"]
+    where = "Without bytetwin, with the datasets in a folder `datasets` beside the scripts:"
+    packages = training_requirements(trained_on(results), results[0].spec)
+    lines += ["", where, "", "```", shlex.join(["python", "-m", "pip", "install", *packages])]
     lines += [f"python {TRAIN_SCRIPT} train", f"python {SCORE_SCRIPT} {first}/artifact.btw", "```"]
     return [*lines, "", "What was typed, and all versions: `environment.json` of each seed."]
 

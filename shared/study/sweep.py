@@ -117,6 +117,9 @@ class _Course:
         ) as endings:
             for order, ending in endings:
                 self._note(order.name, ending.status, ending.message)
+                if ending.bpb is not None:
+                    planned = self.runs[order.name].planned
+                    self.announce(self.numbers[order.name], planned, f"finished, {ending.bpb:.4f} bits per byte")
                 if ending.status == "interrupted":
                     # If it alone was told to stop, that is meant for the sweep too.
                     self.interruption.request(ending.exit_status - 128)

@@ -14,26 +14,26 @@ from shared.study.comparison import ComparedGroup, Comparison, notes
 from shared.study.groups import TRAIN_TEXT_KEY, differences
 
 STYLES = {"better": "green", "worse": "red", "does not count": "red", "baseline": "bold"}
-# The columns of `headings` in two tables, so that each fits a terminal of 80 columns.
-RESULT_COLUMNS, OTHER_COLUMNS = (0, 1, 2, 3, 4, 5, 9), (0, 6, 7, 8)
+# The columns of `headings` in the order of a console, which shows in several tables what it has no room for.
+ORDER = (0, 1, 2, 3, 4, 5, 9, 6, 7, 8)
 # Spec fields that many groups differ in are listed this far, then counted.
 MOST_FIELDS = 12
 
 
 def print_comparison(out: Console, comparison: Comparison) -> None:
-    """The tables, what the specs differ in, and the notes."""
+    """The table, what the specs differ in, and the notes."""
     names, lines = headings(comparison), [cells(row) for row in comparison.rows]
     styles = [STYLES.get(row.verdict, "") for row in comparison.rows]
-    for title, columns in (("bits per byte, lower is better", RESULT_COLUMNS), ("", OTHER_COLUMNS)):
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in columns:
-            side: Literal["left", "right"] = "right" if column else "left"
-            table.add_column(names[column], overflow="fold", no_wrap=column > 0, justify=side)
-        for row, style in zip(lines, styles, strict=True):
-            table.add_row(*(row[column] for column in columns), style=style)
-        out.print(table)
+    title = "bits per byte, lower is better"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ORDER:
+        side: Literal["left", "right"] = "right" if column else "left"
+        table.add_column(names[column], overflow="fold", no_wrap=column > 0, justify=side)
+    for row, style in zip(lines, styles, strict=True):
+        table.add_row(*(row[column] for column in ORDER), style=style)
+    out.print(table)
     for line in facts(comparison):
-        out.print(line, soft_wrap=True)
+        out.print(line, soft_wrap=not out.is_terminal)
     for problem in comparison.problems:
         out.print(f"bytetwin: {problem}", style="red", soft_wrap=True)
 

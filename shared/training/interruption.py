@@ -141,7 +141,8 @@ class Interruption:
                 continue
             seen += received[0] != signal.SIGHUP
             if seen > 1:
-                self._write(self.last_words)
+                # Behind the ^C that a terminal shows.
+                self._write(f"\n{self.last_words}" if os.isatty(2) else self.last_words)
                 os._exit(128 + received[0])
             self.request(received[0])
         os.close(reader)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -141,13 +142,16 @@ class ProfiledEngine:
 def print_profile(console: Console, profile: Profile) -> None:
     """The largest costs as a table, and where the trace is."""
     table = Table(
-        title=f"largest costs of {profile.steps} steps, {1e3 * profile.step_s:.1f} ms each ({profile.measured})"
+        title=f"largest costs of {profile.steps} steps, {1e3 * profile.step_s:.1f} ms each ({profile.measured})",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("what", overflow="fold")
     for heading in ("share", "ms per step", "calls per step"):
         table.add_column(heading, justify="right")
     for cost in profile.costs:
         milliseconds, calls = 1e3 * cost.seconds / profile.steps, cost.calls / profile.steps
-        table.add_row(cost.name, f"{100 * cost.share_frac:.1f} %", f"{milliseconds:.3f}", f"{calls:.4g}")
+        table.add_row(cost.name, f"{cost.share_frac:.1%}", f"{milliseconds:.3f}", f"{calls:.4g}")
     console.print(table)
     console.print(f"trace {profile.trace_path}", soft_wrap=True)

@@ -51,6 +51,7 @@ class Dashboard:
     elapsed_s: float = 0.0
     report: StepReport | None = None
     validation: ValidationReport | None = None
+    score_bpb: float | None = None
     checkpoint_step: int | None = None
     history: History = field(default_factory=History)
     validations: list[tuple[float, float]] = field(default_factory=list)
@@ -134,6 +135,7 @@ class Dashboard:
             ("time", f"{format_clock(self.elapsed_s)} of training", ""),
             ("checkpoint", saved, ""),
             ("run", str(self.run_path), ""),
+            *([("score", f"{self.score_bpb:.4f} bpb of the packed weights", "bold green")] if self.score_bpb else []),
         ]
 
     def _rate(self) -> str:

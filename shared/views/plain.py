@@ -12,7 +12,7 @@ from shared.spec import Spec
 from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.stage_clock import PROGRESS_EVERY_S, StageClock, notify
 
-STOP_NOTICE = "stopping after this step, then saving a checkpoint; a second signal ends the process at once"
+STOP_NOTICE = "stopping once all is saved; a second signal ends the process at once"
 
 
 class PlainObserver:
@@ -92,17 +92,28 @@ def start_lines(start: RunStart) -> list[str]:
     spec = start.spec
     lines = [
         f"run {start.run_path}  spec {spec.name}  engine {start.engine}  device {start.device}",
-        f"model {format_count(start.parameters)} parameters, patch size {spec.model.patch_size}; "
-        f"{spec.training.steps} steps of {format_count(spec.training.batch_symbols)} symbols",
+        f"model {format_count(start.parameters)} parameters, patch size {spec.model.patch_size}; {_length(spec)}",
     ]
     for role, text in start.data.items():
         lines.append(
-            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {text['documents']} documents, "
+            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {_documents(text['documents'])}, "
             f"sha256 {text['sha256'][:16]}"
         )
     if start.step:
         lines.append(f"resumed after step {start.step}")
     return lines
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'s' if count != 1 else ''}"
+
+
+def _length(spec: Spec) -> str:
+    """`600 steps of 8,192 symbols`, or where the clock decides `1:45, at most 600 steps of 8,192 symbols`."""
+    steps = f"{spec.training.steps:,} steps of {spec.training.batch_symbols:,} symbols"
+    if spec.schedule.driver == "time":
+        return f"{format_clock(spec.training.steps_limit_s)}, at most {steps}"
+    return steps
 
 
 def progress_text(spec: Spec, step: int, elapsed_s: float) -> str:

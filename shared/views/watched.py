@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from rich.text import Text
 
 from shared.errors import RunError
-from shared.runs.metrics import Event, as_report, number, read_events, state_of
+from shared.runs.metrics import Event, as_report, last_ending, number, read_events, state_of
 from shared.runs.observer import StepReport
 from shared.runs.run_directory import RunDirectory
 from shared.runs.run_files import RunFiles
@@ -24,7 +23,6 @@ from shared.views.plain import progress_text, score_text
 
 # The pace of a run is that of so many logged steps.
 PACE_STEPS = 5
-TABLE_COLUMNS = 110
 
 
 @dataclass(frozen=True)
@@ -54,30 +52,24 @@ class WatchedRun:
             "validation_bpb": validation.bpb if validation else None,
             "validation_step": validation.step if validation else None,
             "validation_weights": validation.weights if validation else None,
+            "score_bpb": shown.score_bpb,
         }
 
 
 @dataclass(frozen=True)
 class WatchedRuns:
-    """Several runs, one row each; on a narrow screen a row has as many lines as it needs."""
+    """Several runs, one row each."""
 
     runs: Sequence[WatchedRun]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = [_cells(run) for run in self.runs]
-        if options.max_width < TABLE_COLUMNS:
-            for cells in rows:
-                line = Text.assemble((cells["run"], "bold"), overflow="fold")
-                for name, cell in list(cells.items())[1:]:
-                    line.append(f"  {name} " if name in ("training", "validation", "gradient") else "  ", "grey62")
-                    line.append(cell)
-                yield line
-            return
+        told = [name for name in rows[0] if any(cells[name] for cells in rows)] if rows else []
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for name in rows[0] if rows else ():
+        for name in told:
             table.add_column(name, overflow="fold")
         for cells in rows:
-            table.add_row(*cells.values())
+            table.add_row(*(cells[name] for name in told))
         yield table
 
 
@@ -112,6 +104,8 @@ def read_watched(run: RunDirectory) -> WatchedRun:
             dashboard.validation = validation
             before = max((step for step in places if step <= validation.step), default=0)
             dashboard.validations.append((places[before], validation.bpb))
+    ending = last_ending(files.metrics)
+    dashboard.score_bpb = number(ending, "bpb") if ending is not None else None
     saved = files.events("checkpoint")
     dashboard.checkpoint_step = saved[-1]["step"] if saved else None
     silent_s = _silent_s(run)
@@ -170,11 +164,12 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
         "run": run.name,
         "state": f"{run.state}{silence}",
         "progress": " ".join(progress_text(shown.spec, shown.step, shown.elapsed_s).split()),
+        "left": left,
         "training": f"{report.bpb:.4f} bpb" if report else "",
         "validation": f"{score_text(validation)} ({validation.weights})" if validation else "",
+        "score": f"{shown.score_bpb:.4f} bpb" if shown.score_bpb else "",
         "gradient": f"{report.grad_norm:.3g}" if report else "",
         "speed": f"{format_bytes(report.bytes_per_s)}/s" if report else "",
-        "left": left,
     }
 
 

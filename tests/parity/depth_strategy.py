@@ -34,5 +34,9 @@ def depth_fields(draw: st.DrawFn, num_layers: int) -> dict[str, Any]:
         "skip_gates": draw(st.booleans()),
         "ln_scale": draw(st.booleans()),
         "loop": loop,
-        "parallel": {"form": form, "first_layer": draw(st.sampled_from(lanes_may_start))},
+        "parallel": {
+            "form": form,
+            "first_layer": draw(st.sampled_from(lanes_may_start)),
+            "split": draw(st.sampled_from(["after_skip", "before_skip"])) if form == "two_lane" else "after_skip",
+        },
     }

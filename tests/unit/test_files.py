@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import remove_temporaries, replacing, write_atomically
+from shared.files import remove_temporaries, replacing, replacing_folder, write_atomically
 from shared.parsing import MAX_DEPTH, parse_json, parse_tensors, parse_toml
 from tests.processes import started
 
@@ -87,6 +88,12 @@ def test_a_write_that_ends_early_is_noticed(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="only 3 of 7 bytes were written"):
         write_atomically(path, b"content")
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+
+
+def test_an_error_in_a_folder_names_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, replacing_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out") and names(tmp_path) == []
 
 
 def test_long_names_and_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ COMMAND = "import sys; from shared.cli.start import main; sys.exit(main())"
 PACKAGES = ("shared", "data", "mlx_train", "cuda_train")
 NOT_SOURCES = shutil.ignore_patterns("datasets", "__pycache__")
 TINY = "tiny --engine mlx --run first --set training.steps=3 --set training.compile=false"
-QUICK = "--set evaluation.val_symbols=4096"
+MINE = "--set data.train=mine --set data.heldout=mine --set evaluation.val_symbols=4096"
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +77,11 @@ def test_an_installed_bytetwin_writes_to_the_folders_of_its_user(
     assert run("data list", BYTETWIN_DATASETS="elsewhere")["root"] == "elsewhere"
     root = Path(run("data list")["root"])
     assert root.is_relative_to(home) and root.parts[-2:] == ("bytetwin", "datasets")
-    run("data build")
-    assert run(f"train {TINY} {QUICK}")["score"]["bpb"] > 0
-    assert (root / "builtin" / "manifest.json").is_file()
+    for number, text in enumerate((ROOT / "docs" / "techniques.md").read_text(encoding="utf-8").split("\n### ")):
+        (home / f"{number}.txt").write_text(text, encoding="utf-8")
+    run(f"data import mine {home} --heldout-frac 0.2")
+    assert run(f"train {TINY} {MINE}")["score"]["bpb"] > 0
+    assert (root / "mine" / "manifest.json").is_file()
     assert [path.name for path in work.iterdir()] == ["runs"]
     assert (work / "runs" / "first" / "report.html").is_file()
     # What the record's script is made of is kept too, so that it is built once.

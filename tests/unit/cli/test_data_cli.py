@@ -54,6 +54,14 @@ def test_import_list_verify(corpus: Path, capsys: pytest.CaptureFixture[str]) ->
     assert captured.err == "" and splits["train"]["sha256"][:16] in captured.out
 
 
+@pytest.mark.parametrize(("share", "told"), [("0.000001", True), ("0", False), ("0.5", False)])
+def test_nothing_held_out_is_told_unless_it_was_meant(
+    corpus: Path, share: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("import", "toy", corpus, "--heldout-frac", share)
+    assert ("no document is held out" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_import_to_one_side(corpus: Path, split: str) -> None:
     splits = run("import", "toy", corpus, "--split", split).document["splits"]

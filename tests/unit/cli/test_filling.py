@@ -14,7 +14,10 @@ from tests.command_line import CommandLine
 
 pytestmark = pytest.mark.slow
 
+# Matrices by steps of the loss, as in the presets, whose unit the search replaces by its own.
 QUICK = (
+    *("--set", "artifact.matrix.method=uniform", "--set", "artifact.matrix.rounding=two_sided"),
+    *("--set", "artifact.matrix.step_unit=loss"),
     *("--set", "artifact.calibration.source=train", "--set", "artifact.calibration.windows=8"),
     *("--set", "artifact.logits=temperature", "--minutes", 1),
 )

@@ -68,7 +68,7 @@ RUNS = {
     ],
     "tokenizer train|encode|list": ["tokenizer list"],
     "sweep SPEC... [--seeds 3] [--vary section.key=a,b] [--try section.key=v] [--jobs N|gpus] [--halving]": [
-        f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2 --try model.ln_scale=true --jobs 2 --engine torch"
+        f"sweep {SMALL} {MINE} --seeds 1 --vary training.steps=2 --try model.ln_scale=true --jobs 2 --engine mlx"
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
     "fit RUN... [--symbols T]": ["fit three --symbols 1e6 --output fit.json"],

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data import writer
 from data.datasets import load_manifest, open_split, verify_dataset
 from data.folders import dataset_names, datasets_root
+from data.opening import existing_manifest
 from data.shards import ShardWriter
 from data.writer import DatasetWriter
 from shared.errors import DataError
@@ -173,6 +174,8 @@ def test_unknown_names() -> None:
     write()
     assert "no dataset 'ghost'" in refusal("ghost")
     assert "there are: builtin, toy" in refusal("ghost")
+    with pytest.raises(DataError, match="there are: toy;"):
+        existing_manifest("builtin")
     assert "dataset name '../toy'" in refusal("../toy")
     assert "dataset name ''" in refusal("")
     assert "300 characters; allowed are 200" in refusal("x" * 300)

@@ -1,4 +1,4 @@
-"""Attention add-ons and SmearGate: each against its definition, causal, live from the start, the same compiled."""
+"""Attention add-ons and SmearGate: each against its definition, its first values, and what it may read."""
 
 from __future__ import annotations
 

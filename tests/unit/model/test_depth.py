@@ -158,9 +158,11 @@ def test_the_palm_form_by_hand():
     assert_trunk_is(spec, params, x + attention(1, x) + mlp(1, x), x0)
 
 
-def test_the_two_lane_form_by_hand():
+@pytest.mark.parametrize("split", ["after_skip", "before_skip"])
+def test_the_two_lane_form_by_hand(split: str):
     """docs/techniques.md 6.3, #1530: the skip enters lane 0, attention reads its mix with x0, the mean leaves."""
-    spec = tiny("model.num_layers=4", "model.parallel.form=two_lane", "model.parallel.first_layer=2")
+    overrides = ("model.parallel.form=two_lane", "model.parallel.first_layer=2", f"model.parallel.split={split}")
+    spec = tiny("model.num_layers=4", *overrides)
     params, x0 = oracle_params(spec), inputs(spec)
     attention, mlp = branches(spec, params)
     kept = []
@@ -171,8 +173,9 @@ def test_the_two_lane_form_by_hand():
         x = x + attention(layer, x)
         x = x + mlp(layer, x)
         kept.append(x)
-    # The second lane opens at the stream that has taken up the skip.
-    lane0 = lane1 = x + params["skips.0.weight"] * kept[1]
+    lane0 = x + params["skips.0.weight"] * kept[1]
+    # The second lane opens at the stream that has taken up the skip, or at the one that has not.
+    lane1 = lane0 if split == "after_skip" else x
     for layer in (2, 3):
         if layer == 3:
             lane0 = lane0 + params["skips.1.weight"] * kept[0]
@@ -242,6 +245,10 @@ LOOP = ("model.loop.first_layer=1", "model.loop.last_layer=1", "model.loop.extra
         ),
         (("model.loop.last_layer=3", "model.loop.extra_loops=1"), "model.loop.last_layer = 3: must be from"),
         (("model.loop.extra_loops=65",), "model.loop.extra_loops = 65: input should be less than or equal to 64"),
+        (
+            ("model.parallel.form=palm", "model.parallel.split=before_skip"),
+            "model.parallel.split = 'before_skip': must be after_skip where model.parallel.form is not two_lane",
+        ),
         (
             ("model.parallel.form=palm", "model.parallel.first_layer=3"),
             "model.parallel.first_layer = 3: must be below model.num_layers (3)",

@@ -1,4 +1,4 @@
-"""Mixers with a state: each scan against its recurrence, in the model, compiled, counted, and what the spec refuses."""
+"""Mixers with a state: each scan against its recurrence, in the model, counted, and what the spec refuses."""
 
 from __future__ import annotations
 

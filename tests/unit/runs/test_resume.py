@@ -119,14 +119,23 @@ def test_killed_at_random_moments_the_loss_curve_is_that_of_a_run_in_peace(tmp_p
     assert not half_written(folder / "checkpoints")
 
 
+STOPPED = ("training.steps=40", "training.val_every_steps=15")
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody stops."""
+    runs = tmp_path_factory.mktemp("peace")
+    assert run_to_end(command(runs, "peace", *STOPPED)).returncode == 0
+    return runs / "peace"
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_printed_command_goes_on_exactly(
-    tmp_path: Path, number: signal.Signals, status: int
+    tmp_path: Path, peace: Path, number: signal.Signals, status: int
 ) -> None:
-    overrides = ("training.steps=40", "training.val_every_steps=15")
-    assert run_to_end(command(tmp_path, "peace", *overrides)).returncode == 0
     folder = tmp_path / "stopped"
-    with started(command(tmp_path, "stopped", *overrides), env=ENVIRONMENT) as process:
+    with started(command(tmp_path, "stopped", *STOPPED), env=ENVIRONMENT) as process:
         wait_until(lambda: len(events_of(folder, "step")) >= 5, "step 5", process, QUICKLY_S)
         process.send_signal(number)
         errors = process.communicate(timeout=WAIT_S)[1]
@@ -138,7 +147,7 @@ def test_a_signal_saves_and_the_printed_command_goes_on_exactly(
     assert words[:3] == ["bytetwin", "train", "tiny"] and words[-3:] == ["--run", "stopped", "--resume"]
     resumed = run_to_end([sys.executable, "-m", "shared.cli.main", *words[1:], "--no-finish"])
     assert resumed.returncode == 0, resumed.stderr
-    assert curve(folder) == curve(tmp_path / "peace")
+    assert curve(folder) == curve(peace)
 
 
 def train(

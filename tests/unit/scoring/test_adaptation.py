@@ -253,11 +253,12 @@ def test_a_setting_by_name_is_a_start_for_further_changes(name: str) -> None:
     assert derived.model.seq_len == spec.model.seq_len and not derived.evaluation.adaptation.is_on
 
 
+# The passes of pr1431 are those of pr549.
+HONEST = [*(name for name in SETTINGS if name != "pr1431"), "lora.rank=2", "reset=document"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [(list(ENGINES)[index % 2], words) for index, words in enumerate([*SETTINGS, "lora.rank=2", "reset=document"])],
-)
+@pytest.mark.parametrize(("name", "words"), [(list(ENGINES)[index % 2], words) for index, words in enumerate(HONEST)])
 def test_honest_adaptation_knows_no_later_text(name: str, words: str) -> None:
     settings = [f"evaluation.adaptation={words}"] if words in SETTINGS else [*ONLINE, f"evaluation.adaptation.{words}"]
     small = ["evaluation.adaptation.lora.rank=2"] if "lora" in SETTINGS.get(words, {}) else []

@@ -59,6 +59,7 @@ def test_one_run_becomes_a_folder_that_holds_everything(trained: Path, tmp_path:
     assert submission["compliance"]["artifact_under_16mb"] and not submission["compliance"]["three_seeds"]
     text = (out / "README.md").read_text()
     assert f"**{score['bpb']:.4f} bits per byte** (one seed)" in text and text.startswith("# T\n")
+    assert "pip install brotli==" in text
     # The record's own folders can be scored and audited like runs.
     assert f"bytetwin score seed1337/{trained.name}" not in text and "bytetwin score seed1337/artifact.btw" in text
     assert load_spec(out / "spec.toml") == load_spec(trained / "spec.toml")

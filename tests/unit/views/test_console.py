@@ -19,7 +19,7 @@ from shared.units import format_bytes, format_clock, format_count, format_durati
 from shared.views.console import make_observer
 from shared.views.dashboard import FREE_COLUMNS
 from shared.views.live import LiveObserver
-from shared.views.plain import PlainObserver, progress_text
+from shared.views.plain import STOP_NOTICE, PlainObserver, progress_text
 from shared.views.plot import BLANK, MARGIN, MARK, History, braille_lines, column_values, plot_lines
 from shared.views.utilisation import peak_flops_per_s, utilisation_text
 from tests.fake_training import tiny_spec
@@ -185,9 +185,9 @@ def test_the_live_view_tells_of_validation_and_of_stopping() -> None:
         observer.on_progress(50_000, 200_000)
         text = "\n".join(rendered(observer, 80))
         assert "scoring" in text and "50.0 k/200 k symbols" in text and "left" in text
-        assert "stopping after this step" not in text
+        assert STOP_NOTICE not in text
         observer.on_stop_requested()
-        assert "stopping after this step" in "\n".join(rendered(observer, 80))
+        assert STOP_NOTICE in "\n".join(rendered(observer, 80))
         observer.on_end("interrupted")
         text = "\n".join(rendered(observer, 80))
         assert "interrupted" in text and "left" not in text
@@ -242,7 +242,7 @@ def test_a_silent_stage_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, 
 def test_a_stop_notice_needs_nothing_but_a_file_descriptor(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w") as file:
         PlainObserver(Console(file=file)).on_stop_requested()
-        assert "stopping after this step" in (tmp_path / "out").read_text()
+        assert STOP_NOTICE in (tmp_path / "out").read_text()
     PlainObserver(Console(file=io.StringIO())).on_stop_requested()
 
 

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from shared.cli import watch
+from shared.cli.screen import Screen
 from shared.runs.metrics import Event, state_of
 from shared.runs.run_directory import RunDirectory
 from shared.views.watched import WatchedRuns, left_s, read_watched
@@ -46,7 +47,8 @@ def a_run(folder: Path, events: list[Event] = RUNNING, *overrides: str) -> Path:
 
 
 def shown(renderable: object, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, height=40)
+    console = Screen()
+    console.file, console.size = io.StringIO(), ConsoleDimensions(width, 40)
     console.print(renderable)
     output = console.file
     assert isinstance(output, io.StringIO)
