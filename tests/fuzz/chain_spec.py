@@ -174,14 +174,9 @@ def chains(draw: st.DrawFn) -> Values:
     if training["qat"]["form"] != "off":
         training["qat"]["start_step"] = draw(st.integers(0, training["steps"] - 1))
     schedule = {**other["schedule"], "loop": draw(loop_schedules(model["loop"], training["steps"]))}
-    if draw(st.integers(0, 7)) == 7:
-        # By the clock, which nothing that is counted in steps goes with.
-        schedule |= {"driver": "time", "loop": {"start_frac": 0.3} if model["loop"]["extra_loops"] else {}}
-        training |= {"time_limit_s": 60.0, "reserve_s": 20.0}
-        training["qat"] |= {"start_step": 0}
     stride = draw(st.sampled_from([seq_len, draw(st.integers(1, seq_len))]))
     assert marked or model["start"] == "learned"
-    return {
+    values = {
         **values,
         "name": "chain",
         "optimizer": other["optimizer"],
@@ -201,6 +196,12 @@ def chains(draw: st.DrawFn) -> Values:
             "adaptation": draw(adaptations(seq_len, model["mixers"])),
         },
     }
+    if draw(st.integers(0, 7)) == 7:
+        # By the clock, which nothing that is counted in steps goes with.
+        schedule |= {"driver": "time", "loop": {"start_frac": 0.3} if model["loop"]["extra_loops"] else {}}
+        training |= {"time_limit_s": 60.0, "reserve_s": 20.0}
+        training["qat"] |= {"start_step": 0}
+    return values
 
 
 def to_toml(values: Values) -> str:
