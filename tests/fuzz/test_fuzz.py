@@ -9,7 +9,7 @@ from tests.fuzz.worker import run_inputs
 
 pytestmark = pytest.mark.slow
 
-# Fewer of those that copy, train, pack and score: ten seconds of one core in all.
+# Fewer of those that copy, train, pack and score: some twenty seconds of one core in all.
 COUNTS = {
     "artifact": 100,
     "artifact_2": 50,
@@ -32,7 +32,6 @@ def test_hostile_input_is_refused_in_one_line_or_means_what_it_says(kind: str) -
     assert min(tally.counts["refused"], tally.counts["accepted"]) >= 5, f"these inputs prove nothing: {tally}"
 
 
-@pytest.mark.slow
 def test_a_killed_command_loses_nothing_and_works_when_it_is_given_again(capfd: pytest.CaptureFixture[str]) -> None:
     status = run_kills(KILLS, 1, cases=[case for case in CASES if case.command.startswith(QUICK)])
     assert status == 0, capfd.readouterr().out
