@@ -25,8 +25,10 @@ from shared.engine.package import create_engine, engine_package, make_ops
 from shared.engine.protocol import Engine, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.errors import DataError, UserError
+from shared.model import model_weights
 from shared.scoring.checks import Check
 from shared.spec import Spec
+from shared.spec.reduced import with_training
 from shared.training.sources import open_training_text
 
 CALIBRATE = "calibrate"
@@ -141,9 +143,16 @@ def _with_curvature(
         return statistics
     if name == "numpy":
         raise UserError("artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine")
-    engine = create_engine(name, spec)
-    engine.initialise(weights)
+    engine = create_engine(name, _of_nats(spec))
+    engine.initialise(model_weights(spec, weights))
     return with_curvature(statistics, engine.gradients, spec, windows, ranks)
+
+
+def _of_nats(spec: Spec) -> Spec:
+    """The spec whose loss is the plain nats of the weights as they are, and of which nothing is frozen: that is what a
+    score of the packed model is, whatever was trained for."""
+    qat = {**spec.training.qat.model_dump(mode="json"), "form": "off"}
+    return with_training(spec, loss={}, qat=qat, freeze="none", parameters=["*"])
 
 
 def _made(spec: Spec, text: TrainingText | None, windows: np.ndarray, statistics: dict) -> Calibration:
