@@ -71,8 +71,8 @@ class Trained:
         return self.command("train", "chain.toml", *more, plan=plan)
 
     def check_trained(self, done: Done, run: str) -> Document:
-        """The document of a run that has ended well, or with problems that a random spec may have: after a few steps what
-        is rounded may not reach the loss yet."""
+        """The document of a run that has ended well, or with problems that a random spec may have: after a few steps
+        rounded matrices may not reach the loss yet."""
         if done.status not in (0, 1):
             raise Broken(f"status {done.status}: {done.told[-600:]}")
         document = done.document
