@@ -83,7 +83,12 @@ def calibrate_weights(
 def make_calibration(
     engine: str, spec: Spec, weights: Weights, progress: Progress = lambda done, total: None
 ) -> Calibration:
-    """The calibration of weights, whether or not a tensor needs one. Raises as `calibrate_weights`."""
+    """The calibration of weights, whether or not a tensor needs one. Raises as `calibrate_weights`, and UserError where
+    a tensor needs gradients and the engine is `numpy`."""
+    if engine == "numpy" and needs_curvature(spec):
+        raise UserError(
+            "artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine mlx or torch"
+        )
     text = open_training_text(spec) if spec.artifact.calibration.source == "train" else None
     windows = None if text is None else calibration_windows(spec, text)
     made, statistics = calibrate(make_ops(engine), spec, weights, windows, progress=progress)
@@ -141,8 +146,6 @@ def _with_curvature(
     one in training holds other weights than their average."""
     if not needs_curvature(spec):
         return statistics
-    if name == "numpy":
-        raise UserError("artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine")
     engine = create_engine(name, _of_nats(spec))
     engine.initialise(model_weights(spec, weights))
     return with_curvature(statistics, engine.gradients, spec, windows, ranks)

@@ -50,6 +50,7 @@ def run_chains(
             counts += chain.counts
             counts["chains"] += 1
             counts["broken"] += bool(chain.broken)
+            print(f"{index}: {', '.join(chain.counts)}", file=sys.stderr, flush=True)
             if chain.broken:
                 again = f"python -m tests.fuzz chain --seed {seed} --only {index}"
                 print("\n  ".join([again, *chain.broken]), f"\n{to_toml(chain.values)}", flush=True)
@@ -181,7 +182,8 @@ class Chain(Trained):
             limit = ADAPTED_BPB_ABS if self.exact_steps else self.score_limit()
             if abs(found["mlx"]["bpb"] - found["torch"]["bpb"]) > limit:
                 raise Broken(f"online: {[each['bpb'] for each in found.values()]}")
-        self.well("audit", self.own, "--engine", self.rng.choice(self.scorers))
+        full = ["--full", "--steps", 2] if self.rng.random() < 0.3 else []
+        self.well("audit", self.own, "--engine", self.rng.choice(ENGINES if full else self.scorers), *full)
         weights = self.rng.choice(["averaged", "trained", "best"])
         self.well("score", self.own, "--weights", weights, "--engine", self.rng.choice(self.scorers))
 
@@ -249,8 +251,9 @@ class Chain(Trained):
         if [found[name] for name in parts] != [expected[name] for name in parts]:
             raise Broken(f"score.py: {[found[name] for name in parts]}, {[expected[name] for name in parts]}")
         trained = json.loads(self.script("train.py", "train", "--name", "scripted"))
-        self.same_score(expected, trained)
-        self.same_files(self.artifact, "runs/scripted/artifact.btw")
+        if not self.is_timed:
+            self.same_score(expected, trained)
+            self.same_files(self.artifact, "runs/scripted/artifact.btw")
         self.counts["scripts"] += 1
 
     def script(self, name: str, *words: str) -> str:
@@ -263,7 +266,11 @@ class Chain(Trained):
         return done.stdout
 
     def link_views(self) -> None:
-        """Reports and comparisons of runs, and a soup of two."""
+        """What a spec says of itself, reports and comparisons of runs, and a soup of two."""
+        shown = self.well("spec", "chain.toml")
+        sizes = self.well("inspect", "--sizes", "chain.toml", "--engine", self.rng.choice(ENGINES))
+        if not shown or not sizes:
+            raise Broken("nothing is said of the spec")
         words = ["--loss"] if self.rng.random() < 0.3 else []
         self.well("report", self.own, "--symbols", 300, "--engine", self.rng.choice(self.scorers), *words)
         page = (self.folder / "runs" / self.own / "report.html").read_text()

@@ -173,13 +173,14 @@ def chains(draw: st.DrawFn) -> Values:
     training["qat"]["bits"] = artifact["matrix"]["bits"] if straight else training["qat"]["bits"]
     if training["qat"]["form"] != "off":
         training["qat"]["start_step"] = draw(st.integers(0, training["steps"] - 1))
+    schedule = {**other["schedule"], "loop": draw(loop_schedules(model["loop"], training["steps"]))}
     stride = draw(st.sampled_from([seq_len, draw(st.integers(1, seq_len))]))
     assert marked or model["start"] == "learned"
-    return {
+    values = {
         **values,
         "name": "chain",
         "optimizer": other["optimizer"],
-        "schedule": {**other["schedule"], "loop": draw(loop_schedules(model["loop"], training["steps"]))},
+        "schedule": schedule,
         "data": {
             "train": text,
             "heldout": text if vocabulary["kind"] == "tokens" else draw(st.sampled_from(["golden", text])),
@@ -195,6 +196,12 @@ def chains(draw: st.DrawFn) -> Values:
             "adaptation": draw(adaptations(seq_len, model["mixers"])),
         },
     }
+    if draw(st.integers(0, 7)) == 7:
+        # By the clock, which nothing that is counted in steps goes with.
+        schedule |= {"driver": "time", "loop": {"start_frac": 0.3} if model["loop"]["extra_loops"] else {}}
+        training |= {"time_limit_s": 60.0, "reserve_s": 20.0}
+        training["qat"] |= {"start_step": 0}
+    return values
 
 
 def to_toml(values: Values) -> str:
