@@ -48,19 +48,19 @@ NODE := $(if $(NVIDIA),$(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VE
 .PHONY: help smoke test test-fast test-machines lint parity docs prepare preflight h100 data bench clean
 
 help:
-	@echo "make smoke             train, pack and score a small byte-patch model with MLX on built-in text"
-	@echo "make test-fast         what to run while working: the tests that take no longer than about a second"
-	@echo "make test              the whole test suite, parity of both engines included, in WORKERS=2 processes"
-	@echo "make test-machines     parity as other processors compute, and MLX on the operations of its GPUs"
-	@echo "make parity SPEC=name  prove that both engines compute the same thing for a spec"
+	@echo "make smoke                train, pack and score a small byte-patch model with MLX on built-in text"
+	@echo "make test-fast            what to run while working: the tests that take no longer than about a second"
+	@echo "make test                 the whole test suite, parity of both engines included, in WORKERS=2 processes"
+	@echo "make test-machines        parity as other processors compute, and MLX on the operations of its GPUs"
+	@echo "make parity SPEC=name     prove that both engines compute the same thing for a spec"
 	@echo "make preflight SPEC=name  go or no-go before money is spent"
-	@echo "make prepare SPEC=name  download the datasets of a spec"
-	@echo "make h100              on a GPU node: data, preflight, training on all GPUs, record; run again to resume"
-	@echo "make data              list and verify the datasets"
-	@echo "make lint              ruff and mypy"
-	@echo "make docs              the documentation as a site, in site/"
-	@echo "make bench SCRIPT=path MLX training speed against a public MLX script"
-	@echo "make clean             remove the environment and caches; runs and datasets stay"
+	@echo "make prepare SPEC=name    download the datasets of a spec"
+	@echo "make h100                 on a GPU node: data, preflight, training on all GPUs, record; run again to resume"
+	@echo "make data                 list and verify the datasets"
+	@echo "make lint                 ruff and mypy"
+	@echo "make docs                 the documentation as a site, in site/"
+	@echo "make bench SCRIPT=path    MLX training speed against a public MLX script"
+	@echo "make clean                remove the environment and caches; runs and datasets stay"
 
 $(VENV)/installed: pyproject.toml
 	$(call install,$(EXTRAS))
@@ -70,8 +70,11 @@ $(VENV)/installed-node: pyproject.toml
 
 $(VENV)/installed-docs: pyproject.toml
 	$(environment)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[docs]'
 	touch $@
+
+# By its path: setuptools' own finder comes after a folder of the same name where Python is started, and a clone is one.
+EDITABLE := --config-settings editable_mode=compat --editable
 
 # uv makes environments without pip.
 define environment
@@ -82,7 +85,7 @@ endef
 define install
 $(environment)
 $(BIN)/python -m pip install --quiet $(TORCH_OPTIONS) torch==2.13.0
-$(BIN)/python -m pip install --quiet --editable '.[$(1)]'
+$(BIN)/python -m pip install --quiet $(EDITABLE) '.[$(1)]'
 touch $@
 endef
 

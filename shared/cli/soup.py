@@ -35,6 +35,7 @@ from shared.cli.scoring import (
 from shared.cli.tables import make_table
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
+from shared.scoring.adaptation import check_learner
 from shared.scoring.audit import AuditReport
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> CommandResult:
         say_warnings(console(), member)
     check_members(members, args.recipe)
     spec, engine, out = members[0].spec, args.engine or default_engine(), result_console(args)
+    # Before any work, and before a file is written that could not be scored.
+    check_learner(spec, engine)
+    stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     selection = open_selection(spec)
     measure = None if selection is None else make_measure(engine, spec, selection)
     soup = make_soup([member.weights for member in members], args.recipe, measure)
@@ -79,7 +83,6 @@ def run(args: argparse.Namespace) -> CommandResult:
     info, logits = packed(engine, args.output, spec, soup.weights, calibration, {"soup": document})
     _print_members(out, members, soup)
 
-    stream = open_split(args.data or spec.data.heldout, "heldout", spec.vocabulary)
     data_checks = _data_checks(members, stream)
     if calibration is not None:
         data_checks.append(check_calibration(calibration.record, stream, calibration.windows))

@@ -1,8 +1,9 @@
 """metrics.jsonl: one JSON object per logged event, appended whole and at once.
 
 Every event has `event`, its name, and `step`, the number of optimizer steps done. Names: `start`, `resume`,
-`choices` (what was chosen by measurement at a start), `step`, `validation`, `checkpoint`, `paused` (`pause_frac`: at
-which fraction of its budget), `interrupted`, `failed`, `finished`, and at any end `phases`, the seconds of each.
+`choices` (what was chosen by measurement at a start), `step`, `validation`, `checkpoint`, `phase` (what begins behind
+the last step: `packing`, `scoring`, ...), `paused` (`pause_frac`: at which fraction of its budget), `interrupted`,
+`failed`, `finished`, and at any end `phases`, the seconds of each.
 """
 
 from __future__ import annotations

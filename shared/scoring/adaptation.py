@@ -34,6 +34,7 @@ __all__ = [
     "Plan",
     "adapter_of",
     "check_adaptation",
+    "check_learner",
     "do_pass",
     "document_starts",
     "make_plan",
@@ -43,6 +44,7 @@ __all__ = [
 
 # The names of what an adapter knows begin so, in the state of a score.
 LEARNT = "learnt."
+NO_GRADIENTS = "evaluation.adaptation needs gradients, which the engine numpy has not: use --engine mlx or torch"
 
 
 def check_adaptation(spec: Spec) -> None:
@@ -52,6 +54,12 @@ def check_adaptation(spec: Spec) -> None:
         check_document_learner(spec)
     elif settings.is_on:
         adaptation_spec(spec, 1)
+
+
+def check_learner(spec: Spec, engine: str) -> None:
+    """Raise UserError, before anything is done for it, if the score of a spec learns and the engine named cannot."""
+    if spec.evaluation.adaptation.is_on and engine == "numpy":
+        raise UserError(NO_GRADIENTS)
 
 
 def score_text(
@@ -134,9 +142,7 @@ def adapter_of(scorer: Scorer, stride: int, rows: int = 1) -> Iterator[Adapter]:
     Raises UserError for a scorer that has no gradients.
     """
     if not hasattr(scorer, "train_step"):
-        raise UserError(
-            "evaluation.adaptation needs gradients, which the engine numpy has not: use --engine mlx or torch"
-        )
+        raise UserError(NO_GRADIENTS)
     engine, spec = cast(Engine, scorer), scorer.spec
     settings, world_size = spec.evaluation.adaptation, engine.ranks.world_size
     weights = model_weights(spec, engine.export_weights("trained"))

@@ -94,9 +94,9 @@ def _cuts(spec: Spec, excerpt: Excerpt, rng: np.random.Generator) -> Iterator[in
     mistakes are likely, then any."""
     settings, last = spec.evaluation.adaptation, excerpt.num_symbols - 1
     chunk = max(settings.chunk_symbols, spec.evaluation.stride_symbols)
-    likely = [chunk // 2, last, excerpt.starts[-1], chunk + 1, excerpt.starts[1], 2 * chunk - 1, chunk]
+    likely = [chunk // 2, last, excerpt.starts[-1], chunk + 1, *excerpt.starts[1:2], 2 * chunk - 1, chunk]
     yield from dict.fromkeys(int(cut) for cut in likely if 0 < cut <= last)
-    while True:
+    while last > 0:
         yield int(rng.integers(1, last + 1))
 
 

@@ -1,4 +1,4 @@
-"""Where the loss of a model is: by class of byte, by position in patch and window, in its dearest symbols, and in
+"""Where the loss of a model is: by class of byte, by position in patch and window, in its costliest symbols, and in
 single documents (docs/techniques.md 12.7).
 
 Measured on windows of the plan by which the text is scored, so every figure is one of those that the score sums.
@@ -87,7 +87,7 @@ class Excerpt:
 @dataclass(frozen=True)
 class LossProfile:
     """`total` is all that was measured of `text`; `classes`, `patch` and `window` each divide it. `top` has the share
-    of all nats that the dearest symbols carry, by their share of the symbols."""
+    of all nats that the costliest symbols carry, by their share of the symbols."""
 
     text: str
     total: Part
@@ -164,7 +164,7 @@ def profile_loss(
 
 
 def top_share(nats: np.ndarray, frac: float) -> float:
-    """Share of the sum of nats [N] >= 0 that the dearest ceil(frac N) symbols carry; 0 where the sum is 0."""
+    """Share of the sum of nats [N] >= 0 that the costliest ceil(frac N) symbols carry; 0 where the sum is 0."""
     total = float(nats.sum())
     ordered = np.sort(nats)[::-1]
     return float(ordered[: math.ceil(frac * len(nats))].sum()) / total if total > 0.0 else 0.0

@@ -45,14 +45,16 @@ def strip(tree: ast.Module) -> ast.Module:
 
 
 def strip_fields(node: ast.ClassDef) -> ast.ClassDef:
-    """A class whose annotations nobody validates, without them; `dataclass` only counts them."""
+    """A class whose annotations nobody validates, without them; `dataclass` and `NamedTuple` only count them."""
     counted = any(decorator_name(decorator) == "dataclass" for decorator in node.decorator_list)
+    # A named tuple asks for a type.
+    typed = any(isinstance(base, ast.Name) and base.id == "NamedTuple" for base in node.bases)
     body: list[ast.stmt] = []
     for item in node.body:
         if not isinstance(item, ast.AnnAssign) or any(word in ast.dump(item.annotation) for word in DATACLASS_WORDS):
             body.append(item)
-        elif counted:
-            body.append(ast.AnnAssign(item.target, ast.Constant(0), item.value, item.simple))
+        elif counted or typed:
+            body.append(ast.AnnAssign(item.target, ast.Constant(None if typed else 0), item.value, item.simple))
         elif item.value is not None:
             body.append(ast.Assign([item.target], item.value))
     return ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)

@@ -25,8 +25,10 @@ from shared.engine.package import create_engine, engine_package, make_ops
 from shared.engine.protocol import Engine, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.errors import DataError, UserError
+from shared.model import model_weights
 from shared.scoring.checks import Check
 from shared.spec import Spec
+from shared.spec.reduced import with_training
 from shared.training.sources import open_training_text
 
 CALIBRATE = "calibrate"
@@ -81,7 +83,12 @@ def calibrate_weights(
 def make_calibration(
     engine: str, spec: Spec, weights: Weights, progress: Progress = lambda done, total: None
 ) -> Calibration:
-    """The calibration of weights, whether or not a tensor needs one. Raises as `calibrate_weights`."""
+    """The calibration of weights, whether or not a tensor needs one. Raises as `calibrate_weights`, and UserError where
+    a tensor needs gradients and the engine is `numpy`."""
+    if engine == "numpy" and needs_curvature(spec):
+        raise UserError(
+            "artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine mlx or torch"
+        )
     text = open_training_text(spec) if spec.artifact.calibration.source == "train" else None
     windows = None if text is None else calibration_windows(spec, text)
     made, statistics = calibrate(make_ops(engine), spec, weights, windows, progress=progress)
@@ -139,11 +146,16 @@ def _with_curvature(
     one in training holds other weights than their average."""
     if not needs_curvature(spec):
         return statistics
-    if name == "numpy":
-        raise UserError("artifact rounding two_sided needs gradients, which the engine numpy has not: use --engine")
-    engine = create_engine(name, spec)
-    engine.initialise(weights)
+    engine = create_engine(name, _of_nats(spec))
+    engine.initialise(model_weights(spec, weights))
     return with_curvature(statistics, engine.gradients, spec, windows, ranks)
+
+
+def _of_nats(spec: Spec) -> Spec:
+    """The spec whose loss is the plain nats of the weights as they are, and of which nothing is frozen: that is what a
+    score of the packed model is, whatever was trained for."""
+    qat = {**spec.training.qat.model_dump(mode="json"), "form": "off"}
+    return with_training(spec, loss={}, qat=qat, freeze="none", parameters=["*"])
 
 
 def _made(spec: Spec, text: TrainingText | None, windows: np.ndarray, statistics: dict) -> Calibration:

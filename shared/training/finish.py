@@ -88,6 +88,11 @@ class OpenRun:
     observer: Observer
     interruption: Interruption
 
+    def on_phase(self, phase: str, step: int) -> None:
+        """A phase behind the last step begins: for who sees the run, and for who reads its files meanwhile."""
+        self.metrics.append("phase", step, phase=phase)
+        self.observer.on_phase(phase)
+
     def on_progress(self, done: int, total: int) -> None:
         """Pass progress on to the observer. Raises StopRequested after a signal."""
         self.interruption.check()
@@ -114,7 +119,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     def scoring_progress(done: int, total: int) -> None:
         opened.on_progress(done, total)
         if done == total:
-            observer.on_phase("audit")
+            opened.on_phase("audit", unpacked.step)
 
     checks = []
     if keeps_average(opened.spec.training):
@@ -128,10 +133,10 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
         checks.append(check_qat_codes(engine, weights, sources.loader.batch(0)))
     engine.initialise(read_artifact(run.artifact_path).weights)
     opened.interruption.check()
-    observer.on_phase("validation of the artifact")
+    opened.on_phase("validation of the artifact", unpacked.step)
     packed = make_validate(opened.spec, engine, sources.validation)(unpacked.step, opened.on_progress)
     packing = Packing(unpacked.bpb, packed.bpb)
-    observer.on_phase("scoring")
+    opened.on_phase("scoring", unpacked.step)
     state = ScoreState.beside(run.score_path, observer.on_warning)
     document = evaluate(
         engine,
@@ -152,7 +157,7 @@ def finish_run(opened: OpenRun, unpacked: ValidationReport) -> Finished:
     opened.metrics.append(
         "finished", unpacked.step, bpb=document.bpb, packing=packing.to_document(), problems=finished.problems
     )
-    observer.on_phase("report")
+    opened.on_phase("report", unpacked.step)
     write_report(run)
     return finished
 
@@ -164,11 +169,11 @@ def _pack(opened: OpenRun, weights: Weights, step: int) -> tuple[ArtifactInfo, l
     calibration, seconds = _calibrate(opened, step)
 
     def scorer_of(packed: Weights) -> Engine:
-        opened.observer.on_phase("fitting logits")
+        opened.on_phase("fitting logits", step)
         engine.initialise(packed)
         return engine
 
-    opened.observer.on_phase("packing")
+    opened.on_phase("packing", step)
     text, path = sources.train, opened.run.artifact_path
     info, logits = pack_weights(path, spec, weights, calibration, scorer_of, text=text, progress=opened.on_progress)
     text_checks = []
@@ -187,7 +192,7 @@ def _calibrate(opened: OpenRun, step: int) -> tuple[Calibration | None, float]:
     spec = opened.spec
     if not is_calibrated(spec):
         return None, 0.0
-    opened.observer.on_phase("calibration")
+    opened.on_phase("calibration", step)
     timed = calibrate_engine(opened.engine, opened.sources.train, opened.on_progress)
     opened.interruption.check()
     record = timed.calibration.record

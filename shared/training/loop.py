@@ -197,6 +197,7 @@ class TrainingLoop:
             ) from None
         if number == 1:
             self._check_first_loss(done.nats)
+            self._check_first_gradient(done.grad_norm)
         position.step, position.elapsed_s = number, done.elapsed_s
         self.pace.add(done.step_s)
         position.step_s, position.slowest_step_s = self.pace.step_s, self.pace.slowest_s
@@ -219,6 +220,14 @@ class TrainingLoop:
             raise Failure(f"step 1: {found}: the accounting is wrong", failed_step=1)
         if nats > (1.0 + FIRST_LOSS_REL) * ignorant:
             self.observer.on_warning(f"{found}: check the initial values")
+
+    def _check_first_gradient(self, norm: float) -> None:
+        """Where the first step has no gradient and later ones have no other function, nothing is ever learnt: behind a
+        head of zeros that is not trained, say."""
+        training = self.spec.training
+        if norm == 0.0 and len(training_stages(self.spec)) == 1 and not training.loss.has_auxiliary:
+            named = f"training.freeze {training.freeze!r}, training.parameters {list(training.parameters)}"
+            raise Failure(f"step 1: no gradient reaches what is trained ({named})", failed_step=1)
 
     def _run_validation(self, *, counts: bool) -> None:
         """Validate. At a pause it counts only where a checkpoint has it without the pause too: the best one stays."""

@@ -42,6 +42,7 @@ class WatchedRun:
         return {
             "run": str(shown.run_path),
             "state": self.state,
+            "phase": shown.phase,
             "silent_s": self.silent_s,
             "step": shown.step,
             "progress_frac": report.progress_frac if report else 0.0,
@@ -90,7 +91,7 @@ def read_watched(run: RunDirectory) -> WatchedRun:
         step=report.step if report else 0,
         elapsed_s=report.elapsed_s if report else 0.0,
         report=report,
-        phase="training" if state == "running" else state,
+        phase=_phase(files.metrics) if state == "running" else state,
     )
     places = {0: 0.0}
     for event in files.by_step("step"):
@@ -110,8 +111,16 @@ def read_watched(run: RunDirectory) -> WatchedRun:
     dashboard.checkpoint_step = saved[-1]["step"] if saved else None
     silent_s = _silent_s(run)
     if state == "running":
+        if dashboard.phase != "training":
+            dashboard.phase_start_s = time.monotonic() - silent_s
         dashboard.notice = f"last written {format_clock(silent_s)} ago"
     return WatchedRun(run.name, dashboard, state, silent_s)
+
+
+def _phase(events: Sequence[Event]) -> str:
+    """What a running run does: it trains, unless its last event is the beginning of something else."""
+    last = events[-1] if events else {}
+    return str(last.get("phase", "training")) if last.get("event") == "phase" else "training"
 
 
 def _last_report(files: RunFiles, state: str) -> StepReport | None:
@@ -158,11 +167,13 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
     """The row of a run by the names of its columns."""
     shown = run.dashboard
     report, validation = shown.report, shown.validation
-    left = f"{format_clock(report.left_s)} left" if report and report.left_s is not None else ""
+    trains = run.state == "running" and shown.phase == "training"
+    left = f"{format_clock(report.left_s)} left" if trains and report and report.left_s is not None else ""
+    state = run.state if trains or run.state != "running" else shown.phase
     silence = f", silent for {format_clock(run.silent_s)}" if run.state == "running" else ""
     return {
         "run": run.name,
-        "state": f"{run.state}{silence}",
+        "state": f"{state}{silence}",
         "progress": " ".join(progress_text(shown.spec, shown.step, shown.elapsed_s).split()),
         "left": left,
         "training": f"{report.bpb:.4f} bpb" if report else "",

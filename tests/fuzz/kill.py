@@ -116,9 +116,11 @@ def run_kills(count: int, seed: int, only: int | None = None, cases: list[Case] 
 @dataclass(frozen=True)
 class Plan:
     """Where a process dies: before the change number `place` of a file, or after some seconds. With `cut` the file that
-    is flushed there has this share of its bytes only, as if it had died while it wrote."""
+    is flushed there has this share of its bytes only, as if it had died while it wrote. `by` may be a signal that it
+    handles."""
 
     place: int | None = None
+    by: signal.Signals = signal.SIGKILL
     cut: float | None = None
     after_s: float | None = None
 
@@ -213,7 +215,7 @@ class Bench:
     def _run(self, case: Case, plan: Plan) -> tuple[int, str]:
         """(exit status, negative for a signal; what was said) of the command."""
         told = self.scratch / "told"
-        process = self._context.Process(target=_command, args=(case.words, self.folder, plan, self.scratch))
+        process = self._context.Process(target=run_command, args=(case.words, self.folder, plan, self.scratch))
         process.start()
         process.join(WAIT_S)
         if process.exitcode is None:
@@ -274,11 +276,11 @@ class Bench:
                 raise Lost(f"{kept} is gone")
 
 
-def _command(words: list[str], folder: Path, plan: Plan, scratch: Path) -> None:
-    """What a child does: the command in its folder, killed as planned; the number of places goes to a file."""
-    told = os.open(scratch / "told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(told, 1)
-    os.dup2(told, 2)
+def run_command(words: list[str], folder: Path, plan: Plan, scratch: Path) -> None:
+    """What a child does: the command in its folder, killed as planned; the number of places goes to a file, as does
+    what it prints."""
+    for name, descriptor in (("printed", 1), ("told", 2)):
+        os.dup2(os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)
     os.environ["BYTETWIN_DATASETS"] = str(folder / "datasets")
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -324,7 +326,9 @@ class Places:
         self.fsync(descriptor)
 
     def change(self, flushed: int | None = None) -> None:
-        if self.seen == self.plan.place:
+        if self.seen == self.plan.place and self.plan.by != signal.SIGKILL:
+            os.kill(os.getpid(), self.plan.by)
+        elif self.seen == self.plan.place:
             self.dying = True
             with contextlib.suppress(OSError):
                 # What has its own name is whole by then: only a temporary file may have been cut short.

@@ -1,6 +1,11 @@
-"""What the server of the children imports before it forks them."""
+"""What the server of the children imports before it forks them: all that a command would, engines too."""
 
+import shared.export.folder
+import shared.study.soup
+import shared.training.run  # noqa: F401
 import tests.fuzz.worker  # noqa: F401
+from cuda_train.package import PACKAGE as CUDA
+from mlx_train.package import PACKAGE as MLX
 from shared.artifact import code_bytes
 from shared.cli.main import COMMANDS
 from shared.imports import import_by_name
@@ -8,6 +13,8 @@ from shared.spec import load_spec
 
 for name in COMMANDS:
     import_by_name(f"shared.cli.{name}")
+for package in (MLX, CUDA):
+    package.make_ops()
 
 # Built once for all of them: no score of theirs is to wait for it.
 code_bytes(None, load_spec("tiny"))

@@ -67,7 +67,7 @@ def differences_section(runs: Sequence[ReportedRun]) -> Element:
         seeds = ", ".join(str(run.files.seed) for run in runs)
         return section(title, element("p", f"Nothing but the seed: {seeds}."))
     names = [_variant_name(members) for _, members in variants.values()]
-    return section(title, table(("field", *names), rows))
+    return section(title, table(("field", *names), rows, class_="words"))
 
 
 def _variant_name(runs: Sequence[ReportedRun]) -> str:

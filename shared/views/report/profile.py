@@ -73,7 +73,7 @@ def level(nats: float) -> int:
 
 
 def _places(profile: LossProfile) -> list[Element]:
-    shares = ", ".join(f"the dearest {frac:.0%} of symbols carry {share:.1%}" for frac, share in profile.top)
+    shares = ", ".join(f"the costliest {frac:.0%} of symbols carry {share:.1%}" for frac, share in profile.top)
     found = [element("p", f"Concentration: {shares} of the loss.")]
     total = profile.total
     rows = [

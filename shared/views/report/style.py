@@ -35,6 +35,7 @@ th:last-child, td:last-child { padding-right: 0; }
 th { font-weight: 500; white-space: nowrap; }
 thead th, th[scope=row] { color: var(--quiet); }
 .figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.words td { overflow-wrap: break-word; }
 td code { white-space: pre; } td strong { white-space: nowrap; } .wide { overflow-x: auto; }
 pre, code { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 pre { margin: 6px 0; padding: 10px 12px; border: 1px solid var(--line); border-radius: 4px;

@@ -28,6 +28,7 @@ from shared.training.calibration import (
     calibration_windows,
     check_calibration_time,
     is_calibrated,
+    make_calibration,
 )
 from shared.training.sources import open_training_text
 from tests.implementations import OPS
@@ -178,6 +179,20 @@ def test_held_out_text_is_refused_by_name_by_hash_and_by_its_symbols() -> None:
         assert not check_calibration(record_of(written, source="train", **changes), heldout).passed
     assert not check_calibration(record_of(copied), heldout, written).passed
     assert not check_calibration(None, heldout).passed
+
+
+def test_curvature_is_of_the_nats_whatever_was_trained_for() -> None:
+    """Not of the loss of training, which may need what a packer does not have, and of what was frozen too."""
+    tokens = ("vocabulary.kind=tokens", "vocabulary.vocab_size=300", "model.lora.rank=2", "training.compile=false")
+    two_sided = (*tokens, "artifact.matrix.method=uniform", "artifact.matrix.rounding=two_sided")
+    training = "loss.byte_weighted=true loss.z_weight=0.1 loss.multi_symbol.weights=[0.5] qat.form=noise freeze=base"
+    plain = small_spec(*two_sided)
+    other = small_spec(*two_sided, *(f"training.{words}" for words in training.split()))
+    weights = random_weights(plain, 0)
+    expected, found = (make_calibration("mlx", spec, weights).statistics for spec in (plain, other))
+    for name in ("layers.0.attn.q_proj.weight", "layers.1.mlp.down_proj.weight"):
+        assert expected[name].curvature is not None and found[name].curvature is not None
+        np.testing.assert_array_equal(found[name].curvature.outputs, expected[name].curvature.outputs)
 
 
 def test_calibration_on_training_text_is_training_time() -> None:

@@ -249,3 +249,9 @@ def test_the_suite_and_its_fast_part_run_in_workers_of_one_thread(environment: P
     assert make("-n", "test", f"VENV={environment}").stdout.strip() == run
     fast = make("-n", "test-fast", f"VENV={environment}", "WORKERS=4", "ARGS=-x").stdout.strip()
     assert fast == f'{run.replace("-n 2", "-n 4")} -m "not slow" -x'
+
+
+def test_a_clone_does_not_hide_the_package(tmp_path: Path) -> None:
+    """Beside a clone Python would find its folder, `bytetwin`, before what setuptools' finder knows of."""
+    printed = make("-n", "smoke", f"VENV={tmp_path / 'venv'}").stdout
+    assert "--config-settings editable_mode=compat --editable '.[mlx,cuda,data,dev]'" in printed

@@ -267,11 +267,11 @@ def test_honest_adaptation_knows_no_later_text(name: str, words: str) -> None:
     assert check.passed and check.measured == 0.0 and "3 cuts" in check.detail
 
 
-@pytest.mark.parametrize("chunk", [32, 1 << 20])
-def test_the_audit_of_an_adapted_score_runs_the_protocol_again(chunk: int) -> None:
-    """Also where all of the text is one chunk, so that nothing of it is learnt."""
+@pytest.mark.parametrize(("chunk", "text"), [(32, TEXT), (1 << 20, TEXT), (32, TEXT[:1]), (32, [b"a"])])
+def test_the_audit_of_an_adapted_score_runs_the_protocol_again(chunk: int, text: list[bytes]) -> None:
+    """Also where all of the text is one chunk, so that nothing of it is learnt, or one document, or one symbol."""
     spec = tiny(*SHORT, *ONLINE, f"evaluation.adaptation.chunk_symbols={chunk}")
-    scorer, stream = started("torch", spec, random_weights(spec, 1)), FakeStream(TEXT)
+    scorer, stream = started("torch", spec, random_weights(spec, 1)), FakeStream(text)
     report = audit_scorer(scorer, stream, score_text(scorer, stream), seconds=0.0)
     assert report.passed and {"adaptation", "later_text", "coverage"} <= {check.name for check in report.checks}
 

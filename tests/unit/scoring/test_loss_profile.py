@@ -100,9 +100,9 @@ def test_an_empty_text_is_refused() -> None:
 
 
 @given(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=300), st.floats(0.001, 1.0))
-def test_the_dearest_symbols_carry_their_share(values: list[float], frac: float) -> None:
+def test_the_costliest_symbols_carry_their_share(values: list[float], frac: float) -> None:
     nats = np.array(values)
     share = top_share(nats, frac)
-    dearest = sorted(values, reverse=True)[: math.ceil(frac * len(values))]
-    assert share == pytest.approx(sum(dearest) / sum(values) if sum(values) else 0.0)
+    costliest = sorted(values, reverse=True)[: math.ceil(frac * len(values))]
+    assert share == pytest.approx(sum(costliest) / sum(values) if sum(values) else 0.0)
     assert top_share(nats, 1.0) == pytest.approx(1.0 if sum(values) else 0.0)

@@ -19,7 +19,7 @@ FILES = {
         """A program."""
         from __future__ import annotations
         from dataclasses import dataclass
-        from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+        from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, cast
         import json
         import numpy
         from pydantic import BaseModel, Field, TypeAdapter
@@ -56,6 +56,10 @@ FILES = {
         class Inner:
             value: int
 
+        class Pair(NamedTuple):
+            left: int
+            right: int = 0
+
         READ = TypeAdapter(Report)
 
         class Model(BaseModel):
@@ -71,7 +75,7 @@ FILES = {
             point: Point = cast(Point, Point().moved(LIMIT))
             getattr(point, "idle")
             from shared import late
-            late.called(point, READ, Model, Listener)
+            late.called(point, READ, Model, Listener, Pair(1))
             return tools.other(used(numpy)) or OTHER
     ''',
     "shared/tools.py": """
@@ -131,6 +135,7 @@ def test_annotations_stay_where_they_are_read(reach: Reach) -> None:
     main = text_of(reach, "shared.main")
     assert 'class Point:\n x:0=0;y:0=0;kind:ClassVar[str]="point"\n' in main
     assert "class Report:point:Inner\n" in main and "class Inner:value:int\n" in main
+    assert "class Pair(NamedTuple):left:None;right:None=0\n" in main
     assert "class Model(BaseModel):size:int=Field(1)\n" in main
     assert "point=Point().moved(LIMIT)" in main
 

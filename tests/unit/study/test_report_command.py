@@ -64,9 +64,9 @@ def test_the_report_of_a_run_says_what_its_model_does(trained: Path, tmp_path: P
     assert 256 < only["profile"]["total"]["symbols"] <= 512 and 0 < len(only["sample"].encode()) <= 24 * 3
     for title in ("Generated text", "Where the loss is", "Worst and best documents", "Where the bytes are"):
         assert title in found.text
-    shares = re.findall(r"dearest (\d+)% of symbols carry ([\d.]+)%", found.text)
+    shares = re.findall(r"costliest (\d+)% of symbols carry ([\d.]+)%", found.text)
     assert [int(symbols) for symbols, _ in shares] == [1, 5, 10]
-    assert all(float(symbols) <= float(loss) for symbols, loss in shares), "the dearest carry more than their number"
+    assert all(float(symbols) <= float(loss) for symbols, loss in shares), "the costliest carry more than their number"
     assert len(found.named("pre", "text")) == 4 and found.named("i", "n5")
 
 

@@ -192,6 +192,7 @@ def test_a_uniform_soup_is_the_mean(cli: CommandLine, runs: Path):
         (["good"], [], "needs two runs or more"),
         (["good", "seed"], [], "seed has training.seed 1, "),
         (["good", "soup.btw"], [], "an artifact holds packed weights only"),
+        (["good", "other"], ["--data", "absent"], "no dataset 'absent'"),
     ],
 )
 def test_what_does_not_mix_is_refused_in_one_line(
@@ -202,6 +203,7 @@ def test_what_does_not_mix_is_refused_in_one_line(
         assert soup(cli, runs, ["good", "other"]).status == 0
     done = soup(cli, runs, names, *words)
     assert done.status == 2 and message in done.told
+    assert (runs / "soup.btw").exists() == ("soup.btw" in names)
 
 
 def test_choosing_needs_text_that_every_member_kept(tmp_path: Path):

@@ -226,3 +226,12 @@ def test_a_checkpoint_whose_loader_stands_elsewhere_is_refused(tmp_path: Path) -
         values.update(signed(values))
     with pytest.raises(RunError, match="its loader is at step 2, not 6"):
         train(tmp_path, resume=True)
+
+
+def test_a_run_that_no_gradient_reaches_ends_with_its_first_step(tmp_path: Path) -> None:
+    """Such as one of adapters behind a head of zeros, which would be found out after all its steps."""
+    words = ["model.lora.rank=1", "training.freeze=base"]
+    spec = tiny_spec(*words, "model.tie_embeddings=false", "model.decoder.kind=linear")
+    outcome = train_run(spec, "torch", RecordingObserver(), runs_dir=tmp_path, run_name="none").outcome
+    assert outcome.status == "failed" and outcome.step == 0
+    assert "no gradient reaches what is trained (training.freeze 'base'" in outcome.message

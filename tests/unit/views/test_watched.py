@@ -73,6 +73,16 @@ def test_a_running_run(tmp_path: Path, cli: CommandLine) -> None:
     assert (only["validation_bpb"], only["validation_weights"]) == (2.753, "averaged")
 
 
+def test_a_run_that_is_packed_and_scored(tmp_path: Path, cli: CommandLine) -> None:
+    done = cli("watch", a_run(tmp_path / "run", [*RUNNING, {"event": "phase", "step": 40, "phase": "scoring"}]))
+    assert "scoring" in done.out and "left" not in done.out and "last written 0:0" in done.out
+    (only,) = cli("watch", tmp_path / "run", "--json").document["runs"]
+    assert (only["state"], only["phase"]) == ("running", "scoring")
+    a_run(tmp_path / "other")
+    rows = cli("watch", tmp_path).out
+    assert "scoring, silent for 0:0" in rows and "running, silent for 0:0" in rows and "0:10 left" in rows
+
+
 def test_what_ends_a_run_is_its_state() -> None:
     for events, state in (
         ([], "running"),
