@@ -30,7 +30,7 @@ from shared.engine.ranks import is_launched
 from shared.engine.registry import ENGINES
 from shared.errors import UserError
 from shared.runs.run_directory import RunDirectory
-from shared.sinks.kinds import KINDS
+from shared.sinks.kinds import KINDS, shown_by
 from shared.training.awake import awake
 from shared.training.finish import Finished
 from shared.training.profiling import Profile, ProfileRequest, print_profile
@@ -145,6 +145,8 @@ def _end(out: Console, args: argparse.Namespace, result: RunResult, profiles: Se
         say(out, f"resume with: {_resume_command(args, result.run.name)}")
     if result.finished is not None:
         _print_finished(out, result.run, result.finished)
+    for kind in args.log:
+        say(out, f"{kind}: {shown_by(kind, result.run)}")
     if result.phase_s:
         say_prose(out, f"time: {phases_text(result.phase_s)}")
     return CommandResult(_document(result, profiles), result.exit_status)

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,35 @@ class RunDirectory:
     def lock(self) -> None:
         """Claim the directory until `unlock` or the end of the process. Raises RunError if another one has it."""
         descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        # Again after a moment, in which `is_in_use` of a reader is over.
+        if not any(_flock(descriptor, fcntl.LOCK_EX, wait_s) for wait_s in (0.0, 0.1)):
             os.close(descriptor)
-            raise RunError(f"run {self.path} is in use by another process") from None
+            raise RunError(f"run {self.path} is in use by another process")
         self._lock = descriptor
+
+    def is_in_use(self) -> bool:
+        """Whether a process of this machine has claimed the directory."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return not _flock(descriptor, fcntl.LOCK_SH, 0.0)
+        finally:
+            os.close(descriptor)
 
     def unlock(self) -> None:
         """Release the directory."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _flock(descriptor: int, kind: int, wait_s: float) -> bool:
+    """Whether a lock is there to be had, after so many seconds."""
+    time.sleep(wait_s)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def train_text(environment: Mapping[str, Any], path: Path) -> str:

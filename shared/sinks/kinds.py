@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,3 +135,16 @@ def _same_id(run: RunDirectory, environment: Mapping[str, Any]) -> str:
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
     """stdout belongs to the document of the command."""
     return contextlib.redirect_stdout(io.StringIO())
+
+
+# The command that shows a run there, or uploads an offline one.
+SHOWN_BY = {
+    "trackio": f"trackio show --project {PROJECT}",
+    "wandb": "wandb sync {folder}/wandb/offline-*",
+    "tensorboard": "tensorboard --logdir {folder}/tensorboard",
+}
+
+
+def shown_by(kind: str, run: RunDirectory) -> str:
+    """The command line that shows a run in a sink of this kind."""
+    return SHOWN_BY[kind].format(folder=shlex.quote(str(run.path)))

@@ -23,17 +23,19 @@ from shared.views.plain import progress_text, score_text
 
 # The pace of a run is that of so many logged steps.
 PACE_STEPS = 5
+NO_PROCESS = ", no process on this machine has it"
 
 
 @dataclass(frozen=True)
 class WatchedRun:
     """A run as it was read: `dashboard` draws it, `state` is that of `state_of`, `silent_s` how long ago it last
-    wrote something."""
+    wrote something, `in_use` whether a process of this machine has it."""
 
     name: str
     dashboard: Dashboard
     state: str
     silent_s: float
+    in_use: bool
 
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -44,6 +46,7 @@ class WatchedRun:
             "state": self.state,
             "phase": shown.phase,
             "silent_s": self.silent_s,
+            "in_use": self.in_use,
             "step": shown.step,
             "progress_frac": report.progress_frac if report else 0.0,
             "elapsed_s": shown.elapsed_s,
@@ -109,12 +112,12 @@ def read_watched(run: RunDirectory) -> WatchedRun:
     dashboard.score_bpb = number(ending, "bpb") if ending is not None else None
     saved = files.events("checkpoint")
     dashboard.checkpoint_step = saved[-1]["step"] if saved else None
-    silent_s = _silent_s(run)
+    silent_s, in_use = _silent_s(run), run.is_in_use()
     if state == "running":
         if dashboard.phase != "training":
             dashboard.phase_start_s = time.monotonic() - silent_s
-        dashboard.notice = f"last written {format_clock(silent_s)} ago"
-    return WatchedRun(run.name, dashboard, state, silent_s)
+        dashboard.notice = f"last written {format_clock(silent_s)} ago{'' if in_use else NO_PROCESS}"
+    return WatchedRun(run.name, dashboard, state, silent_s, in_use)
 
 
 def _phase(events: Sequence[Event]) -> str:
@@ -170,7 +173,9 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
     trains = run.state == "running" and shown.phase == "training"
     left = f"{format_clock(report.left_s)} left" if trains and report and report.left_s is not None else ""
     state = run.state if trains or run.state != "running" else shown.phase
-    silence = f", silent for {format_clock(run.silent_s)}" if run.state == "running" else ""
+    silence = (
+        f", silent for {format_clock(run.silent_s)}{'' if run.in_use else NO_PROCESS}" if run.state == "running" else ""
+    )
     return {
         "run": run.name,
         "state": f"{state}{silence}",

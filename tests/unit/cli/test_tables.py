@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ def shown(table: Table, columns: int) -> list[str]:
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
+@settings(max_examples=40)
 @given(st.data(), st.integers(40, 130), st.integers(0, 9), st.integers(1, 4))
 def test_no_figure_and_no_name_is_cut(data: st.DataObject, columns: int, figures: int, rows: int) -> None:
     headings = [f"figure {index}" for index in range(figures)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from shared.runs.metrics import read_events
 from shared.runs.run_directory import RunDirectory
 from shared.sinks import following, kinds
 from shared.sinks.following import Sinks, numbers
+from shared.sinks.kinds import KINDS, SHOWN_BY, shown_by
 from shared.spec import spec_to_dict
 from shared.training.run import train_run
 from tests.command_line import CommandLine, set_words
@@ -224,3 +226,10 @@ def test_every_start_of_a_run_is_the_same_run_of_wandb(
     first, second, third, other, copy = resumes
     assert first == second == third and first[1] == "allow"
     assert len({first[0], other[0], copy[0]}) == 3
+
+
+def test_each_sink_has_a_command_that_shows_a_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "two words")
+    assert SHOWN_BY.keys() == KINDS.keys()
+    assert shown_by("tensorboard", run) == f"tensorboard --logdir '{run.path}'/tensorboard"
+    assert shlex.split(shown_by("tensorboard", run))[-1] == str(run.path / "tensorboard")

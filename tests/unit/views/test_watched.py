@@ -70,6 +70,11 @@ def test_a_running_run(tmp_path: Path, cli: CommandLine) -> None:
         assert words in done.out, f"{words!r} is not in\n{done.out}"
     (only,) = cli("watch", run, "--json").document["runs"]
     assert (only["state"], only["step"], only["left_s"]) == ("running", 40, 10.0)
+    assert "no process on this machine has it" in done.out and not only["in_use"]
+    directory = RunDirectory(run)
+    directory.lock()
+    assert "no process" not in cli("watch", run).out and cli("watch", run, "--json").document["runs"][0]["in_use"]
+    directory.unlock()
     assert (only["validation_bpb"], only["validation_weights"]) == (2.753, "averaged")
 
 
