@@ -41,7 +41,8 @@ class Trained:
         name = link.__name__.removeprefix("link_")
         # Each link has choices of its own, so that it makes the same ones alone.
         self.rng = random.Random(f"{self.origin} {name}")
-        chosen = name in links if links else self.rng.random() < 0.5
+        chosen = self.rng.random() < 0.5
+        chosen = name in links if links else chosen
         if name != "train" and not (chosen and self.runs):
             return
         self.counts[name] += 1
@@ -175,5 +176,9 @@ class Trained:
                 raise Broken(f"status {done.status} with {rows} rows: {done.told[-300:]}")
             return
         self.check_trained(done, "ranks")
-        self.same_curves("torch", "ranks", RANKS_LOSS_ABS if self.exact_steps else self.curve_limit())
+        # Some random specs multiply rounding in a few steps; in the first there is nothing but the sum over ranks.
+        first, second = (self.curve(run)[1][0] for run in ("torch", "ranks"))
+        if self.exact_steps and not abs(first - second) <= RANKS_LOSS_ABS:
+            raise Broken(f"the first loss is {first}, by two ranks {second}")
+        self.same_curves("torch", "ranks", self.curve_limit())
         self.counts["ranks trained"] += 1
