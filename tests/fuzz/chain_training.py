@@ -71,11 +71,12 @@ class Trained:
         return self.command("train", "chain.toml", *more, plan=plan)
 
     def check_trained(self, done: Done, run: str) -> Document:
-        """The document of a run that has ended well, or with problems that a random spec may have."""
+        """The document of a run that has ended well, or with problems that a random spec may have: after a few steps
+        rounded matrices may not reach the loss yet."""
         if done.status not in (0, 1):
             raise Broken(f"status {done.status}: {done.told[-600:]}")
         document = done.document
-        odd = [line for line in document["problems"] if not line.startswith("packing: ")]
+        odd = [line for line in document["problems"] if not line.startswith(("packing: ", "qat: "))]
         if document["status"] != "finished" or odd or (done.status == 1) != bool(document["problems"]):
             raise Broken(f"status {done.status}, {document['status']}, {document['message']}, {document['problems']}")
         curve = self.curve(run)
