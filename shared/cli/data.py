@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
     load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
     load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch; default %(default)s")
-    shards_help = "the first N training shards ; default %(default)s; held-out is whole"
+    shards_help = "the first N training shards, the held-out ones are always whole; default %(default)s"
     load.add_argument("--shards", type=int, default=1, metavar="N", help=shards_help)
     load.add_argument("--name", help="name of the new dataset (default: SOURCE)")
     load.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")

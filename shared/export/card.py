@@ -29,9 +29,10 @@ It needs transformers, torch and pydantic (and sentencepiece for tokens). `model
 bytetwin in it as plain text: read it before you trust it. Logits are log-probabilities of the next symbol; the symbol
 `bos_token_id` stands for the start of a window and may stand in front of a row.
 
-`lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True --tasks TASK` scores a text of up to one
-window ({window:,} symbols) as bytetwin does, to rounding. A longer one lm-eval cuts in another way: each later window
-begins with one symbol of context, where bytetwin's begins with none, so the figures differ a little.""",
+`lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True --tasks TASK` (`pip install "lm_eval[hf]"`)
+scores a text of up to one window ({window:,} symbols) as bytetwin does, to rounding. A longer one lm-eval cuts in
+another way: each later window begins with one symbol of context, where bytetwin's begins with none, so the figures
+differ a little.""",
     "mlx": """```
 pip install mlx numpy pydantic
 python model.py --prompt "Once upon a time"

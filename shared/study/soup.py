@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -57,10 +58,14 @@ def check_members(members: Sequence[Target], recipe: Recipe) -> None:
     """Raise UserError if the members cannot be mixed, or if choosing between them would be a leak."""
     if len(members) < 2:
         raise UserError(f"a soup needs two runs or more, got {len(members)}")
-    first = members[0]
+    first, folders = members[0], set[Path]()
     for member in members:
         if member.run is None:
             raise UserError(f"{member.source}: a soup is made of runs with checkpoints, this is an artifact")
+        folder = member.run.path.resolve()
+        if folder in folders:
+            raise UserError(f"{member.source} is given twice: a run has one share of a soup")
+        folders.add(folder)
         for what, value, expected in (
             ("spec_id", spec_id(member.spec), spec_id(first.spec)),
             ("training.seed", member.spec.training.seed, first.spec.training.seed),

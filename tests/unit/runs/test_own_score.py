@@ -99,9 +99,9 @@ def test_the_artifact_of_another_run_is_not_replaced(run: Path, tmp_path: Path, 
     assert snapshot(tmp_path / "other") == before
 
 
-def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, cli: CommandLine) -> None:
+def test_a_soup_does_not_replace_the_artifact_of_a_run(run: Path, tmp_path: Path, cli: CommandLine) -> None:
     before = snapshot(run)
-    done = cli("soup", run, run, "--output", run / "artifact.btw")
+    done = cli("soup", run, shutil.copytree(run, tmp_path / "twin"), "--output", run / "artifact.btw")
     assert done.status == 2 and "is the artifact of run" in done.told and snapshot(run) == before
 
 
@@ -330,13 +330,14 @@ def test_a_damaged_newest_checkpoint_is_said_and_step_chooses(run: Path, tmp_pat
     assert cli.document("pack", run, *out)["step"] == 6
     (run / "artifact.btw").unlink()
     damage(run, 6)
+    twin = shutil.copytree(run, tmp_path / "twin")
     short = ("--engine", "numpy", "--max-symbols", "128")
     for command, *words in (
         ("pack", *out),
         ("score", *short),
         ("audit", *short),
         ("generate", "--engine", "numpy", "--bytes", "2"),
-        ("soup", run, *out, *short),
+        ("soup", twin, *out, *short),
     ):
         done = cli(command, run, *words)
         assert done.status in (0, 1), done.err

@@ -190,6 +190,7 @@ def test_a_uniform_soup_is_the_mean(cli: CommandLine, runs: Path):
     ("names", "words", "message"),
     [
         (["good"], [], "needs two runs or more"),
+        (["good", "other", "good"], [], "is given twice"),
         (["good", "seed"], [], "seed has training.seed 1, "),
         (["good", "soup.btw"], [], "an artifact holds packed weights only"),
         (["good", "other"], ["--data", "absent"], "no dataset 'absent'"),
