@@ -63,13 +63,12 @@ def test_engines_have_learnt_the_same_after_ten_chunks(adaptation: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "steps"),
-    # A third of the time of `itchy` is the orthogonalisation of its 17 M weights: the others take several steps.
-    [("smoke", 6), ("bytes", 2), ("itchy", 1), ("pr705-mini", 2), ("pr1431-mini", 2), ("pr1855-mini", 2)],
+    [("smoke", 6), ("bytes", 2), ("itchy", 2), ("pr705-mini", 2), ("pr1431-mini", 2), ("pr1855-mini", 2)],
 )
 def test_a_preset_agrees_at_full_width_and_depth(preset: str, steps: int):
     spec = load_spec(preset)
     report = run_parity(spec, steps=steps)
     assert failures(report) == []
     assert report.spec.model.model_copy(update={"seq_len": spec.model.seq_len}) == spec.model
-    updates = "parameters step by step" if preset == "pr1431-mini" else f"parameters after {steps} step"
-    assert any(row.check.startswith(updates) for row in report.rows)
+    updates = "parameters step by step" if preset == "pr1431-mini" else f"parameters after {steps} steps"
+    assert any(row.check == updates for row in report.rows)
