@@ -53,10 +53,15 @@ def gpu_environments() -> list[dict[str, str]]:
     return [{VISIBLE_VARIABLE: name.strip()} for name in names]
 
 
+def in_order(values: np.ndarray) -> np.ndarray:
+    """Values in the only layout that torch takes, without a copy where they have it: of one row of a reversed batch
+    ascontiguousarray keeps the stride below zero."""
+    return np.ascontiguousarray(values).ravel().reshape(values.shape)
+
+
 def host_symbols(x: np.ndarray) -> np.ndarray:
-    """A copy of symbols, int32, in the only layout that torch takes: of one row of a reversed batch ascontiguousarray
-    keeps the stride below zero."""
-    return np.array(x, np.int32, order="C")
+    """Symbols as int32, `in_order`."""
+    return in_order(np.asarray(x, np.int32))
 
 
 def to_device(values: np.ndarray) -> torch.Tensor:

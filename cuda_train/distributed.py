@@ -57,7 +57,7 @@ class TorchRanks:
         return content if self.rank == 0 else buffer.numpy().tobytes()
 
     def gather(self, values: np.ndarray) -> list[np.ndarray]:
-        mine = torch.from_numpy(np.array(values, order="C"))
+        mine = torch.from_numpy(device.in_order(values))
         parts = [torch.empty_like(mine) for _ in range(self.world_size)]
         with contact(self.rank):
             dist.all_gather(parts, mine, group=self.control)

@@ -10,16 +10,18 @@ failed=0
 bytetwin() { "$VENV/bin/bytetwin" "$@"; }
 python() { PYTHONPATH=. "$VENV/bin/python" "$@"; }
 
+# The words that make a run end after so many steps: $(by_steps 60), unquoted.
+by_steps() { echo "--set schedule.driver=steps --set training.time_limit_s=0 --set training.steps=$1"; }
+
 # A training run by steps: engine, name, steps, more words. EXEC=exec train ... & makes it the process $!.
 EXEC=
 train() {
     local engine=$1 name=$2 steps=$3
     shift 3
-    # shellcheck disable=SC2086
+    # shellcheck disable=SC2046,SC2086
     $EXEC "$VENV/bin/bytetwin" train "${SPEC:-smoke}" --engine "$engine" --runs-dir "$RUNS" --run "$name" --no-finish \
-        --set schedule.driver=steps --set training.time_limit_s=0 --set "training.steps=$steps" \
-        --set training.val_every_steps=0 --set training.checkpoint_every_steps=20 --set training.log_every_steps=1 \
-        ${ARGS:-} "$@" 2>&1
+        $(by_steps "$steps") --set training.val_every_steps=0 --set training.checkpoint_every_steps=20 \
+        --set training.log_every_steps=1 ${ARGS:-} "$@" 2>&1
 }
 
 # A run that is killed and resumed has the loss curve of one that is not: engine.

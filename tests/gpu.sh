@@ -47,14 +47,15 @@ parity() {
 
 # Trained, packed and scored by MLX, with as many steps as two cores make in the time of the spec.
 smoke() {
-    bytetwin train "${SPEC:-smoke}" --engine mlx --runs-dir "$RUNS" --run smoke --set schedule.driver=steps \
-        --set training.time_limit_s=0 --set training.steps=515 2>&1 | tail -30
+    # shellcheck disable=SC2046
+    bytetwin train "${SPEC:-smoke}" --engine mlx --runs-dir "$RUNS" --run smoke $(by_steps 515) 2>&1 | tail -30
 }
 
 # One run for each GPU of the node.
 sweep() {
-    bytetwin sweep "${SPEC:-smoke}" --engine torch --seeds 2 --jobs gpus --runs-dir "$RUNS" --name two \
-        --set schedule.driver=steps --set training.time_limit_s=0 --set training.steps=60 2>&1 | tail -20
+    # shellcheck disable=SC2046
+    bytetwin sweep "${SPEC:-smoke}" --engine torch --seeds 2 --jobs gpus --runs-dir "$RUNS" --name two $(by_steps 60) 2>&1 |
+        tail -20
 }
 
 rest() { python -m tests.bench.gpu --only choice context loss attention compilation scans --minutes 4.5; }

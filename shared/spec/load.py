@@ -221,11 +221,10 @@ def _first_problem(error: ValidationError) -> str:
             word = str(problem["loc"][-1])
             elsewhere = [path for path in _paths(Spec) if path.rpartition(".")[2] == word]
             # A letter too few in the right section before a field of that name in another.
-            close = nearest(word, siblings)
-            near = [each for each in siblings if each.startswith(word) or word.startswith(each)]
-            if elsewhere and not (close and near):
-                close = f", did you mean {' or '.join(elsewhere)}?"
-            hint = close
+            hint = nearest(word, siblings)
+            near = any(each.startswith(word) or word.startswith(each) for each in siblings)
+            if elsewhere and not (hint and near):
+                hint = f", did you mean {' or '.join(elsewhere)}?"
             allowed = textwrap.shorten(", ".join(siblings), MAX_LISTED, placeholder=" ...")
             return f"unknown key {key}{hint or f'; allowed here: {allowed}'}"
         case "missing":

@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.errors import RunError, UserError
 from shared.files import check_regular
-from shared.parsing import parse_json
+from shared.parsing import read_json_object
 from shared.runs.finished_run import FinishedRun, read_finished
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import RUNS, run_named, runs_in
@@ -126,7 +126,7 @@ def _baseline_of_sweep(path: Path) -> str | None:
     """The label that a sweep compared the others with; None where it has compared nothing."""
     try:
         check_regular(path)
-        return str(parse_json(path.read_bytes())["comparison"]["baseline"])
+        return str(read_json_object(path)["comparison"]["baseline"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

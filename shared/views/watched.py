@@ -170,15 +170,14 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
     """The row of a run by the names of its columns."""
     shown = run.dashboard
     report, validation = shown.report, shown.validation
-    trains = run.state == "running" and shown.phase == "training"
+    trains = shown.phase == "training"
     left = f"{format_clock(report.left_s)} left" if trains and report and report.left_s is not None else ""
-    state = run.state if trains or run.state != "running" else shown.phase
-    silence = (
-        f", silent for {format_clock(run.silent_s)}{'' if run.in_use else NO_PROCESS}" if run.state == "running" else ""
-    )
+    state = run.state if trains else shown.phase
+    if run.state == "running":
+        state += f", silent for {format_clock(run.silent_s)}{'' if run.in_use else NO_PROCESS}"
     return {
         "run": run.name,
-        "state": f"{state}{silence}",
+        "state": state,
         "progress": " ".join(progress_text(shown.spec, shown.step, shown.elapsed_s).split()),
         "left": left,
         "training": f"{report.bpb:.4f} bpb" if report else "",
