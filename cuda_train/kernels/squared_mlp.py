@@ -7,7 +7,8 @@ Definition: shared.ops.protocol, `leaky_relu_squared_mlp`. With r(z) = leaky_rel
 
 The activation is element by element between two products. As a kernel of its own it reads z and writes a, and in the
 backward pass reads z and grad_a and writes grad_z: as many bytes as the products themselves. Here the product of which
-it is a function applies it to the tile that it holds in registers.
+it is a function applies it to the tile that it holds in registers. The backward pass reads z, and without a negative
+slope a, because then r(z) = sqrt(a): z is not written at all.
 
 The products that it is no part of are torch's. Both operators are opaque, so that torch.compile keeps them in its
 graph.
@@ -15,6 +16,7 @@ graph.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +26,25 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cuda_train.kernels.launch_shape import num_programs
 
-# A tile of the result, a step along the inner dimension, and the tiles that share a part of the left matrix in cache:
-# the fastest of those tried on an H200, as are the warps of the forward and of the backward pass.
-BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_INNER, GROUP_ROWS = 128, 128, 64, 8
-NUM_WARPS, NUM_STAGES = (4, 8), 4
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one pass is cut into programs."""
+
+    rows: int = 128
+    columns: int = 128
+    # A step along the inner dimension.
+    inner: int = 64
+    # Rows of tiles that share a part of the left matrix in cache.
+    group_rows: int = 8
+    warps: int = 4
+    # Steps whose operands are loaded ahead, and programs that share a multiprocessor, as far as its memory holds them.
+    stages: int = 4
+    per_processor: int = 1
+
+
+# The fastest of those tried on an H200; `python -m tests.bench.gpu --only tiles` tries others.
+FORWARD, BACKWARD = Tiles(), Tiles(warps=8)
 # GPUs with the accelerator; on others the descriptors would be emulated, slowly.
 LEAST_CAPABILITY = (9, 0)
 
@@ -36,7 +53,7 @@ LEAST_CAPABILITY = (9, 0)
 def _product_kernel(  # type: ignore[no-untyped-def]
     left,  # descriptor of [R, K]
     right,  # descriptor of [N, K], or of [K, N] for the backward pass
-    z,  # descriptor of [R, N]: written in the forward pass, read in the backward pass
+    kept,  # descriptor of [R, N]: z, or a without a negative slope; z is written forward, either is read backward
     result,  # descriptor of [R, N], written
     rows,
     columns: tl.constexpr,
@@ -66,13 +83,17 @@ def _product_kernel(  # type: ignore[no-untyped-def]
             else:
                 total = tl.dot(a, right.load([column, start]).T, total)
         if backward:
-            hidden = z.load([row, column]).to(tl.float32)
-            slope = tl.where(hidden > 0.0, 2.0, 2.0 * negative_slope * negative_slope)
-            result.store([row, column], (total * hidden * slope).to(dtype))
+            hidden = kept.load([row, column]).to(tl.float32)
+            if negative_slope == 0.0:
+                grad = 2.0 * tl.sqrt(hidden)
+            else:
+                grad = tl.where(hidden > 0.0, 2.0, 2.0 * negative_slope * negative_slope) * hidden
+            result.store([row, column], (total * grad).to(dtype))
         else:
-            stored = total.to(dtype)
-            z.store([row, column], stored)
-            hidden = stored.to(tl.float32)
+            z = total.to(dtype)
+            if negative_slope != 0.0:
+                kept.store([row, column], z)
+            hidden = z.to(tl.float32)
             hidden = tl.where(hidden > 0.0, hidden, negative_slope * hidden)
             result.store([row, column], (hidden * hidden).to(dtype))
 
@@ -81,9 +102,9 @@ def _product_kernel(  # type: ignore[no-untyped-def]
 def _squared_mlp(
     x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y [R, D], z [R, F], a [R, F]) of contiguous x [R, D], up [F, D], down [D, F], all of one dtype."""
-    z = x.new_empty((x.shape[0], up.shape[0]))
-    a = torch.empty_like(z)
+    """(y [R, D], z [R, F], a [R, F]) of contiguous x [R, D], up [F, D], down [D, F], all of one dtype; z is empty
+    without a negative slope."""
+    z, a = _hidden(x, up, negative_slope)
     _launch(x, up, z, a, negative_slope, backward=False)
     return a @ down.T, z, a
 
@@ -92,8 +113,7 @@ def _squared_mlp(
 def _(
     x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    z = x.new_empty((x.shape[0], up.shape[0]))
-    return x.new_empty((x.shape[0], down.shape[0])), z, torch.empty_like(z)
+    return x.new_empty((x.shape[0], down.shape[0])), *_hidden(x, up, negative_slope)
 
 
 @torch.library.custom_op("bytetwin::squared_mlp_backward", mutates_args=())
@@ -107,8 +127,8 @@ def _squared_mlp_backward(
     negative_slope: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, up and down."""
-    grad_z = torch.empty_like(z)
-    _launch(grad_y, down, z, grad_z, negative_slope, backward=True)
+    grad_z = torch.empty_like(a)
+    _launch(grad_y, down, z if negative_slope else a, grad_z, negative_slope, backward=True)
     return grad_z @ up, grad_z.T @ x, grad_y.T @ a
 
 
@@ -161,31 +181,39 @@ def squared_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_
     return y.reshape((*x.shape[:-1], down.shape[0]))
 
 
+def _hidden(x: torch.Tensor, up: torch.Tensor, negative_slope: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty z and a."""
+    a = x.new_empty((x.shape[0], up.shape[0]))
+    return torch.empty_like(a) if negative_slope else a.new_empty((0, a.shape[1])), a
+
+
 def _launch(
-    left: torch.Tensor, right: torch.Tensor, z: torch.Tensor, result: torch.Tensor, slope: float, *, backward: bool
+    left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor, result: torch.Tensor, slope: float, *, backward: bool
 ) -> None:
     if not left.numel():
         return
-    inner, columns = left.shape[1], z.shape[1]
-    tile = [BLOCK_ROWS, BLOCK_COLUMNS]
-    right_tile = [BLOCK_INNER, BLOCK_COLUMNS] if backward else [BLOCK_COLUMNS, BLOCK_INNER]
+    inner, columns, tiles = left.shape[1], result.shape[1], BACKWARD if backward else FORWARD
+    tile = [tiles.rows, tiles.columns]
+    right_tile = [tiles.inner, tiles.columns] if backward else [tiles.columns, tiles.inner]
     described = (
-        TensorDescriptor.from_tensor(left, [BLOCK_ROWS, BLOCK_INNER]),
+        TensorDescriptor.from_tensor(left, [tiles.rows, tiles.inner]),
         TensorDescriptor.from_tensor(right, right_tile),
-        TensorDescriptor.from_tensor(z, tile),
+        # A descriptor cannot describe nothing: it names the result where z is not written.
+        TensorDescriptor.from_tensor(kept if kept.numel() else result, tile),
         TensorDescriptor.from_tensor(result, tile),
     )
-    tiles = triton.cdiv(left.shape[0], BLOCK_ROWS) * triton.cdiv(columns, BLOCK_COLUMNS)
-    blocks = {"block_rows": BLOCK_ROWS, "block_columns": BLOCK_COLUMNS, "block_inner": BLOCK_INNER}
-    _product_kernel[(min(tiles, num_programs(left.device, 1)),)](
+    count = triton.cdiv(left.shape[0], tiles.rows) * triton.cdiv(columns, tiles.columns)
+    _product_kernel[(min(count, num_programs(left.device, tiles.per_processor)),)](
         *described,
         left.shape[0],
         columns,
         inner,
         slope,
         backward,
-        **blocks,
-        group_rows=GROUP_ROWS,
-        num_warps=NUM_WARPS[backward],
-        num_stages=NUM_STAGES,
+        block_rows=tiles.rows,
+        block_columns=tiles.columns,
+        block_inner=tiles.inner,
+        group_rows=tiles.group_rows,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,7 @@ def symbol_context(settings: Settings, section: Section) -> None:
     rows: list[tuple[Any, ...]] = [(f"{symbols:,} symbols, {context} places", "forward and backward, ms", "memory, MB")]
     right: list[torch.Tensor] = []
     for name, form in forms.items():
-        value = form(*weights)
-        found = [value.detach(), *torch.autograd.grad(value.float().square().mean(), weights)]
+        found = _result_and_gradients(form, weights)
         right = right or found
         off = max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
         section.check(off <= BF16_OPERATION_REL, f"symbol context {name}")
@@ -101,6 +101,61 @@ def recurrent_scans(settings: Settings, section: Section) -> None:
                 compiled = form if settings.quick else torch.compile(form)
                 rows.append((name, form_name, *timed(settings, compiled, *arrays)))
     section.table(*rows)
+
+
+def mlp_tiles(settings: Settings, section: Section) -> None:
+    """The MLP with its activation in the products: in tiles of several forms, beside the plain operations."""
+    from cuda_train.kernels import squared_mlp  # It needs Triton.
+    from cuda_train.kernels.squared_mlp import Tiles
+
+    device, generator = torch.device(settings.device), torch.Generator().manual_seed(0)
+    # Triton's interpreter multiplies no bfloat16 matrices.
+    dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
+    dim = settings.shape["model_dim"]
+    hidden = settings.shape["mlp_mult"] * dim
+    arrays = [
+        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+        for shape in ((settings.batch_symbols, dim), (hidden, dim), (dim, hidden))
+    ]
+    # Two programs of these fit the memory of a multiprocessor: one multiplies while the other writes its tile.
+    two_forward = [Tiles(stages=2, per_processor=2), Tiles(inner=32, stages=4, per_processor=2)]
+    two_backward = [
+        Tiles(inner=32, warps=8, stages=3, per_processor=2),
+        Tiles(rows=64, stages=3, per_processor=2),
+        Tiles(columns=64, stages=3, per_processor=2),
+    ]
+    choices = {"FORWARD": [squared_mlp.FORWARD, *two_forward, Tiles(columns=256, warps=8, stages=3)]}
+    choices["BACKWARD"] = [squared_mlp.BACKWARD, *two_backward]
+    rows: list[tuple[Any, ...]] = [("MLP", "forward and backward, ms", "memory, MB")]
+    for slope in (0.0,) if settings.quick else (0.0, 0.5):
+        plain = functools.partial(TorchOps(device).leaky_relu_squared_mlp, negative_slope=slope)
+        rows.append(
+            (f"plain, slope {slope}", *timed(settings, plain if settings.quick else torch.compile(plain), *arrays))
+        )
+        right = _result_and_gradients(plain, arrays)
+        form = functools.partial(squared_mlp.squared_mlp, negative_slope=slope)
+        for name, tried in choices.items():
+            usual = tried[0]
+            for tiles in tried[:2] if settings.quick else tried:
+                setattr(squared_mlp, name, tiles)
+                found = _result_and_gradients(form, arrays)
+                off = max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
+                label = f"{name.lower()} {_differences(tiles)}, slope {slope}"
+                section.check(off <= BF16_OPERATION_REL, label)
+                rows.append((label, *timed(settings, form, *arrays)))
+            setattr(squared_mlp, name, usual)
+    section.table(*rows)
+
+
+def _differences(value: Any) -> str:
+    """The fields of a dataclass that are not its defaults."""
+    differing = [field.name for field in fields(value) if getattr(value, field.name) != field.default]
+    return ", ".join(f"{name} {getattr(value, name)}" for name in differing) or "as by default"
+
+
+def _result_and_gradients(form: Callable[..., torch.Tensor], arrays: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    value = form(*arrays)
+    return [value.detach(), *torch.autograd.grad(value.float().square().mean(), arrays)]
 
 
 def _form(ops: TorchOps, context: Callable[..., torch.Tensor], index: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -142,8 +142,8 @@ def run_mlp(slope: float) -> list[tuple[Arrays, Arrays]]:
     leaves = [value.requires_grad_(True) for value in values]
     expected = TorchOps(CPU).leaky_relu_squared_mlp(*exact, slope)
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in {"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 32, "BLOCK_INNER": 16, "GROUP_ROWS": 2}.items():
-            patch.setattr(squared_mlp, name, size)
+        for name in ("FORWARD", "BACKWARD"):
+            patch.setattr(squared_mlp, name, squared_mlp.Tiles(rows=16, columns=32, inner=16, group_rows=2))
         found = squared_mlp.squared_mlp(*leaves, slope)
         grads = torch.autograd.grad((weigh * found).sum(), leaves)
     exact_grads = torch.autograd.grad((weigh * expected).sum(), exact)
@@ -181,6 +181,7 @@ def check_registrations() -> dict[str, str]:
         "sum": (residual_norm._residual_norm, (rand(6, 8), rand(6, 8), None, None, EPS)),
         "mix": (residual_norm._residual_norm, (rand(6, 8), None, rand(6, 8), rand(2, 8), EPS)),
         "mlp": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.5)),
+        "relu": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.0)),
         "heads": (attention_heads._attention_heads, (rand(6, 32), rand(2), table[0], table[1], 1, 3, EPS)),
     }
     return {
@@ -201,7 +202,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from cuda_train.kernels import attention_heads, residual_norm
+from cuda_train.kernels import attention_heads, residual_norm, squared_mlp
 
 
 def compiles(function, constants, array, architecture):
@@ -224,6 +225,22 @@ for target in (("*bf16", 90), ("*fp32", 80)):
             compiles(function, rows | absent, *target)
     compiles(attention_heads._forward_kernel, heads, *target)
     compiles(attention_heads._backward_kernel, heads, *target)
+
+
+# Of a Hopper GPU's multiprocessor, of which each program also takes 1 KiB.
+SHARED_MEMORY_BYTES = 228 << 10
+for backward, tiles in ((False, squared_mlp.FORWARD), (True, squared_mlp.BACKWARD)):
+    function, across = squared_mlp._product_kernel, [tiles.inner, tiles.columns]
+    described = {"left": [tiles.rows, tiles.inner], "right": across if backward else across[::-1]}
+    described |= dict.fromkeys(["kept", "result"], [tiles.rows, tiles.columns])
+    signature = {name: f"tensordesc<bf16{shape}>" for name, shape in described.items()} | {"rows": "i32"}
+    sizes = {"columns": 1024, "inner": 512, "negative_slope": 0.5, "backward": backward, "group_rows": 8}
+    sizes |= {"block_rows": tiles.rows, "block_columns": tiles.columns, "block_inner": tiles.inner}
+    places = {(function.arg_names.index(name),): value for name, value in sizes.items()}
+    source = ASTSource(function, {name: signature.get(name, "constexpr") for name in function.arg_names}, places)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    needs = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+    assert tiles.per_processor * (needs + 1024) <= SHARED_MEMORY_BYTES, (tiles, needs)
 """
 
 
