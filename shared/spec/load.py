@@ -12,13 +12,14 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from shared.errors import SpecError, nearest
 from shared.files import check_regular
@@ -174,12 +175,17 @@ def _read(source: str | Path) -> dict[str, Any]:
         values = parse_toml(content)
     except ValueError as error:
         raise SpecError(f"{source}: not valid TOML ({error})") from None
-    values.setdefault("name", name)
+    values.setdefault("name", _plain_name(name))
     return values
 
 
+def _plain_name(stem: str) -> str:
+    """The name of a spec whose file has this one, which may have any characters."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-").lstrip("._-") or "spec"
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in place; the value is TOML, or a bare string."""
+    """Set one `section.key=value` in place; the value is TOML, or a bare string, which a dataset called 2024 is too."""
     key, separator, raw = override.partition("=")
     path = key.strip().split(".")
     if not separator or not all(path):
@@ -205,6 +211,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise SpecError(f"--set {shown(override)}: {shown(part)} is a value, not a section")
+    field = _field_at(path)
+    if field is not None and field.annotation is str and not isinstance(value, str | list | dict):
+        value = raw.strip()
     target[path[-1]] = copy.deepcopy(value)
 
 
@@ -217,7 +226,7 @@ def _first_problem(error: ValidationError) -> str:
     key = key if PLAIN_KEY.fullmatch(key) else shown(key)
     match problem["type"]:
         case "extra_forbidden":
-            siblings = _fields_at(problem["loc"][:-1])
+            siblings = list(_section_at(problem["loc"][:-1]).model_fields)
             word = str(problem["loc"][-1])
             elsewhere = [path for path in _paths(Spec) if path.rpartition(".")[2] == word]
             # A letter too few in the right section before a field of that name in another.
@@ -228,15 +237,49 @@ def _first_problem(error: ValidationError) -> str:
             allowed = textwrap.shorten(", ".join(siblings), MAX_LISTED, placeholder=" ...")
             return f"unknown key {key}{hint or f'; allowed here: {allowed}'}"
         case "missing":
-            return f"{key} is missing: it has no default"
+            missing = _missing([each["loc"] for each in problems if each["type"] == "missing"])
+            verbs = ("is", "it has") if len(missing) == 1 else ("are", "they have")
+            return f"{', '.join(missing)} {verbs[0]} missing: {verbs[1]} no default"
         case "value_error":
             return str(problem["ctx"]["error"])
+        case "string_pattern_mismatch" if (field := _field_at(problem["loc"])) is not None:
+            return f"{key} = {shown(problem['input'])}: must be {field.description}"
+        case "model_type":
+            return f"{key} = {shown(problem['input'])}: must be a section"
         case _:
             return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Valid keys of the section at a location."""
+def _missing(locations: Sequence[tuple[int | str, ...]]) -> list[str]:
+    """`section.key` of what a file must give, of a section all that it must have. What follows from other fields is
+    named only if nothing else is missing."""
+    given = [".".join(map(str, location)) for location in locations]
+    required = list(_required(Spec))
+    return [key for key in required if any(f"{key}.".startswith(f"{each}.") for each in given)] or given[:1]
+
+
+def _required(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """`section.key` of every field below a section that a file must give."""
+    derived = DERIVED_FIELDS.get(section.__name__, frozenset())
+    for name, field in section.model_fields.items():
+        if not field.is_required() or name in derived:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _required(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _field_at(location: Sequence[int | str]) -> FieldInfo | None:
+    """The field at a location; None if there is none."""
+    try:
+        return _section_at(location[:-1]).model_fields.get(str(location[-1]))
+    except (KeyError, AssertionError):
+        return None
+
+
+def _section_at(location: Sequence[int | str]) -> type[BaseModel]:
+    """The section at a location."""
     section: type[BaseModel] = Spec
     for part in location:
         if isinstance(part, str):
@@ -245,7 +288,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
             annotation = get_args(annotation)[0] if get_args(annotation) else annotation
             assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
             section = annotation
-    return list(section.model_fields)
+    return section
 
 
 def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

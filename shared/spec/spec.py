@@ -30,7 +30,8 @@ class Spec(Section):
     """A whole experiment. Construct it with `shared.spec.load_spec` or `spec_from_dict`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        description="letters, digits, '.', '_' and '-'; default the name of the file. Runs are called NAME-ENGINE-N"
+        description="letters, digits, '.', '_' and '-', a letter or digit first; default the name of the file. Runs "
+        "are called NAME-ENGINE-N"
     )
     vocabulary: VocabularySpec = VocabularySpec()
     model: ModelSpec

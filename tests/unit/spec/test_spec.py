@@ -124,10 +124,18 @@ def test_later_overrides_win_over_earlier_ones_and_over_the_preset():
     assert (spec.training.steps, spec.model.resid_mix, spec.name) == (9, False, "other")
 
 
-def test_a_file_takes_its_name_from_the_path(tmp_path: Path):
-    path = tmp_path / "mine.toml"
+@pytest.mark.parametrize(
+    ("stem", "name"), [("mine", "mine"), ("my spec (2)", "my-spec-2"), (".hidden", "hidden"), ("\u65e5\u672c", "spec")]
+)
+def test_a_file_takes_its_name_from_the_path(tmp_path: Path, stem: str, name: str):
+    path = tmp_path / f"{stem}.toml"
     path.write_bytes(TINY)
-    assert load_spec(path) == load_spec("tiny", ["name=mine"])
+    assert load_spec(path) == load_spec("tiny", [f"name={name}"])
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-01-31", "true", "1e3", "web"])
+def test_a_string_needs_no_quotes_in_an_override(name: str):
+    assert load_spec("tiny", [f"data.train={name}"]) == load_spec("tiny", [f'data.train="{name}"'])
 
 
 def test_a_spec_cannot_be_changed():
@@ -158,7 +166,9 @@ def test_a_spec_cannot_be_changed():
         ("training.ema_decay=1.0", "training.ema_decay = 1.0: input should be less than 1"),
         ("artifact.matrix.bits=3", "artifact.matrix.bits = 3: input should be 4, 5, 6, 7 or 8"),
         ("artifact.embed.trellis=5", "artifact.embed.trellis = 5: input should be 0, 4 or 8"),
-        ("name=../x", "name = '../x': string should match pattern"),
+        ("name=../x", "name = '../x': must be letters, digits, "),
+        ("vocabulary.tokenizer=sp", "vocabulary.tokenizer = 'sp': must be SHA-256 of the tokenizer's model"),
+        ("data.train=[1]", "data.train = [1]: input should be a valid string"),
         ("model.head_dim=7", "model.head_dim = 7: must be an even number, as RoPE rotates pairs"),
         (
             "model.attention.rope_dims=3",
@@ -189,7 +199,7 @@ def test_a_spec_cannot_be_changed():
         ("model.steps", "--set 'model.steps': write it as section.key=value"),
         ("model..x=1", "--set 'model..x=1': write it as section.key=value"),
         ("name.first=1", "--set 'name.first=1': 'name' is a value, not a section"),
-        ("model=3", "model = 3: input should be a valid dictionary or instance of ModelSpec"),
+        ("model=3", "model = 3: must be a section"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(override: str, expected: str):
@@ -232,7 +242,11 @@ def test_an_unknown_preset_names_the_nearest():
         (None, "cannot read the spec (No such file or directory)"),
         (b"[model\n", "not valid TOML ("),
         (b"\xff\xfe\x00", "cannot read the spec (not UTF-8 text)"),
-        (b"", "model is missing: it has no default"),
+        (
+            b"",
+            "model.num_layers, model.model_dim, model.num_heads, model.num_kv_heads, model.seq_len, training.steps, "
+            "training.batch_symbols are missing: they have no default",
+        ),
         (re.sub(rb"(?m)^num_layers = \d+\n", b"", TINY, count=1), "model.num_layers is missing: it has no default"),
     ],
     ids=["missing", "no TOML", "no text", "empty", "a field left out"],
