@@ -22,7 +22,7 @@ from shared.artifact.container import HEADER_QUALITY, HEADER_WINDOW, PREFIX
 from shared.artifact.header import StoredSection, canonical_json, header_of
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
-from shared.artifact.predict_model import FEATURES, Calibration, role_features, role_of
+from shared.artifact.predict_model import FEATURES, Calibration, fitted_role, role_features, role_of
 from shared.artifact.quantise import storage_of, storages_of
 from shared.errors import ArtifactError
 from shared.model.logits import packed_parameters
@@ -187,7 +187,7 @@ def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
     for (role, row_length, coded), parameters in groups.items():
         first = parameters[0]
         features = role_features(spec, first, steps)
-        intercept, *slopes = calibration.roles[role]
+        intercept, *slopes = calibration.roles[fitted_role(role, first, calibration.roles)]
         fitted = intercept + float(np.clip(features, low, high) @ slopes)
         large = 0.0
         if first.quantisation == "matrix":
@@ -260,15 +260,21 @@ def _outside(spec: Spec, rows: Sequence[_Row], calibration: Calibration) -> tupl
         if outside[index]
     ]
     techniques = {
-        "recurrent mixers": any(mixer != "attention" for mixer in spec.model.mixers),
-        "n-gram embeddings": spec.model.ngram.rows > 0,
-        "a decoder of experts": spec.model.decoder.kind == "experts",
         "adapters": spec.model.lora.rank > 0,
         "weight decay": spec.optimizer.muon_weight_decay > 0 or spec.optimizer.adam_weight_decay > 0,
         f"ns_steps {spec.optimizer.ns_steps}": spec.optimizer.ns_steps != FITTED_NS_STEPS,
     }
     reasons += [name for name, used in techniques.items() if used]
+    others = [row for row in rows if row.role not in calibration.roles]
+    if sum(row.count for row in others) > OUTSIDE_FRAC * sum(row.count for row in rows):
+        reasons.append(f"no {' or '.join(dict.fromkeys(_module(row.role, calibration) for row in others))} in them")
     return reasons, bool(sides["below"][_DOSE])
+
+
+def _module(role: str, calibration: Calibration) -> str:
+    """The module that a role without a fit belongs to; the role itself where others of its module have one."""
+    module = role.rpartition(".")[0] or role
+    return role if any(name.startswith(f"{module}.") for name in calibration.roles) else module
 
 
 def _prediction(expected: float, low: float, high: float, worst: int, how: str) -> Prediction:

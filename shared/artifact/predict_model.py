@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,31 +27,8 @@ FEATURES = ("dose", "row_length", "batch", "patch_size", "local_decoder", "built
 the last two are 1 or 0: whether the decoder is autoregressive, and whether the text is the built-in one, which
 has few byte values outside ASCII."""
 
-# Roles without a fit, and the fitted role that stands in.
-_MOST_ALIKE = {
-    "layers.attn.gate": "layers.attn.q_proj",
-    "embed.smear_gate": "layers.attn.q_proj",
-    "ngram_embed.tables": "embed",
-    "ngram_embed.proj": "embed.patch_proj",
-    "embed.rank_proj": "embed.patch_proj",
-    "value_embed": "embed",
-    "value_embed.value_proj": "layers.attn.v_proj",
-    "layers.mamba2.z_proj": "layers.attn.v_proj",
-    "layers.mamba2.x_proj": "layers.attn.v_proj",
-    "layers.mamba2.b_proj": "layers.attn.k_proj",
-    "layers.mamba2.c_proj": "layers.attn.q_proj",
-    "layers.mamba2.step_proj": "layers.attn.q_proj",
-    "layers.mamba2.o_proj": "layers.attn.o_proj",
-    "layers.gated_delta.z_proj": "layers.attn.v_proj",
-    "layers.gated_delta.q_proj": "layers.attn.q_proj",
-    "layers.gated_delta.k_proj": "layers.attn.k_proj",
-    "layers.gated_delta.v_proj": "layers.attn.v_proj",
-    "layers.gated_delta.step_proj": "layers.attn.q_proj",
-    "layers.gated_delta.strength_proj": "layers.attn.q_proj",
-    "layers.gated_delta.o_proj": "layers.attn.o_proj",
-    "decoder.router": "layers.attn.q_proj",
-    "decoder.experts": "head",
-}
+# What a state space reads and writes in place of keys and queries (docs/techniques.md 7.1).
+_MOST_ALIKE = {"layers.mamba2.b_proj": "layers.attn.k_proj", "layers.mamba2.c_proj": "layers.attn.q_proj"}
 
 _SCHEDULE_POINTS = 1000
 
@@ -80,14 +58,28 @@ def role_of(parameter: Parameter, spec: Spec) -> str:
 
     Rows of symbols that never occur get the same gradient in every head, so they end up alike and cost
     next to nothing; in a table that is only looked up they stay as random as they were initialised.
-    A tensor that no fitted model had has the role of the one most like it.
     """
     name = re.sub(r"\.\d+|\.lora_[ab]", "", parameter.name).removesuffix(".weight")
-    name = _MOST_ALIKE.get(name, name)
     autoregressive = spec.model.decoder.kind == "autoregressive"
     if spec.model.tie_embeddings and name == ("decoder.embed" if autoregressive else "embed"):
         return f"{name}.tied"
     return "embed" if name == "decoder.embed" else name
+
+
+def fitted_role(role: str, parameter: Parameter, fitted: Container[str]) -> str:
+    """The role itself where it has a fit, else the fitted one most like it, by what kind of tensor it is."""
+    if role in fitted:
+        return role
+    of_group = {"embedding": "embed", "head": "head", "scalar": "layers.attn.q_proj"}
+    if parameter.group in of_group:
+        return of_group[parameter.group]
+    part, _, last = role.rpartition(".")
+    if part.endswith(".mlp"):
+        return f"{part}.up_proj"
+    inside = f"layers.attn.{last}"
+    if not role.startswith(("layers.", "value_embed.")):
+        return "embed.patch_proj"
+    return _MOST_ALIKE.get(role, inside if inside in fitted else "layers.attn.v_proj")
 
 
 def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.float64]:

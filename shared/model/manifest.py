@@ -56,15 +56,6 @@ class Parameter:
 ZEROS, ONES = Initial("constant", 0.0), Initial("constant", 1.0)
 # What replaces ".weight" of a matrix in the names of its adapter's factors A and B (shared.model.adapters).
 ADAPTER_A, ADAPTER_B = ".lora_a.weight", ".lora_b.weight"
-# How the names end of the trunk's matrices that a target of model.lora selects.
-ADAPTED: dict[str, tuple[str, ...]] = {
-    "q": (".q_proj.weight",),
-    "k": (".k_proj.weight",),
-    "v": (".v_proj.weight",),
-    "o": (".o_proj.weight",),
-    "mlp": (".up_proj.weight", ".down_proj.weight"),
-    "head": (),
-}
 # What a two-lane block keeps of each lane at first (docs/techniques.md 6.3).
 LANE_RESID = 1.1
 # The initial scale of n-gram embeddings by their reader (docs/techniques.md 4.3).
@@ -240,16 +231,22 @@ def _decoder_parameters(spec: Spec) -> Iterator[Parameter]:
 def _adapter_parameters(model: ModelSpec, parameters: list[Parameter]) -> list[Parameter]:
     """The factors of every matrix that has an adapter, A and B of one next to each other."""
     rank, factors = model.lora.rank, []
-    endings = tuple(ending for target in model.lora.targets for ending in ADAPTED[target])
     for each in parameters:
-        in_trunk = each.name.startswith("layers.") and each.name.endswith(endings)
-        if in_trunk or (each.name == "head.weight" and "head" in model.lora.targets):
+        if any(_is_adapted(each.name, target) for target in model.lora.targets):
             stem, (rows, columns) = each.name.removesuffix(".weight"), each.shape
             many = (model.lora.rows,) if model.lora.rows else ()
             a = Initial("uniform", columns**-0.5)
             factors.append(Parameter(f"{stem}{ADAPTER_A}", (*many, rank, columns), a, "adapter", "matrix"))
             factors.append(Parameter(f"{stem}{ADAPTER_B}", (*many, rows, rank), ZEROS, "adapter", "matrix"))
     return factors
+
+
+def _is_adapted(name: str, target: str) -> bool:
+    """Whether a target of model.lora selects the parameter of this name."""
+    if target == "head":
+        return name == "head.weight"
+    ending = ".weight" if target == "mlp" else f".{target}_proj.weight"
+    return name.startswith("layers.") and name.endswith(ending) and (target != "mlp" or ".mlp." in name)
 
 
 def _matrix(name: str, rows: int, columns: int, initial: Initial | None = None) -> Parameter:

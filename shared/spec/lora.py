@@ -25,7 +25,7 @@ class LoraSpec(Section):
     targets: Annotated[tuple[LoraTarget, ...], Field(strict=False)] = Field(
         ("q", "v"),
         description="matrices that have an adapter. q, k, v, o, mlp: in every layer of the trunk that has them, mlp "
-        "being both matrices of the MLP; head: an output matrix that is not tied (published for one document each: "
+        "being all matrices of the MLP; head: an output matrix that is not tied (published for one document each: "
         "rank 8; q, v, head)",
     )
     rows: SizeOrZero = Field(

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from shared.artifact import code_bytes, pack_bytes, unpack_bytes
 from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
 from shared.artifact.predict_calibration import CALIBRATION
-from shared.artifact.predict_model import FEATURES, mean_lr_factor, role_features
+from shared.artifact.predict_model import FEATURES, fitted_role, mean_lr_factor, role_features, role_of
 from shared.artifact.sizes import fitting_parameters, size_table, storage_plans
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
 from shared.errors import ArtifactError
 from shared.model import initial_weights, parameter_counts, parameter_manifest, random_weights
+from shared.model.manifest import ZEROS, Parameter
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec, stored_spec, with_overrides
 from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
@@ -86,6 +87,30 @@ def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
     info = unpack_bytes(pack_bytes(spec, random_weights(spec, 0))).info
     sections = {name: float(stored) for name, (_, stored) in info.section_bytes.items()}
     assert abs(header_bytes(spec, sections) - info.header_bytes) <= PREDICTED_HEADER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "role"),
+    [
+        ("layers.3.mlp.gate_proj.weight", "matrix", "layers.mlp.up_proj"),
+        ("decoder.layers.0.mlp.gate_proj.weight", "matrix", "decoder.layers.mlp.up_proj"),
+        ("layers.0.new.k_proj.weight", "matrix", "layers.attn.k_proj"),
+        ("layers.0.new.in_proj.weight", "matrix", "layers.attn.v_proj"),
+        ("new.weight", "matrix", "embed.patch_proj"),
+        ("ngram_embed.tables.2.weight", "embedding", "embed"),
+        ("new.experts.1.weight", "head", "head"),
+        ("layers.1.new.gate.weight", "scalar", "layers.attn.q_proj"),
+    ],
+)
+def test_a_tensor_that_no_fitted_model_had_is_like_one_of_theirs(name: str, group: Any, role: str) -> None:
+    """Whatever a technique calls it. A table beside a tied one is not tied."""
+    parameter = Parameter(name, (8, 8), ZEROS, group, "matrix")
+    raw = role_of(parameter, load_spec("bytes"))
+    assert raw not in CALIBRATION.roles and fitted_role(raw, parameter, CALIBRATION.roles) == role
+
+
+def test_many_weights_without_a_fit_are_said_to_be_outside() -> None:
+    assert "no layers.mamba2 or layers.gated_delta in them" in predict_artifact_bytes(load_spec("hybrid-mini")).how
 
 
 @st.composite
