@@ -1,9 +1,9 @@
-"""One optimizer step over all parameters: clip, Muon, Adam or SGD, weight averages.
+"""One optimizer step over all parameters: clip, Muon or one rule for each tensor, weight averages.
 
 A pure function from (params, gradients, state, hyperparameters) to (params, state). The state is a
 flat dict, `kind/parameter name`, so that checkpoints are engine-neutral:
-`momentum/...` for Muon (with NorMuon also `second/...`) and SGD, `first/...` and `second/...` for Adam, and the weight
-averages of `shared.optim.averaging`.
+`momentum/...` for Muon (with NorMuon also `second/...`), those of `shared.optim.rules`, and the weight averages of
+`shared.optim.averaging`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 from shared.model.adapters import trained_parameters
 from shared.model.auxiliary import training_parameters
 from shared.ops import Array, Ops
-from shared.optim.adam import adam_update
 from shared.optim.averaging import average_shapes, initial_averages, update_averages
 from shared.optim.muon import muon_state_shapes, muon_update
 from shared.optim.newton_schulz import Orthogonalise, orthogonalise
+from shared.optim.rules import RULES
 from shared.optim.schedule import changes_decay
-from shared.optim.sgd import sgd_update
 from shared.spec import OptimizerSpec, Spec
 
 CLIP_EPS = 1e-6
@@ -38,8 +37,7 @@ def state_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
         if by_muon(spec.optimizer, parameter.group):
             kinds = muon_state_shapes(spec.optimizer, parameter.shape)
         else:
-            moments = ("momentum",) if spec.optimizer.form == "sgd" else ("first", "second")
-            kinds = dict.fromkeys(moments, parameter.shape)
+            kinds = dict.fromkeys(RULES[spec.optimizer.form].moments, parameter.shape)
         kinds |= average_shapes(spec.training, parameter.shape)
         shapes |= {f"{kind}/{parameter.name}": shape for kind, shape in kinds.items()}
     return shapes
@@ -126,20 +124,15 @@ def optimizer_step(
     new_params, new_state = muon_update(
         ops, optimizer, matrices, grads, state, hyper["matrix_lr"], hyper["momentum"], orthogonalise, decay_factor
     )
-    corrections = hyper["first_correction"], hyper["second_correction"]
+    _, kinds, update = RULES[optimizer.form]
     for name, group in groups.items():
         if name not in params or name in matrices:
             continue
-        lr = hyper[f"{group}_lr"]
-        if optimizer.form == "sgd":
-            new_params[name], new_state[f"momentum/{name}"] = sgd_update(
-                params[name], grads[name], state[f"momentum/{name}"], lr, hyper["momentum"]
-            )
-            continue
-        moments = state[f"first/{name}"], state[f"second/{name}"]
-        new_params[name], new_state[f"first/{name}"], new_state[f"second/{name}"] = adam_update(
-            ops, optimizer, params[name], grads[name], *moments, lr, *corrections, decay_factor
+        moments = [state[f"{kind}/{name}"] for kind in kinds]
+        new_params[name], *moments = update(
+            ops, optimizer, params[name], grads[name], moments, hyper[f"{group}_lr"], hyper, decay_factor
         )
+        new_state |= {f"{kind}/{name}": value for kind, value in zip(kinds, moments, strict=True)}
     assert new_params.keys() == params.keys() == grads.keys(), "optimizer groups must cover every parameter"
     new_state |= update_averages(spec.training, new_params, state, hyper["average_rate"], hyper["snapshot"])
     return {name: new_params[name] for name in params}, {name: new_state[name] for name in state}

@@ -14,6 +14,7 @@ from shared.model import training_parameters
 from shared.model.stages import StepNumbers
 from shared.ops import NumpyOps
 from shared.optim import by_muon, global_norm, initial_state, optimizer_step, progress_frac, step_hyperparameters
+from shared.optim.rules import RULES
 from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import ParityRow, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
@@ -187,4 +188,4 @@ def _described(spec: Spec, name: str) -> str:
     groups = {parameter.name: parameter.group for parameter in training_parameters(spec)}
     if by_muon(spec.optimizer, groups[name]):
         return f"{name} (Muon)"
-    return f"{name} ({'SGD' if spec.optimizer.form == 'sgd' else 'Adam'}, {groups[name]} group)"
+    return f"{name} ({RULES[spec.optimizer.form].label}, {groups[name]} group)"

@@ -19,6 +19,7 @@ from shared.optim import step_hyperparameters
 from shared.scoring.passes import Pass, Span, Tallied
 from shared.spec import Spec, spec_from_dict, spec_to_dict
 from shared.spec.adaptation import AdaptationSpec
+from shared.spec.optimizer import DECAYS
 
 # Of a training section, what the learner keeps: how its machine computes.
 KEPT = ("seed", "dtype", "float32_products", "compile", "micro_batch_symbols", "memory_limit_bytes")
@@ -62,7 +63,6 @@ def adaptation_spec(
 
 
 def _optimizer(settings: AdaptationSpec) -> dict[str, object]:
-    decays = {"adam": ("adam",), "muon": ("adam", "muon"), "sgd": ()}[settings.optimizer]
     return {
         "form": settings.optimizer,
         **dict.fromkeys(RATES, settings.rate),
@@ -70,7 +70,7 @@ def _optimizer(settings: AdaptationSpec) -> dict[str, object]:
         "muon_momentum_warmup_steps": 0,
         "adam_beta1": settings.beta1,
         "adam_beta2": settings.beta2,
-        **{f"{kind}_weight_decay": settings.weight_decay for kind in decays},
+        **{f"{kind}_weight_decay": settings.weight_decay for kind in DECAYS[settings.optimizer]},
         "grad_clip_norm": settings.clip_norm,
     }
 

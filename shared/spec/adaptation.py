@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from shared.errors import nearest
 from shared.spec.base import AboveZero, Batch, BelowOne, Fraction, Patterns, Positive, Rate, Section, require
 from shared.spec.lora import LoraTarget
-from shared.spec.optimizer import OptimizerForm
+from shared.spec.optimizer import DECAYS, OptimizerForm
 
 Epochs = Annotated[int, Field(gt=0, le=1000)]
 
@@ -108,8 +108,8 @@ class AdaptationSpec(Section):
         require(not document or self.clip_norm == 0, f"{section}.clip_norm", self.clip_norm, "0 with 'document'")
         allowed = "adam or sgd with factors (lora.rank above 0)"
         require(self.optimizer != "muon" or not self.lora.rank, f"{section}.optimizer", self.optimizer, allowed)
-        allowed = "0 with sgd, which has none"
-        require(self.optimizer != "sgd" or not self.weight_decay, f"{section}.weight_decay", self.weight_decay, allowed)
+        allowed, decays = f"0 with {self.optimizer}, which has none", bool(DECAYS[self.optimizer])
+        require(decays or not self.weight_decay, f"{section}.weight_decay", self.weight_decay, allowed)
         for field, value, off in (
             ("warm_start", self.warm_start, False),
             ("phases.count", self.phases.count, 0),

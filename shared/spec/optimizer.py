@@ -10,6 +10,8 @@ from shared.spec.base import AboveZero, BelowOne, Count, DType, Fraction, Rate, 
 
 NSCoefficients = Literal["quintic", "polar_express"]
 OptimizerForm = Literal["muon", "adam", "sgd"]
+# Whose weight decay each form reads.
+DECAYS: dict[OptimizerForm, tuple[str, ...]] = {"muon": ("muon", "adam"), "adam": ("adam",), "sgd": ()}
 
 
 class OptimizerSpec(Section):
@@ -67,11 +69,11 @@ class OptimizerSpec(Section):
         for kind in ("muon", "adam"):
             cautious, decay = f"{kind}_cautious_decay", f"{kind}_weight_decay"
             used = not getattr(self, cautious) or getattr(self, decay) > 0
-            no_decay = self.form != "sgd" or getattr(self, decay) == 0
+            no_decay = bool(DECAYS[self.form]) or getattr(self, decay) == 0
             require_all(
                 self,
                 "optimizer",
                 (used, cautious, f"false where optimizer.{decay} is 0"),
-                (no_decay, decay, "0 with optimizer.form 'sgd', which has none"),
+                (no_decay, decay, f"0 with optimizer.form {self.form!r}, which has none"),
             )
         return self
