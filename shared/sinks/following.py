@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shared.errors import UserError
+from shared.errors import UserError, nearest
 from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
 from shared.sinks.kinds import KINDS, Sink
@@ -70,10 +70,13 @@ class Sinks:
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raise UserError for a sink whose package is not installed."""
+    """Raise UserError for a sink that there is not, or whose package is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"--log {name} needs the package {name}, which is not installed (extra `{name}`)")
+        if name not in KINDS:
+            raise UserError(f"--log {name}: no such sink{nearest(name, list(KINDS))}; choices: {', '.join(KINDS)}")
+        package = KINDS[name].package
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(f"--log {name} needs the package {package}, which is not installed (extra `{package}`)")
 
 
 class _Follower:

@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from shared.runs.run_directory import RunDirectory
 
@@ -21,7 +21,14 @@ ARTIFACT_TYPE = "model"
 
 
 class Sink(Protocol):
-    """Anything that takes a run's numbers. Every method may raise anything."""
+    """Anything that takes a run's numbers. Every method may raise anything.
+
+    `package` is what it needs installed, by the name of its import and of the extra; None where it needs nothing.
+    `shown_by` is the command that shows a run there, or uploads an offline one; {folder} stands for the run's.
+    """
+
+    package: ClassVar[str | None]
+    shown_by: ClassVar[str]
 
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         """`config` is the resolved spec under `spec` and environment.json under `environment`; `group` names the runs
@@ -36,6 +43,9 @@ class Sink(Protocol):
 
 class Trackio:
     """Local by default: in TRACKIO_DIR, shown by `trackio show`."""
+
+    package: ClassVar[str | None] = "trackio"
+    shown_by: ClassVar[str] = f"trackio show --project {PROJECT}"
 
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import trackio
@@ -67,6 +77,9 @@ class Trackio:
 class Wandb:
     """Offline by default: `wandb sync RUN/wandb/offline-*` uploads all starts as one run; WANDB_MODE=online does so at
     once."""
+
+    package: ClassVar[str | None] = "wandb"
+    shown_by: ClassVar[str] = "wandb sync {folder}/wandb/offline-*"
 
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         import wandb
@@ -101,6 +114,9 @@ class Wandb:
 class TensorBoard:
     """Event files in RUN/tensorboard. They hold float32 and no artifact; a group is the folder that holds the runs."""
 
+    package: ClassVar[str | None] = "tensorboard"
+    shown_by: ClassVar[str] = "tensorboard --logdir {folder}/tensorboard"
+
     def __init__(self, run: RunDirectory, config: Mapping[str, Any], *, resumed: bool, group: str | None) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.plugins.text.summary_v2 import text_pb
@@ -120,7 +136,7 @@ class TensorBoard:
         self._writer.close()
 
 
-# By the name on the command line, which is also that of the package and of the extra.
+# By the name on the command line.
 KINDS: dict[str, type[Sink]] = {"trackio": Trackio, "wandb": Wandb, "tensorboard": TensorBoard}
 
 
@@ -137,14 +153,6 @@ def _silence() -> contextlib.redirect_stdout[io.StringIO]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-# The command that shows a run there, or uploads an offline one.
-SHOWN_BY = {
-    "trackio": f"trackio show --project {PROJECT}",
-    "wandb": "wandb sync {folder}/wandb/offline-*",
-    "tensorboard": "tensorboard --logdir {folder}/tensorboard",
-}
-
-
 def shown_by(kind: str, run: RunDirectory) -> str:
     """The command line that shows a run in a sink of this kind."""
-    return SHOWN_BY[kind].format(folder=shlex.quote(str(run.path)))
+    return KINDS[kind].shown_by.format(folder=shlex.quote(str(run.path)))

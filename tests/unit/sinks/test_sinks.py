@@ -6,20 +6,23 @@ import importlib.util
 import shlex
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from shared.errors import UserError
 from shared.runs.metrics import read_events
 from shared.runs.run_directory import RunDirectory
 from shared.sinks import following, kinds
-from shared.sinks.following import Sinks, numbers
-from shared.sinks.kinds import KINDS, SHOWN_BY, shown_by
+from shared.sinks.following import Sinks, check_installed, numbers
+from shared.sinks.kinds import KINDS, shown_by
 from shared.spec import spec_to_dict
 from shared.training.run import train_run
+from tests import ROOT
 from tests.command_line import CommandLine, set_words
 from tests.datasets import write_dataset
 from tests.fake_training import RecordingObserver, tiny_spec
@@ -36,6 +39,8 @@ SPEC = (
 class Remembering:
     """What a sink was told, of all runs; each name in `fails` raises or hangs in that method."""
 
+    package: ClassVar[str | None] = None
+    shown_by: ClassVar[str] = ""
     told: list[tuple[str, Any]] = []  # noqa: RUF012
     fails: Mapping[str, Any] = {}
 
@@ -127,6 +132,9 @@ def test_a_missing_package_is_told_before_anything_is_made(
     assert "--log wandb needs the package wandb, which is not installed (extra `wandb`)" in told
     assert not (tmp_path / "runs" / "tiny-mlx-1").exists()
     assert "choices: trackio, wandb, tensorboard" in cli.refusal("train", "tiny", "--log", "nowhere")
+    # From Python, where no parser looks at the name, and though there is a package of that name.
+    with pytest.raises(UserError, match="--log numpy: no such sink; choices: trackio, wandb, tensorboard"):
+        check_installed(["numpy"])
 
 
 def stand_in_modules(told: list[tuple[Any, ...]], resumes: list[tuple[Any, Any]]) -> dict[str, Any]:
@@ -228,8 +236,10 @@ def test_every_start_of_a_run_is_the_same_run_of_wandb(
     assert len({first[0], other[0], copy[0]}) == 3
 
 
-def test_each_sink_has_a_command_that_shows_a_run(tmp_path: Path) -> None:
+def test_each_sink_has_a_command_that_shows_a_run_and_an_extra(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "two words")
-    assert SHOWN_BY.keys() == KINDS.keys()
+    assert all(shown_by(kind, run) for kind in KINDS)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {kind.package for kind in KINDS.values()} - {None} <= extras.keys()
     assert shown_by("tensorboard", run) == f"tensorboard --logdir '{run.path}'/tensorboard"
     assert shlex.split(shown_by("tensorboard", run))[-1] == str(run.path / "tensorboard")
