@@ -58,12 +58,12 @@ def find_files(paths: list[Path], left_out: LeftOut) -> list[Path]:
             left_out.update(passed)
             if not inside:
                 others = "".join(f"; {count} {what} in it" for what, count in passed.items())
-                raise DataError(f"{path}: no file to import in this folder{others}; allowed are {_allowed()}")
+                raise DataError(f"{path}: no file to import in this folder{others}; allowed are {allowed_files()}")
             found += sorted(inside)
         elif not stat.S_ISREG(mode):
             raise DataError(f"{path}: a pipe, socket or device; it must be a regular file or a folder")
         elif _kind(path) is None:
-            raise DataError(f"{path}: unknown file type; allowed are {_allowed()}")
+            raise DataError(f"{path}: unknown file type; allowed are {allowed_files()}")
         else:
             found.append(path)
     return found
@@ -122,7 +122,8 @@ def _kind(path: Path) -> str | None:
     return suffix if suffix in (*TEXT_SUFFIXES, *LINE_SUFFIXES, PARQUET_SUFFIX) else None
 
 
-def _allowed() -> str:
+def allowed_files() -> str:
+    """The files that can be imported, for people."""
     plain = ", ".join((*TEXT_SUFFIXES, *LINE_SUFFIXES))
     return f"{plain}, each also with {', '.join(COMPRESSIONS)}, and {PARQUET_SUFFIX}"
 

@@ -47,12 +47,15 @@ RANGE_BAND_FRAC = 0.008
 # The row of tensors whose steps follow the loss.
 LOSS_STEPS = "steps by loss"
 
+FITTED_METHOD = "row_max"
 # The fit is of row_max, whose codes depend on the largest weight of a row. What codes of the others have beyond those
 # of Gaussian weights, mean over the matrices of models of the preset smoke; single roles are between 0 and -0.28. What
 # the range coder gains more on these than on row_max is in it.
 EXCESS_BITS = {"uniform": -0.20, LOSS_STEPS: 0.0, "sd_clip": -0.07, "clip_search": -0.10, "ternary": -0.02}
 # How far packed smoke models are from that: SDClip 0.5 %, uniform steps 1.5 %.
 EXCESS_BAND_FRAC = 0.02
+# A method without a figure: where single roles of the others lie.
+UNMEASURED_BAND_FRAC = 0.1
 # Where steps follow the loss, the bits depend on how evenly a model uses its tensors.
 LOSS_STEPS_BAND_FRAC = 0.4
 
@@ -108,9 +111,11 @@ def predict_artifact_bytes(spec: Spec, steps: int | None = None, calibration: Ca
     reasons, early = _outside(spec, rows, calibration)
     expected = total_bytes(lambda row: row.excess_bits)
     others = {row.method for row in rows if row.section == "matrix.codes"}
-    if others <= EXCESS_BITS.keys():
+    if FITTED_METHOD not in others:
         error = math.hypot(EXCESS_BAND_FRAC, _codec_band_frac(spec))
         how = f"Gaussian weights, less what trained ones of the preset smoke have under {' and '.join(sorted(others))}"
+        if unmeasured := sorted(others - EXCESS_BITS.keys()):
+            error, how = UNMEASURED_BAND_FRAC, f"Gaussian weights; no trained ones were measured under {unmeasured[0]}"
         if LOSS_STEPS in others:
             error, how = (
                 LOSS_STEPS_BAND_FRAC,
@@ -198,8 +203,8 @@ def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
         fitted = min(max(fitted, 0.1 - gaussian), widest)
         excess = (1 - large) * fitted + large * LARGE_BATCH_EXCESS_BITS
         method = LOSS_STEPS if isinstance(coded, Uniform) and coded.unit == "loss" else coded.method
-        if method in EXCESS_BITS:
-            fitted = excess = max(EXCESS_BITS[method], 0.1 - gaussian)
+        if method != FITTED_METHOD:
+            fitted = excess = max(EXCESS_BITS.get(method, 0.0), 0.1 - gaussian)
         count = sum(parameter.count for parameter in parameters)
         rows.append(_Row(role, method, f"{first.quantisation}.codes", count, gaussian, fitted, excess, features))
     return rows

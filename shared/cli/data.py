@@ -16,6 +16,7 @@ from data import compressed
 from data.datasets import BUILTIN, build_builtin, load_manifest, verify_dataset
 from data.folders import dataset_names, datasets_root
 from data.hub import import_from_hub
+from data.importers import allowed_files
 from data.importing import import_dataset
 from data.manifest import Manifest
 from shared.cli.command import CommandResult, console, result_console, say
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         actions, "verify", "read every byte and compare with the manifests; exit status 1 if one is damaged"
     )
     verify.add_argument("names", metavar="NAME", nargs="*", help="default: every dataset on disk")
-    add = add_action(actions, "import", "turn .txt, .md, .jsonl, .parquet files, compressed or not, into a dataset")
+    add = add_action(actions, "import", f"turn files into a dataset: {allowed_files()}")
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
     add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
     side = add.add_mutually_exclusive_group()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from shared.spec.artifact import ArtifactSpec
+from shared.spec.artifact import ArtifactSpec, Method, QuantiserSpec
 from shared.spec.base import BelowOne, Count, Section, require, require_all
 
 
@@ -52,7 +52,8 @@ def check_surrogates(qat: QatSpec, entropy_weight: float, artifact: ArtifactSpec
         return
     rules = {f"tensors.{index}": rule for index, rule in enumerate(artifact.tensors)}
     for where, settings in {"matrix": artifact.matrix, **rules}.items():
-        field, allowed = "method", "row_max, sd_clip, ternary or uniform"
+        *first, last = (method for method in get_args(Method) if QuantiserSpec(method=method).has_surrogate)
+        field, allowed = "method", f"{', '.join(first)} or {last}"
         if settings.method == "sd_clip":
             field, allowed = "hessian_clip", "0"
         elif settings.has_trellis:

@@ -237,7 +237,7 @@ def test_short_runs_still_reach_it():
         (["artifact.matrix.bits=3"], "artifact.matrix.bits = 3"),
         (
             ["artifact.matrix.method=clip_search"],
-            "artifact.matrix.method = 'clip_search': must be row_max, sd_clip, ternary or uniform with training.qat",
+            "artifact.matrix.method = 'clip_search': must be row_max, sd_clip, uniform or ternary with training.qat",
         ),
         (
             ["artifact.matrix.method=sd_clip", "artifact.matrix.hessian_clip=0.175"],
