@@ -7,7 +7,6 @@ leaves the old one or the new one under its name, and never a half-written one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -35,7 +34,7 @@ from data.shards import BYTES_VERSION, MAX_SHARD_SYMBOLS, TOKENS_VERSION, ShardH
 from data.sketch import SketchBuilder
 from data.sketch_file import sketch_path, write_sketch
 from shared.errors import DataError
-from shared.files import exchange, sync_folder
+from shared.files import exchange, sync_folder, try_lock
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -303,14 +302,13 @@ def _umask() -> int:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor that holds the lock of a folder until it is closed or its process dies; -1 if another has it."""
+    """A descriptor that holds the lock of a folder until it is closed or its process dies; -1 if another has it, or the
+    file system has no locks."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return -1
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not try_lock(descriptor):
         os.close(descriptor)
         return -1
     return descriptor

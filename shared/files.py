@@ -65,7 +65,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
     What killed writers left is put right first (`recover_folder`). Raises OSError; the old folder is then untouched."""
     recover_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -132,10 +135,20 @@ def remove_temporaries(folder: Path, name: str = "") -> None:
             with contextlib.suppress(OSError):
                 descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    Path(leftover).unlink()
+                    if try_lock(descriptor):
+                        Path(leftover).unlink()
                 finally:
                     os.close(descriptor)
+
+
+def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool | None:
+    """Take a lock that ends with the descriptor, and say whether nobody else had it; None where the file system has no
+    locks, as some network file systems."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
 
 
 def _is_temporary(entry: os.DirEntry[str], start: str) -> bool:

@@ -115,7 +115,8 @@ def add_output_argument(parser: argparse.ArgumentParser, purpose: str, default: 
 def _output_file(word: str) -> Path:
     path = Path(word)
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{word}: the folder {path.parent} does not exist")
+        wrong = f"{path.parent} is not a folder" if path.parent.exists() else f"the folder {path.parent} does not exist"
+        raise argparse.ArgumentTypeError(f"{word}: {wrong}")
     try:
         check_regular(path)
     except OSError as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError
-from shared.files import check_regular, remove_temporaries, write_atomically
+from shared.files import check_regular, remove_temporaries, try_lock, write_atomically
 from shared.parsing import read_json_object
 from shared.spec import Spec, read_stored_spec, spec_to_toml
 from shared.spec.difference import first_difference, free_in_run
@@ -35,7 +35,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class RunDirectory:
-    """Paths of one run, and a lock that keeps a second process out of it."""
+    """Paths of one run, and a lock that keeps a second process out of it, if its file system `has_locks`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
@@ -48,6 +48,7 @@ class RunDirectory:
         self.documents_path = path / "documents.safetensors"
         self.report_path = path / "report.html"
         self.trace_path = path / "trace.json"
+        self.has_locks = True
         self._lock: int | None = None
 
     def read_spec(self) -> Spec:
@@ -97,17 +98,22 @@ class RunDirectory:
     def lock(self) -> None:
         """Claim the directory until `unlock` or the end of the process. Raises RunError if another one has it."""
         descriptor = os.open(self.path, os.O_RDONLY)
-        # Again after a moment, in which `is_in_use` of a reader is over.
-        if not any(_flock(descriptor, fcntl.LOCK_EX, wait_s) for wait_s in (0.0, 0.1)):
+        found = try_lock(descriptor)
+        if found is False:
+            # Again after a moment, in which `is_in_use` of a reader is over.
+            time.sleep(0.1)
+            found = try_lock(descriptor)
+        if found is False:
             os.close(descriptor)
             raise RunError(f"run {self.path} is in use by another process")
-        self._lock = descriptor
+        self._lock, self.has_locks = descriptor, found is not None
 
-    def is_in_use(self) -> bool:
-        """Whether a process of this machine has claimed the directory."""
+    def is_in_use(self) -> bool | None:
+        """Whether a process of this machine has claimed the directory; None where its file system has no locks."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            return not _flock(descriptor, fcntl.LOCK_SH, 0.0)
+            free = try_lock(descriptor, fcntl.LOCK_SH)
+            return None if free is None else not free
         finally:
             os.close(descriptor)
 
@@ -116,16 +122,6 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def _flock(descriptor: int, kind: int, wait_s: float) -> bool:
-    """Whether a lock is there to be had, after so many seconds."""
-    time.sleep(wait_s)
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def train_text(environment: Mapping[str, Any], path: Path) -> str:

@@ -169,6 +169,10 @@ def _train_in(
         metrics.append(event, position.step, engine=engine.name, spec=spec.name, spec_id=spec_id(spec))
         opened = OpenRun(run, spec, engine, sources, metrics, observer, interruption)
         observer.on_start(_run_start(opened, position))
+        if not run.has_locks:
+            observer.on_warning(
+                f"{run.path}: its file system has no locks: a second process in it would not be noticed"
+            )
         if cut := cut_by_memory(spec):
             observer.on_warning(cut)
         for warning in checkpoint.warnings if checkpoint else ():

@@ -29,13 +29,13 @@ NO_PROCESS = ", no process on this machine has it"
 @dataclass(frozen=True)
 class WatchedRun:
     """A run as it was read: `dashboard` draws it, `state` is that of `state_of`, `silent_s` how long ago it last
-    wrote something, `in_use` whether a process of this machine has it."""
+    wrote something, `in_use` whether a process of this machine has it, None if that is not known."""
 
     name: str
     dashboard: Dashboard
     state: str
     silent_s: float
-    in_use: bool
+    in_use: bool | None
 
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -116,7 +116,7 @@ def read_watched(run: RunDirectory) -> WatchedRun:
     if state == "running":
         if dashboard.phase != "training":
             dashboard.phase_start_s = time.monotonic() - silent_s
-        dashboard.notice = f"last written {format_clock(silent_s)} ago{'' if in_use else NO_PROCESS}"
+        dashboard.notice = f"last written {format_clock(silent_s)} ago{NO_PROCESS if in_use is False else ''}"
     return WatchedRun(run.name, dashboard, state, silent_s, in_use)
 
 
@@ -174,7 +174,7 @@ def _cells(run: WatchedRun) -> Mapping[str, str]:
     left = f"{format_clock(report.left_s)} left" if trains and report and report.left_s is not None else ""
     state = run.state if trains else shown.phase
     if run.state == "running":
-        state += f", silent for {format_clock(run.silent_s)}{'' if run.in_use else NO_PROCESS}"
+        state += f", silent for {format_clock(run.silent_s)}{NO_PROCESS if run.in_use is False else ''}"
     return {
         "run": run.name,
         "state": state,

@@ -96,6 +96,14 @@ def test_an_error_in_a_folder_names_the_folder(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "out") and names(tmp_path) == []
 
 
+def test_no_folder_is_made_under_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(NotADirectoryError) as caught, replacing_folder(folder):
+            pass
+        assert caught.value.filename == str(folder.parent) and names(tmp_path) == ["file"]
+
+
 def test_long_names_and_names_that_are_not_utf_8_are_written(tmp_path: Path) -> None:
     for name in ("n" * 255, "é" * 127, os.fsdecode(b"caf\xe9")):
         try:

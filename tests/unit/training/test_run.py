@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -18,6 +19,7 @@ from data.datasets import make_missing
 from shared.artifact import read_artifact
 from shared.errors import RunError
 from shared.runs.checkpoints import CheckpointStore, signed
+from shared.runs.run_directory import open_run
 from shared.scoring.checks import Check
 from shared.scoring.document import read_score
 from shared.spec import load_spec, spec_id
@@ -94,6 +96,24 @@ def test_what_packing_costs_is_measured_on_the_same_text(done: Trained) -> None:
     assert packing.unpacked_bpb == validation["bpb"]
     assert packing.packed_bpb != packing.unpacked_bpb
     assert abs(packing.difference_bpb) <= PACKING_BPB
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_run_begins_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Some network file systems have none: then nobody knows whether a run is in use, which does not stop it."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("shared.files.fcntl.flock", no_locks)
+    run = open_run(tmp_path, "a", tiny_spec(*SHORT), "mlx", resume=False)
+    assert not run.has_locks and run.is_in_use() is None
+    if code == errno.ENOLCK:
+        trained = train(tmp_path, resume=True, finish=False)
+        (warning,) = trained.observer.named("warning")
+        assert trained.result.exit_status == 0 and "its file system has no locks" in warning
 
 
 def test_problems_name_what_was_refused(done: Trained) -> None:
