@@ -18,6 +18,7 @@ from shared.cli import audit
 from shared.cli.main import main
 from shared.engine.oracle import Oracle
 from shared.scoring.bits_per_byte import WindowPlan
+from tests import ROOT
 from tests.museum.accounting import plan_with_double_tail, plan_without_tail
 from tests.museum.exhibits import EXHIBITS, Exhibit, score_failures, table_of_bytes
 
@@ -30,6 +31,11 @@ HELPERS = {
     "dead_switch.flagged_loss",
     "dead_switch.without_qat",
     "ngrams.without_ngrams",
+}
+# Checks of a figure or a record rather than of a way to score.
+NO_EXHIBIT = {
+    *("positions", "plausibility", "initial_loss", "random_bytes"),
+    *("adaptation", "run_data", "calibration_time"),
 }
 NO_EXHIBITS = {"exhibits", "fake_stream"}
 README = Path(__file__).with_name("README.md")
@@ -59,6 +65,14 @@ def test_every_piece_is_in_the_catalogue() -> None:
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
 def test_an_exhibit_is_caught(exhibit: Exhibit) -> None:
     assert exhibit.caught_by and set(exhibit.caught_by) == set(exhibit.failing())
+
+
+def test_every_check_has_an_exhibit() -> None:
+    """Of those that docs/techniques.md 1.4 lists; the others are shown to fail beside their own tests."""
+    page = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("### 1.4 ")[2].partition("### 1.5 ")[0], re.M)
+    checks = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert checks - NO_EXHIBIT == {check for exhibit in EXHIBITS for check in exhibit.caught_by}
 
 
 def test_honest_scores_and_tables_beside_them_pass() -> None:

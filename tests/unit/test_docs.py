@@ -181,6 +181,19 @@ def test_every_field_on_the_page_exists() -> None:
     assert not unknown, f"{PAGE} names fields that the spec does not have: {sorted(unknown)}"
 
 
+def test_every_check_has_a_row() -> None:
+    """What a score or an audit says it checked is told in 1.4."""
+    told = re.findall(r"^\| (`.*?) \|", page().partition("### 1.4 ")[2].partition("### 1.5 ")[0], re.M)
+    named = {name for cell in told for name in re.findall(r"`(\w+)`", cell)}
+    found: set[str] = set()
+    for path in [*(ROOT / "shared/scoring").glob("*.py"), *(ROOT / "shared/training").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if "Check(" in text:
+            found |= set(re.findall(r'(?:\bCheck\(\s*|^NAME = )"(\w+)"', text, re.M))
+    assert {"coverage", "later_text"} <= found
+    assert not found - named, f"{PAGE} 1.4 has no row for these checks: {sorted(found - named)}"
+
+
 def test_every_technique_has_a_section() -> None:
     """A new field that turns something on fails here until the page says what it does."""
     switches = {name for name, is_switch in fields(Spec) if is_switch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from shared.cli.command import CommandResult
 from shared.cli.main import COMMANDS
 from shared.cli.screen import Screen
 from shared.errors import MOST_LETTERS, one_line, visible
+from shared.imports import import_by_name
 from shared.model import random_weights
 from shared.runs.run_directory import RunDirectory
 from shared.runs.target import find_run
@@ -94,7 +96,13 @@ def test_a_linked_output_goes_where_the_link_points(run: Path, cli: CommandLine)
 
 
 def test_every_command_that_takes_a_run_takes_the_folder_of_runs(cli: CommandLine) -> None:
-    for name in COMMANDS.keys() - {"data", "tokenizer", "prepare", "spec", "parity", "plan"}:
+    for name in COMMANDS:
+        parser = argparse.ArgumentParser()
+        import_by_name(f"shared.cli.{name}").configure(parser)
+        usage = parser.format_usage()
+        assert "--runs-dir" in usage or "RUN" not in usage, name
+        if "--runs-dir" not in usage:
+            continue
         words = [name, "x", *(["--model", "x"] if name in ("compress", "decompress") else [])]
         assert "--runs-dir: no: not a folder" not in cli(*words, "--runs-dir", "no").err
         assert "--runs-dir: /dev/null: not a folder" in cli.refusal(*words, "--runs-dir", os.devnull)

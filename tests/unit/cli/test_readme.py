@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from data.folders import ROOT_VARIABLE
-from shared.cli.main import _parser, main
+from shared.cli.main import COMMANDS, _parser, main
+from shared.spec import preset_names
 from tests.unit.cli.test_makefile import make, two_gpus  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,6 +129,14 @@ def test_every_command_runs(
 
 def test_what_runs_is_what_is_shown() -> None:
     assert {f"bytetwin {words}" for words in RUNS} <= set(SHOWN)
+
+
+def test_every_command_and_every_preset_is_on_the_page() -> None:
+    """A preset is a published system, its small sibling, or named."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in COMMANDS if f"\n| `bytetwin {name} " not in text]
+    missing += [name for name in preset_names() if not re.search(rf"`{name}`|`{name.removesuffix('-mini')}` \|", text)]
+    assert not missing, f"README.md has no row or word for {missing}"
 
 
 @of_kind("bytetwin", "python -m mlx_train", "python -m cuda_train", "torchrun", "mlx.launch")

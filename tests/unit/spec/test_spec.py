@@ -96,12 +96,6 @@ def test_what_the_documents_show_of_a_spec_loads(block: str, tmp_path: Path):
     assert load_spec(path).name == "shown"
 
 
-def test_presets_are_those_that_are_documented():
-    families = ("baseline", "itchy", "pr1431", "pr1855", "pr705", "recurrent")
-    others = ("bytes", "h100", "hybrid-mini", "laptop", "smoke", "tiny")
-    assert preset_names() == sorted([*families, *(f"{name}-mini" for name in families), *others])
-
-
 def test_the_shapes_the_presets_promise():
     itchy, plain = load_spec("itchy").model, load_spec("bytes").model
     assert (itchy.model_dim, itchy.num_layers, itchy.patch_size, itchy.decoder.kind) == (384, 11, 12, "mlp")
