@@ -28,7 +28,6 @@ from shared.cli.scoring import (
     calibrated,
     default_engine,
     packed,
-    print_checks,
     progress_bar,
     say_warnings,
 )
@@ -36,7 +35,6 @@ from shared.cli.tables import make_table
 from shared.engine.package import create_scorer
 from shared.runs.target import Target, load_trained, refuse_run_artifact
 from shared.scoring.adaptation import check_learner
-from shared.scoring.audit import AuditReport
 from shared.scoring.calibration_check import check_calibration
 from shared.scoring.checks import Check
 from shared.scoring.document import write_score
@@ -88,6 +86,8 @@ def run(args: argparse.Namespace) -> CommandResult:
         data_checks.append(check_calibration(calibration.record, stream, calibration.windows))
     if logits is not None:
         data_checks.append(check_calibration(logits.record, stream, logits.windows, LOGITS_KEY))
+    if selection is not None and args.recipe != "uniform":
+        data_checks.append(check_selection(selection.windows, stream))
     scorer = create_scorer(engine, spec, read_artifact(args.output).weights)
     with progress_bar(console(), f"scoring {args.output} on {stream.name}", "symbols") as progress:
         score = evaluate(
@@ -105,13 +105,7 @@ def run(args: argparse.Namespace) -> CommandResult:
     print_score(out, score)
     say(out, f"artifact {args.output}, score {args.output.with_suffix('.score.json')}")
     document |= {"artifact": str(args.output), "artifact_bytes": info.artifact_bytes, "score": score.to_dict()}
-    passed = score.audit.passed
-    if selection is not None and args.recipe != "uniform":
-        check = check_selection(selection.windows, stream)
-        print_checks(out, [check])
-        (document["selection_check"],) = AuditReport((check,)).to_document()["checks"]
-        passed = passed and check.passed
-    return CommandResult(document, 0 if passed else 1)
+    return CommandResult(document, 0 if score.audit.passed else 1)
 
 
 def _data_checks(members: list[Target], heldout: SymbolStream) -> list[Check]:
