@@ -21,7 +21,7 @@ from cuda_train import device
 from shared.engine.leader import check_alike
 from shared.engine.ranks import MAX_RANKS, OneRank, Ranks
 from shared.engine.registry import ENGINES
-from shared.errors import RanksError, RunError, UserError
+from shared.errors import RanksError, RunError, UserError, one_line
 from shared.ops import Ops
 from shared.optim import orthogonalise
 from shared.spec.optimizer import NSCoefficients
@@ -66,12 +66,13 @@ class TorchRanks:
 
 @contextlib.contextmanager
 def contact(rank: int) -> Iterator[None]:
-    """Turn the errors of a collective whose other end is gone into a RanksError."""
+    """Turn the errors of a collective whose other end is gone into a RanksError, with what torch says of it."""
     try:
         yield
     except RuntimeError as error:
         if dist.is_initialized() and LOST.search(str(error)):
-            raise RanksError(f"rank {rank} lost contact with another rank") from None
+            reason = one_line(str(error).strip().splitlines()[0])
+            raise RanksError(f"rank {rank} lost contact with another rank: {reason}") from None
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -16,11 +17,13 @@ from data.tokenizer import Tokenizer, tokenizer_path, tokenizers_folder
 from shared.errors import DataError
 from shared.files import write_atomically
 from shared.spec import VocabularySpec
-from shared.spec.vocabulary import DOCUMENT_START, MAX_TOKENS
+from shared.spec.vocabulary import DOCUMENT_START, MAX_TOKENS, NUM_SPECIALS
 
 Normalisation = Literal["nmt_nfkc", "identity"]
 
 DEFAULT_MAX_BYTES = 100_000_000
+# The special tokens, one for each byte, and one more.
+FEWEST_TOKENS = NUM_SPECIALS + 256 + 1
 # Which documents are read does not depend on who trains.
 _ORDER_SEED = 0
 # SentencePiece silently leaves out longer pieces of text.
@@ -63,8 +66,8 @@ def train_tokenizer(
     A small text may give fewer than `vocab_size` tokens. `progress(done_bytes, total_bytes)` counts what was
     read. Raises DataError; nothing is then written.
     """
-    if not 0 < vocab_size <= MAX_TOKENS:
-        raise DataError(f"--vocab-size {vocab_size}: must be between 1 and {MAX_TOKENS}")
+    if not FEWEST_TOKENS <= vocab_size <= MAX_TOKENS:
+        raise DataError(f"--vocab-size {vocab_size}: must be from {FEWEST_TOKENS} to {MAX_TOKENS:,}")
     if max_bytes < 1:
         raise DataError(f"--max-bytes {max_bytes}: must be at least 1")
     if with_caseops and normalisation != "identity":
@@ -104,14 +107,22 @@ def train_tokenizer(
         if not has_space_piece(load_processor(path, content)):
             content = trained(required_chars=SPACE_MARK)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0].rpartition("] ")[2] or "no reason given"
-        raise DataError(
-            f"tokenizer {name!r} of {vocab_size} tokens cannot be trained on {dataset!r}: {reason}"
-        ) from None
+        what = f"tokenizer {name!r} of {vocab_size} tokens cannot be trained on {dataset!r}"
+        raise DataError(f"{what}: {_in_words(str(error))}") from None
     tokenizer = Tokenizer(content, path)
     tokenizers_folder().mkdir(parents=True, exist_ok=True)
     write_atomically(path, tokenizer.content)
     return tokenizer
+
+
+def _in_words(message: str) -> str:
+    """What an error of SentencePiece means here: it names its own options and checks."""
+    line = message.strip().splitlines()[0]
+    if needed := re.search(r"required_chars\. \d+ vs (\d+)", line):
+        return f"it needs {needed[1]} at least, for special tokens, single bytes and the characters of the text"
+    if "all_chars_count" in line:
+        return "the text has nothing but white space and control characters"
+    return line.rpartition("] ")[2] or line
 
 
 def _passages(dataset: str, max_bytes: int, progress: Callable[[int, int], None]) -> Iterator[str]:

@@ -167,6 +167,12 @@ def test_text_without_a_space_gives_a_tokenizer_with_one(cli: CommandLine) -> No
             assert verify_dataset("ja-tokens") == []
 
 
+def test_text_without_characters_gives_no_tokenizer(cli: CommandLine) -> None:
+    Path("nul.jsonl").write_text(json.dumps({"text": "\0" * 500}), encoding="utf-8")
+    import_dataset("nul", [Path("nul.jsonl")], split="train")
+    assert "the text has nothing but white space and control characters" in cli.refusal("tokenizer", "train", "x", "nul")
+
+
 def test_audit_and_numpy_need_no_training(cli: CommandLine) -> None:
     document = cli.document("audit", "spec.toml", "--engine", "numpy")
     assert document["passed"], document
@@ -201,7 +207,8 @@ def test_generating_needs_the_tokenizer(cli: CommandLine) -> None:
     ("words", "message"),
     [
         (["train", "small", "toy"], "tokenizer 'small' exists"),
-        (["train", "tiny", "toy", "--vocab-size", "100"], "cannot be trained on 'toy'"),
+        (["train", "tiny", "toy", "--vocab-size", "260"], "--vocab-size 260: must be from 261 to 65,536"),
+        (["train", "tiny", "toy", "--vocab-size", "261"], "cannot be trained on 'toy': it needs 2"),
         (["train", "new", "toy-tokens"], "holds tokens already"),
         (["train", "new", "toy", "--caseops", "--normalisation", "nmt_nfkc"], "must be identity with --caseops"),
         (["train", "../new", "toy"], "use letters"),

@@ -21,9 +21,10 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cuda_train import launch as launcher
+from cuda_train.distributed import contact
 from shared.cli import train
 from shared.cli.main import main
-from shared.errors import UserError
+from shared.errors import RanksError, UserError
 from tests import ROOT
 from tests.processes import WAIT_S, alive, wait_until
 
@@ -177,6 +178,13 @@ class BSDSocket(socket.socket):
     def bind(self, address: tuple[str, int]) -> None:
         if address[0] != "":
             super().bind(address)
+
+
+def test_a_lost_contact_says_what_torch_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    words = "^rank 1 lost contact with another rank: NCCL error: out of memory$"
+    with pytest.raises(RanksError, match=words), contact(1):
+        raise RuntimeError("NCCL error: out of memory\nframe #0: somewhere")
 
 
 def test_a_port_in_use_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
