@@ -112,8 +112,6 @@ def student_tail(statistic: float, degrees: float) -> float:
     It is I(v / 2, 1 / 2; v / (v + t^2)) / 2 for t >= 0 (Abramowitz and Stegun 26.7.1).
     """
     assert degrees >= 1.0 and not math.isnan(statistic)
-    if math.isinf(statistic):
-        return 0.0 if statistic > 0.0 else 1.0
     square = statistic * statistic
     tail = _incomplete_beta(degrees / 2.0, 0.5, degrees / (degrees + square), square / (degrees + square)) / 2.0
     return tail if statistic >= 0.0 else 1.0 - tail

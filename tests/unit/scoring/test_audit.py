@@ -65,7 +65,8 @@ def test_denominator_limits(counted: int, passed: bool, warning: bool) -> None:
     ("bpb", "parameters", "passed"), [(0.16, 17_000_000, False), (1.2, 17_000_000, True), (0.9, 30_000_000, True)]
 )
 def test_plausibility_limits(bpb: float, parameters: int, passed: bool) -> None:
-    assert check_plausibility(replace(SCORE, nats=bpb * np.log(2.0) * 100), parameters).passed is passed
+    check = check_plausibility(replace(SCORE, nats=bpb * np.log(2.0) * 100), parameters)
+    assert check.passed is passed and check.limit == (1.0 if parameters < 20_000_000 else 0.0)
 
 
 def test_initial_loss_is_ln_v() -> None:

@@ -26,6 +26,11 @@ def test_quantile_and_tail_are_those_of_scipy(degrees: float, tail: float) -> No
     assert student_quantile(tail, degrees) == pytest.approx(-expected, rel=1e-7, abs=1e-7)
     assert student_tail(expected, degrees) == pytest.approx(tail, rel=1e-8)
     assert student_tail(-expected, degrees) == pytest.approx(1.0 - tail, rel=1e-8)
+
+
+def test_the_ends_of_the_tail() -> None:
+    values = (-math.inf, -1e200, 0.0, 1e200, math.inf)
+    assert [student_tail(value, 3.0) for value in values] == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert student_quantile(0.975, 10**9) == pytest.approx(1.95996, abs=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,10 +42,13 @@ def test_one_percent_of_copied_documents_fails_at_any_level(copies: int, level: 
     for document in [*texts(1, 100), *(document.swapcase() for document in heldout[:copies])]:
         builder.write(document)
         builder.end_document()
-    overlap = measure_overlap(sketch_documents(heldout), builder.finish())
+    training = builder.finish()
+    overlap = measure_overlap(sketch_documents(heldout), training)
     assert (overlap.whole, overlap.copied) == (copies, copies)
     assert overlap.copied_frac == pytest.approx(copies / 200, rel=0.5)
     assert (overlap.copied_frac > tolerances.OVERLAP_DOCUMENTS_FRAC) == (copies >= 2)
+    check = check_overlap(FakeStream(heldout), SimpleNamespace(name="training", sketch=lambda: training))  # type: ignore[arg-type]
+    assert (check.passed, check.warning) == (copies < 2, copies > 0)
 
 
 def test_windows_show_one_percent_with_the_probability_that_is_stated() -> None:

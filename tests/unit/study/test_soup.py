@@ -121,6 +121,7 @@ def test_windows_are_found_at_any_place_and_only_if_they_are_there():
     mixed = check_selection(np.concatenate([inside, outside]), stream)
     assert mixed.measured == 0.1 and mixed.passed and mixed.warning
     assert not check_selection(inside, stream).passed
+    assert check_selection(inside[:, :40], stream).measured == 1.0
     # Of a few symbols any text has them all.
     short = check_selection(inside[:, :5], stream)
     assert short.passed and short.warning and np.isnan(short.measured)

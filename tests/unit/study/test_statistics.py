@@ -31,7 +31,11 @@ def test_three_seeds_by_hand() -> None:
     assert found.interval.high == pytest.approx(2.0 + 5.73011, abs=1e-4)
 
 
-def test_one_value_has_neither_deviation_nor_interval() -> None:
+def test_two_values_are_enough_and_one_is_not() -> None:
+    """Half = t(.995, 1) * 1 = 63.6567."""
+    found = summarise([1.0, 3.0], 0.99)
+    assert found.interval is not None
+    assert (found.std, found.interval.high) == (pytest.approx(math.sqrt(2.0)), pytest.approx(2.0 + 63.6567, abs=1e-3))
     found = summarise([1.5], 0.99)
     assert (found.n, found.mean, found.std, found.interval) == (1, 1.5, None, None)
 
@@ -83,6 +87,11 @@ def test_welch_with_equal_variances_has_all_degrees() -> None:
     assert difference({0: 1.0, 1: 2.0, 2: 3.0}, {5: 1.5, 6: 2.5, 7: 3.5}, 0.95).degrees == 4
 
 
+def test_welch_takes_two_of_each_of_which_one_is_shared() -> None:
+    found = difference({0: 1.0, 1: 2.0}, {0: 4.0, 2: 5.0}, 0.95)
+    assert (found.method, found.n, found.mean, found.degrees) == ("welch", 2, -3.0, 2)
+
+
 @pytest.mark.parametrize(
     ("new", "old", "expected"),
     [({0: 2.0}, {0: 3.0}, -1.0), ({0: 2.0}, {1: 3.0, 2: 4.0}, -1.5), ({0: 2.0, 1: 9.0}, {0: 3.0}, -1.0)],
@@ -98,6 +107,9 @@ def test_no_spread_at_all() -> None:
     assert same.interval is not None and (same.interval.low, same.interval.high) == (0.0, 0.0)
     assert same.probability == 1.0
     assert difference(by_seed(0.5, 1.5), by_seed(1.0, 2.0), 0.99).probability == 0.0
+    apart = difference({0: 1.0, 1: 1.0}, {2: 1.5, 3: 1.5, 4: 1.5}, 0.99)
+    assert apart.interval is not None and (apart.interval.low, apart.interval.high) == (-0.5, -0.5)
+    assert (apart.method, apart.degrees, apart.probability) == ("welch", 1, 0.0)
 
 
 @settings(max_examples=60)
