@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from shared.errors import SpecError
 from shared.model import initial_weights, parameter_manifest
+from shared.model.adapters import trained_parameters
 from shared.optim import (
+    by_muon,
     global_norm,
     initial_state,
     lr_factor,
@@ -235,6 +237,12 @@ def test_a_partition_holds_every_parameter_once_and_updates_it_the_same(parts: i
     partition = partition_parameters(spec, parts)
     names = [name for part in partition for name in part]
     assert len(partition) == parts and sorted(names) == sorted(initial_weights(spec))
+    work = {
+        each.name: each.count * (min(each.shape) if by_muon(spec.optimizer, each.group) else 1)
+        for each in trained_parameters(spec)
+    }
+    loads = [sum(work[name] for name in part) for part in partition]
+    assert max(loads) - min(loads) <= max(work.values())
     params, grads = random_tensors(spec, 1), random_tensors(spec, 2)
     state, hyper = initial_state(spec, params), step_hyperparameters(spec, 0, 0.0).optimizer
     whole, _ = step_on("numpy", spec, params, grads, state, hyper)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.artifact.budget import entropy_bits
 from shared.errors import ArtifactError
 from shared.quantisers import Curvature, InputStatistics, Uniform
-from shared.quantisers.two_sided import factors_of, two_sided
+from shared.quantisers.two_sided import DAMP_FRAC, factors_of, two_sided
 from shared.tolerances import GAUSSIAN_CODE_BITS_ABS, HALF_STEP_REL
 from tests.implementations import OPS, every_implementation, normal, seeds
 
@@ -104,6 +104,18 @@ def test_the_loss_unit_bounds_the_loss_of_any_tensor():
         predicted = stored.step**2 * 1e-6 * weights.size / 24
         # What was added to both diagonals makes it an upper bound.
         assert 0 < loss(stored.decode(weights.shape, parts).astype(np.float64) - weights, found) < 1.1 * predicted
+
+
+def test_the_loss_unit_is_what_a_weight_costs_where_none_feeds_another():
+    """Errors of uniform distribution, less what damping takes from the weights that the loss hardly feels."""
+    inputs, outputs = np.exp(normal(1, 80).astype(np.float64)), np.exp(normal(2, 60).astype(np.float64))
+    outputs *= inputs.sum() / outputs.sum()
+    found = InputStatistics(1, np.diag(inputs), curvature=Curvature(np.diag(inputs), np.diag(outputs)))
+    stored, weights = Uniform(200.0, "two_sided", "loss"), normal(3, 60, 80)
+    errors = stored.decode(weights.shape, stored.encode(weights, found)).astype(np.float64) - weights
+    felt = [side / (side + DAMP_FRAC * side.mean()) for side in (outputs, inputs)]
+    predicted = stored.step**2 * 1e-6 * weights.size / 24 * np.outer(*felt).mean()
+    assert loss(errors, found) == pytest.approx(predicted, rel=0.03)
 
 
 def test_weights_far_beyond_the_step_have_codes_still():
