@@ -51,7 +51,7 @@ def greedy(weights: np.ndarray, steps: np.ndarray, states: int) -> np.ndarray:
 
 @every_trellis
 def test_no_row_of_codes_is_nearer(states: int):
-    """Against all rows of five codes of -3 to 3, with steps that differ by weight; from near zero to beyond the codes."""
+    """Against all rows of five codes of -3 to 3, with steps that differ by weight; near zero and beyond the codes."""
     weights = np.linspace(0.3, 2.0, 40)[:, None] * normal(states, 40, 5).astype(np.float64)
     steps = np.exp(normal(1, 40, 5).astype(np.float64) / 4)
     every = np.array(list(itertools.product(range(-LIMIT, LIMIT + 1), repeat=5)), np.int8)
