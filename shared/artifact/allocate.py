@@ -71,7 +71,7 @@ def allocate(options: Mapping[str, Options], target_bits: float) -> dict[str, Ch
     The price is found by bisection; what is left over then goes where it saves most.
     """
     low, high = -40.0, 80.0  # log2 of 2^40 over the largest price of a bit, and the other way round
-    scale = max(float(each.nats.max() / max(1.0, each.bits.min())) for each in options.values()) or 1.0
+    scale = max(float(each.nats.max() / max(1.0, each.bits.min())) for each in options.values())
 
     def indices(log_price: float) -> dict[str, int]:
         return {name: each.best(scale * 2.0**-log_price) for name, each in options.items()}

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from shared.artifact import header as header_module
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.codec import decompress_bounded, num_blocks
 from shared.artifact.container import MAGIC, MAX_HEADER_BYTES, PREFIX, VERSION
@@ -248,6 +249,13 @@ def test_a_consistent_file_that_claims_terabytes_is_refused_before_anything_is_a
     content = forge(header.values, b"x" * header.payload_bytes)
     assert len(canonical_json(header.values)) < MAX_HEADER_BYTES
     assert_refused(content, rf"stands for {layout.raw_bytes} bytes of weights, the limit is")
+
+
+def test_large_models_are_held_to_the_size_of_their_payload(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(header_module, "MIN_RAW_LIMIT_BYTES", 0)
+    assert unpack_bytes(GOOD).weights
+    monkeypatch.setattr(header_module, "MAX_RAW_RATIO", 1)
+    assert_refused(GOOD, r"bytes of weights, the limit is")
 
 
 @pytest.mark.parametrize("dim", [10**9, 10**15])

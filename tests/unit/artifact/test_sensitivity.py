@@ -65,11 +65,14 @@ def test_an_error_is_the_mean_squared_change_of_what_is_read() -> None:
     reads = np.array([0, 3, 0, 0, 1, 0])
     read = np.square(stored - weights).sum(axis=1)[[1, 1, 1, 4]].mean()
     assert stored_error(weights, stored, InputStatistics(reads=reads)) == pytest.approx(float(read), rel=1e-6)
-    assert stored_error(weights, stored) == pytest.approx(float(np.square(stored - weights).sum()), rel=1e-6)
+    for nothing in (None, InputStatistics()):
+        assert stored_error(weights, stored, nothing) == pytest.approx(np.square(stored - weights).sum(), rel=1e-6)
     g = normal(2, 30, 6).astype(np.float64)
     curved = InputStatistics(40, x.T @ x, curvature=Curvature(x.T @ x, g.T @ g))
     moved = np.square(g @ (stored - weights).astype(np.float64) @ x.T).sum() / np.square(g).sum()
     assert stored_error(weights, stored, curved) == pytest.approx(float(moved), rel=1e-6)
+    unreached = InputStatistics(40, x.T @ x, curvature=Curvature(x.T @ x, np.zeros((6, 6))))
+    assert stored_error(weights, stored, unreached) == stored_error(weights, stored, of_inputs)
 
 
 def test_a_table_of_many_rows_has_no_curvature() -> None:
