@@ -22,7 +22,7 @@ from shared.runs.observer import StepReport, ValidationReport
 from shared.spec import Spec
 from shared.units import format_bytes, format_clock, format_count, format_duration
 from shared.views.plain import progress_text, score_text
-from shared.views.plot import History, plot_lines
+from shared.views.plot import QUIET, History, plot_lines
 from shared.views.utilisation import utilisation_text
 
 MOST_COLUMNS = 120
@@ -31,7 +31,6 @@ FREE_COLUMNS = 3
 # With fewer columns inside the frame the figures stand in one column.
 TWO_COLUMNS_FROM = 84
 END_PHASES = ("trained", "finished", "paused", "interrupted", "failed")
-LABEL = "grey62"
 # Rows of the view that are not the plot, and the plot's own limits.
 OTHER_ROWS, LEAST_PLOT_ROWS, MOST_PLOT_ROWS = 14, 3, 9
 NONE = "-"
@@ -170,7 +169,7 @@ def _grid(facts: list[tuple[str, str, str]], columns: int) -> Table:
     """Labelled figures, none of them cut: what does not fit goes on in the next line."""
     table = Table.grid(padding=(0, 1), expand=True)
     for _ in range(columns):
-        table.add_column(no_wrap=True, style=LABEL)
+        table.add_column(no_wrap=True, style=QUIET)
         table.add_column(ratio=1, overflow="fold")
     cells = [(Text(label), Text(figure, style=style)) for label, figure, style in facts]
     for first in range(0, len(cells), columns):

@@ -10,9 +10,9 @@ from rich.control import Control
 from rich.live import Live
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
-from shared.views.dashboard import LABEL, Dashboard
+from shared.views.dashboard import Dashboard
 from shared.views.plain import STOP_NOTICE, start_lines
-from shared.views.plot import History
+from shared.views.plot import QUIET, History
 from shared.views.stage_clock import notify
 
 REFRESH_PER_S = 4
@@ -54,7 +54,7 @@ class LiveObserver:
 
     def on_start(self, start: RunStart) -> None:
         for line in start_lines(start):
-            self.console.print(line, markup=False, highlight=False, style=LABEL)
+            self.console.print(line, markup=False, highlight=False, style=QUIET)
         self.dashboard = Dashboard(
             start.spec,
             start.engine,

@@ -13,7 +13,8 @@ BLANK = 0x2800
 MARGIN = 8
 CUT_FRAC = 0.05
 MARK = "\u25cf"
-QUIET = "grey62"
+# Of labels and axes: a fixed grey is hard to read on either a light or a dark background.
+QUIET = "dim"
 # Bit of the dot at (column, row from the top) within a cell, as Unicode numbers them.
 DOT_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
@@ -80,7 +81,8 @@ def plot_lines(
     low, high = _limits(values, list(marks.values()), 2 * columns)
     found = []
     for index, line in enumerate(braille_lines(values, columns, rows, low, high)):
-        text = Text(f"{_label(index, rows, low, high):>{MARGIN - 2}} \u2502", style=QUIET, no_wrap=True)
+        text = Text(no_wrap=True)
+        text.append(f"{_label(index, rows, low, high):>{MARGIN - 2}} \u2502", style=QUIET)
         text.append(line, style="cyan")
         for column, value in marks.items():
             if _dot_row(value, low, high, 4 * rows) // 4 == index:

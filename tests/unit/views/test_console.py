@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_the_live_view_shows_every_figure(width: int) -> None:
         assert shown in text, f"{shown!r} is not in\n{text}"
     assert {len(line) for line in lines} == {min(width - FREE_COLUMNS, 120)}, "a clean rectangle"
     assert sum(any(ord(character) > BLANK for character in line) for line in lines) >= 4, "the curve has some height"
+
+
+def test_colours_are_those_of_the_terminals_theme() -> None:
+    """A colour that is fixed cannot be read on one of light and dark backgrounds."""
+    console = terminal(120)
+    with LiveObserver(console) as observer:
+        play(observer)
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[36m" in drawn and not re.search(r"\x1b\[[0-9;]*[34]8;[25];", drawn)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (60, 16), (30, 5), (300, 80)])
