@@ -20,13 +20,15 @@ from shared.engine.device_facts import (
     peak_resident_bytes,
     wanted_device,
 )
-from shared.errors import UserError
+from shared.errors import RanksError, UserError
 from shared.spec.base import Float32Products
 
 # Which of this machine's GPUs a rank takes; set by torchrun.
 LOCAL_RANK_VARIABLE = "LOCAL_RANK"
 # The GPUs that CUDA shows to a process, by number or identifier.
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+# How often an event is asked for; the next step is queued meanwhile.
+POLL_S = 2e-4
 
 
 def default_device() -> torch.device:
@@ -70,8 +72,11 @@ def to_device(values: np.ndarray) -> torch.Tensor:
     return host.pin_memory().to(default_device(), non_blocking=True) if on_gpu() else host.clone()
 
 
-def read_later(values: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Queue a copy to the host; the function returned waits for that copy alone and gives it."""
+def read_later(values: torch.Tensor, patience_s: float | None = None) -> Callable[[], np.ndarray]:
+    """Queue a copy to the host; the function returned waits for that copy alone and gives it.
+
+    It raises RanksError after `patience_s` seconds, where it is given.
+    """
     if not on_gpu():
         host = values.numpy().copy()
         return lambda: host
@@ -81,10 +86,23 @@ def read_later(values: torch.Tensor) -> Callable[[], np.ndarray]:
     copied.record()
 
     def read() -> np.ndarray:
-        copied.synchronize()
+        wait_for(copied, patience_s)
         return pinned.numpy()
 
     return read
+
+
+def wait_for(event: torch.cuda.Event, patience_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    """Wait until the GPU has come to an event; where a patience is given, no longer than that. In a recorded step torch
+    does not watch over its collectives. Raises RanksError."""
+    if patience_s is None:
+        event.synchronize()
+        return
+    end_s = clock() + patience_s
+    while not event.query():
+        if clock() > end_s:
+            raise RanksError(f"no step has ended for {patience_s:g} s: a rank, or the network between them, is stuck")
+        time.sleep(POLL_S)
 
 
 def on_gpu() -> bool:

@@ -1,7 +1,8 @@
 """Several torch processes as one run: `torchrun --nproc_per_node N -m cuda_train SPEC`.
 
-Gradients are averaged by DistributedDataParallel. Messages from rank 0 travel over gloo on the host, so they never
-wait for the GPU.
+A step exchanges all gradients at once, after its backward pass: those of a model that fits the budget take well under a
+millisecond between the GPUs of one machine, and on GPUs the exchange is part of the recorded step. Messages from rank 0
+travel over gloo on the host, so they never wait for the GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from cuda_train import device
+from cuda_train import device, step_graph
 from shared.engine.leader import check_alike
 from shared.engine.ranks import MAX_RANKS, OneRank, Ranks
 from shared.engine.registry import ENGINES
@@ -32,6 +34,8 @@ RANK, WORLD_SIZE = ENGINES["torch"].rank_variable, "WORLD_SIZE"
 # A collective of a step is quick. While rank 0 packs, the others wait for its next message.
 STEP_TIMEOUT = timedelta(minutes=5)
 CONTROL_TIMEOUT = timedelta(hours=2)
+# How long the end of a process may take.
+GOODBYE_S = 10.0
 
 # The name since torch 2.12, and the older one.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -95,9 +99,13 @@ def connect() -> Ranks:
 
 
 def disconnect() -> None:
-    """Leave the process group, so that the process can end quietly."""
+    """Leave the process group, so that the process can end quietly; returns after GOODBYE_S even if that cannot be."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        # NCCL waits for graphs that hold its collectives, for as long as they exist.
+        step_graph.forget_all()
+        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(GOODBYE_S)
 
 
 def shared_orthogonalise(
@@ -117,13 +125,12 @@ def shared_orthogonalise(
     return gathered[:count]
 
 
-def mean_over_ranks(value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """The mean of a scalar over the ranks."""
-    if ranks.world_size == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / ranks.world_size
+def means_over_ranks(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The means over the ranks of arrays of one dtype, in one exchange. All ranks end with the same bits."""
+    joined = torch.cat([value.reshape(-1) for value in values])
+    dist.all_reduce(joined)
+    parts = (joined / dist.get_world_size()).split([value.numel() for value in values])
+    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
 
 
 def _initialise() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from cuda_train import device, distributed
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention
+from cuda_train.choosing import Choice
 from cuda_train.compiling import compiled
 from cuda_train.failures import told
 from cuda_train.joined import Joined
@@ -25,6 +24,7 @@ from shared.engine.protocol import Stepper, StepResult, Weights
 from shared.engine.ranks import OneRank, Ranks
 from shared.engine.state import EngineState
 from shared.engine.window_stepper import WindowStepper
+from shared.errors import one_line
 from shared.model import Forward, ModelStepper, forward, log_probs, symbol_nats, training_loss, training_parameters
 from shared.model.stages import StepNumbers, final_numbers, training_stages, warm_up_numbers
 from shared.optim import HYPERPARAMETERS, optimizer_step, orthogonalise
@@ -52,17 +52,16 @@ class TrainingEngine(EngineState):
         self._device = device.default_device()
         self._set_products()
         self._joined = Joined(spec)
-        # Recorded steps by stage and shape of the batch. Ranks exchange gradients while they launch kernels.
+        # Recorded steps by stage and shape of the batch.
         self._graphs: dict[tuple[int, tuple[int, ...]], StepGraph] = {}
         self._graph_pool: Any = None
         # What was found when implementations were chosen; None before that.
         self._chosen: dict[str, Any] | None = None
-        alone, wanted = self.ranks.world_size == 1, os.environ.get(GRAPHS_VARIABLE, "1") != "0"
-        self._records = device.on_gpu() and spec.training.compile and alone and wanted
+        self._alone = isinstance(self.ranks, OneRank)
+        self._records = device.on_gpu() and spec.training.compile and os.environ.get(GRAPHS_VARIABLE, "1") != "0"
         self._loss = _Loss(self)
         self.params, self.state = self._loss.named, {}
-        self._ranked_loss = self._with_ranks(self._loss)
-        self._losses = self._compile(self._ranked_loss, "the training loss")
+        self._losses = self._compile(self._loss, "the training loss")
         self._update = self._compile(self._updated_joints, "the optimizer step")
         self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score")
         self._log_probs = self._compile(
@@ -82,8 +81,7 @@ class TrainingEngine(EngineState):
             for value, kept in zip(self._tensors(), before, strict=True):
                 value.copy_(kept)
         if self._records:
-            for numbers in every:
-                self._record(device.host_symbols(x), numbers)
+            self._record_stages(device.host_symbols(x), every)
         return self._chosen or None
 
     @told(TRAINS)
@@ -93,10 +91,10 @@ class TrainingEngine(EngineState):
             graph = self._graphs.get((numbers.stage, x.shape))
             if graph is not None:
                 self._set_products()
-                read = device.read_later(graph.replay(x, numbers))
+                result = graph.replay(x, numbers)
             else:
-                optimizer = self._on_device(numbers.optimizer)
-                read = device.read_later(self._updated(self._backward(x, numbers), optimizer))
+                result = self._updated(self._backward(x, numbers), self._on_device(numbers.optimizer))
+            read = device.read_later(result, None if self._alone else distributed.STEP_TIMEOUT.total_seconds())
         return lambda: self._checked(read())
 
     @told(TRAINS)
@@ -148,7 +146,7 @@ class TrainingEngine(EngineState):
         rows = len(next(micro_batches(self.spec, x))[1])
         if found := chosen_attention(self.spec, rows, self._device, earlier.get("attention")):
             choice, self.ops.attend = found
-            if self.ranks.world_size > 1:
+            if not self._alone:
                 choice.name = self.ranks.broadcast(choice.name.encode()).decode()
                 self.ops.attend = attention_forms(self._device)[choice.name]
                 activate(choice.name)
@@ -161,6 +159,26 @@ class TrainingEngine(EngineState):
                 self.ops.scans[name] = scan
                 chosen[name] = asdict(choice)
         return chosen
+
+    def _record_stages(self, x: np.ndarray, every: Sequence[StepNumbers]) -> None:
+        """Record the step of every stage on batches of x's shape.
+
+        With several ranks it holds collectives, which a driver or NCCL may refuse to record. Then no rank records, and
+        what is chosen says why.
+        """
+        problem = ""
+        try:
+            for numbers in every:
+                self._record(x, numbers)
+        except RuntimeError as error:
+            if self._alone:
+                raise
+            problem = one_line(str(error))
+        if not self._alone and any(map(np.any, self.ranks.gather(np.array([bool(problem)])))):
+            self._graphs.clear()
+            self._records = False
+            refused = {"one graph": problem or "another rank could not record it"}
+            self._chosen = {**(self._chosen or {}), "step": asdict(Choice("kernel by kernel", refused=refused))}
 
     def _record(self, x: np.ndarray, numbers: StepNumbers) -> None:
         """Record the step of a stage on batches of x's shape, unless that is done."""
@@ -216,7 +234,7 @@ class TrainingEngine(EngineState):
         self, params: Arrays, grads: Arrays, state: Arrays, norm: torch.Tensor, hyper: Arrays
     ) -> tuple[Arrays, Arrays]:
         """New (parameters, state), joined."""
-        shared_out = distributed.shared_orthogonalise if self.ranks.world_size > 1 else orthogonalise
+        shared_out = orthogonalise if self._alone else distributed.shared_orthogonalise
         groups = self._joined.groups
         return optimizer_step(self.ops, self.spec, params, grads, state, norm, hyper, shared_out, groups)
 
@@ -226,22 +244,24 @@ class TrainingEngine(EngineState):
         return self._backward_of(parts, str(numbers.stage), self._on_device(numbers.run))
 
     def _backward_of(self, parts: Sequence[tuple[float, torch.Tensor]], stage: str, run: Arrays) -> torch.Tensor:
-        """`_backward` of micro-batches, each with its share.
+        """`_backward` of micro-batches, one after the other, each with its share.
 
-        One comes after the other; ranks exchange gradients in the backward pass of the last one. `stage` is a string,
-        which torch.compile treats as a constant: it makes one graph for each.
+        `stage` is a string, which torch.compile treats as a constant: it makes one graph for each.
         """
         self._set_products()
         self._forget_gradients()
         total = torch.zeros((), device=self._device)
-        for index, (share, part) in enumerate(parts):
-            with contextlib.ExitStack() as stack:
-                if isinstance(self._ranked_loss, DistributedDataParallel) and index < len(parts) - 1:
-                    stack.enter_context(self._ranked_loss.no_sync())
-                loss, nats = self._losses(part, stage, run | self.tables | self.logits)
-                (share * loss).backward()
+        for share, part in parts:
+            loss, nats = self._losses(part, stage, run | self.tables | self.logits)
+            (share * loss).backward()
             total = total + share * nats.detach()
-        return distributed.mean_over_ranks(total, self.ranks)
+        if self._alone:
+            return total
+        grads = self._gradients()
+        total, *means = distributed.means_over_ranks([total, *grads.values()])
+        for name, mean in zip(grads, means, strict=True):
+            self.params[name].grad = mean
+        return total
 
     def _forget_gradients(self) -> None:
         for value in self.params.values():
@@ -254,19 +274,12 @@ class TrainingEngine(EngineState):
     def _gradients(self) -> Arrays:
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}
 
-    def _with_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
-        """The loss as a module. Its backward pass averages gradients over the ranks, bucket by bucket while it runs."""
-        if self.ranks.world_size == 1:
-            return loss
-        devices = [self._device] if device.on_gpu() else None
-        return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
-
     def _compile(self, function: Callable, what: str) -> Callable:
         return compiled(function, what) if self.spec.training.compile else function
 
 
 class _Loss(torch.nn.Module):
-    """The training loss as a module that owns the float32 weights, as DistributedDataParallel requires."""
+    """The training loss as a module that owns the float32 weights."""
 
     def __init__(self, engine: TrainingEngine) -> None:
         super().__init__()
@@ -296,6 +309,6 @@ class _Loss(torch.nn.Module):
         params = self.named
         loss, nats = training_loss(self.ops, self.stages[stage], {**params, **run}, x, self.model)
         for name in self.idle[stage]:
-            # A gradient of zero: ranks wait for the gradient of every parameter, and so does the update.
+            # A gradient of zero: the update waits for the gradient of every parameter.
             loss = loss + 0.0 * params[name].sum()
         return loss, nats.detach()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -18,6 +19,15 @@ from shared.model.stages import StepNumbers
 Arrays = dict[str, torch.Tensor]
 # (symbols of the batch, numbers of the run, numbers of the optimizer) -> what the host reads of a step.
 Step = Callable[[torch.Tensor, Arrays, Arrays], torch.Tensor]
+
+# Those that exist.
+_recorded: WeakSet[StepGraph] = WeakSet()
+
+
+def forget_all() -> None:
+    """Free every recorded step; none can be replayed afterwards."""
+    for graph in _recorded:
+        graph.forget()
 
 
 class StepGraph:
@@ -37,6 +47,7 @@ class StepGraph:
         # thread_local, because another thread may write a checkpoint meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._result = step(self._x, run, optimizer)
+        _recorded.add(self)
 
     def replay(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
         """Queue the step on a batch; returns what the host reads of it, valid until the next replay."""
@@ -44,6 +55,10 @@ class StepGraph:
             there.copy_(torch.from_numpy(values).pin_memory(), non_blocking=True)
         self._graph.replay()
         return self._result
+
+    def forget(self) -> None:
+        """Free what CUDA and NCCL hold of it."""
+        self._graph.reset()
 
     def _in_one(self, numbers: StepNumbers) -> np.ndarray:
         """The numbers of the run, then those of the optimizer, in the order in which they were recorded."""

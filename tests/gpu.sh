@@ -58,7 +58,7 @@ sweep() {
         tail -20
 }
 
-rest() { python -m tests.bench.gpu --only tiles choice context loss attention compilation scans --minutes 4.5; }
+rest() { python -m tests.bench.gpu --only exchange tiles choice context loss attention compilation scans --minutes 4.5; }
 
 checks() {
     check 1 "the machine" 20 facts

@@ -3,11 +3,12 @@
     python -m tests.bench.gpu [--script path/to/train_gpt.py] [--out records/FILE.md] [--minutes N]
 
 Speed, memory and start of a model with the size of the public baseline, with the public script (openai/parameter-golf)
-beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; parity of the GPU
-with the float64 oracle; attention by all that is installed, the MLP in tiles of several forms, the decoder's context in
-three forms, scans; the kernels beside the plain operations; recompilations and a trace. The most important comes first,
-each section has a budget of its own, and what a section found is printed and written to --out when it ends: a run that
-is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of time.
+beside it at the same architecture, batch, precision and Muon settings, two processes taking turns; the step of one of
+eight ranks; parity of the GPU with the float64 oracle; attention by all that is installed, the MLP in tiles of several
+forms, the decoder's context in three forms, scans; the kernels beside the plain operations; recompilations and a trace.
+The most important comes first, each section has a budget of its own, and what a section found is printed and written
+to --out when it ends: a run that is cut off keeps what it has. Exit status 1 if a check failed or a section ran out of
+time.
 
 `--device cpu --quick` runs the same code on tiny shapes, with Triton's interpreter and without compiling.
 """
@@ -28,6 +29,7 @@ from tests.bench.gpu_record import Section, Settings, prepare, record_text
 # Seconds of each section at most, in the order in which they run.
 BUDGETS = {
     "speed": 300,
+    "exchange": 90,
     "choice": 40,
     "tiles": 60,
     "context": 60,
@@ -63,6 +65,7 @@ def main() -> int:
         return 0
     makers = {
         "speed": gpu_speed.speed,
+        "exchange": gpu_checks.exchange,
         "choice": gpu_forms.attention_choice,
         "tiles": gpu_forms.mlp_tiles,
         "context": gpu_forms.symbol_context,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from cuda_train import distributed
+from cuda_train.engine import GRAPHS_VARIABLE
 from cuda_train.kernels import softcapped_cross_entropy as kernel
 from cuda_train.plain_ops import TorchOps, short_attention
+from shared.engine.package import create_engine
+from shared.engine.protocol import Engine, StepResult
+from shared.model import initial_weights
 from shared.ops import NumpyOps
 from shared.optim import step_hyperparameters
 from shared.parity import run_parity
@@ -19,6 +27,7 @@ from shared.spec import load_spec
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS
 from shared.training.profiling import Profile, ProfiledEngine, ProfileRequest
 from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine, timed
+from tests.bench.turns import random_tokens
 
 TRACED_STEPS = 5
 
@@ -96,6 +105,49 @@ def decoder_attention(settings: Settings, section: Section) -> None:
             section.check(off <= BF16_OPERATION_REL * float(expected.abs().max()), f"{name} attention at {shape}")
             rows.append((f"{patches:,} x {patch_size}", name, *timed(settings, form, q, k, v)))
     section.table(*rows)
+
+
+def exchange(settings: Settings, section: Section) -> None:
+    """A rank's step on an eighth of the batch, with the exchange of gradients: as one graph, and kernel by kernel."""
+    spec = baseline_spec(settings)
+    rows_each, length = max(1, settings.rows // 8), spec.model.seq_len
+    x = random_tokens(settings.shape["vocab_size"])[: rows_each * length].reshape(rows_each, length)
+    rows: list[tuple[Any, ...]] = [(f"{x.size:,} symbols", "ms a step", "loss of the last")]
+    losses = []
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if settings.device == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, init_method=f"file://{folder}/group", rank=0, world_size=1)
+        ranks = distributed.TorchRanks()
+        engines = []
+        for name, value in {"one graph": "1", "kernel by kernel": "0"}.items():
+            with patch.dict(os.environ, {GRAPHS_VARIABLE: value}):
+                engine = create_engine("torch", spec, ranks=ranks)
+            engines.append(engine)
+            engine.initialise(initial_weights(spec))
+            chosen = engine.warm_up(x) or {}
+            section.check("step" not in chosen, f"a step with collectives: {chosen.get('step')}")
+            step_s, loss = _timed_steps(engine, x, 2 if settings.quick else 50)
+            losses.append(loss)
+            rows.append((name, f"{1e3 * step_s:.2f}", f"{loss:.4f}"))
+        section.check(math.isclose(*losses, rel_tol=GRADIENT_REL), f"losses differ: {losses}")
+        begin = time.perf_counter()
+        distributed.disconnect()
+        left_s = time.perf_counter() - begin
+    section.table(*rows)
+    verdict = section.check(not torch.distributed.is_initialized(), "the process group cannot be left")
+    section.lines.append(f"The group is left after {left_s:.1f} s ({verdict}).")
+
+
+def _timed_steps(engine: Engine, x: np.ndarray, count: int) -> tuple[float, float]:
+    """(seconds of a step, loss of the last) of `count` steps, read as the loop does: when the next one is queued."""
+    begin = time.perf_counter()
+    pending: list[StepResult] = []
+    for step in range(count):
+        pending.append(engine.train_step(x, step_hyperparameters(engine.spec, step, 0.0)))
+        if len(pending) > 1:
+            pending.pop(0)()
+    loss, _ = pending.pop()()
+    return (time.perf_counter() - begin) / count, loss
 
 
 def compilation(settings: Settings, section: Section) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,17 @@ import pytest
 import torch
 
 import cuda_train.engine
+from cuda_train import distributed
+from cuda_train.device import wait_for
 from cuda_train.step_graph import Step, StepGraph
 from shared.engine.package import create_engine
+from shared.engine.ranks import Ranks
+from shared.errors import RanksError
 from shared.model import initial_weights
 from shared.model.stages import StepNumbers
 from shared.optim import step_hyperparameters
 from shared.spec import load_spec
+from shared.tolerances import GRADIENT_REL
 
 LOOPED = ("model.num_layers=3", "model.loop.extra_loops=1", "model.loop.first_layer=1", "model.loop.last_layer=1")
 STAGES = (*LOOPED, "schedule.loop.start_frac=0.5", "model.loop.gates=true", "schedule.loop.ramp_frac=0.2")
@@ -41,6 +48,24 @@ class AgainGraph(StepGraph):
         return self._result
 
 
+class FreedGraph:
+    """CUDA's graph, as far as it can be freed."""
+
+    is_free = False
+
+    def reset(self) -> None:
+        self.is_free = True
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    """A process group of this process alone: everything is exchanged, with nobody."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield distributed.TorchRanks()
+    distributed.disconnect()
+    assert not torch.distributed.is_initialized()
+
+
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of CUDA: recording computes the step on copies of what it changes, replaying runs it."""
@@ -49,15 +74,15 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> None:
     def graph(*_: Any, **__: Any) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FreedGraph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
     monkeypatch.setattr(cuda_train.engine, "StepGraph", AgainGraph)
     AgainGraph.replays = 0
 
 
-def engine_of(*options: str) -> Any:
-    engine: Any = create_engine("torch", load_spec("tiny", ["training.compile=false", *options]))
+def engine_of(*options: str, ranks: Ranks | None = None) -> Any:
+    engine: Any = create_engine("torch", load_spec("tiny", ["training.compile=false", *options]), ranks=ranks)
     engine.initialise(initial_weights(engine.spec))
     return engine
 
@@ -111,3 +136,48 @@ def test_another_batch_or_other_arrays_are_not_replayed(recording: None):
 def test_a_cpu_records_nothing():
     engine = engine_of()
     assert not engine._records
+
+
+def test_a_recorded_step_holds_the_exchange_of_gradients(
+    recording: None, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+):
+    exchanged = []
+    all_reduce = torch.distributed.all_reduce
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: exchanged.append(x.numel()) or all_reduce(x))
+    alone, engine = engine_of("training.micro_batch_symbols=192"), engine_of(ranks=ranks)
+    x = np.random.default_rng(0).integers(0, 256, (engine.spec.training.batch_symbols // 64, 64)).astype(np.int32)
+    numbers = step_hyperparameters(engine.spec, 0, 0.0)
+    record(engine, x, 1)
+    for _ in range(3):
+        assert engine.train_step(x, numbers)() == pytest.approx(alone.train_step(x, numbers)(), rel=GRADIENT_REL)
+    assert AgainGraph.replays == 3
+    # Once a step, those in the recording and those in what stands in for its replays: all gradients and the loss.
+    assert exchanged == [1 + sum(value.numel() for value in engine.params.values())] * 4
+    (recorded,) = engine._graphs.values()
+    assert not recorded._graph.is_free
+    distributed.disconnect()
+    assert recorded._graph.is_free
+
+
+def test_ranks_that_cannot_record_launch_kernel_by_kernel(
+    recording: None, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(cuda_train.engine, "StepGraph", refused)
+    alone, engine = engine_of(), engine_of(ranks=ranks)
+    alone._records = engine._records = True
+    x = np.zeros((engine.spec.training.batch_symbols // 64, 64), np.int32)
+    chosen = engine.warm_up(x)["step"]
+    assert chosen["name"] == "kernel by kernel" and "not permitted" in chosen["refused"]["one graph"]
+    assert engine.train_step(x, step_hyperparameters(engine.spec, 0, 0.0))()[0] > 0
+    with pytest.raises(RuntimeError, match="not permitted"):
+        alone.warm_up(x)
+
+
+def test_a_step_that_never_ends_is_given_up():
+    never: Any = SimpleNamespace(query=lambda: False)
+    times = iter(range(9))
+    with pytest.raises(RanksError, match="no step has ended for 5 s"):
+        wait_for(never, 5.0, lambda: float(next(times)))
