@@ -7,21 +7,28 @@
     model = bytetwin.load(run)
     print(bytetwin.score(model).bpb, "".join(bytetwin.generate(model, "Once", 64)))
 
-A model is a run's or an artifact's weights with their spec. Bad input raises UserError, which is a ValueError, with one
-line that says what is wrong and what is allowed. An engine is "mlx", "torch" or, but for training, "numpy".
+A model is a run's or an artifact's weights with their spec: `model.weights["embed.weight"]` is an array of NumPy.
+`nats` says how surprising each symbol of a text is, `log_probs` gives whole distributions, `import_documents` makes a
+dataset of texts. Bad input raises UserError, which is a ValueError, with one line that says what is wrong and what is
+allowed. An engine is "mlx", "torch" or, but for training, "numpy".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from data.datasets import bind_tokenizer, open_split
+from data.importing import DEFAULT_HELDOUT_FRAC, ImportResult
+from data.importing import import_documents as import_texts
 from shared import __version__
 from shared.coding.codec import Codec
 from shared.coding.text import symbols_of
 from shared.engine.package import available_engines, create_scorer, default_engine, default_training_engine
+from shared.engine.protocol import Scorer
 from shared.engine.ranks import Ranks
 from shared.errors import UserError
 from shared.runs.finished_run import FinishedRun
@@ -33,8 +40,9 @@ from shared.scoring.document import ScoreDocument, WeightsName
 from shared.scoring.evaluate import evaluate
 from shared.scoring.generate import decode_text, encode_prompt, first_bytes, sample
 from shared.scoring.resume import ScoreState, weights_sha256
+from shared.scoring.symbols import of_each_symbol
 from shared.scoring.windows import check_window
-from shared.spec import Spec
+from shared.spec import Spec, with_overrides
 from shared.spec import load_spec as read_spec
 from shared.spec.adaptation import AdaptationSpec
 
@@ -51,10 +59,15 @@ __all__ = [
     "compare",
     "compress",
     "decompress",
+    "encode",
     "generate",
+    "import_documents",
     "load",
     "load_spec",
+    "log_probs",
+    "nats",
     "score",
+    "scorer",
     "train",
 ]
 
@@ -169,6 +182,46 @@ def generate(
     scorer = create_scorer(engine or default_engine(), model.spec, model.weights)
     symbols = sample(scorer, start, num_bytes, temperature=temperature, top_p=top_p, seed=seed)
     return first_bytes(decode_text(symbols, vocabulary, start), num_bytes)
+
+
+def encode(model: Model | Scorer, text: str | bytes) -> np.ndarray:
+    """A text as the symbols that the model reads, int32 [T]: one document, with its start if the vocabulary has one."""
+    return symbols_of(model.spec.vocabulary, text.encode() if isinstance(text, str) else text, "the text")
+
+
+def scorer(model: Model, engine: str | None = None) -> Scorer:
+    """The model on an engine, for the functions below: it is put there once for many texts.
+
+    Nothing is compiled, because texts have many lengths.
+    """
+    return create_scorer(
+        engine or default_engine(), with_overrides(model.spec, ["training.compile=false"]), model.weights
+    )
+
+
+def nats(model: Model | Scorer, text: str | bytes, *, stride: int | None = None) -> np.ndarray:
+    """-ln p of each symbol of `encode(model, text)` given those before it: float [T], in the windows of a score.
+
+    Bits per byte are their sum / ln 2 / bytes of the text. What qualifies a figure, an audit above all, `score` has.
+    """
+    asked = scorer(model) if isinstance(model, Model) else model
+    return of_each_symbol(asked.score, asked.spec, encode(asked, text), stride)
+
+
+def log_probs(model: Model | Scorer, text: str | bytes, *, stride: int | None = None) -> np.ndarray:
+    """ln p of every symbol that could stand where `nats` has the one that does: float [T, V]."""
+    asked = scorer(model) if isinstance(model, Model) else model
+    return of_each_symbol(asked.log_probs, asked.spec, encode(asked, text), stride)
+
+
+def import_documents(
+    name: str, documents: Iterable[str], *, heldout_frac: float = DEFAULT_HELDOUT_FRAC, replace: bool = False
+) -> ImportResult:
+    """Make the dataset `name` of texts, each of them a document, for `data.train` and `data.heldout` of a spec.
+
+    A generator will do. `bytetwin data import` makes one of files.
+    """
+    return import_texts(name, documents, heldout_frac=heldout_frac, replace=replace)
 
 
 def compress(model: Model, content: bytes, *, engine: str | None = None) -> bytes:

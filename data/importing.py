@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from data.importers import Document, LeftOut, find_files, read_documents
 from data.manifest import SPLITS, Manifest, SplitName, read_manifest
 from data.near_copies import heldout_documents, split_builder
 from data.shards import MAX_SHARD_SYMBOLS
-from data.writer import DatasetWriter
+from data.writer import DatasetWriter, refuse_existing
 from shared.errors import DataError
 
 DEFAULT_HELDOUT_FRAC = 0.01
@@ -80,6 +82,31 @@ def import_dataset(
         _write(writer, documents(left_out), held, all_on)
         writer.finish("imported from " + ", ".join(_shown(path) for path in paths))
     return ImportResult(read_manifest(folder), len(files), left_out, near_copies)
+
+
+def import_documents(
+    name: str, documents: Iterable[str], *, heldout_frac: float = DEFAULT_HELDOUT_FRAC, replace: bool = False
+) -> ImportResult:
+    """Import texts, each of them a document, as dataset `name`, under the rules of `import_dataset`.
+
+    They are read once, so a generator will do, and lie in a temporary file until they are in place.
+    """
+    folder = dataset_folder(name)
+    if not replace:
+        refuse_existing(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "documents.jsonl")
+        with path.open("wb") as file:
+            for number, text in enumerate(documents, start=1):
+                if not isinstance(text, str):
+                    raise DataError(f"document {number}: of type {type(text).__name__}; it must be a string")
+                file.write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        if not path.stat().st_size:
+            raise DataError(f"no documents for the dataset {name}")
+        try:
+            return import_dataset(name, [path], heldout_frac=heldout_frac, replace=replace)
+        except DataError as error:
+            raise DataError(str(error).replace(f"{path} line", "document")) from None
 
 
 def _shown(path: Path) -> str:

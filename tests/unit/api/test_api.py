@@ -6,12 +6,14 @@ import inspect
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bytetwin
 from shared.errors import DataError
 from shared.runs.finished_run import read_finished
 from shared.runs.run_directory import RunDirectory
+from shared.tolerances import NATS_ABS
 from tests.command_line import CommandLine
 from tests.datasets import write_dataset
 
@@ -68,6 +70,34 @@ def test_text_is_generated_and_compressed_as_by_the_commands(runs: Path, cli: Co
         bytetwin.decompress(model, coded[:-1] + bytes([coded[-1] ^ 1]))
     with pytest.raises(bytetwin.UserError, match="only a packed model can code, these are the trained weights"):
         bytetwin.compress(bytetwin.load(runs / "one", weights="trained"), content)
+
+
+def test_own_text_is_imported_and_its_nats_are_those_of_a_score(runs: Path) -> None:
+    model = bytetwin.load(runs / "one")
+    text = "document 62: the lazy dog, \u00e9t\u00e9\n" * 20
+    result = bytetwin.import_documents("own", iter([text, " "]), heldout_frac=1.0)
+    assert result.manifest.splits["heldout"].num_documents == 1 and result.left_out.total() == 1
+    scorer = bytetwin.scorer(model, "torch")
+    nats, symbols = bytetwin.nats(scorer, text, stride=24), bytetwin.encode(model, text)
+    assert nats.shape == symbols.shape
+    assert nats.sum(dtype=np.float64) == pytest.approx(
+        bytetwin.score(model, data="own", engine="torch", stride=24).nats, abs=NATS_ABS * len(nats)
+    )
+    log_probs = bytetwin.log_probs(scorer, text, stride=24)
+    assert log_probs.shape == (len(symbols), model.spec.vocabulary.size)
+    assert np.abs(nats + log_probs[np.arange(len(symbols)), symbols]).max() <= NATS_ABS
+    # Any length, and none at all.
+    assert np.abs(bytetwin.nats(model, text[:7]) - nats[:7]).max() <= NATS_ABS
+    assert bytetwin.nats(scorer, "").shape == (0,)
+    for documents, told in (
+        (["one", 2], "document 2: of type int; it must be a string"),
+        (["one", "\ud800"], "document 2: not UTF-8"),
+        ([], "no documents for the dataset none"),
+    ):
+        with pytest.raises(bytetwin.UserError, match=told):
+            bytetwin.import_documents("none", documents)
+    with pytest.raises(bytetwin.UserError, match="own"):
+        bytetwin.import_documents("own", [text])
 
 
 def test_bad_input_is_a_value_error_of_one_line(tmp_path: Path) -> None:
