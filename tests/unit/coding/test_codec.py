@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ import pytest
 from data.datasets import open_split
 from shared.coding import streams
 from shared.coding.codec import Codec
+from shared.coding.coder import decode, encode
 from shared.coding.container import CHECK_BYTES, FIXED_BYTES, SUM_BYTES, checksum, parse
-from shared.coding.intervals import cumulative
+from shared.coding.intervals import MOST_TOLERANCE, cumulative, interval_bits
 from shared.coding.proof import prove
 from shared.coding.streams import Streams
 from shared.coding.text import bytes_of, symbols_of
 from shared.engine.package import create_float64_scorer, create_scorer
+from shared.engine.protocol import Scorer, Stepper
 from shared.errors import DataError, UserError
 from shared.model import random_weights
 from shared.model.logits import TEMPERATURE
@@ -57,6 +61,40 @@ def test_bytes_come_back(vocabulary: str, size: int) -> None:
     again, text = coder.decompress(content)
     assert text == TEXT[:size] and np.array_equal(again, symbols)
     assert abs(8 * len(coded.payload) - coded.nats / np.log(2)) <= 8 + coded.escapes * coded.escape_bits + 0.01 * size
+
+
+class Off:
+    """A stepper whose probabilities of all symbols before any other are off by as much."""
+
+    def __init__(self, inner: Stepper, error: float) -> None:
+        self.inner, self.error = inner, error
+
+    def start(self, known: np.ndarray) -> np.ndarray:
+        return self.moved(self.inner.start(known))
+
+    def advance(self, symbols: np.ndarray) -> np.ndarray:
+        return self.moved(self.inner.advance(symbols))
+
+    def moved(self, log_probs: np.ndarray) -> np.ndarray:
+        probs = np.exp(log_probs)
+        probs[:, 0] += self.error
+        probs[:, -1] -= self.error
+        return np.log(probs)
+
+
+@pytest.mark.parametrize("share", [-0.9, 0.9])
+def test_escapes_are_read_as_they_were_written(share: float) -> None:
+    """With the widest tolerance every fourth symbol needs one, and the decoder may be off by all of it."""
+    scorer = create_float64_scorer("numpy", spec_of(), random_weights(spec_of(), 3))
+    symbols, cut = np.frombuffer(TEXT, np.uint8).astype(np.int32), Streams(len(TEXT), 3, 32, 12)
+    tolerance = MOST_TOLERANCE / (1 << interval_bits(256))
+    coded = encode(scorer, symbols, cut, tolerance)
+    assert len(TEXT) / 6 < coded.escapes < len(TEXT) / 3
+    assert 8 * len(coded.payload) == pytest.approx(coded.nats / np.log(2) + 8 * coded.escape_bytes, rel=0.01)
+    other = cast(Scorer, SimpleNamespace(stepper=lambda rows: Off(scorer.stepper(rows), share * tolerance)))
+    assert np.array_equal(decode(other, coded.payload, cut), symbols)
+    with pytest.raises(AssertionError):
+        encode(scorer, symbols, cut, 1.01 * tolerance)
 
 
 @pytest.mark.parametrize(("writer", "reader"), [("torch", "numpy"), ("numpy", "mlx"), ("mlx", "torch")])

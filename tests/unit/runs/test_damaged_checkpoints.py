@@ -90,6 +90,12 @@ def odd_dtype(path: Path) -> None:
     resigned(state_sha256=hashlib.sha256(content).hexdigest())(path)
 
 
+def other_weight(path: Path) -> None:
+    """Another value in the place of the last weight, which any file of tensors may hold."""
+    content = path.with_suffix(".safetensors").read_bytes()
+    path.with_suffix(".safetensors").write_bytes(content[:-4] + b"\0\0\x80\x3e")
+
+
 NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: path.write_text("[" * 200_000), "nested too deeply"),
     "digits": (lambda path: path.write_text(f'{{"step": {"9" * 5000}}}'), "integer of 5000 digits"),
@@ -109,6 +115,7 @@ NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (in_place(os.mkfifo), "not a regular file"),
     "tensor folder": (in_place(Path.mkdir, ".safetensors"), "is a directory"),
     "tensor pipe": (in_place(os.mkfifo, ".safetensors"), "not a regular file"),
+    "weight": (other_weight, "its SHA-256 differs from the recorded one"),
     "dtype": (odd_dtype, "of finite float32 numbers"),
 }
 

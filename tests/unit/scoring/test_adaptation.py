@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.engine.oracle import Oracle
 from shared.engine.registry import ENGINES
-from shared.errors import RunError, UserError
+from shared.errors import DataError, RunError, UserError
 from shared.model import initial_weights, random_weights
 from shared.model.counted import uncounted
 from shared.model.logits import BIAS, TEMPERATURE
@@ -111,7 +111,7 @@ def test_the_journal_joins_equal_steps_and_shows_early_learning() -> None:
         Line(Span(0, 6), Span(0, 6), "weights"),
         Line(Span(6, 10), Span(6, 10), "weights", 3, 4),
     ]
-    assert check_journal(journal.lines, 20).passed
+    assert check_journal(journal.lines, 20).detail.startswith("18 symbols learnt, 0 of them before")
     early = replace(journal.lines[1], learnt=Span(7, 11))
     check = check_journal([journal.lines[0], early], 20)
     assert not check.passed and check.measured == 3
@@ -239,6 +239,8 @@ def test_the_oracle_cannot_learn() -> None:
     spec = tiny(*SHORT, *ONLINE)
     with pytest.raises(UserError, match="needs gradients, which the engine numpy has not"):
         score_adapted(Oracle(spec, initial_weights(spec)), FakeStream(TEXT))
+    with pytest.raises(DataError, match="no text to score"):
+        score_adapted(Oracle(spec, initial_weights(spec)), FakeStream([]))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -272,7 +274,9 @@ def test_the_audit_of_an_adapted_score_runs_the_protocol_again(chunk: int, text:
     """Also where all of the text is one chunk, so that nothing of it is learnt, or one document, or one symbol."""
     spec = tiny(*SHORT, *ONLINE, f"evaluation.adaptation.chunk_symbols={chunk}")
     scorer, stream = started("torch", spec, random_weights(spec, 1)), FakeStream(text)
-    report = audit_scorer(scorer, stream, score_text(scorer, stream), seconds=0.0)
+    score = score_text(scorer, stream)
+    assert {line.what for line in score.journal} <= {"weights"}
+    report = audit_scorer(scorer, stream, score, seconds=0.0)
     assert report.passed and {"adaptation", "later_text", "coverage"} <= {check.name for check in report.checks}
 
 
@@ -280,6 +284,10 @@ def test_the_audit_of_an_adapted_score_runs_the_protocol_again(chunk: int, text:
 def test_a_journal_that_learns_too_early_is_refused(learnt: list[int]) -> None:
     line = {"scored": [0, 32], "learnt": [0, 32], "what": "weights", "times": 3, "advance": 32}
     settings = tiny(*ONLINE).evaluation.adaptation
-    assert AdaptationPart.model_validate({"settings": settings, "journal": [line]})
+    # A line that stands for one step may learn again what lines before it scored: here up to 32 + 2 * 32.
+    after = {**line, "scored": [40, 50], "learnt": [0, 96], "times": 1, "advance": 0}
+    assert AdaptationPart.model_validate({"settings": settings, "journal": [line, after]})
+    with pytest.raises(ValueError, match="line 1 of the journal"):
+        AdaptationPart.model_validate({"settings": settings, "journal": [line, {**after, "learnt": [0, 97]}]})
     with pytest.raises(ValueError, match="line 0 of the journal"):
         AdaptationPart.model_validate({"settings": settings, "journal": [{**line, "learnt": learnt}]})

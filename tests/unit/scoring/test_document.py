@@ -49,6 +49,10 @@ def test_evaluation_fills_every_part(document: ScoreDocument) -> None:
     interval = document.confidence
     assert interval.low_bpb is not None and interval.high_bpb is not None
     assert interval.low_bpb < document.bpb < interval.high_bpb
+    ends = f"95% confidence interval: {interval.low_bpb:.4f} to {interval.high_bpb:.4f} (14 documents, as good as 14"
+    assert interval.text.startswith(ends) and document.nats_per_symbol == document.nats / document.symbols
+    none = interval.model_copy(update={"low_bpb": None, "high_bpb": None})
+    assert none.text == "no confidence interval: 14 documents"
 
 
 def test_compressors_come_later_or_never(document: ScoreDocument, tmp_path: Path) -> None:
