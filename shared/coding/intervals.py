@@ -48,7 +48,7 @@ def cumulative(log_probs: NDArray[np.floating]) -> Float64:
 
 
 def borders(below: Float64, offset: float | Float64, index: Int64) -> Int64:
-    """F(index) of C(index) [...], for 0 < index < V."""
+    """F(index) of C(index) [...], for 0 <= index < V."""
     found: Int64 = np.floor(below + offset).astype(np.int64) + index
     return found
 
@@ -72,13 +72,13 @@ def intervals_of(log_probs: NDArray[np.floating], symbols: NDArray[np.integer], 
     at, index = np.arange(count), symbols.astype(np.int64)
     is_first, is_last = index == 0, index == vocab_size - 1
     below = np.where(is_first, 0.0, ends[at, index - 1]) * scale
-    # The first and the last border are whole numbers by definition.
+    # The first and the last border are 0 and M - 2 whatever the rounding.
     above = np.where(is_last, 0.0, ends[at, index]) * scale
     moved = np.stack([below, above]) + np.array(OFFSETS)[:, None, None]
     is_safe = (np.abs(moved - np.rint(moved)) > tolerance * scale).all(axis=1)
     escapes = is_safe.argmax(axis=0)
     offsets = np.array(OFFSETS)[escapes]
-    starts = np.where(is_first, 0, borders(below, offsets, index))
+    starts = borders(below, offsets, index)
     stops = np.where(is_last, slots - ESCAPES, borders(above, offsets, index + 1))
     return Intervals(starts, stops - starts, escapes)
 

@@ -62,4 +62,4 @@ def test_every_symbol_costs_what_its_probability_says() -> None:
 @pytest.mark.parametrize("wrong", [np.full(4, np.nan), np.log([0.5, 0.5, 0.5, 0.5]), np.full(4, -np.inf)])
 def test_a_distribution_that_is_none_is_refused(wrong: np.ndarray) -> None:
     with pytest.raises(RunError, match="do not add up to 1"):
-        intervals_of(wrong[None], np.zeros(1, np.int64), CODING_CUMULATIVE_ABS)
+        intervals_of(np.stack([np.log(np.full(4, 0.25)), wrong]), np.zeros(2, np.int64), CODING_CUMULATIVE_ABS)

@@ -269,6 +269,9 @@ def test_memory_of_a_cpu_is_divided_among_its_ranks(monkeypatch: pytest.MonkeyPa
     assert {ranks: context.facts.free_bytes for ranks, context in contexts.items()} == {1: 8 * GIB, 2: 4 * GIB, 8: GIB}
     assert [speed.memory_row(context).verdict for context in contexts.values()] == ["go", "no-go", "no-go"]
     assert "for each of 8 ranks" in speed.memory_row(contexts[8]).how
+    asked = [Question(tiny_spec(), "torch", ranks, nodes=nodes) for ranks, nodes in ((1, 1), (8, 1), (8, 2))]
+    assert [each.trainers for each in asked] == ["1 rank", "8 ranks", "8 ranks on 2 nodes"]
+    assert [each.ranks_per_node for each in asked] == [1, 8, 4]
 
 
 def test_a_clock_of_the_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

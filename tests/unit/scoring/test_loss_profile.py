@@ -52,6 +52,8 @@ def test_the_parts_add_up_to_the_score(kind: str, stride: int, count: int) -> No
         assert sum(part.symbols for part in parts) == score.symbols
         assert sum(part.bytes for part in parts) == score.bytes
     by_name = {part.name: part for part in found.classes}
+    assert found.total.bpb == score.bpb
+    assert kind == "byte256" or by_name["document starts"].bpb is None
     symbols = np.concatenate([stream.read(0, stream.num_symbols)])
     digits = np.isin(symbols - stream.vocabulary.byte_offset, list(b"0123456789"))
     assert by_name["digits"].symbols == digits.sum() and by_name.keys() <= set(CLASSES)
