@@ -21,7 +21,7 @@ endif
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 10 --retries 0)
 
 # make h100: GPUS=all or a number; RANKS=2 trains with two processes on the CPU instead. FORCE names rows of
-# preflight that may say no, STRICT=1 refuses what is a risk, PRICE is dollars per GPU-hour, SEED replaces the spec's
+# preflight that may be no-go, STRICT=1 refuses what is a risk, PRICE is dollars per GPU-hour, SEED replaces the spec's
 # seed, RECORD is for the record.
 GPUS ?= all
 RANKS ?= $(if $(filter all,$(GPUS)),gpus,$(GPUS))

@@ -1,4 +1,4 @@
-"""No memory left, told in one line: what torch says, and what to make smaller."""
+"""No memory left, reported in one line: what torch says, and what to make smaller."""
 
 from __future__ import annotations
 

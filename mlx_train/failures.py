@@ -1,4 +1,4 @@
-"""Failures of the GPU, told in one line: what happened, what is known to help.
+"""Failures of the GPU, reported in one line: what happened, what is known to help.
 
 MLX raises them as RuntimeError at a later evaluation, and everything that its stream computes from then on fails too.
 """

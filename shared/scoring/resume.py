@@ -57,7 +57,7 @@ class ScoreState:
         content = self.path.read_bytes()
         digest, bound, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES : 2 * _DIGEST_BYTES], content[64:]
         if hashlib.sha256(bound + body).digest() != digest:
-            self._tell(f"{self.path} is damaged: the score begins anew")
+            self._tell(f"{self.path} is damaged: the score begins again")
             return 0, {}
         if bound != self._bound:
             self._tell(f"{self.path} is of another score, which will not resume: this one begins")

@@ -66,7 +66,7 @@ class Sinks:
         for follower in self._followers:
             if follower.failure and not follower.told:
                 follower.told = True
-                self._warn(f"--log {follower.name}: {follower.failure}; the run goes on without it")
+                self._warn(f"--log {follower.name}: {follower.failure}; the run continues without it")
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -138,7 +138,7 @@ class Halved:
 
 def decide(values: Mapping[str, Mapping[int, float]], keep: int, baseline: str, how: Halving) -> tuple[Standing, ...]:
     """Rank groups by the mean of their validations (label -> seed -> bits per byte, none of them empty) and say who
-    goes on: the best `keep`, the baseline, and whoever could still win."""
+    continues: the best `keep`, the baseline, and whoever could still win."""
     ranked = sorted(values, key=lambda label: fmean(values[label].values()))
     best = values[ranked[0]]
     standings = []

@@ -7,7 +7,7 @@ train.py            trains that spec and scores, by itself (shared.script): the 
 score.py            scores an artifact, by itself
 seedN/              of each run: spec, artifact, score, environment, metrics, report and, if any, preflight
 
-A record is made of files that exist: nothing is trained or scored for it. Only its two scripts are written anew.
+A record is made of files that exist: nothing is trained or scored for it. Only its two scripts are made for it.
 """
 
 from __future__ import annotations

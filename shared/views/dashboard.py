@@ -166,7 +166,7 @@ class Dashboard:
 
 
 def _grid(facts: list[tuple[str, str, str]], columns: int) -> Table:
-    """Labelled figures, none of them cut: what does not fit goes on in the next line."""
+    """Labelled figures, none of them cut: what does not fit continues in the next line."""
     table = Table.grid(padding=(0, 1), expand=True)
     for _ in range(columns):
         table.add_column(no_wrap=True, style=QUIET)

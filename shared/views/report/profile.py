@@ -28,7 +28,7 @@ class ModelView:
 
 
 def model_sections(view: ModelView) -> list[Element]:
-    """The sections of a model: sample, loss by place, documents."""
+    """The sections of a model: sample, loss by position, documents."""
     profile = view.profile
     total = profile.total
     source = (

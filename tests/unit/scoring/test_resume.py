@@ -72,7 +72,7 @@ def test_a_state_that_does_not_fit_is_not_used(tmp_path: Path) -> None:
     for damaged in (content[:-1], b"", content[:40] + b"x" + content[41:]):
         path.write_bytes(damaged)
         whole, lines = scored("torch", spec, path)
-        assert lines == [f"{path} is damaged: the score begins anew"] and whole.nats == other.nats
+        assert lines == [f"{path} is damaged: the score begins again"] and whole.nats == other.nats
     state = ScoreState(path)
     state.offer(1, dict)
     assert path.read_bytes()[:32] != content[:32], "every score above wrote its own"

@@ -118,7 +118,7 @@ def test_a_sink_that_fails_stops_no_run(sink: type[Remembering], tmp_path: Path,
     released.set()
     assert result.outcome.status == "finished" and result.outcome.step == 3
     reason = "SystemExit: no network" if way == "raise" else "did not end within 0.2 s"
-    assert said == [f"--log odd: {reason}; the run goes on without it"]
+    assert said == [f"--log odd: {reason}; the run continues without it"]
 
 
 def test_a_missing_package_is_told_before_anything_is_made(
