@@ -10,6 +10,7 @@ import pytest
 
 from shared.artifact import fill, unpack_bytes
 from shared.artifact.allocate import Choice
+from shared.artifact.curves import Curve
 from shared.artifact.fill import LANDING_BYTES, DoesNotFitError, Filler
 from shared.artifact.fill_model import Model, some_rows
 from shared.artifact.fill_search import Search, search
@@ -46,6 +47,11 @@ def uniform() -> Model:
     return model_of("range", {"method": "row_max", "rounding": "gptq"}, {"method": "uniform", "rounding": "gptq"})
 
 
+@pytest.fixture(scope="module")
+def curves(uniform: Model) -> dict[str, list[Curve]]:
+    return {name: uniform.curves(name) for name in NAMES}
+
+
 def test_steps_end_just_below_the_limit_and_cost_what_is_predicted(uniform: Model) -> None:
     limit = int(sum(WEIGHTS[name].size for name in NAMES) * 3.4 / 8)
     found = searched(uniform, limit)
@@ -71,12 +77,11 @@ def test_what_is_predicted_does_not_hang_on_time_for_a_second_look(uniform: Mode
     assert found.together_nats == pytest.approx(cost, rel=PREDICTED_COST_REL)
 
 
-def test_files_larger_than_expected_again_and_again_still_land(uniform: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_larger_than_expected_again_and_again_still_land(
+    uniform: Model, curves: dict[str, list[Curve]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every file is larger than the one before it let expect, so that aiming just below the limit never fits."""
-    sensitivities, curves = (
-        {name: Sensitivity(1.0, 1.0) for name in NAMES},
-        {each: uniform.curves(each) for each in NAMES},
-    )
+    sensitivities = {name: Sensitivity(1.0, 1.0) for name in NAMES}
     limit, sizes, plain = int(sum(WEIGHTS[name].size for name in NAMES) * 3.4 / 8), list[int](), fill.assemble
 
     def growing(*words: Any) -> tuple[bytes, Any]:
@@ -88,10 +93,10 @@ def test_files_larger_than_expected_again_and_again_still_land(uniform: Model, m
     assert limit - LANDING_BYTES <= filled.artifact_bytes <= limit < max(sizes)
 
 
-def test_a_step_at_the_end_of_its_curve_is_not_the_one_that_is_moved(uniform: Model) -> None:
+def test_a_step_at_the_end_of_its_curve_is_not_the_one_that_is_moved(curves: dict[str, list[Curve]]) -> None:
     """Of two tensors that can close a gap alone the smaller is taken, but not if it is at its coarsest already."""
     small, large = sorted(NAMES, key=lambda each: WEIGHTS[each].size)[:: len(NAMES) - 1]
-    curves = {name: uniform.curves(name)[1:] for name in (small, large)}
+    curves = {name: curves[name][1:] for name in (small, large)}
     filler = Filler(Model(SPEC, WEIGHTS, {name: [] for name in curves}), curves, 10**6)
 
     def moved(value: float) -> set[str]:
@@ -115,8 +120,9 @@ def test_widths_land_by_pruning(uniform: Model) -> None:
     assert len(unpack_bytes(filled.content).tensors) == len(WEIGHTS)
 
 
-def test_with_room_for_everything_it_stops_at_the_finest_settings(uniform: Model) -> None:
-    curves = {name: uniform.curves(name) for name in NAMES}
+def test_with_room_for_everything_it_stops_at_the_finest_settings(
+    uniform: Model, curves: dict[str, list[Curve]]
+) -> None:
     filler = Filler(uniform, curves, 10**9)
     filled = filler.fill({name: Sensitivity(1.0, 1.0) for name in NAMES})
     assert filled.is_finest and filler.encodings == 1

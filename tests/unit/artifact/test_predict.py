@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.artifact import code_bytes, pack_bytes, unpack_bytes
@@ -27,7 +27,7 @@ from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
 from shared.training.sources import open_sources
 from tests import ROOT
 from tests.bench.ablations import SHAPE
-from tests.parity.test_random_specs import specs as random_specs
+from tests.techniques import TECHNIQUES, tiny
 
 MEASURED = ROOT / "tests" / "bench" / "artifact_prediction.json"
 
@@ -132,18 +132,17 @@ def specs(draw: st.DrawFn) -> Spec:
     return load_spec("tiny", overrides)
 
 
-@pytest.mark.slow
-@given(random_specs())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-def test_every_technique_has_figures(spec: Spec) -> None:
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_every_technique_has_figures(technique: str) -> None:
     """Whatever a spec may have, its tensors have a role and its products a count."""
+    spec = tiny(*TECHNIQUES[technique])
     assert 0 < predict_artifact_bytes(spec).expected_bytes <= worst_case_bytes(spec)
     assert 0 < training_flops(spec).per_symbol < np.inf
 
 
 @pytest.mark.slow
 @given(specs(), st.integers(1, 3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_figures_are_ordered_and_more_layers_are_more_bytes(spec: Spec, more: int) -> None:
     deeper = with_overrides(spec, [f"model.num_layers={spec.model.num_layers + more}"])
     shallow, deep = predict_artifact_bytes(spec), predict_artifact_bytes(deeper)
