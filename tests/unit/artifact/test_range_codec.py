@@ -16,6 +16,7 @@ from shared.artifact.budget import entropy_bits
 from shared.artifact.code_lengths import range_bits
 from shared.artifact.range_codec import CodedShape, decode, encode, num_lanes
 from shared.artifact.range_model import prior_counts
+from shared.artifact.row_references import add_references
 from shared.errors import ArtifactError
 from shared.quantisers.trellis_states import MAX_TRELLIS_COLUMNS, TRELLISES
 from tests import ROOT
@@ -76,6 +77,14 @@ def test_every_matrix_comes_back(drawn: list[tuple[Codes, int]]) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (3, 1025), (300, 200)])
 def test_shapes_of_every_kind_come_back(shape: tuple[int, int], states: int) -> None:
     assert_comes_back([weights_like(1, *shape, 4.0), weights_like(2, *shape, 0.3)], [states, states])
+
+
+@pytest.mark.parametrize("references", [[0, -1, 0], [0, 2, 0], [1, 0, 0]])
+def test_a_row_refers_to_one_before_it(references: list[int]) -> None:
+    differences = np.ones((3, 2), np.int8)
+    assert add_references(differences, np.array([0, 1, 2]))[:, 0].tolist() == [1, 2, 2]
+    with pytest.raises(ArtifactError, match="a row that does not exist"):
+        add_references(differences, np.array(references))
 
 
 def test_nothing_has_a_stream_too() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.datasets import open_split
+from shared import tolerances
 from shared.coding import streams
 from shared.coding.codec import Codec
 from shared.coding.coder import decode, encode
@@ -205,7 +206,7 @@ def test_a_file_cannot_claim_more_symbols_than_its_payload_holds() -> None:
         parse(bytes(claim), 256)
 
 
-def test_a_model_that_multiplies_rounding_gets_a_wider_tolerance() -> None:
+def test_a_model_that_multiplies_rounding_gets_a_wider_tolerance_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = codec()
     symbols = np.frombuffer(TEXT[:32], np.uint8).astype(np.int32)
     assert plain._tolerance(symbols) == CODING_CUMULATIVE_ABS
@@ -213,6 +214,9 @@ def test_a_model_that_multiplies_rounding_gets_a_wider_tolerance() -> None:
     sharp = replace(plain, weights=wild)
     assert sharp._tolerance(symbols) > CODING_CUMULATIVE_ABS
     assert sharp.decompress(sharp.compress(symbols)[0])[1] == TEXT[:32]
+    monkeypatch.setattr(tolerances, "CODING_OVER_ROUNDING", 1e9)
+    with pytest.raises(UserError, match="multiplies rounding"):
+        sharp.compress(symbols)
 
 
 def test_a_proof_says_no_where_the_score_is_another() -> None:

@@ -79,6 +79,17 @@ def test_a_leak_across_every_border_is_found_and_named(cut: int, monkeypatch: py
     assert f"{len(LIKELY)} cuts" in found.detail
 
 
+def test_a_leak_from_further_ahead_is_found_by_an_earlier_cut() -> None:
+    """Everything behind a cut changes, not only the symbol at it."""
+
+    def nats(symbols: np.ndarray) -> np.ndarray:
+        found = honest(symbols)
+        found[CHUNK // 2 - 1] -= 0.01 * symbols[CHUNK // 2 + 5 : LAST].sum()
+        return found
+
+    assert f"when text from symbol {CHUNK // 2} on changed" in check(nats).detail
+
+
 def test_what_two_runs_differ_by_is_allowed_three_times() -> None:
     for factor, passed in ((2.9, True), (3.1, False)):
         # The first two runs are of the same text.

@@ -68,6 +68,13 @@ def test_the_fit_minimises_squared_errors_in_bpb() -> None:
         for factor in (0.98, 1.02):
             moved = [value * (factor if at == index else 1.0) for at, value in enumerate(best)]
             assert error(*moved) > error(*best)
+    result = fit_points([Point("run", int(t), int(t), float(value)) for t, value in zip(symbols, bpb, strict=True)])
+    residuals = bpb - [result.curve.bpb(float(t)) for t in symbols]
+    assert result.residuals_bpb == pytest.approx(residuals, abs=1e-9)
+    # With a constant in the curve the residuals have hardly a mean.
+    assert result.r_squared == pytest.approx(1.0 - np.var(residuals) / np.var(bpb), abs=1e-7)
+    before = fit_curve(symbols[:-1], bpb[:-1])
+    assert before is not None and result.last_out_bpb == pytest.approx(bpb[-1] - before.bpb(float(symbols[-1])))
 
 
 def test_a_curve_without_a_floor_ends_at_zero() -> None:
@@ -219,6 +226,14 @@ def test_preflight_finds_the_fit_of_a_run_on_the_same_curve(tmp_path: Path, cli:
     (tmp_path / "one" / "fit.json").write_text('{"c": 1')
     assert matching_fit(tiny_spec(), text, tmp_path) is None
     assert matching_fit(tiny_spec("optimizer.matrix_lr=0.5"), text, tmp_path) is not None
+
+
+@pytest.mark.parametrize("wrong", [{"c": -0.1}, {"a": -1.0}, {"alpha": 0.0}])
+def test_a_curve_of_a_file_falls_to_a_floor(wrong: dict[str, float], tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps({"c": 1.0, "a": 2.0, "alpha": 0.5, **wrong}))
+    with pytest.raises(UserError, match="alpha must be above 0, a and c at least 0"):
+        read_fit(path)
 
 
 @pytest.mark.parametrize(
