@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "target", metavar="RUN|ARTIFACT|SPEC", help="a run's name or folder, a .btw file, or a spec (random weights)"
     )
     add_runs_dir_argument(parser)
-    add_set_argument(parser)
+    add_set_argument(parser, "of a spec: change one field")
     add_text_arguments(parser)
     add_step_argument(parser)
     add_engine_argument(parser, oracle=True)

@@ -73,15 +73,17 @@ def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     add_set_argument(parser)
 
 
-def add_set_argument(parser: argparse.ArgumentParser) -> None:
+def add_set_argument(
+    parser: argparse.ArgumentParser, purpose: str = "change one field of the spec", section: str = "section"
+) -> None:
     """--set section.key=value."""
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
-        metavar="section.key=value",
-        help="change one field of the spec; may be repeated",
+        metavar=f"{section}.key=value",
+        help=f"{purpose}; may be repeated",
     )
 
 
@@ -90,11 +92,11 @@ def spec_from_arguments(args: argparse.Namespace) -> Spec:
     return load_spec(args.spec, args.overrides)
 
 
-def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False) -> None:
-    """--engine; with `oracle` the NumPy float64 oracle is a choice too."""
+def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False, unless: str = "") -> None:
+    """--engine; with `oracle` the NumPy float64 oracle is a choice too. `unless` says what comes before the default."""
     choices = [*ENGINES, *(["numpy"] if oracle else [])]
     order = " before ".join(ENGINES)
-    parser.add_argument("--engine", choices=choices, help=f"default: the first that is installed, {order}")
+    parser.add_argument("--engine", choices=choices, help=f"default: {unless}the first that is installed, {order}")
 
 
 def add_runs_dir_argument(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("file", type=Path, metavar="FILE", help="any file; text where the model reads tokens")
     add_model_arguments(parser)
-    add_set_argument(parser)
+    add_set_argument(parser, "change how the model adapts", "evaluation.adaptation")
     add_output_argument(parser, f"default: FILE{SUFFIX}, if there is no such file yet")
 
 

@@ -15,9 +15,9 @@ from rich.text import Text
 from data import compressed
 from data.datasets import BUILTIN, build_builtin, load_manifest, verify_dataset
 from data.folders import dataset_names, datasets_root
-from data.hub import import_from_hub
+from data.hub import SOURCES, import_from_hub
 from data.importers import allowed_files
-from data.importing import import_dataset
+from data.importing import DEFAULT_HELDOUT_FRAC, import_dataset
 from data.manifest import Manifest
 from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar
@@ -39,14 +39,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument("name", metavar="NAME", help="name of the new dataset")
     add.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="files, or folders searched recursively")
     side = add.add_mutually_exclusive_group()
-    side.add_argument("--heldout-frac", type=float, metavar="F", help="share of the documents held out, by content")
+    side.add_argument(
+        "--heldout-frac",
+        type=float,
+        metavar="F",
+        help=f"share of the documents held out, by content; default {DEFAULT_HELDOUT_FRAC}",
+    )
     side.add_argument("--split", choices=["train", "heldout"], help="put every document on this side")
     add.add_argument(
         "--text-field", default="text", metavar="FIELD", help="field or column of the text; default %(default)s"
     )
     add.add_argument("--replace", action="store_true", help="overwrite a dataset of this name")
     load = add_action(actions, "download", "fetch token shards from the hub and turn them into a dataset of bytes")
-    load.add_argument("source", metavar="SOURCE", help="name of the hub dataset: fineweb")
+    load.add_argument("source", metavar="SOURCE", help=f"name of the hub dataset: {', '.join(SOURCES)}")
     load.add_argument("--tokenizer", default="sp1024", help="whose shards to fetch; default %(default)s")
     shards_help = "the first N training shards, the held-out ones are always whole; default %(default)s"
     load.add_argument("--shards", type=int, default=1, metavar="N", help=shards_help)

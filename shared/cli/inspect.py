@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", metavar="SPEC", help="before training: which shapes of a spec fit the budget, and stored how"
     )
-    add_set_argument(parser)
+    add_set_argument(parser, "with --sizes: change one field of the spec")
 
 
 def run(args: argparse.Namespace) -> CommandResult:

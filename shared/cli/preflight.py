@@ -28,7 +28,7 @@ from shared.runs.scaling_curve import read_fit
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments; --help lists the rows."""
     add_spec_arguments(parser)
-    add_engine_argument(parser)
+    add_engine_argument(parser, unless="the first that has a GPU, or ")
     dollars = number_type(float, lambda value: 0.0 <= value < float("inf"), "a number of dollars, 0 or more")
     parser.add_argument("--ranks", type=int, metavar="N", help="GPUs that will train; default all of every node, or 1")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines like this one; default %(default)s")

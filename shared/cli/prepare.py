@@ -19,7 +19,13 @@ from shared.cli.tokenizer import encode
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_spec_arguments(parser)
-    parser.add_argument("--shards", type=int, default=1, metavar="N", help="training shards to download, the first N")
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
+        help="training shards to download, the first N; default %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> CommandResult:

@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "%(default)s",
     )
     add_coding_engine_argument(parser)
-    add_set_argument(parser)
+    add_set_argument(parser, "change how the model adapts", "evaluation.adaptation")
     add_runs_dir_argument(parser)
     add_output_argument(parser, "write the figures here too, as JSON")
 

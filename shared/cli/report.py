@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also what storing each tensor alone costs, measured on training text; takes a pass for each",
     )
-    add_engine_argument(parser, oracle=True)
+    add_engine_argument(parser, oracle=True, unless="that of each run, or ")
 
 
 def run(args: argparse.Namespace) -> CommandResult:

@@ -48,8 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="RUN|ARTIFACT", help="a run's name or folder, or a .btw file")
     add_runs_dir_argument(parser)
     add_text_arguments(parser)
-    add_engine_argument(parser, oracle=True)
-    add_set_argument(parser)
+    add_engine_argument(parser, oracle=True, unless="that of the run, or ")
+    add_set_argument(parser, "change how the score is made", "evaluation")
     parser.add_argument("--stride", type=int, metavar="SYMBOLS", help="default: the spec's evaluation.stride_symbols")
     parser.add_argument(
         "--weights",

@@ -51,9 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", type=int, metavar="N", help="trace N steps into the run's trace.json and print the largest costs"
     )
-    parser.add_argument(
-        "--ranks", metavar="N", help="with --engine torch: N processes on this machine; `gpus`: one per GPU"
-    )
+    parser.add_argument("--ranks", metavar="N", help="N processes of torch on this machine; `gpus`: one per GPU")
     parser.add_argument(
         "--log",
         action="append",
