@@ -191,6 +191,10 @@ def test_damage_is_found_even_under_a_checksum_that_is_right() -> None:
             damaged[4:6] = checksum(bytes(damaged[:4] + damaged[6:]))
             with pytest.raises(DataError):
                 codec().decompress(bytes(damaged))
+    cut = bytearray(content[:FIXED_BYTES])
+    cut[4:6] = checksum(bytes(cut[:4] + cut[6:]))
+    with pytest.raises(DataError, match=f"truncated: {FIXED_BYTES} bytes, its head needs {FIXED_BYTES + 1}"):
+        codec().decompress(bytes(cut))
     for wrong in (b"", b"BT", content[:-1], content + b"\0", content[: FIXED_BYTES - 1]):
         with pytest.raises(DataError):
             codec().decompress(wrong)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.engine.activations import activation_bytes
 from shared.engine.device_facts import DeviceFacts
 from shared.engine.flops import scoring_flops, training_flops
 from shared.engine.microbatch import micro_batches
-from shared.model import parameter_counts
+from shared.model import initial_weights, parameter_counts
+from shared.optim import state_bytes
 from shared.preflight import function_rows as functions
 from shared.preflight.function_rows import audit_seq_len, shrunken_spec
-from shared.preflight.memory import estimate_memory
+from shared.preflight.memory import estimate_memory, gradient_bytes
 from shared.preflight.workload import CPU_FLOPS, Workload, measured_spec, plan_workload, resized, rows_of_rank
 from tests.fake_training import tiny_spec
 from tests.unit.preflight.test_figures import CPU, h100
@@ -103,3 +106,19 @@ def test_a_window_too_long_for_a_cpu_is_shortened() -> None:
     assert training_flops(spec).per_symbol * work.measured_symbols <= CPU_FLOPS
     assert work.measured == f"1 window of {work.measured_seq_len} symbols"
     assert resized(spec, work.measured_seq_len, 1).model.seq_len == work.measured_seq_len
+
+
+@pytest.mark.parametrize(
+    ("windows", "workers", "rows", "busy"), [(1, 1, 1, 1), (5, 2, 3, 2), (4, 3, 2, 2), (2, 4, 1, 2), (8, 4, 2, 4)]
+)
+def test_each_worker_that_has_windows_has_gradients_and_activations(
+    windows: int, workers: int, rows: int, busy: int
+) -> None:
+    spec = tiny_spec()
+    found, each = estimate_memory(spec, "mlx", windows, workers), activation_bytes(spec, "mlx", rows)
+    assert gradient_bytes(spec) == sum(value.nbytes for value in initial_weights(spec).values())
+    assert found.state_bytes == state_bytes(spec) + busy * gradient_bytes(spec)
+    of_activations = (
+        value - found.state_bytes for value in (found.expected_bytes, found.least_bytes, found.most_bytes)
+    )
+    assert list(of_activations) == [busy * part for part in (each.expected, each.least, each.most)]
