@@ -3,14 +3,17 @@
 import os
 import sys
 
-from shared.engine.ranks import is_launched, stop_with_parent
+from shared.cli.start import ending_in_one_line
 
-if is_launched():
-    # Before torch is imported, which takes seconds in which the launcher may be killed.
-    stop_with_parent()
+with ending_in_one_line():
+    from shared.engine.ranks import is_launched, stop_with_parent
 
-from cuda_train import distributed
-from shared.cli.main import main
+    if is_launched():
+        # Before torch is imported, which takes seconds in which the launcher may be killed.
+        stop_with_parent()
+
+    from cuda_train import distributed
+    from shared.cli.main import main
 
 if __name__ == "__main__":
     status = main(["train", *sys.argv[1:], "--engine", "torch"])

@@ -2,13 +2,16 @@
 
 import sys
 
-from shared.engine.ranks import is_launched, stop_with_parent
+from shared.cli.start import ending_in_one_line
 
-if is_launched():
-    # Before MLX is imported: the launcher may be killed meanwhile.
-    stop_with_parent()
+with ending_in_one_line():
+    from shared.engine.ranks import is_launched, stop_with_parent
 
-from shared.cli.main import main
+    if is_launched():
+        # Before MLX is imported: the launcher may be killed meanwhile.
+        stop_with_parent()
+
+    from shared.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:], "--engine", "mlx"]))

@@ -7,9 +7,13 @@ importing mlx_train sets it to exact, and only the first engine can still choose
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from shared.errors import RunError
-from shared.spec.base import Float32Products
+
+if TYPE_CHECKING:
+    # Importing mlx_train comes before everything else of `python -m mlx_train`.
+    from shared.spec.base import Float32Products
 
 VARIABLE = "MLX_ENABLE_TF32"
 

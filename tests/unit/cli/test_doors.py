@@ -263,19 +263,25 @@ def test_a_lost_terminal_saves(
     assert "resume with: bytetwin train" in errors and list((tmp_path / "a" / "checkpoints").glob("*.safetensors"))
 
 
-def test_ctrl_c_is_one_line_while_the_command_line_is_imported() -> None:
-    program = """
-import os, signal, sys
+@pytest.mark.parametrize("program", ["shared.cli.start", "mlx_train", "cuda_train"])
+def test_ctrl_c_is_one_line_while_the_command_line_is_imported(program: str) -> None:
+    pressed = """
+import os, runpy, signal, sys
 
 class Pressed:
     def find_spec(self, name, path=None, target=None):
-        if name == "shared.cli.main":
+        if name == "shared.engine.ranks":
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Pressed())
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from shared.cli.start import main
-main()
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    run = (
+        "from shared.cli.start import main\nmain()"
+        if "." in program
+        else f"runpy.run_module({program!r}, None, '__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", pressed + run], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S
+    )
     assert (done.returncode, done.stderr) == (130, "bytetwin: interrupted\n")
