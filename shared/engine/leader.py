@@ -24,8 +24,6 @@ from shared.spec import Spec, spec_from_dict, spec_to_dict
 
 HEADER_LENGTH_BYTES = 4
 DEVICE_NAME_BYTES = 256
-# Wide enough for every alphabet, at half the bytes of int32.
-SYMBOL_DTYPE = np.uint16
 
 # Work of several collectives, done by every rank on its own engine: (engine, arrays from rank 0).
 Task = Callable[[Engine, dict[str, np.ndarray]], object]
@@ -46,19 +44,19 @@ class LeadingEngine:
         self.engine.initialise(weights)
 
     def warm_up(self, x: np.ndarray, earlier: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        self._tell("warm_up", {"x": _packed(x)})
+        self._tell("warm_up", {"x": packed_symbols(x)})
         return self.engine.warm_up(share_of_rows(x, self.ranks), earlier)
 
     def train_step(self, x: np.ndarray, numbers: StepNumbers) -> StepResult:
-        self._tell("train_step", {"x": _packed(x)}, numbers=asdict(numbers))
+        self._tell("train_step", {"x": packed_symbols(x)}, numbers=asdict(numbers))
         return self.engine.train_step(share_of_rows(x, self.ranks), numbers)
 
     def gradients(self, x: np.ndarray, numbers: StepNumbers | None = None) -> tuple[float, dict[str, np.ndarray]]:
-        self._tell("gradients", {"x": _packed(x)}, numbers=asdict(numbers) if numbers else None)
+        self._tell("gradients", {"x": packed_symbols(x)}, numbers=asdict(numbers) if numbers else None)
         return self.engine.gradients(share_of_rows(x, self.ranks), numbers)
 
     def score(self, x: np.ndarray) -> np.ndarray:
-        self._tell("score", {"x": _packed(x)})
+        self._tell("score", {"x": packed_symbols(x)})
         return score_together(self.engine, x)
 
     def log_probs(self, x: np.ndarray) -> np.ndarray:
@@ -215,9 +213,12 @@ def compare(engine: Engine) -> None:
         raise RunError(f"rank {odd} no longer has the weights of rank 0: its device computes other values")
 
 
-def _packed(x: np.ndarray) -> np.ndarray:
-    """Symbols for a message, of which a negative one does not count (shared.model.counted)."""
-    return x.astype(SYMBOL_DTYPE if x.min(initial=0) >= 0 else np.int32)
+def packed_symbols(x: np.ndarray) -> np.ndarray:
+    """Symbols for a message, in as few bytes as hold them: the step waits for it. A negative one does not count
+    (shared.model.counted)."""
+    if x.min(initial=0) < 0:
+        return x.astype(np.int32)
+    return x.astype(np.uint8 if x.max(initial=0) < 256 else np.uint16)
 
 
 def _obey(engine: Engine, call: str, arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> None:

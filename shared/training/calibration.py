@@ -20,7 +20,7 @@ from shared.artifact.calibration import (
     with_curvature,
 )
 from shared.artifact.curvature import needs_curvature
-from shared.engine.leader import SYMBOL_DTYPE, LeadingEngine, Task
+from shared.engine.leader import LeadingEngine, Task, packed_symbols
 from shared.engine.package import create_engine, engine_package, make_ops
 from shared.engine.protocol import Engine, Weights
 from shared.engine.ranks import OneRank, Ranks
@@ -103,7 +103,7 @@ def calibrate_engine(engine: Engine, text: TrainingText, progress: Progress) -> 
     spec = engine.spec
     begin = time.perf_counter()
     source = text if spec.artifact.calibration.source == "train" else None
-    arrays = {} if source is None else {"x": calibration_windows(spec, source).astype(SYMBOL_DTYPE)}
+    arrays = {} if source is None else {"x": packed_symbols(calibration_windows(spec, source))}
     if engine.ranks.world_size > 1:
         # Followers are in collectives from here on, so nothing may stop rank 0 between two of them.
         engine = cast(LeadingEngine, engine).together(CALIBRATE, arrays)

@@ -100,9 +100,14 @@ def together(world_size: int, lead: Callable[[LeadingEngine], object]) -> tuple[
 
 
 @examples
-@given(world_size=st.integers(1, 5), rows=st.integers(1, 11), seed=st.integers(0, 99))
-def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int, seed: int):
-    x = np.random.default_rng(seed).integers(0, 65536, (rows, 6)).astype(np.int32)
+@given(
+    world_size=st.integers(1, 5),
+    rows=st.integers(1, 11),
+    symbols=st.sampled_from([(0, 256), (0, 257), (255, 65536), (-1, 256)]),
+    seed=st.integers(0, 99),
+)
+def test_scores_do_not_depend_on_the_number_of_ranks(world_size: int, rows: int, symbols: tuple[int, int], seed: int):
+    x = np.random.default_rng(seed).integers(*symbols, (rows, 6)).astype(np.int32)
     both, engines = together(world_size, lambda leader: (leader.score(x), leader.log_probs(x)))
     assert all(np.array_equal(values, x.astype(np.float32)) for values in both)
     # Whole distributions come from passes of the same shape as scores, so that the audit may compare them.
