@@ -51,6 +51,19 @@ def one_line(message: str) -> str:
     return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 155]} ... {line[-150:]}"
 
 
+# What pydantic calls a type, and what a file does.
+_TYPES = {"boolean": "true or false", "integer": "an integer", "number": "a number", "string": "a string"}
+_TYPES |= {"tuple": "a list", "list": "a list", "dictionary": "a table"}
+
+
+def problem_text(message: str) -> str:
+    """What pydantic says of a value, in the words of our own messages: `must be ...`."""
+    message = message.replace("Input should be", "must be")
+    for theirs, ours in _TYPES.items():
+        message = message.replace(f"a valid {theirs}", ours)
+    return message[:1].lower() + message[1:]
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`, did you mean 'smoke'?` with the choice that is most like the word; empty if none is."""
     matches = difflib.get_close_matches(word[:100], list(choices), n=1, cutoff=0.5)

@@ -15,7 +15,7 @@ from shared.artifact import version_1
 from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.quantise import storages_of
 from shared.artifact.section_codec import allowed_codecs, stored_blocks
-from shared.errors import ArtifactError, SpecError
+from shared.errors import ArtifactError, SpecError, problem_text
 from shared.model.logits import packed_parameters
 from shared.model.manifest import Parameter
 from shared.quantisers import Float32, Storage, quantiser_of
@@ -203,7 +203,7 @@ def _parse_storage(row: Any, parameter: Parameter, index: int) -> Storage:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise ArtifactError(f"{where}: quantiser {_short(key)}: {problem['msg']}") from None
+        raise ArtifactError(f"{where}: quantiser {_short(key)}: {problem_text(problem['msg'])}") from None
 
 
 def _check_row(row: Any, expected: dict[str, Any], index: int) -> None:

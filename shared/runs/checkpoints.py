@@ -27,7 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import save_file as write_tensors
 
-from shared.errors import RunError, SpecError
+from shared.errors import RunError, SpecError, problem_text
 from shared.files import check_regular, remove_temporaries, replacing, write_atomically
 from shared.optim import state_shapes
 from shared.parsing import parse_tensors, read_json_object
@@ -254,7 +254,7 @@ class CheckpointStore:
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "content"
-            raise _Damaged(f"its JSON file: {where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None
+            raise _Damaged(f"its JSON file: {where}: {problem_text(problem['msg'])}") from None
         except SpecError as error:
             raise _Damaged(str(error)) from None
         if info.step != step:

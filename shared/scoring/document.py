@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data.compressors import CompressorResult
 from shared.artifact import ArtifactInfo
-from shared.errors import RunError
+from shared.errors import RunError, problem_text
 from shared.files import check_regular, write_atomically
 from shared.parsing import parse_json
 from shared.spec.adaptation import AdaptationSpec
@@ -266,4 +266,4 @@ def validated_score(values: Any, origin: str) -> ScoreDocument:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "document"
-        raise RunError(f"{origin}: {where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}") from None
+        raise RunError(f"{origin}: {where}: {problem_text(problem['msg'])}") from None

@@ -21,7 +21,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from shared.errors import SpecError, nearest
+from shared.errors import SpecError, nearest, problem_text
 from shared.files import check_regular
 from shared.parsing import parse_toml
 from shared.spec.adaptation import SETTINGS, named_adaptation
@@ -247,7 +247,7 @@ def _first_problem(error: ValidationError) -> str:
         case "model_type":
             return f"{key} = {shown(problem['input'])}: must be a section"
         case _:
-            return f"{key} = {shown(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            return f"{key} = {shown(problem['input'])}: {problem_text(problem['msg'])}"
 
 
 def _missing(locations: Sequence[tuple[int | str, ...]]) -> list[str]:

@@ -187,9 +187,9 @@ LIES: list[tuple[dict[str, Any], str]] = [
     (_other_spec(num_layers=1000), "num_layers = 1000: the header lists 47 tensors"),
     (
         _lie(["spec", "model", "num_layers"], 10**9),
-        "num_layers = 1000000000: input should be less than or equal to 4096",
+        "num_layers = 1000000000: must be less than or equal to 4096",
     ),
-    (_lie(["spec", "model", "seq_len"], 2**34), "seq_len = 17179869184: input should be less than or equal to 1048576"),
+    (_lie(["spec", "model", "seq_len"], 2**34), "seq_len = 17179869184: must be less than or equal to 1048576"),
     (_lie(["tensors", 0], 3), "must be an object"),
     (_lie(["tensors", 0], {"name": "x"}), "must be an object with a quantiser"),
     (_lie(["tensors", 0], {"name": "x", "quantiser": {}}), "keys are"),
@@ -202,14 +202,14 @@ LIES: list[tuple[dict[str, Any], str]] = [
     (_lie(["tensors", 2, "shape"], None), "shape is None"),
     (_lie(["tensors", 2, "class"], "control"), "class is 'control', must be 'matrix'"),
     (_lie(["tensors", 2, "quantiser"], {}), "offset"),
-    (_lie(["tensors", 2, "quantiser", "bits"], 9), r"row 2 .*: quantiser 'bits': Input should be 4, 5, 6, 7 or 8"),
+    (_lie(["tensors", 2, "quantiser", "bits"], 9), r"row 2 .*: quantiser 'bits': must be 4, 5, 6, 7 or 8"),
     (_lie(["tensors", 2, "quantiser", "bits"], True), "quantiser 'bits'"),
     (_lie(["tensors", 2, "quantiser", "bits"], None), "quantiser 'bits'"),
     (_lie(["tensors", 2, "quantiser", "method"], "float32"), "quantiser 'method'"),
-    (_lie(["tensors", 2, "quantiser", "wings"], 2), "quantiser 'wings': Extra inputs are not permitted"),
+    (_lie(["tensors", 2, "quantiser", "wings"], 2), "quantiser 'wings': extra inputs are not permitted"),
     (_lie(["tensors", 2, "quantiser", "step"], 0.5), "quantiser is .*, must be "),
     (_lie(["tensors", 2, "quantiser", "trellis"], 8), "quantiser is .*, must be "),
-    (_lie(["tensors", 2, "quantiser", "trellis"], 5), "quantiser 'trellis': Input should be 0, 4 or 8"),
+    (_lie(["tensors", 2, "quantiser", "trellis"], 5), "quantiser 'trellis': must be 0, 4 or 8"),
     (_lie(["tensors", 2, "quantiser"], {"method": "row_max"}), "quantiser is .*, must be "),
     (_lie(["tensors", -1, "quantiser"], {"method": "row_max", "bits": 8}), "a tensor of this kind has none"),
     (_lie(["spec", "artifact", "matrix", "method"], "magic"), r"artifact\.matrix\.method = 'magic'"),
@@ -260,7 +260,7 @@ def test_large_models_are_held_to_the_size_of_their_payload(monkeypatch: pytest.
 
 @pytest.mark.parametrize("dim", [10**9, 10**15])
 def test_widths_beyond_reason_are_refused(dim: int):
-    at_most = "input should be less than or equal to 1048576"
+    at_most = "must be less than or equal to 1048576"
     assert_refused(forge(_other_spec(model_dim=2**18, head_dim=2)), r"shape is \[256, 32\], must be")
     assert_refused(forge(_lie(["spec", "model", "model_dim"], dim)), f"model_dim = {dim}: {at_most}")
 

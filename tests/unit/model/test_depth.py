@@ -238,13 +238,13 @@ LOOP = ("model.loop.first_layer=1", "model.loop.last_layer=1", "model.loop.extra
     ("overrides", "message"),
     [
         (("model.mlp_dims=[96]",), "model.mlp_dims = [96]: must be empty or one width for each of the 3 layers"),
-        (("model.mlp_dims=[96, 0, 96]",), "model.mlp_dims.1 = 0: input should be greater than 0"),
+        (("model.mlp_dims=[96, 0, 96]",), "model.mlp_dims.1 = 0: must be greater than 0"),
         (
             ("model.loop.first_layer=2", "model.loop.last_layer=1", "model.loop.extra_loops=1"),
             "model.loop.last_layer = 1: must be from model.loop.first_layer (2) to below model.num_layers (3)",
         ),
         (("model.loop.last_layer=3", "model.loop.extra_loops=1"), "model.loop.last_layer = 3: must be from"),
-        (("model.loop.extra_loops=65",), "model.loop.extra_loops = 65: input should be less than or equal to 64"),
+        (("model.loop.extra_loops=65",), "model.loop.extra_loops = 65: must be less than or equal to 64"),
         (
             ("model.parallel.form=palm", "model.parallel.split=before_skip"),
             "model.parallel.split = 'before_skip': must be after_skip where model.parallel.form is not two_lane",

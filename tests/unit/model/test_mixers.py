@@ -257,7 +257,7 @@ def test_the_peak_of_a_pass_is_as_estimated(scan: str):
     ("overrides", "expected"),
     [
         (['model.mixers=["mamba2"]'], "model.mixers = ['mamba2']: must be empty or one mixer for each of the 3 layers"),
-        (['model.mixers=["mamba","attention","attention"]'], "input should be 'attention', 'mamba2' or 'gated_delta'"),
+        (['model.mixers=["mamba","attention","attention"]'], "must be 'attention', 'mamba2' or 'gated_delta'"),
         (
             [HYBRID, "vocabulary.kind=byte260", "model.attention.document_mask=true"],
             "model.attention.document_mask = True: must be false, as the state of model.mixers crosses documents",

@@ -103,9 +103,9 @@ def test_a_missing_part_is_an_error(document: ScoreDocument, tmp_path: Path, fie
     [
         ({"bpb": 0.5}, "is not nats / ln 2 / bytes"),
         ({"artifact_bytes": None}, "artifact_bytes must be given exactly where the weights are packed"),
-        ({"bytes": 0}, "bytes: input should be greater than 0"),
+        ({"bytes": 0}, "bytes: must be greater than 0"),
         ({"nats": math.nan}, "it has the number NaN, which is not finite"),
-        ({"adaptation": "trained on it"}, "adaptation.*: input should be 'none'"),
+        ({"adaptation": "trained on it"}, "adaptation.*: must be 'none'"),
         ({"remark": "trust me"}, "remark: extra inputs are not permitted"),
         ({"audit": {"passed": True, "checks": []}}, "audit.checks: list should have at least 1 item"),
         ({"artifact_sha256": "short"}, "artifact_sha256: string should match pattern"),

@@ -189,7 +189,7 @@ def test_factors_for_each_row_are_no_part_of_a_spec() -> None:
         (["kind=score_first", "warm_start=true"], "warm_start = True: must be False with 'score_first'"),
         (["kind=score_first", "phases.count=2"], "phases.count = 2: must be 0 with 'score_first'"),
         (["optimizer=sgd", "weight_decay=0.1"], "weight_decay = 0.1: must be 0 with sgd, which has none"),
-        (["documents=0"], "documents = 0: input should be greater than 0"),
+        (["documents=0"], "documents = 0: must be greater than 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(words: list[str], message: str) -> None:
