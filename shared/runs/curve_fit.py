@@ -37,15 +37,17 @@ def fit_curve(symbols: np.ndarray, bpb: np.ndarray) -> ScalingCurve | None:
     a falling curve."""
     lowest = float(bpb.min())
     centre, width = -GRID_DECADES / 2.0, GRID_DECADES / 2.0
-    best: tuple[float, ScalingCurve] | None = None
+    least, best = math.inf, None
     for _ in range(GRID_ROUNDS):
         exponents = np.linspace(centre - width, min(0.0, centre + width), GRID_POINTS)
-        for exponent in exponents:
-            found = _with_asymptote(symbols, bpb, lowest * (1.0 - 10.0**exponent))
-            if found is not None and (best is None or found[0] < best[0]):
-                best, centre = found, float(exponent)
+        asymptotes = lowest * (1.0 - 10.0**exponents)
+        squares, factors, slopes = _with_asymptotes(symbols, bpb, asymptotes)
+        index = int(squares.argmin())
+        if squares[index] < least:
+            least, centre = float(squares[index]), float(exponents[index])
+            best = ScalingCurve(float(asymptotes[index]), float(factors[index]), float(-slopes[index]))
         width = max(2.0 * float(exponents[1] - exponents[0]), 1e-12)
-    return best[1] if best is not None else None
+    return best
 
 
 def project(
@@ -130,15 +132,18 @@ def _half_over_runs(
     return student_quantile(0.5 + level / 2.0, len(names) - 1) * math.sqrt(variance)
 
 
-def _with_asymptote(symbols: np.ndarray, bpb: np.ndarray, c: float) -> tuple[float, ScalingCurve] | None:
-    """(sum of squared residuals in bpb, curve) for one c; None if the curve does not fall."""
-    above = bpb - c
-    if above.min() <= 0.0:
-        return None
-    x, y, weight = np.log(symbols), np.log(above), above**2
-    x_mean, y_mean = np.average(x, weights=weight), np.average(y, weights=weight)
-    slope = np.sum(weight * (x - x_mean) * (y - y_mean)) / np.sum(weight * (x - x_mean) ** 2)
-    if not slope < 0.0:
-        return None
-    curve = ScalingCurve(c, float(np.exp(y_mean - slope * x_mean)), float(-slope))
-    return float(np.sum((above - curve.a * symbols**slope) ** 2)), curve
+def _with_asymptotes(symbols: np.ndarray, bpb: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sum of squared residuals in bpb, a, -alpha) for each c, [g] all; the sum is infinite where no curve falls."""
+    x, above = np.log(symbols), bpb - c[:, None]
+    is_below = above.min(axis=1) > 0.0
+    above = np.where(is_below[:, None], above, 1.0)
+    y, weight = np.log(above), above**2
+    total = weight.sum(axis=1)
+    x_off = x - ((weight @ x) / total)[:, None]
+    y_mean = (weight * y).sum(axis=1) / total
+    slope = (weight * x_off * (y - y_mean[:, None])).sum(axis=1) / (weight * x_off**2).sum(axis=1)
+    falls = slope < 0.0
+    slope = np.where(falls, slope, 0.0)
+    a = np.exp(y_mean - slope * (weight @ x) / total)
+    squares = ((above - a[:, None] * symbols ** slope[:, None]) ** 2).sum(axis=1)
+    return np.where(is_below & falls, squares, np.inf), a, slope

@@ -29,7 +29,6 @@ def points_of(curve: ScalingCurve, symbols: list[int]) -> list[Point]:
     return [Point("run", t, t, curve.bpb(t)) for t in symbols]
 
 
-@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.floats(0.3, 2.0), st.floats(0.1, 1.0), st.floats(0.1, 0.8), st.integers(5, 12))
 def test_exact_points_give_back_their_curve(c: float, share: float, alpha: float, count: int) -> None:
@@ -162,7 +161,6 @@ def scatter(curve: ScalingCurve, rng: np.random.Generator, runs: int, sd: float,
     return points
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curve", "runs", "sd", "sd_run", "beyond"),
     [
