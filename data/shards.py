@@ -95,7 +95,6 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, version: int = BYTES_VERSION) -> None:
-        self.path = path
         self.num_symbols = 0
         self._version = version
         self._file = path.open("xb")

@@ -190,6 +190,7 @@ def test_a_spec_cannot_be_changed():
         ("evaluation.stride_symbols=65", "evaluation.stride_symbols = 65: must be at most model.seq_len (64)"),
         ("schedule.driver=time", "training.time_limit_s = 0.0: must be above 0 with schedule.driver 'time'"),
         ("training.time_limit_s=5.0", "training.time_limit_s = 5.0: must be above 0 with schedule.driver 'time' and 0"),
+        ("artifact.matrix.rounding=two_sided", "rounding = 'two_sided': must be nearest or gptq but for uniform"),
         ("model.steps", "--set 'model.steps': write it as section.key=value"),
         ("model..x=1", "--set 'model..x=1': write it as section.key=value"),
         ("name.first=1", "--set 'name.first=1': 'name' is a value, not a section"),
@@ -198,6 +199,13 @@ def test_a_spec_cannot_be_changed():
 )
 def test_bad_overrides_are_one_clear_line(override: str, expected: str):
     assert expected in error_of("tiny", override)
+
+
+def test_what_two_layers_share_needs_two():
+    residual = "model.attention.value_residual=true"
+    assert load_spec("tiny", [residual]).model.attention.value_residual
+    expected = "model.attention.value_residual = True: must be false with a single layer"
+    assert expected in error_of("tiny", residual, "model.num_layers=1")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from shared.scoring.confidence import student_quantile
 from shared.spec import load_spec
 from shared.study import record
 from tests.command_line import CommandLine, set_words
-from tests.fake_study import copy_run, edited, read_json
+from tests.fake_study import copy_run, edited, finished_run, read_json
 from tests.fake_training import SHORT
 
 # The field names that most of the public records share.
@@ -31,6 +31,14 @@ def another(trained: Path, folder: Path, *overrides: str, bpb: float | None = No
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("over", "fits"), [(0, True), (1, False)])
+def test_the_limit_holds_for_artifact_and_code_together(over: int, fits: bool) -> None:
+    run = finished_run("a", 0, 2.0)
+    code_bytes = record.LIMIT_BYTES - run.artifact_bytes + over
+    found = record.submission([run], code_bytes, "T", "", record.Author())
+    assert found["compliance"]["artifact_under_16mb"] == fits and found["bytes_total"] == record.LIMIT_BYTES + over
 
 
 def test_one_run_becomes_a_folder_that_holds_everything(trained: Path, tmp_path: Path, cli: CommandLine) -> None:
