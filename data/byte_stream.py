@@ -16,6 +16,7 @@ from data.sketch import Sketch, sketch_documents
 from data.stream import Int32, Int64, JoinedShards, MakeSketch, document_ids, draw_documents
 from shared.errors import DataError
 from shared.spec import VocabularySpec
+from shared.spec.vocabulary import DOCUMENT_START
 
 
 class ByteText(JoinedShards):
@@ -61,13 +62,14 @@ class ByteStream:
     def read(self, start: int, count: int) -> Int32:
         """Symbols [start, start + count) as int32 `[T]`. Raises IndexError outside the stream."""
         specials, byte_start = self._specials(start, count)
-        if specials.size == 0:
-            return self._text.read(byte_start, count).astype(np.int32) + np.int32(self._offset)
-        assert self._start_symbol is not None
-        symbols = np.full(count, self._start_symbol, dtype=np.int32)
-        is_byte = np.ones(count, dtype=bool)
-        is_byte[specials] = False
-        symbols[is_byte] = self._text.read(byte_start, count - specials.size).astype(np.int32) + self._offset
+        text = self._text.read(byte_start, count - len(specials))
+        symbols = np.empty(count, np.int32)
+        symbols[specials] = DOCUMENT_START
+        end = 0
+        for passed, special in enumerate([*specials.tolist(), count]):
+            # The text between one document start and the next.
+            np.add(text[end - passed : special - passed], self._offset, out=symbols[end:special], dtype=np.int32)
+            end = special + 1
         return symbols
 
     def byte_counts(self, start: int, count: int) -> Int64:
@@ -120,7 +122,8 @@ class ByteStream:
         self._check(start, count)
         if self._start_symbol is None:
             return np.empty(0, np.int64), start
-        first, last = np.searchsorted(self._symbol_starts, (start, start + count), side="left")
+        # Two searches for one number each are quicker than one for two.
+        first, last = self._symbol_starts.searchsorted(start), self._symbol_starts.searchsorted(start + count)
         return self._symbol_starts[first:last] - start, start - int(first)
 
     def _check(self, start: int, count: int) -> None:

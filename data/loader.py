@@ -9,6 +9,7 @@ only `x`; there is no shifted target array.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,35 @@ class Loader:
 
     def _window_starts(self, epoch: int) -> npt.NDArray[np.int64]:
         """First symbol of every window of an epoch in visiting order, int64 `[windows_per_epoch]`."""
-        if self._starts[0] != epoch:
+        starts = self._starts
+        if starts[0] != epoch:
             phase = int(random_bits(1, (self.seed, epoch, _PHASE_KEY))[0] % np.uint64(self._num_phases))
             order = random_permutation(self.windows_per_epoch, (self.seed, epoch, _ORDER_KEY))
-            self._starts = (epoch, phase + order * self.seq_len)
-        return self._starts[1]
+            # Assigned once, whole: another thread may be at the windows of another epoch.
+            self._starts = starts = (epoch, phase + order * self.seq_len)
+        return starts[1]
+
+
+class ReadAhead:
+    """The batches of a loader, in a thread that reads the next one while the last one is trained on.
+
+    Where eight GPUs share a batch, a step takes hardly longer than reading it.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[Int32]] | None = None
+
+    def batch(self, step: int) -> Int32:
+        """`Loader.batch` of a step; raises what that raises."""
+        ahead = self._next
+        if ahead is None or ahead[0] != step:
+            ahead = step, self._thread.submit(self._loader.batch, step)
+        found = ahead[1].result()
+        self._next = step + 1, self._thread.submit(self._loader.batch, step + 1)
+        return found
+
+    def close(self) -> None:
+        """End the thread, once it has read what it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

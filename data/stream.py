@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,10 +83,13 @@ class JoinedShards:
     """
 
     def __init__(self, shards: Sequence[npt.NDArray[Any]], size: int | None = None) -> None:
-        self._shards = list(shards)
+        # As plain arrays, because slices of memory maps are made in Python.
+        self._shards = [np.asarray(shard) for shard in shards]
+        self._names = [str(getattr(shard, "filename", f"shard {index}")) for index, shard in enumerate(shards)]
         self._size = size
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self.length = int(self._starts[-1])
+        # A list, because a search in a short array takes longer than one in a list.
+        self._starts = list(accumulate((len(shard) for shard in self._shards), initial=0))
+        self.length = self._starts[-1]
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
         """Items [start, start + count) as `[count]`, gathered across shards. Raises DataError for one that is too
@@ -93,22 +98,21 @@ class JoinedShards:
         if not 0 <= start <= stop <= self.length:
             raise IndexError(f"items [{start}, {stop}) of {self.length}")
         pieces = []
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
+        index = bisect_right(self._starts, start) - 1
         while start < stop:
-            offset = start - int(self._starts[index])
+            offset = start - self._starts[index]
             piece = self._shards[index][offset : offset + stop - start]
             if self._size is not None and piece.max() >= self._size:
-                shard = getattr(self._shards[index], "filename", f"shard {index}")
                 found = int(np.argmax(piece >= self._size))
                 raise DataError(
-                    f"{shard}: symbol {piece[found]} at position {offset + found} is outside the vocabulary of "
-                    f"{self._size}; `bytetwin data verify` checks a dataset"
+                    f"{self._names[index]}: symbol {piece[found]} at position {offset + found} is outside the "
+                    f"vocabulary of {self._size}; `bytetwin data verify` checks a dataset"
                 )
             pieces.append(piece)
             start += len(piece)
             index += 1
         if len(pieces) == 1:
-            return np.asarray(pieces[0])
+            return pieces[0]
         return np.concatenate(pieces) if pieces else self._shards[0][:0]
 
 

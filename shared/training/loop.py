@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.loader import Loader
+from data.loader import Loader, ReadAhead
 from shared.engine.protocol import Engine, NonFiniteError
 from shared.errors import DeviceError, RunError
 from shared.model.stages import training_stages
@@ -65,6 +65,7 @@ class TrainingLoop:
         self.pause_frac = pause_frac
         # The last one of this start or before it, those of pauses included.
         self.validation = position.last_validation
+        self.batches = ReadAhead(loader)
         self.queue = StepQueue(engine, clock, position.elapsed_s)
         self.writer = CheckpointWriter(store, metrics.flush)
         self.pace = Pace(position.step_s, position.slowest_step_s)
@@ -104,6 +105,7 @@ class TrainingLoop:
         except DeviceError as error:
             return self._device_failed(error)
         finally:
+            self.batches.close()
             self.writer.close()
 
     def _warm_up(self) -> None:
@@ -169,7 +171,7 @@ class TrainingLoop:
         self.queue.start()
         step = self._steps()
         numbers, factor = self.deadline.hyperparameters(step, self._begin_s())
-        x = self.loader.batch(step)
+        x = self.batches.batch(step)
         try:
             with self.interruption.expected():
                 self.queue.push(x, numbers, factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.byte_stream import ByteStream, ByteText
-from data.loader import Loader
+from data.loader import Loader, ReadAhead
 from shared.errors import DataError, RunError
 from shared.spec import VocabularySpec
+from tests.processes import WAIT_S
 
 
 def counting_stream(num_symbols: int) -> ByteStream:
@@ -132,3 +134,33 @@ def test_a_state_of_another_run_is_refused(field: str, value: object) -> None:
     with pytest.raises(RunError, match=f"loader state: {field}") as caught:
         loader.check_state({**loader.state(12), field: value})
     assert "\n" not in str(caught.value)
+
+
+@settings(derandomize=True, max_examples=30)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(0, 99))
+def test_reading_ahead_changes_no_batch(steps: list[int], seed: int) -> None:
+    loader = Loader(counting_stream(100), 8, 3, seed)  # an epoch is a few steps
+    expected = [loader.batch(step) for step in steps]
+    ahead = ReadAhead(Loader(counting_stream(100), 8, 3, seed))
+    for step, batch in zip(steps, expected, strict=True):
+        assert np.array_equal(ahead.batch(step), batch)
+    ahead.close()
+
+
+def test_the_next_batch_is_read_meanwhile_and_what_it_raises_comes_when_it_is_asked_for() -> None:
+    stream, began = counting_stream(100), threading.Event()
+    loader = Loader(stream, 8, 3, 0)
+
+    def batch(step: int) -> np.ndarray:
+        if step == 1:
+            began.set()
+            raise DataError("a damaged shard")
+        return Loader.batch(loader, step)
+
+    loader.batch = batch  # type: ignore[method-assign]
+    ahead = ReadAhead(loader)
+    assert np.array_equal(ahead.batch(0), Loader.batch(loader, 0))
+    assert began.wait(WAIT_S)
+    with pytest.raises(DataError, match="a damaged shard"):
+        ahead.batch(1)
+    ahead.close()
