@@ -19,6 +19,7 @@ from shared.study.own_process import Order, train_apart
 from shared.study.places import ANYWHERE, Place
 from shared.study.plan import PlannedRun
 from shared.study.rungs import check_same_validation, is_past, validation_at, what_was_saved
+from shared.study.time_left import TimeLeft
 from shared.training.interruption import ENDED, GRACE_S, Interruption
 from shared.training.run_data import finished_with
 
@@ -112,14 +113,19 @@ class _Course:
 
     def train(self, chosen: Iterable[PlannedRun], pause_frac: float = 1.0) -> None:
         """Bring runs to their end or to `pause_frac` of their budget, except those that are there or have failed."""
+        chosen = list(chosen)
+        waiting = (run.name for run in chosen if self._waits(run.name) and run.name not in self.finished)
+        self.time_left = TimeLeft(waiting, len(self.places))
         with contextlib.closing(
             train_apart(self._orders(chosen, pause_frac), self.places, self.interruption)
         ) as endings:
             for order, ending in endings:
                 self._note(order.name, ending.status, ending.message)
+                left = self.time_left.ended(order.name)
                 if ending.bpb is not None:
                     planned = self.runs[order.name].planned
-                    self.announce(self.numbers[order.name], planned, f"finished, {ending.bpb:.4f} bits per byte")
+                    words = f"finished, {ending.bpb:.4f} bits per byte{left}"
+                    self.announce(self.numbers[order.name], planned, words)
                 if ending.status == "interrupted":
                     # If it alone was told to stop, that is meant for the sweep too.
                     self.interruption.request(ending.exit_status - 128)
@@ -159,7 +165,7 @@ class _Course:
             name, number, run = planned.name, self.numbers[planned.name], self.runs[planned.name]
             if self.interruption.signal_number is not None:
                 return
-            if run.done or run.status == "failed":
+            if not self._waits(name):
                 continue
             if name in self.finished:
                 self.announce(number, planned, "finished before")
@@ -170,7 +176,12 @@ class _Course:
             elif to_end or not is_past(run.run, self.specs[name], pause_frac):
                 self.announce(number, planned, "training" if to_end else f"training to {pause_frac:.3g} of its budget")
                 observer = partial(self.make_observer, name)
+                self.time_left.began(name)
                 yield Order(self.specs[name], self.engine_name, self.folder, name, observer, pause_frac, self.log)
+
+    def _waits(self, name: str) -> bool:
+        """Whether a run is neither done in this sweep nor failed in it."""
+        return not self.runs[name].done and self.runs[name].status != "failed"
 
     def _note(self, name: str, status: Status, message: str = "") -> None:
         self.runs[name] = replace(self.runs[name], status=status, message=message)
