@@ -13,10 +13,10 @@ with ending_in_one_line():
         stop_with_parent()
 
     from cuda_train import distributed
-    from shared.cli.main import main
+    from shared.cli.main import run_process
 
 if __name__ == "__main__":
-    status = main(["train", *sys.argv[1:], "--engine", "torch"])
+    status = run_process(["train", *sys.argv[1:], "--engine", "torch"])
     if status == 0:
         distributed.disconnect()
     # Taking a process group apart whose other ranks are gone can hang or print a trace.

@@ -11,7 +11,7 @@ with ending_in_one_line():
         # Before MLX is imported: the launcher may be killed meanwhile.
         stop_with_parent()
 
-    from shared.cli.main import main
+    from shared.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:], "--engine", "mlx"]))
+    sys.exit(run_process(["train", *sys.argv[1:], "--engine", "mlx"]))

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from data import compressed
-from data.datasets import BUILTIN, build_builtin, load_manifest, verify_dataset
+from data.datasets import load_manifest, verify_dataset
 from data.folders import dataset_names, datasets_root
 from data.hub import SOURCES, import_from_hub
 from data.importers import allowed_files
 from data.importing import DEFAULT_HELDOUT_FRAC, import_dataset
+from data.making import BUILTIN, build_builtin
 from data.manifest import Manifest
 from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar

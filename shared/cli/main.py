@@ -17,6 +17,7 @@ from shared import __version__
 from shared.engine.ranks import let_rank_0_speak, own_rank
 from shared.errors import DeviceError, RanksError, UserError, nearest
 from shared.imports import import_by_name
+from shared.signals import end_soon_after_interrupt
 
 if TYPE_CHECKING:
     from shared.cli.command import Command
@@ -108,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"rank {own_rank()}: {type(error).__name__}: {error}", status=1)
 
 
+def run_process(argv: Sequence[str] | None = None) -> int:
+    """`main`, where it is all that the process does: after Ctrl-C no library keeps it for long."""
+    end_soon_after_interrupt("" if own_rank() else "bytetwin: interrupted\n")
+    return main(argv)
+
+
 def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
     """The parser of a command line, with the arguments of the command named in it, and that command."""
     parser = Parser(
@@ -147,4 +154,4 @@ def _fail(message: str, status: int = 2) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process())

@@ -10,8 +10,8 @@ from types import FrameType
 def main() -> int:
     """Run the command line of this process; returns the exit status."""
     with ending_in_one_line():
-        from shared.cli.main import main as run
-    return run()
+        from shared.cli.main import run_process
+    return run_process()
 
 
 @contextlib.contextmanager

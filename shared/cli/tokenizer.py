@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from data.datasets import make_missing
 from data.encoding import encode_dataset
+from data.making import make_missing
 from data.tokenizer import Tokenizer, find_tokenizer, tokenizer_names, tokenizers_folder
 from data.tokenizer_training import Normalisation, train_tokenizer
 from shared.cli.command import CommandResult, console, positive, result_console, say

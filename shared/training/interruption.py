@@ -1,8 +1,7 @@
 """SIGINT, SIGTERM and SIGHUP: the first asks the run to stop after the current step, the second ends the process at
 once.
 
-Python runs signal handlers between two of its own instructions only, so not before a long step is over. A
-thread therefore reads the signals from the wake-up descriptor, which the interpreter writes to immediately.
+A thread hears them (shared.signals), because a handler of Python does not run before a long step is over.
 SIGTERM announces that the machine will be taken away, so it comes with a deadline: a process that is still busy then
 (a collective waits for a rank that is gone) ends at once. All files are written atomically, so that damages nothing.
 SIGHUP says that the terminal is gone and is taken for SIGTERM, except that it is never the second signal, because some
@@ -21,12 +20,11 @@ from typing import Any
 
 from shared.engine.protocol import NonFiniteError
 from shared.errors import DeviceError, UserError
+from shared.signals import BRIEF_GRACE_S, end_process, heard
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Spot machines give 30 s or more between the notice and the end.
 GRACE_S = 20.0
-# The same while there is nothing to save.
-BRIEF_GRACE_S = 2.0
 ENDED = "ended at once; files saved before are intact"
 
 
@@ -47,8 +45,9 @@ class Interruption:
         self.signal_number: int | None = None
         self.last_words = ""
         self._previous: dict[int, Any] = {}
-        self._previous_wakeup = self._writer = -1
-        self._watcher: threading.Thread | None = None
+        self._hearing = contextlib.ExitStack()
+        # Signals but for SIGHUP that have been heard.
+        self._seen = 0
         self._deadline: threading.Timer | None = None
         self._brief = False
         # Taken by whoever comes first: a signal, a request of another process, or the end.
@@ -109,22 +108,15 @@ class Interruption:
     def __enter__(self) -> Interruption:
         # Python allows handlers in the main thread only; elsewhere signals keep their effect.
         if threading.current_thread() is threading.main_thread():
-            reader, self._writer = os.pipe()
-            os.set_blocking(self._writer, False)
-            self._watcher = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
-            self._watcher.start()
-            self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            heard = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
-            self._previous = {number: signal.signal(number, self._remember) for number in heard}
+            self._hearing.enter_context(heard(self._on_signal))
+            known = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._remember) for number in known}
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._watcher is not None:
-            signal.set_wakeup_fd(self._previous_wakeup)
-            os.close(self._writer)
-            self._watcher.join()
+        self._hearing.close()
         self._first.acquire(blocking=False)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -133,29 +125,20 @@ class Interruption:
         if self.signal_number is None:
             self.signal_number = number
 
-    def _watch(self, reader: int) -> None:
-        """Read one byte a signal until the other end is closed."""
-        seen = 0
-        while received := os.read(reader, 1):
-            if received[0] not in SIGNALS:
-                continue
-            seen += received[0] != signal.SIGHUP
-            if seen > 1:
-                # Behind the ^C that a terminal shows.
-                self._write(f"\n{self.last_words}" if os.isatty(2) else self.last_words)
-                os._exit(128 + received[0])
-            self.request(received[0])
-        os.close(reader)
+    def _on_signal(self, number: int) -> None:
+        if number not in SIGNALS:
+            return
+        self._seen += number != signal.SIGHUP
+        if self._seen > 1:
+            # Behind the ^C that a terminal shows.
+            self._end(128 + number, f"\n{self.last_words}" if os.isatty(2) else self.last_words)
+        self.request(number)
 
     def _give_up(self, grace_s: float) -> None:
         """The deadline has passed."""
         name = signal.Signals(self.exit_status - 128).name
         end = self.last_words.removeprefix("bytetwin: ") or f"{ENDED}\n"
-        self._write(f"bytetwin: still busy {grace_s:g} s after {name}, {end}")
-        os._exit(self.exit_status)
+        self._end(self.exit_status, f"bytetwin: still busy {grace_s:g} s after {name}, {end}")
 
-    def _write(self, line: str) -> None:
-        """Not through sys.stderr: another thread may hold its lock for ever."""
-        if not self.quiet:
-            with contextlib.suppress(OSError):
-                os.write(2, line.encode(errors="backslashreplace"))
+    def _end(self, status: int, line: str) -> None:
+        end_process(status, "" if self.quiet else line)

@@ -209,15 +209,17 @@ def _finish_in(opened: OpenRun, outcome: Outcome) -> RunResult:
     assert outcome.validation is not None
     finished = None
     try:
-        with opened.interruption.expected():
+        # All that was trained is in the last checkpoint, and a score resumes where its state was written last.
+        with opened.interruption.nothing_to_save(), opened.interruption.expected():
             finished = finish_run(opened, outcome.validation)
             finished = add_compressors(opened, finished)
     except StopRequested:
-        missing = "training is done, the artifact is not scored yet"
-        if finished is not None:
-            missing = "the run is finished, its score lacks the general compressors"
-        stopped = replace(outcome, status="interrupted", message=missing)
-        return RunResult(opened.run, stopped, finished, opened.interruption.exit_status)
+        if finished is None or not finished.score.compressors:
+            missing = "training is done, the artifact is not scored yet"
+            if finished is not None:
+                missing = "the run is finished, its score lacks the general compressors"
+            stopped = replace(outcome, status="interrupted", message=missing)
+            return RunResult(opened.run, stopped, finished, opened.interruption.exit_status)
     except DeviceError as error:
         message = f"{error}; training is done, the artifact is not scored yet"
         return RunResult(opened.run, replace(outcome, status="failed", message=message, device_failed=True), None, 1)

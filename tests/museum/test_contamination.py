@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.datasets import make_missing
+from data.making import make_missing
 from shared.cli.main import main
 from shared.preflight.data_rows import overlap_row
 from shared.spec import load_spec

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from data.datasets import make_missing, open_split
+from data.datasets import open_split
+from data.making import make_missing
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.artifact.calibration import (
     CALIBRATION_KEY,

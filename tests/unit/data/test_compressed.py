@@ -18,7 +18,7 @@ import zstandard
 from data import builtin, compressed, compressors
 from data.compressed import find_results
 from data.compressors import CompressorResult, compressor_results
-from data.datasets import build_builtin
+from data.making import build_builtin
 from shared.cli.main import main
 from shared.errors import DataError
 from tests import ROOT

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.datasets import make_missing
+from data.making import make_missing
 from shared.artifact import read_artifact, write_artifact
 from shared.artifact.calibration import CALIBRATION_KEY, CalibrationRecord
 from shared.engine.leader import LeadingEngine, follow

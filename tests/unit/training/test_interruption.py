@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from shared.training.interruption import BRIEF_GRACE_S, GRACE_S, Interruption, StopRequested
+from shared.signals import BRIEF_GRACE_S
+from shared.training.interruption import GRACE_S, Interruption, StopRequested
 from tests.processes import WAIT_S, started
 
 

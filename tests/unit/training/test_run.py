@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from data.compressed import measure_heldout
-from data.datasets import make_missing
+from data.making import make_missing
 from shared.artifact import read_artifact
 from shared.errors import RunError
 from shared.runs.checkpoints import CheckpointStore, signed
@@ -24,11 +25,13 @@ from shared.scoring.checks import Check
 from shared.scoring.document import read_score
 from shared.spec import load_spec, spec_id
 from shared.tolerances import PACKING_BPB
-from shared.training.finish import Finished, Packing, find_problems
+from shared.training.finish import Finished, OpenRun, Packing, find_problems
+from shared.training.interruption import ENDED
 from shared.training.run import RunResult, train_run
 from tests.command_line import CommandLine, set_words
 from tests.fake_study import edited, events_of, read_json
 from tests.fake_training import SHORT, RecordingObserver, tiny_spec
+from tests.processes import WAIT_S
 
 WORDS = ["train", "tiny", "--engine", "mlx", *set_words("training.compile=false", *SHORT), "--runs-dir"]
 
@@ -50,7 +53,7 @@ class Trained:
         return self.result.finished
 
 
-def train(runs: Path, on_event: Callable[[str, int], None] = lambda name, step: None, **options: bool) -> Trained:
+def train(runs: Path, on_event: Callable[[str, int], None] = lambda name, step: None, **options: Any) -> Trained:
     """Train, or resume, the run `a`."""
     observer = RecordingObserver(on_event)
     return Trained(train_run(tiny_spec(*SHORT), "mlx", observer, runs_dir=runs, run_name="a", **options), observer)
@@ -237,6 +240,27 @@ def test_a_signal_while_finishing_is_not_lost(tmp_path: Path) -> None:
             assert not (tmp_path / "a" / "score.json").exists()
     assert result.exit_status == 0 and result.finished is not None
     assert (tmp_path / "a" / "score.json").exists()
+
+
+def test_finishing_is_ended_where_it_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost with it, so that a library is not waited for."""
+    ended: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def end_process(status: int, words: str) -> None:
+        ended.append((status, words))
+        done.set()
+
+    def hang(opened: OpenRun, unpacked: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert done.wait(WAIT_S)
+
+    monkeypatch.setattr("shared.training.interruption.BRIEF_GRACE_S", 0.01)
+    monkeypatch.setattr("shared.training.interruption.end_process", end_process)
+    monkeypatch.setattr("shared.training.run.finish_run", hang)
+    trained = train(tmp_path, resume_command=lambda name: f"resume {name}")
+    assert ended == [(130, "bytetwin: still busy 0.01 s after SIGINT, " + ENDED + "; resume with: resume a\n")]
+    assert trained.result.exit_status == 130 and trained.result.outcome.status == "interrupted"
 
 
 def test_a_checkpoint_whose_loader_stands_elsewhere_is_refused(tmp_path: Path) -> None:
