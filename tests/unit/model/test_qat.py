@@ -204,6 +204,19 @@ def test_switching_it_on_acts_in_a_compiled_function(name: str, form: str, trace
     assert check_qat_acts(engine, symbols(engine.spec)).passed
 
 
+@every_form
+def test_a_run_of_no_step_at_all_is_judged(form: str):
+    """Behind the zeros that many matrices begin with, rounding changes no loss."""
+    spec = qat(form, "artifact.matrix.bits=8", "model.decoder.kind=linear")
+    engine, x = started("mlx", spec), symbols(spec)
+    engine.initialise(initial_weights(spec))
+    losses = [
+        engine.gradients(x, step_hyperparameters(spec, 0, 0.0).with_run({QAT: acting}))[0] for acting in (0.0, 1.0)
+    ]
+    check = check_qat_acts(engine, x)
+    assert losses[0] == losses[1] and check.passed, check.detail
+
+
 @pytest.mark.parametrize(("compiled", "acts"), [(True, False), (False, True)])
 def test_a_flag_in_a_class_never_acts_once_compiled(monkeypatch: pytest.MonkeyPatch, compiled: bool, acts: bool):
     """The museum's exhibit: without compilation it works, so nobody noticed."""
