@@ -15,8 +15,6 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-import brotli
-
 
 class Modules(MetaPathFinder, InspectLoader):
     """Imports modules from texts in memory. Their files are named as if the script were a folder, like those in a zip
@@ -45,9 +43,18 @@ class Modules(MetaPathFinder, InspectLoader):
         return self.texts[fullname]
 
 
-def start(script: str, code: str, entry: str, engine: str, spec: str) -> None:
-    """Run `main` of the entry module and end the process with its status. `code` has one character for each byte of
-    brotli of name, text, name, text, ... with zero bytes between."""
-    parts = brotli.decompress(code.encode("latin-1")).decode().split("\0")
-    sys.meta_path.insert(0, Modules(script, dict(zip(parts[::2], parts[1::2], strict=True))))
-    sys.exit(importlib.import_module(entry).main(sys.argv[1:], engine, spec))
+def start(script: str, head: str, code: str, entry: str, engine: str, spec: str) -> None:
+    """Run `main` of the entry module and end the process with its status, which is 2 where a package is missing that
+    `head` names. `code` has one character for each byte of brotli of name, text, name, text, ... with zero bytes
+    between."""
+    try:
+        import brotli
+
+        parts = brotli.decompress(code.encode("latin-1")).decode().split("\0")
+        sys.meta_path.insert(0, Modules(script, dict(zip(parts[::2], parts[1::2], strict=True))))
+        status = importlib.import_module(entry).main(sys.argv[1:], engine, spec)
+    except ModuleNotFoundError as error:
+        needed = " ".join(f'"{line.strip()}"' for line in head.split("\n") if "==" in line)
+        print(f"{error}; this file needs: python -m pip install {needed}", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -8,6 +8,7 @@ from functools import cache
 
 import brotli
 
+from data.builtin import NAME as BUILTIN
 from shared.engine.registry import ENGINES
 from shared.script.emit import emit
 from shared.script.memory import recall, remember, source_hash
@@ -18,7 +19,7 @@ from shared.spec import Spec, spec_to_short_toml
 # The modules whose `main` a script runs.
 TRAIN_ENTRY, SCORE_ENTRY = "shared.standalone.train", "shared.standalone.score"
 # What a script has in place of modules that it can do without: it counts itself, its datasets are beside it,
-# torchrun launches it, it codes and writes no text symbol by symbol and leaves no page for a browser.
+# torchrun launches it, it codes and writes no text symbol by symbol, times no steps and leaves no page for a browser.
 REPLACED = {
     "shared.script.build": "",
     "shared.user_folders": "def user_data_folder():pass",
@@ -29,7 +30,13 @@ REPLACED = {
     "cuda_train.float64_ops": "",
     "mlx_train.float64_ops": "",
     "shared.views.report": "def write_report(run): pass",
+    "shared.training.profiling": "from contextlib import nullcontext\n"
+    "def profiled(engine,*_):return nullcontext(engine)",
+    "cuda_train.profiler": "make_profiler=None",
+    "mlx_train.profiler": "make_profiler=None",
 }
+# What a script of a spec with datasets of its own has in place of what makes the built-in ones.
+MAKES_NO_TEXT = {"data.making": "def make_missing(_):pass"}
 # What a script of a spec without adaptation has in place of what learns from scored text.
 NEVER_ADAPTS = {
     "shared.scoring.adaptation": "from shared.scoring.bits_per_byte import score_by_spec\n"
@@ -45,6 +52,16 @@ NEVER_ADAPTS = {
     " model_config=ConfigDict(extra='ignore')\n kind:Literal['none']='none'\n is_on:Literal[False]=False\n"
     "def named_adaptation(values):return values",
 }
+# What belongs to an engine and no script calls.
+NEVER_CALLED = frozenset(
+    {
+        "cuda_train.compiling:keep_compiled",
+        "cuda_train.device:gpu_environments",
+        "cuda_train.device:matrix_product_flops_per_s",
+        "mlx_train.device:keep_compiled",
+        "mlx_train.device:matrix_product_flops_per_s",
+    }
+)
 # What a script that only scores a fixed predictor never calls.
 NEVER_TRAINS = frozenset(
     {
@@ -79,6 +96,8 @@ REQUIREMENTS = {
     "torch": ("torch==2.13.0",),
     "zstandard": ("zstandard==0.25.0",),
 }
+# Imported where a text of tokens is opened.
+READS_TOKENS = "sentencepiece==0.2.3"
 # Comes with torch where it is used at all.
 UNASKED = {"triton"}
 
@@ -116,28 +135,27 @@ def training_script(engine: str, spec: Spec) -> bytes:
     usage = TRAIN_USAGE + ("" if ENGINES[engine].launcher else LAUNCHER)
     lines = (line.encode("unicode_escape").decode() for line in spec_to_short_toml(spec).split("\n"))
     escaped = "\n".join(lines).replace("'", "\\'")
-    adapts = spec.evaluation.adaptation.is_on
-    return _script(TRAIN_ENTRY, engine, adapts, title, usage, SPEC.format(spec=escaped), "SPEC")
+    return _script(TRAIN_ENTRY, engine, spec, title, usage, SPEC.format(spec=escaped), "SPEC")
 
 
-def scoring_script(engine: str, adapts: bool = False) -> bytes:
-    """The file that scores an artifact on an engine, or with "numpy" on none; `adapts`: also one whose spec has an
-    adaptation."""
+def scoring_script(engine: str, spec: Spec) -> bytes:
+    """The file that scores artifacts of a spec, and others with its vocabulary and no other need of adaptation, on an
+    engine, or with "numpy" on none."""
     title = f"Scores a packed language model on {engine}, in bits per byte."
-    return _script(SCORE_ENTRY, engine, adapts, title, SCORE_USAGE)
+    return _script(SCORE_ENTRY, engine, spec, title, SCORE_USAGE)
 
 
 def training_requirements(engine: str, spec: Spec) -> list[str]:
     """What to install for the file of `training_script`, as pip reads it."""
-    return _code(TRAIN_ENTRY, engine, spec.evaluation.adaptation.is_on)[1]
+    return _code_of(TRAIN_ENTRY, engine, spec)[1]
 
 
-def _script(entry: str, engine: str, adapts: bool, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
-    """The whole file; `spec` is the statement that binds `name` to a spec."""
-    code, packages = _code(entry, engine, adapts)
+def _script(entry: str, engine: str, of: Spec, title: str, usage: str, spec: str = "", name: str = "''") -> bytes:
+    """The whole file for a spec; `spec` is the statement that binds `name` to its text."""
+    code, packages = _code_of(entry, engine, of)
     head = HEAD.format(title=title, packages="\n    ".join(packages), usage=usage)
     # A traceback shows the line of the call, so the code is not in it.
-    start = f'if __name__=="__main__":start(__file__,CODE,"{entry}","{engine}",{name})\n'
+    start = f'if __name__=="__main__":start(__file__,__doc__,CODE,"{entry}","{engine}",{name})\n'
     return f'{head}{spec}{emit(boot("start"))}CODE="{_quoted(code)}"\n{start}'.encode("latin-1")
 
 
@@ -163,14 +181,23 @@ def boot(word: str) -> ast.Module:
     return ast.Module(body, [])
 
 
+def _code_of(entry: str, engine: str, spec: Spec) -> tuple[bytes, list[str]]:
+    """(code, what to install) for a spec."""
+    makes_text = entry == TRAIN_ENTRY and any(
+        name.partition("-")[0] == BUILTIN for name in (spec.data.train, spec.data.heldout)
+    )
+    code, packages = _code(entry, engine, spec.evaluation.adaptation.is_on, makes_text)
+    return code, sorted([*packages, READS_TOKENS] if spec.vocabulary.reads_tokens else packages)
+
+
 @cache
-def _code(entry: str, engine: str, adapts: bool) -> tuple[bytes, list[str]]:
+def _code(entry: str, engine: str, adapts: bool, makes_text: bool) -> tuple[bytes, list[str]]:
     """(brotli of name, text, name, text, ... with zero bytes between, what to install) of all that an entry reaches."""
     roots = [(entry, "main")]
     if engine in ENGINES:
         roots.append((f"{ENGINES[engine].package}.package", "PACKAGE"))
-    replaced = REPLACED if adapts else REPLACED | NEVER_ADAPTS
-    idle = NEVER_TRAINS if entry == SCORE_ENTRY and not adapts else frozenset()
+    replaced = REPLACED | ({} if adapts else NEVER_ADAPTS) | ({} if makes_text else MAKES_NO_TEXT)
+    idle = NEVER_CALLED | (NEVER_TRAINS if entry == SCORE_ENTRY and not adapts else frozenset())
     key = source_hash(repr((roots, replaced, sorted(idle), REQUIREMENTS)))
     kept = recall(key)
     if kept is None:
@@ -189,4 +216,4 @@ def _made(roots: list[tuple[str, str]], replaced: dict[str, str], idle: frozense
         rename_locals(body, module.names, fixed, parameters=name.partition(".")[0] in ("shared", "data"))
         parts += [name, emit(ast.Module(body, []))]
     code = brotli.compress("\0".join(parts).encode(), quality=11, lgwin=24)
-    return code, sorted(line for package in reach.packages() - UNASKED for line in REQUIREMENTS[package])
+    return code, [line for package in reach.packages() - UNASKED for line in REQUIREMENTS[package]]

@@ -19,8 +19,8 @@ from shared.user_folders import user_cache_folder
 
 FOLDER = user_cache_folder() or Path(__file__).parent / "__pycache__"
 DIGEST_BYTES = 32
-# Three programs for each engine, of these sources and of those before.
-MOST_KEPT = 8
+# Six programs for each engine, and of these sources as of those before.
+MOST_KEPT = 16
 
 
 def source_hash(settings: str) -> str:

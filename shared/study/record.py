@@ -92,7 +92,7 @@ def scripts(results: Sequence[FinishedRun]) -> dict[str, bytes]:
     first, engine = results[0], trained_on(results)
     return {
         TRAIN_SCRIPT: training_script(engine, first.spec),
-        SCORE_SCRIPT: scoring_script(engine, first.spec.evaluation.adaptation.is_on),
+        SCORE_SCRIPT: scoring_script(engine, first.spec),
     }
 
 

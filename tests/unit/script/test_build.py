@@ -15,21 +15,23 @@ from shared.script import build
 from shared.script.running import running_script
 from shared.spec import load_spec, preset_names, spec_to_short_toml, stored_spec
 from tests import ROOT
+from tests.isolated import IsolatedPython, requirements_of
 from tests.processes import run_python
 
 DIGEST = """
 import hashlib
 from shared.script import build
+from shared.spec import load_spec
 build.recall = lambda key: None
 build.remember = lambda key, code, requirements: None
-print(hashlib.sha256(build.scoring_script("numpy")).hexdigest())
+print(hashlib.sha256(build.scoring_script("numpy", load_spec("tiny"))).hexdigest())
 """
 
 
 @pytest.mark.slow
 def test_the_same_sources_give_the_same_bytes() -> None:
     """Whatever the order of sets is in a process: what is kept was made in one of another order."""
-    kept = hashlib.sha256(build.scoring_script("numpy")).hexdigest()
+    kept = hashlib.sha256(build.scoring_script("numpy", load_spec("tiny"))).hexdigest()
     assert run_python(DIGEST, PYTHONHASHSEED="1").strip() == kept
 
 
@@ -38,11 +40,17 @@ def test_the_pins_are_those_of_the_project() -> None:
     extras = project["optional-dependencies"]
     ours = [line for lines in build.REQUIREMENTS.values() for line in lines]
     assert set(ours) <= {*project["dependencies"], *extras["mlx"], *extras["cuda"]}
+    assert build.READS_TOKENS in extras["data"]
     assert set(ours) >= {*extras["mlx"], *extras["cuda"]}
 
 
+def test_a_script_of_tokens_names_what_reads_them() -> None:
+    for name, reads in (("tiny", False), ("baseline", True)):
+        assert (build.READS_TOKENS in build.training_requirements("torch", load_spec(name))) == reads
+
+
 def test_the_head_is_for_people() -> None:
-    script = build.scoring_script("numpy")
+    script = build.scoring_script("numpy", load_spec("tiny"))
     lines = script.decode("latin-1").split("\n")
     assert lines[:2] == ["#!/usr/bin/env python3", "# coding: latin-1"]
     assert lines[2] == '"""Scores a packed language model on numpy, in bits per byte.'
@@ -52,11 +60,21 @@ def test_the_head_is_for_people() -> None:
     assert b"\0" not in script and b"\r" not in script
 
 
+def test_a_script_says_what_to_install(tmp_path: Path) -> None:
+    script = tmp_path / "score.py"
+    script.write_bytes(build.scoring_script("numpy", load_spec("baseline")))
+    done = IsolatedPython(tmp_path, tmp_path).run(script, "model.btw")
+    needed = " ".join(f'"{line}"' for line in requirements_of(script))
+    assert build.READS_TOKENS in needed and "numpy==" in needed
+    assert done.stderr == f"No module named 'brotli'; this file needs: python -m pip install {needed}\n"
+    assert done.returncode == 2 and not done.stdout
+
+
 def test_the_spec_in_a_script_is_the_spec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in preset_names():
         spec = load_spec(name)
         assert stored_spec(tomllib.loads(spec_to_short_toml(spec)), name) == spec
-    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts: (b"code", ["numpy"]))
+    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts, makes_text: (b"code", ["numpy"]))
     odd = load_spec("tiny", [r"""data.train="it's \\n\n \"\"\" '''\u00e9" """])
     path = tmp_path / "train.py"
     path.write_bytes(build.training_script("torch", odd))
@@ -70,8 +88,8 @@ def test_modules_in_a_script_show_their_lines(tmp_path: Path, monkeypatch: pytes
     script = tmp_path / "script.py"
     code = build.brotli.compress(b"odd_house\0\0odd_house.room\0def f():\n return 1\n", quality=0)
     code += bytes(range(256)) + b"\0\0001\\x00"
-    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts: (code, []))
-    script.write_bytes(build.scoring_script("numpy"))
+    monkeypatch.setattr(build, "_code", lambda entry, engine, adapts, makes_text: (code, []))
+    script.write_bytes(build.scoring_script("numpy", load_spec("tiny")))
     found = runpy.run_path(str(script), run_name="imported")
     assert found["CODE"].encode("latin-1") == code
     modules = found["Modules"](str(script), {"odd_house": "", "odd_house.room": "def f():\n return 1\n"})

@@ -60,7 +60,7 @@ def test_the_scripts_of_a_record_train_and_score_the_same_to_the_last_digit(
 
 def test_an_artifact_is_scored_without_any_framework(trained: Path, tmp_path: Path) -> None:
     script, text = tmp_path / "score.py", tmp_path / "text.txt"
-    script.write_bytes(scoring_script("numpy"))
+    script.write_bytes(scoring_script("numpy", load_spec("tiny")))
     text.write_bytes(bytes(range(32, 127)) * 3)
     link_packages(tmp_path / "packages", requirements_of(script))
     assert not (tmp_path / "packages/torch").exists() and not (tmp_path / "packages/mlx").exists()
