@@ -1,7 +1,8 @@
 """Confidence intervals: how far a score may be from the score on much more text of the same kind.
 
 Documents are independent, the symbols of one document are not, so the documents are the sample
-(docs/techniques.md 1.6). The score is a ratio of two sums over them.
+(docs/techniques.md 1.6). The score is a ratio of two sums over them. Measured, that holds for scores with adaptation
+too (records/2026-11-26-adaptation.md).
 """
 
 from __future__ import annotations
