@@ -69,7 +69,7 @@ ARROWS = {
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "plan": "errors spec model engine artifact runs preflight",
     "sinks": "errors runs spec",
-    "study": "errors files parsing spec data model optim engine script scoring runs training sinks",
+    "study": "errors files units parsing spec data model optim engine script scoring runs training sinks",
     "export": "errors files spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
     "bytetwin": "errors spec data engine scoring coding runs views training study sinks",
