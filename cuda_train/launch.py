@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shared.engine.ranks import MAX_RANKS, killer_in_words
 from shared.errors import UserError
+from shared.units import counted
 
 ALL_GPUS = "gpus"
 HOST = "127.0.0.1"
@@ -46,7 +47,7 @@ def resolve_ranks(wanted: str) -> int:
     if not wanted.isdecimal() or not 1 <= int(wanted) <= MAX_RANKS:
         raise UserError(f"--ranks {wanted}: must be a number from 1 to {MAX_RANKS}, or {ALL_GPUS} for every GPU")
     if gpus and int(wanted) > gpus:
-        raise UserError(f"--ranks {wanted}: this machine has {gpus} NVIDIA GPU{'s' if gpus > 1 else ''}")
+        raise UserError(f"--ranks {wanted}: this machine has {counted(gpus, 'NVIDIA GPU')}")
     return int(wanted)
 
 

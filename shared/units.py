@@ -20,6 +20,11 @@ def format_count(count: float) -> str:
     return _scaled(count).rstrip()
 
 
+def counted(number: int, unit: str) -> str:
+    """`1 symbol`, `5,000 symbols`."""
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
 def format_clock(seconds: float) -> str:
     """`0:42`, `12:05` or `1:02:03`: a clock on the screen."""
     whole = max(0, round(seconds))

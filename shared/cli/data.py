@@ -24,6 +24,7 @@ from shared.cli.command import CommandResult, console, result_console, say
 from shared.cli.scoring import progress_bar
 from shared.cli.tables import make_table
 from shared.errors import DataError
+from shared.units import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +160,7 @@ def download(source: str, tokenizer: str, shards: int, name: str | None = None, 
     compressors = measure_heldout(result.manifest.name)
     described = show_dataset(out, result.manifest)
     if result.empty_documents:
-        out.print(f"{result.empty_documents} empty documents left out")
+        out.print(f"{counted(result.empty_documents, 'empty document')} left out")
     if result.unfinished_documents:
         out.print("dropped the last training document: it continues in the next shard")
     return CommandResult(

@@ -41,6 +41,7 @@ from shared.scoring.duration import within
 from shared.scoring.evaluate import with_compressors
 from shared.scoring.resume import ScoreState
 from shared.training.own_score import replace_score, why_not_own
+from shared.units import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +153,8 @@ def score_lines(document: ScoreDocument) -> list[str]:
     lines = [
         document.confidence.text,
         f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
-        f"protocol: {document.symbols:,} symbols, each once, {document.windows_text}, engine {document.engine}",
+        f"protocol: {counted(document.symbols, 'symbol')}, each once, {document.windows_text}, "
+        f"engine {document.engine}",
     ]
     if document.chosen is not None:
         lines.append(f"weights: {document.chosen}")

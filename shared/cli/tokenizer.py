@@ -15,6 +15,7 @@ from shared.cli.command import CommandResult, console, positive, result_console,
 from shared.cli.data import add_action, measure_heldout, show_dataset
 from shared.cli.scoring import progress_bar
 from shared.cli.tables import make_table
+from shared.units import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,17 +88,17 @@ def encode(name: str, dataset: str, tokenizer_name: str, replace: bool = False) 
         result = encode_dataset(name, dataset, tokenizer, replace=replace, progress=progress)
     described = show_dataset(out, result.manifest)
     out.print(
-        f"{result.num_tokens:,} tokens for {result.text_bytes:,} bytes of text, "
+        f"{counted(result.num_tokens, 'token')} for {counted(result.text_bytes, 'byte')} of text, "
         f"{result.text_bytes / result.num_tokens:.4f} bytes each"
     )
     if result.changed_documents:
         say(
             out,
-            f"the tokenizer changed {result.changed_documents} documents: of {result.source_bytes:,} bytes "
+            f"the tokenizer changed {counted(result.changed_documents, 'document')}: of {result.source_bytes:,} bytes "
             f"{result.text_bytes:,} are left, and a score is per byte of these",
         )
     if result.empty_documents:
-        out.print(f"{result.empty_documents} documents without text left out")
+        out.print(f"{counted(result.empty_documents, 'document')} without text left out")
     compressors = measure_heldout(name)
     return CommandResult(
         {

@@ -9,6 +9,7 @@ from shared.runs.run_directory import RunDirectory
 from shared.runs.target import Target
 from shared.scoring.document import ScoreDocument, read_score
 from shared.spec import Spec, spec_id
+from shared.units import counted
 
 LIBRARIES = {"safetensors": "safetensors", "hf": "transformers", "mlx": "mlx"}
 USE = {
@@ -108,8 +109,10 @@ def _score_lines(score: ScoreDocument) -> list[str]:
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines += [
         f"- {confidence.text}. It is over documents: it does not say how runs with other seeds differ.",
-        f"- Text: {score.bytes:,} bytes in {score.documents:,} documents, {whole}; sha256 `{dataset.text_sha256}`.",
-        f"- Protocol: {score.symbols:,} symbols, each once, {score.windows_text}; {score.nats:.3f} nats in all.",
+        f"- Text: {counted(score.bytes, 'byte')} in {counted(score.documents, 'document')}, {whole}; "
+        f"sha256 `{dataset.text_sha256}`.",
+        f"- Protocol: {counted(score.symbols, 'symbol')}, each once, {score.windows_text}; "
+        f"{score.nats:.3f} nats in all.",
         f"- Scored: the {score.weights} weights, with {score.engine}. "
         + (f"{score.artifact_bytes:,} bytes of artifact" if score.artifact_bytes is not None else "Not packed")
         + f" and {score.code_bytes:,} of code, of {score.limit_bytes:,}.",

@@ -19,6 +19,7 @@ from shared.parity.gradient_checks import Tensors, oracle_loss
 from shared.parity.result import ParityRow, max_abs_difference, worst_relative_l2
 from shared.spec import Spec
 from shared.tolerances import LOSS_CURVE_ABS, PARAMETERS_REL
+from shared.units import counted
 
 UPDATE_STEPS = 10
 
@@ -168,7 +169,7 @@ def _numbers(spec: Spec, step: int) -> StepNumbers:
 
 def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> ParityRow:
     steps = min(UPDATE_STEPS, len(left.losses))
-    check = f"parameters after {steps} step{'s' if steps > 1 else ''}"
+    check = f"parameters after {counted(steps, 'step')}"
     broken = left.broken or right.broken
     if broken:
         worst = f"{_described(spec, broken)}, not a number"
@@ -179,7 +180,7 @@ def _parameter_row(spec: Spec, pair: str, left: ShortRun, right: ShortRun) -> Pa
 
 def _loss_row(left: ShortRun, right: ShortRun, pair: str) -> ParityRow:
     measured, (step,) = max_abs_difference(left.losses, right.losses)
-    check = f"loss curve, {len(left.losses)} steps"
+    check = f"loss curve, {counted(len(left.losses), 'step')}"
     return ParityRow(check, pair, measured, LOSS_CURVE_ABS, "nats", f"step {step + 1}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import UserError
+from shared.units import counted
 
 ALL_GPUS = "gpus"
 MOST_JOBS = 64
@@ -69,7 +70,7 @@ def places(jobs: str, threads: int | None, gpus: Sequence[Mapping[str, str]]) ->
     else:
         raise UserError(f"--jobs {jobs}: must be a number from 1 to {MOST_JOBS}, or {ALL_GPUS} for one on each GPU")
     if gpus and number > len(gpus):
-        raise UserError(f"--jobs {jobs}: this machine has {len(gpus)} NVIDIA GPU{'s' if len(gpus) > 1 else ''}")
+        raise UserError(f"--jobs {jobs}: this machine has {counted(len(gpus), 'NVIDIA GPU')}")
     waiting = {} if number == 1 or gpus else SHARED_CORES
     return [
         Place({**waiting, **(gpus[job] if gpus else {}), **_thread_variables(threads)}, _share(cores, job, threads))

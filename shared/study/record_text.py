@@ -18,6 +18,7 @@ from shared.script.build import training_requirements
 from shared.spec import QuantiserSpec, Spec
 from shared.study.record import PREFLIGHT_FILE, SCORE_SCRIPT, TRAIN_SCRIPT, deviation, trained_on
 from shared.study.significance import Significance
+from shared.units import counted
 
 LEVEL = 0.99
 
@@ -90,10 +91,10 @@ def _protocol(results: Sequence[FinishedRun]) -> list[str]:
     whole = "all of it" if score.dataset.complete else "a fixed sample of its documents"
     others = ", ".join(f"{name} {item.bpb:.4f}" for name, item in score.compressors.items())
     facts = [
-        f"Text: held-out part of {score.dataset.name}, {whole}: {score.bytes:,} bytes, {score.documents:,} documents, "
-        f"sha256 {score.dataset.scored_sha256}",
-        f"Protocol: {score.symbols:,} symbols, each once, {score.windows_text}, the packed weights read back from "
-        "artifact.btw",
+        f"Text: held-out part of {score.dataset.name}, {whole}: {counted(score.bytes, 'byte')}, "
+        f"{counted(score.documents, 'document')}, sha256 {score.dataset.scored_sha256}",
+        f"Protocol: {counted(score.symbols, 'symbol')}, each once, {score.windows_text}, the packed weights "
+        "read back from artifact.btw",
     ]
     if others:
         facts.append(f"The same text with general compressors, bits per byte: {others}")

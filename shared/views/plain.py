@@ -9,7 +9,7 @@ from rich.console import Console
 
 from shared.runs.observer import RunStart, StepReport, ValidationReport
 from shared.spec import Spec
-from shared.units import format_bytes, format_clock, format_count, format_duration
+from shared.units import counted, format_bytes, format_clock, format_count, format_duration
 from shared.views.stage_clock import PROGRESS_EVERY_S, StageClock, notify
 
 STOP_NOTICE = "stopping once all is saved; a second signal ends the process at once"
@@ -96,16 +96,12 @@ def start_lines(start: RunStart) -> list[str]:
     ]
     for role, text in start.data.items():
         lines.append(
-            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {_documents(text['documents'])}, "
+            f"{role} {text['name']}: {format_bytes(text['bytes'])} in {counted(text['documents'], 'document')}, "
             f"sha256 {text['sha256'][:16]}"
         )
     if start.step:
         lines.append(f"resumed after step {start.step}")
     return lines
-
-
-def _documents(count: int) -> str:
-    return f"{count:,} document{'s' if count != 1 else ''}"
 
 
 def _length(spec: Spec) -> str:

@@ -65,18 +65,18 @@ ARROWS = {
     "runs": "errors files parsing spec data ops model optim engine artifact scoring",
     "views": "errors files units spec model engine artifact scoring runs",
     "training": "errors signals tolerances units spec data model optim engine artifact scoring runs views",
-    "parity": "errors tolerances spec data ops model optim engine artifact scoring",
+    "parity": "errors tolerances units spec data ops model optim engine artifact scoring",
     "preflight": "errors units spec data model optim engine artifact scoring runs training parity",
     "plan": "errors spec model engine artifact runs preflight",
     "sinks": "errors runs spec",
-    "study": "errors files units parsing spec data model optim engine script scoring runs training sinks",
-    "export": "errors files spec data model scoring runs script",
+    "study": "errors files parsing units spec data model optim engine script scoring runs training sinks",
+    "export": "errors files units spec data model scoring runs script",
     "standalone": "errors parsing spec data engine script artifact scoring views training",
     "bytetwin": "errors spec data engine scoring coding runs views training study sinks",
     "cli": "bytetwin errors files imports signals units spec data model optim engine artifact scoring coding runs "
     "views training parity preflight plan study sinks export",
     "mlx_train": "errors spec data ops model optim engine cli",
-    "cuda_train": "errors files tolerances spec data ops model optim engine cli",
+    "cuda_train": "errors files tolerances units spec data ops model optim engine cli",
 }
 
 

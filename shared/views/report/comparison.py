@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.runs.metrics import number
 from shared.spec.difference import SEED_KEY, fields
-from shared.units import format_clock
+from shared.units import counted, format_clock
 from shared.views.report.bars import Mark, mark_chart
 from shared.views.report.contents import ReportedRun
 from shared.views.report.markup import Element, element, section, table
@@ -72,7 +72,7 @@ def differences_section(runs: Sequence[ReportedRun]) -> Element:
 
 def _variant_name(runs: Sequence[ReportedRun]) -> str:
     more = len(runs) - 1
-    return runs[0].name + (f" and {more} more seed{'s' if more > 1 else ''}" if more else "")
+    return runs[0].name + (f" and {counted(more, 'more seed')}" if more else "")
 
 
 def _run_row(run: ReportedRun) -> tuple[str, ...]:

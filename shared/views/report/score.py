@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.runs.metrics import number
 from shared.runs.run_files import RunFiles
 from shared.scoring.document import CheckPart, ScoreDocument
-from shared.units import format_bytes
+from shared.units import counted, format_bytes
 from shared.views.report.bars import Bar, bar_chart, budget_chart
 from shared.views.report.markup import Child, Element, element, facts, section, share_text, table
 
@@ -30,12 +30,13 @@ def score_section(score: ScoreDocument) -> Element:
             [
                 (
                     "text",
-                    f"{dataset.name}: {score.bytes:,} bytes in {score.documents:,} documents, {whole}; "
-                    f"sha256 {dataset.scored_sha256}",
+                    f"{dataset.name}: {counted(score.bytes, 'byte')} in {counted(score.documents, 'document')}, "
+                    f"{whole}; sha256 {dataset.scored_sha256}",
                 ),
                 (
                     "protocol",
-                    f"{score.symbols:,} symbols, each scored once, {score.windows_text}, {score.weights} weights",
+                    f"{counted(score.symbols, 'symbol')}, each scored once, {score.windows_text}, "
+                    f"{score.weights} weights",
                 ),
             ]
         ),
