@@ -28,7 +28,9 @@ from shared.tolerances import PACKING_BPB
 from shared.training.finish import Finished, OpenRun, Packing, find_problems
 from shared.training.interruption import ENDED
 from shared.training.run import RunResult, train_run
+from shared.training.sources import open_sources
 from tests.command_line import CommandLine, set_words
+from tests.datasets import write_dataset
 from tests.fake_study import edited, events_of, read_json
 from tests.fake_training import SHORT, RecordingObserver, tiny_spec
 from tests.processes import WAIT_S
@@ -279,3 +281,12 @@ def test_a_run_that_no_gradient_reaches_ends_with_its_first_step(tmp_path: Path)
     outcome = train_run(spec, "torch", RecordingObserver(), runs_dir=tmp_path, run_name="none").outcome
     assert outcome.status == "failed" and outcome.step == 0
     assert "no gradient reaches what is trained (training.freeze 'base'" in outcome.message
+
+
+@pytest.mark.usefixtures("datasets")
+def test_bytes_per_symbol_are_those_of_the_training_text() -> None:
+    """Documents of 99 bytes have 100 symbols where a document begins with one of its own."""
+    write_dataset(train=[bytes([letter]) * 99 for letter in b"abcdefghij" * 10], heldout=[b"x" * 2000])
+    words = ("data.train=toy", "data.heldout=toy", "evaluation.val_symbols=640")
+    assert open_sources(tiny_spec(*words)).bytes_per_symbol == 1.0
+    assert open_sources(tiny_spec("vocabulary.kind=byte260", *words)).bytes_per_symbol == 0.99
