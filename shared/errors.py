@@ -51,16 +51,12 @@ def one_line(message: str) -> str:
     return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 155]} ... {line[-150:]}"
 
 
-# What pydantic calls a type, and what a file does.
-_TYPES = {"boolean": "true or false", "integer": "an integer", "number": "a number", "string": "a string"}
-_TYPES |= {"tuple": "a list", "list": "a list", "dictionary": "a table"}
-
-
 def problem_text(message: str) -> str:
     """What pydantic says of a value, in the words of our own messages: `must be ...`."""
-    message = message.replace("Input should be", "must be")
-    for theirs, ours in _TYPES.items():
-        message = message.replace(f"a valid {theirs}", ours)
+    message = message.replace("Input should be", "must be").replace("a valid boolean", "true or false")
+    message = (
+        message.replace("a valid tuple", "a list").replace("a valid integer", "an integer").replace("a valid ", "a ")
+    )
     return message[:1].lower() + message[1:]
 
 

@@ -192,7 +192,7 @@ def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
     for (role, row_length, coded), parameters in groups.items():
         first = parameters[0]
         features = role_features(spec, first, steps)
-        intercept, *slopes = calibration.roles[fitted_role(role, first, calibration.roles)]
+        intercept, *slopes = calibration.roles[fitted_role(role, first, spec, calibration.roles)]
         fitted = intercept + float(np.clip(features, low, high) @ slopes)
         large = 0.0
         if first.quantisation == "matrix":

@@ -66,6 +66,8 @@ NEVER_CALLED = frozenset(
 NEVER_TRAINS = frozenset(
     {
         "shared.model.training_loss:training_loss",
+        "shared.optim.rules:_adam",
+        "shared.optim.rules:_sgd",
         "shared.optim.update:optimizer_step",
         "shared.scoring.bits_per_byte:Tally.load_state",
         "shared.scoring.bits_per_byte:Tally.save_state",

@@ -97,16 +97,16 @@ def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
         ("layers.0.new.k_proj.weight", "matrix", "layers.attn.k_proj"),
         ("layers.0.new.in_proj.weight", "matrix", "layers.attn.v_proj"),
         ("new.weight", "matrix", "embed.patch_proj"),
-        ("ngram_embed.tables.2.weight", "embedding", "embed"),
+        ("ngram_embed.tables.2.weight", "embedding", "embed.tied"),
         ("new.experts.1.weight", "head", "head"),
         ("layers.1.new.gate.weight", "scalar", "layers.attn.q_proj"),
     ],
 )
 def test_a_tensor_that_no_fitted_model_had_is_like_one_of_theirs(name: str, group: Any, role: str) -> None:
-    """Whatever a technique calls it. A table beside a tied one is not tied."""
-    parameter = Parameter(name, (8, 8), ZEROS, group, "matrix")
-    raw = role_of(parameter, load_spec("bytes"))
-    assert raw not in CALIBRATION.roles and fitted_role(raw, parameter, CALIBRATION.roles) == role
+    """Whatever a technique calls it."""
+    spec, parameter = load_spec("bytes"), Parameter(name, (8, 8), ZEROS, group, "matrix")
+    raw = role_of(parameter, spec)
+    assert raw not in CALIBRATION.roles and fitted_role(raw, parameter, spec, CALIBRATION.roles) == role
 
 
 def test_many_weights_without_a_fit_are_said_to_be_outside() -> None:
