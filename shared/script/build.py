@@ -62,9 +62,14 @@ NEVER_CALLED = frozenset(
         "mlx_train.device:matrix_product_flops_per_s",
     }
 )
-# What a script that only scores a fixed predictor never calls.
+# What a script that only scores a fixed predictor, without an audit, never calls.
 NEVER_TRAINS = frozenset(
     {
+        "data.sketch:sketch_documents",
+        "data.sketch_file:stored_sketch",
+        # Of what an artifact lacks, the parts of auxiliary losses, none is a table of symbols.
+        "shared.model.bigrams:bigram_embedding",
+        "shared.model.initialise:overtone",
         "shared.model.training_loss:training_loss",
         "shared.optim.rules:_adam",
         "shared.optim.rules:_sgd",
