@@ -27,6 +27,9 @@ GRADIENT_OVER_ROUNDING = 4.0
 
 # The same for models with sharp attention (SHARP_GAIN): 1.4e-4 was the most in 360 random specs.
 GRADIENT_SHARP_REL = 3e-4
+# A gradient is zero if it is no more than this of the largest one: of attention to a single key some processors leave
+# rounding, 2e-11 beside 3e-4 where others leave zeros.
+GRADIENT_ZERO_REL = 2.0**-23
 
 # An input of relu this close to zero, relative to the root mean square at its position, is on no certain side
 # (shared.parity.held_kinks). Engines differ from the oracle by up to 5e-6 there, over 3 seeds of two specs and 200,000

@@ -149,12 +149,6 @@ def trained(name: str, spec: Spec, weights: Mapping[str, np.ndarray] | None = No
     return engine
 
 
-def without_gradient(engine: Engine) -> list[str]:
-    """Parameters whose gradient is zero everywhere."""
-    gradients = engine.gradients(symbols(engine.spec))[1]
-    return [name for name, gradient in gradients.items() if not np.abs(gradient).max() > 0.0]
-
-
 def oracle_params(spec: Spec, seed: int = 3) -> Tensors:
     """Random weights as the oracle reads them, float64."""
     return {name: NumpyOps().asarray(value) for name, value in random_weights(spec, seed).items()}

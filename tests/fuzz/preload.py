@@ -16,5 +16,6 @@ for name in COMMANDS:
 for package in (MLX, CUDA):
     package.make_ops()
 
-# Built once for all of them: no score of theirs is to wait for it.
-code_bytes(None, load_spec("tiny"))
+# Built once for all of them, with the built-in text and with another: no score of theirs is to wait for it.
+for overrides in ([], ["data.train=mine", "data.heldout=mine"]):
+    code_bytes(None, load_spec("tiny", overrides))

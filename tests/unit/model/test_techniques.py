@@ -8,12 +8,13 @@ import pytest
 from shared.artifact import pack_bytes, unpack_bytes
 from shared.engine.oracle import Oracle
 from shared.model import forward, parameter_manifest, random_weights, training_parameters
+from shared.scoring.gradient_check import without_gradient
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
 from shared.spec import Spec
 from shared.tolerances import CAUSALITY_ABS, ORACLE_OPERATION_REL
 from tests.implementations import assert_one_graph
-from tests.techniques import TECHNIQUES, every_engine, symbols, tiny, trained, without_gradient
+from tests.techniques import TECHNIQUES, every_engine, symbols, tiny, trained
 
 every_technique = pytest.mark.parametrize("technique", list(TECHNIQUES))
 
@@ -52,8 +53,9 @@ def test_causal_and_every_parameter_matters(technique: str) -> None:
 def test_every_parameter_learns_from_the_first_steps(technique: str, name: str) -> None:
     spec = tiny(*TECHNIQUES[technique])
     engine = trained(name, spec, steps=4)
-    assert set(engine.gradients(symbols(spec))[1]) == {each.name for each in training_parameters(spec)}
-    assert without_gradient(engine) == silent(spec)
+    gradients = engine.gradients(symbols(spec))[1]
+    assert set(gradients) == {each.name for each in training_parameters(spec)}
+    assert without_gradient(gradients) == silent(spec)
 
 
 @pytest.mark.slow
