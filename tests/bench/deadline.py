@@ -104,8 +104,9 @@ class IdleEngine(FakeEngine):
 @dataclass(frozen=True)
 class Ending:
     """How one run ended. `unused_steps` is the time left over the mean step, below 0 for a run that is late;
-    `foreseeable` says whether its last step was no slower than the slowest before it; `last_rate` is the factor on
-    the learning rates in its last step over that of a run of as many steps by steps."""
+    `foreseeable` says whether its last step was no slower than the slowest before it, without the first, which may
+    have compiled; `last_rate` is the factor on the learning rates in its last step over that of a run of as many steps
+    by steps."""
 
     kind: str
     step_s: float
@@ -144,7 +145,7 @@ def simulate(
         step_s,
         outcome.step,
         (limit_s - reserve_s - outcome.elapsed_s) / statistics.fmean(lengths),
-        lengths[-1] <= max(lengths[:-1], default=0.0),
+        lengths[-1] <= max(lengths[1:-1], default=0.0),
         rate / lr_factor(harness.spec.schedule, 1.0 - 1.0 / outcome.step),
     )
 

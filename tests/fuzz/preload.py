@@ -16,6 +16,7 @@ for name in COMMANDS:
 for package in (MLX, CUDA):
     package.make_ops()
 
-# Built once for all of them, with the built-in text and with another: no score of theirs is to wait for it.
-for overrides in ([], ["data.train=mine", "data.heldout=mine"]):
-    code_bytes(None, load_spec("tiny", overrides))
+# Built once for all of them, with and without the built-in text and adaptation: no score of theirs is to wait for it.
+for text in ([], ["data.train=mine", "data.heldout=mine"]):
+    for adaptation in ([], ["evaluation.adaptation.kind=score_first"]):
+        code_bytes(None, load_spec("tiny", text + adaptation))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import SpecError
@@ -64,10 +64,11 @@ def test_a_run_is_not_late_and_leaves_less_than_two_steps(kind: str, computes: b
     seed=st.integers(0, 1000),
     computes=st.booleans(),
 )
+@example(limit_s=1.0, reserve_frac=0.3, step_s=0.203125, spread=0.1875, seed=786, computes=True)
 def test_no_step_that_was_to_be_expected_ends_late(
     limit_s: float, reserve_frac: float, step_s: float, spread: float, seed: int, computes: bool
 ) -> None:
-    """A run is late only by a step that was slower than all before it, or by its only one."""
+    """A run is late only by a step that was slower than all before it but the first, or by its first or second."""
     assume(limit_s / step_s < 300)
 
     def jitter(rng: np.random.Generator, passed: float) -> float:
