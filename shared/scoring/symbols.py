@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from shared.scoring.bits_per_byte import read_windows
+from shared.scoring.excerpt import Excerpt
 from shared.scoring.windows import check_window, even_rows, plan_windows
 from shared.spec import Spec
 
@@ -20,14 +23,11 @@ def of_each_symbol(
     seq_len, evaluation = spec.model.seq_len, spec.evaluation
     check_window(seq_len, len(symbols))
     windows = plan_windows(len(symbols), seq_len, evaluation.stride_symbols if stride is None else stride)
+    text: Any = Excerpt("a text", symbols, np.zeros(len(symbols), bool), np.zeros(1, np.int64))
     rows = even_rows(len(windows), evaluation.batch_symbols // seq_len)
     found = []
     for first in range(0, len(windows), max(1, rows)):
         some = windows[first : first + rows]
-        x = np.zeros((rows, seq_len), np.int32)
-        for row, window in enumerate(some):
-            read = symbols[window.start : window.start + seq_len]
-            x[row, : len(read)] = read
-        for window, said in zip(some, ask(x), strict=False):
+        for window, said in zip(some, ask(read_windows(text, some, rows, seq_len)), strict=False):
             found.append(said[window.count_start - window.start : window.count_stop - window.start])
     return np.concatenate(found) if found else ask(np.zeros((1, seq_len), np.int32))[0, :0]
