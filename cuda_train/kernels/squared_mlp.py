@@ -39,12 +39,15 @@ class Tiles:
     group_rows: int = 8
     warps: int = 4
     # Steps whose operands are loaded ahead, and programs that share a multiprocessor, as far as its memory holds them.
-    stages: int = 4
-    per_processor: int = 1
+    stages: int = 3
+    per_processor: int = 2
+    # The columns of a tile are finished in so many pieces, a power of two: each needs memory beside the operands'.
+    pieces: int = 2
 
 
-# The fastest of those tried on an H200; `python -m tests.bench.gpu --only tiles` tries others.
-FORWARD, BACKWARD = Tiles(), Tiles(warps=8)
+# The fastest of those tried on an H200; `python -m tests.bench.gpu --only tiles` tries others. Two programs of these
+# fit the memory of a multiprocessor: one multiplies while the other writes its tile.
+FORWARD, BACKWARD = Tiles(), Tiles(inner=32, stages=4)
 # GPUs with the accelerator; on others the descriptors would be emulated, slowly.
 LEAST_CAPABILITY = (9, 0)
 
@@ -64,11 +67,11 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     block_columns: tl.constexpr,
     block_inner: tl.constexpr,
     group_rows: tl.constexpr,
+    piece: tl.constexpr,
 ):
     across: tl.constexpr = (columns + block_columns - 1) // block_columns
     down = tl.cdiv(rows, block_rows)
     in_group = group_rows * across
-    dtype = result.dtype
     for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
         group = tile // in_group
         first = group * group_rows
@@ -82,20 +85,41 @@ def _product_kernel(  # type: ignore[no-untyped-def]
                 total = tl.dot(a, right.load([start, column]), total)
             else:
                 total = tl.dot(a, right.load([column, start]).T, total)
-        if backward:
-            hidden = kept.load([row, column]).to(tl.float32)
-            if negative_slope == 0.0:
-                grad = 2.0 * tl.sqrt(hidden)
-            else:
-                grad = tl.where(hidden > 0.0, 2.0, 2.0 * negative_slope * negative_slope) * hidden
-            result.store([row, column], (total * grad).to(dtype))
+        _finish(total, kept, result, row, column, negative_slope, backward, block_columns, piece)
+
+
+@triton.jit
+def _finish(  # type: ignore[no-untyped-def]
+    total,
+    kept,
+    result,
+    row,
+    column,
+    negative_slope: tl.constexpr,
+    backward: tl.constexpr,
+    width: tl.constexpr,
+    piece: tl.constexpr,
+):
+    """Write a tile of so many columns, in pieces."""
+    if width > piece:
+        halves = tl.permute(tl.reshape(total, (total.shape[0], 2, width // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        _finish(left, kept, result, row, column, negative_slope, backward, width // 2, piece)
+        _finish(right, kept, result, row, column + width // 2, negative_slope, backward, width // 2, piece)
+    elif backward:
+        hidden = kept.load([row, column]).to(tl.float32)
+        if negative_slope == 0.0:
+            grad = 2.0 * tl.sqrt(hidden)
         else:
-            z = total.to(dtype)
-            if negative_slope != 0.0:
-                kept.store([row, column], z)
-            hidden = z.to(tl.float32)
-            hidden = tl.where(hidden > 0.0, hidden, negative_slope * hidden)
-            result.store([row, column], (hidden * hidden).to(dtype))
+            grad = tl.where(hidden > 0.0, 2.0, 2.0 * negative_slope * negative_slope) * hidden
+        result.store([row, column], (total * grad).to(result.dtype))
+    else:
+        z = total.to(result.dtype)
+        if negative_slope != 0.0:
+            kept.store([row, column], z)
+        hidden = z.to(tl.float32)
+        hidden = tl.where(hidden > 0.0, hidden, negative_slope * hidden)
+        result.store([row, column], (hidden * hidden).to(result.dtype))
 
 
 @torch.library.custom_op("bytetwin::squared_mlp", mutates_args=())
@@ -193,7 +217,8 @@ def _launch(
     if not left.numel():
         return
     inner, columns, tiles = left.shape[1], result.shape[1], BACKWARD if backward else FORWARD
-    tile = [tiles.rows, tiles.columns]
+    piece = tiles.columns // tiles.pieces
+    tile = [tiles.rows, piece]
     right_tile = [tiles.inner, tiles.columns] if backward else [tiles.columns, tiles.inner]
     described = (
         TensorDescriptor.from_tensor(left, [tiles.rows, tiles.inner]),
@@ -214,6 +239,7 @@ def _launch(
         block_columns=tiles.columns,
         block_inner=tiles.inner,
         group_rows=tiles.group_rows,
+        piece=piece,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

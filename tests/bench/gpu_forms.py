@@ -117,15 +117,16 @@ def mlp_tiles(settings: Settings, section: Section) -> None:
         torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
         for shape in ((settings.batch_symbols, dim), (hidden, dim), (dim, hidden))
     ]
-    # Two programs of these fit the memory of a multiprocessor: one multiplies while the other writes its tile.
-    two_forward = [Tiles(stages=2, per_processor=2), Tiles(inner=32, stages=4, per_processor=2)]
-    two_backward = [
-        Tiles(inner=32, warps=8, stages=3, per_processor=2),
-        Tiles(rows=64, stages=3, per_processor=2),
-        Tiles(columns=64, stages=3, per_processor=2),
-    ]
-    choices = {"FORWARD": [squared_mlp.FORWARD, *two_forward, Tiles(columns=256, warps=8, stages=3)]}
-    choices["BACKWARD"] = [squared_mlp.BACKWARD, *two_backward]
+    one = {"stages": 4, "per_processor": 1, "pieces": 1}
+    choices = {
+        "FORWARD": [squared_mlp.FORWARD, Tiles(warps=8), Tiles(pieces=4), Tiles(**one)],
+        "BACKWARD": [
+            squared_mlp.BACKWARD,
+            *(Tiles(pieces=4), Tiles(inner=32, stages=5), Tiles(inner=32, stages=5, pieces=4)),
+            Tiles(inner=32, warps=8, stages=3, pieces=1),
+            Tiles(**one, warps=8),
+        ],
+    }
     rows: list[tuple[Any, ...]] = [("MLP", "forward and backward, ms", "memory, MB")]
     for slope in (0.0,) if settings.quick else (0.0, 0.5):
         plain = functools.partial(TorchOps(device).leaky_relu_squared_mlp, negative_slope=slope)

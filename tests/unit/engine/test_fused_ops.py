@@ -232,10 +232,11 @@ SHARED_MEMORY_BYTES = 228 << 10
 for backward, tiles in ((False, squared_mlp.FORWARD), (True, squared_mlp.BACKWARD)):
     function, across = squared_mlp._product_kernel, [tiles.inner, tiles.columns]
     described = {"left": [tiles.rows, tiles.inner], "right": across if backward else across[::-1]}
-    described |= dict.fromkeys(["kept", "result"], [tiles.rows, tiles.columns])
+    piece = tiles.columns // tiles.pieces
+    described |= dict.fromkeys(["kept", "result"], [tiles.rows, piece])
     signature = {name: f"tensordesc<bf16{shape}>" for name, shape in described.items()} | {"rows": "i32"}
     sizes = {"columns": 1024, "inner": 512, "negative_slope": 0.5, "backward": backward, "group_rows": 8}
-    sizes |= {"block_rows": tiles.rows, "block_columns": tiles.columns, "block_inner": tiles.inner}
+    sizes |= {"block_rows": tiles.rows, "block_columns": tiles.columns, "block_inner": tiles.inner, "piece": piece}
     places = {(function.arg_names.index(name),): value for name, value in sizes.items()}
     source = ASTSource(function, {name: signature.get(name, "constexpr") for name in function.arg_names}, places)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
