@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_train import table_gradient
-from cuda_train.kernels import attention_heads, residual_norm, softcapped_cross_entropy, squared_mlp
+from cuda_train.kernels import attention_heads, normed_mlp, residual_norm, softcapped_cross_entropy, squared_mlp
 from cuda_train.plain_ops import DTYPES, ROTATION_POSITIONS, TorchOps, rotation_table
 from shared.ops import Array
 from shared.ops.composed import symbol_context_by_tables
@@ -62,6 +62,23 @@ class FusedTorchOps(TorchOps):
         if not residual_norm.can_fuse(x) or (added is None and mix is None):
             return super().residual_norm(x, added, first, mix, eps)
         return residual_norm.residual_norm(x, added, first, mix, eps)
+
+    def normed_mlp(
+        self,
+        x: Array,
+        added: Array,
+        up: Array,
+        down: Array,
+        negative_slope: float,
+        gain: Array,
+        norm_scale: float,
+        eps: float,
+    ) -> tuple[Array, Array]:
+        if not self._fuses_mlp or not squared_mlp.can_fuse(x, up) or not residual_norm.can_fuse(x):
+            return super().normed_mlp(x, added, up, down, negative_slope, gain, norm_scale, eps)
+        # Both factors multiply weights, which are smaller than what they multiply.
+        up, down = norm_scale * up, gain[:, None] * down
+        return normed_mlp.normed_mlp(x, added, up.to(x.dtype), down.to(x.dtype), negative_slope, eps)
 
     def attention_inputs(
         self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float

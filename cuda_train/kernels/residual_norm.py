@@ -39,13 +39,14 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     first,  # [R, D] or nothing
     mix,  # [2, D] float32 or nothing
     total,  # [R, D], written
-    normalised,  # [R, D], written
+    normalised,  # [R, D], written, or nothing
     scales,  # [R] float32, written: 1 / sqrt(mean(s^2) + eps)
     num_rows,
     eps,
     dim: tl.constexpr,
     has_added: tl.constexpr,
     has_mix: tl.constexpr,
+    normalises: tl.constexpr,
     block_rows: tl.constexpr,
     block_dim: tl.constexpr,
 ):
@@ -66,8 +67,9 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     s = stored.to(tl.float32)
     scale = tl.rsqrt(tl.sum(s * s, axis=1) / dim + eps)
     tl.store(total + offsets, stored, mask=inside)
-    result = (s * scale[:, None]).to(total.dtype.element_ty, fp_downcast_rounding="rtne")
-    tl.store(normalised + offsets, result, mask=inside)
+    if normalises:
+        result = (s * scale[:, None]).to(total.dtype.element_ty, fp_downcast_rounding="rtne")
+        tl.store(normalised + offsets, result, mask=inside)
     tl.store(scales + row, scale, mask=row < num_rows)
 
 
@@ -79,7 +81,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     mix,  # [2, D] float32 or nothing
     scales,  # [R] float32
     grad_total,  # [R, D]
-    grad_normalised,  # [R, D]
+    grad_normalised,  # [R, D]; where nothing is normalised times the scale of its row already
     grad_x,  # [R, D], written
     grad_first,  # [R, D], written with a mix
     grad_mix,  # [programs, 2, D] float32, written with a mix
@@ -87,6 +89,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     dim: tl.constexpr,
     has_added: tl.constexpr,
     has_mix: tl.constexpr,
+    normalises: tl.constexpr,
     block_rows: tl.constexpr,
     block_dim: tl.constexpr,
 ):
@@ -115,7 +118,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         grad_n = tl.load(grad_normalised + offsets, mask=inside, other=0.0).to(tl.float32)
         along = tl.sum(grad_n * normalised, axis=1)[:, None] / dim
         grad = tl.load(grad_total + offsets, mask=inside, other=0.0).to(tl.float32)
-        grad += scale * (grad_n - normalised * along)
+        through = grad_n - normalised * along
+        grad += scale * through if normalises else through
         if has_mix:
             grad_keep += grad * entered
             grad_again += grad * mixed_in
@@ -134,12 +138,8 @@ def _residual_norm(
     x: torch.Tensor, added: torch.Tensor | None, first: torch.Tensor | None, mix: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(s, n, 1 / sqrt(mean(s^2) + eps) [R] float32) of contiguous x, added and first [R, D] and mix [2, D] float32."""
-    total, normalised = torch.empty_like(x), torch.empty_like(x)
-    scales = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    if x.numel():
-        blocks = _blocks(x, added is not None, mix is not None)
-        grid = (triton.cdiv(x.shape[0], blocks["block_rows"]),)
-        _forward_kernel[grid](x, added, first, mix, total, normalised, scales, x.shape[0], eps, **blocks)
+    normalised = torch.empty_like(x)
+    total, scales = sums(x, added, first, mix, eps, normalised)
     return total, normalised, scales
 
 
@@ -163,18 +163,7 @@ def _residual_norm_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(gradient of x and of added [R, D], of first [R, D], of mix [2, D] float32); the last two are empty without
     a mix, and then x is the sum as it was stored."""
-    grad_x, programs = torch.empty_like(x), num_programs(x.device, PROGRAMS_PER_PROCESSOR)
-    if mix is None:
-        grad_first, grad_mix = x.new_empty(0), x.new_empty(0)
-    else:
-        grad_first = torch.empty_like(x)
-        grad_mix = torch.zeros((programs, *mix.shape), dtype=torch.float32, device=x.device)
-    if x.numel():
-        blocks = _blocks(x, added is not None, mix is not None)
-        blocks["num_warps"] = NUM_WARPS if mix is None else NUM_WARPS_OF_SUMS
-        arguments = (x, added, first, mix, scales, grad_total, grad_normalised, grad_x, grad_first, grad_mix)
-        _backward_kernel[(programs,)](*arguments, x.shape[0], **blocks)
-    return grad_x, grad_first, grad_mix if mix is None else grad_mix.sum(dim=0)
+    return gradients(x, added, first, mix, scales, grad_total, grad_normalised, normalises=True)
 
 
 @_residual_norm_backward.register_fake
@@ -222,18 +211,63 @@ def residual_norm(
     x: torch.Tensor, added: torch.Tensor | None, first: torch.Tensor | None, mix: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(s, n) of x, added and first [..., D] (float32 or bfloat16, `can_fuse`) and mix [2, D] float32."""
-
-    def rows(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.reshape(-1, x.shape[-1]).contiguous()
-
     mix = None if mix is None else mix.contiguous()
-    total, normalised, _ = _residual_norm(rows(x), rows(added), rows(first), mix, eps)
+    total, normalised, _ = _residual_norm(as_rows(x), as_rows(added), as_rows(first), mix, eps)
     return total.reshape(x.shape), normalised.reshape(x.shape)
 
 
-def _blocks(x: torch.Tensor, has_added: bool, has_mix: bool) -> dict[str, Any]:
+def sums(
+    x: torch.Tensor,
+    added: torch.Tensor | None,
+    first: torch.Tensor | None,
+    mix: torch.Tensor | None,
+    eps: float,
+    normalised: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(s, 1 / sqrt(mean(s^2) + eps) [R] float32) by the forward kernel, which writes n where it is given a place."""
+    total, scales = torch.empty_like(x), torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    if x.numel():
+        blocks = _blocks(x, added, mix, normalised is not None)
+        grid = (triton.cdiv(x.shape[0], blocks["block_rows"]),)
+        _forward_kernel[grid](x, added, first, mix, total, normalised, scales, x.shape[0], eps, **blocks)
+    return total, scales
+
+
+def gradients(
+    x: torch.Tensor,
+    added: torch.Tensor | None,
+    first: torch.Tensor | None,
+    mix: torch.Tensor | None,
+    scales: torch.Tensor,
+    grad_total: torch.Tensor,
+    grad_normalised: torch.Tensor,
+    *,
+    normalises: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `_residual_norm_backward` gives. Where n was not written, `grad_normalised` is times `scales` already."""
+    grad_x, programs = torch.empty_like(x), num_programs(x.device, PROGRAMS_PER_PROCESSOR)
+    if mix is None:
+        grad_first, grad_mix = x.new_empty(0), x.new_empty(0)
+    else:
+        grad_first = torch.empty_like(x)
+        grad_mix = torch.zeros((programs, *mix.shape), dtype=torch.float32, device=x.device)
+    if x.numel():
+        blocks = _blocks(x, added, mix, normalises)
+        blocks["num_warps"] = NUM_WARPS if mix is None else NUM_WARPS_OF_SUMS
+        arguments = (x, added, first, mix, scales, grad_total, grad_normalised, grad_x, grad_first, grad_mix)
+        _backward_kernel[(programs,)](*arguments, x.shape[0], **blocks)
+    return grad_x, grad_first, grad_mix if mix is None else grad_mix.sum(dim=0)
+
+
+def as_rows(values: torch.Tensor | None) -> torch.Tensor | None:
+    """Contiguous [R, D] of [..., D]."""
+    return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
+
+
+def _blocks(x: torch.Tensor, added: torch.Tensor | None, mix: torch.Tensor | None, normalises: bool) -> dict[str, Any]:
     """Keyword arguments of a kernel for x [R, D]: whole rows, several at a time."""
     block_dim = triton.next_power_of_2(x.shape[1])
     block_rows = max(1, BLOCK_NUMBERS // block_dim)
     shape = {"dim": x.shape[1], "block_rows": block_rows, "block_dim": block_dim}
-    return {**shape, "has_added": has_added, "has_mix": has_mix, "num_warps": NUM_WARPS}
+    given = {"has_added": added is not None, "has_mix": mix is not None, "normalises": normalises}
+    return {**shape, **given, "num_warps": NUM_WARPS}

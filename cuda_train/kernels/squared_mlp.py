@@ -58,6 +58,7 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     right,  # descriptor of [N, K], or of [K, N] for the backward pass
     kept,  # descriptor of [R, N]: z, or a without a negative slope; z is written forward, either is read backward
     result,  # descriptor of [R, N], written
+    scales,  # [R] float32, of each row's product, or nothing
     rows,
     columns: tl.constexpr,
     inner: tl.constexpr,
@@ -85,6 +86,9 @@ def _product_kernel(  # type: ignore[no-untyped-def]
                 total = tl.dot(a, right.load([start, column]), total)
             else:
                 total = tl.dot(a, right.load([column, start]).T, total)
+        if scales is not None:
+            at = row + tl.arange(0, block_rows)
+            total *= tl.load(scales + at, mask=at < rows, other=0.0)[:, None]
         _finish(total, kept, result, row, column, negative_slope, backward, block_columns, piece)
 
 
@@ -128,8 +132,7 @@ def _squared_mlp(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y [R, D], z [R, F], a [R, F]) of contiguous x [R, D], up [F, D], down [D, F], all of one dtype; z is empty
     without a negative slope."""
-    z, a = _hidden(x, up, negative_slope)
-    _launch(x, up, z, a, negative_slope, backward=False)
+    z, a = hidden(x, up, None, negative_slope)
     return a @ down.T, z, a
 
 
@@ -137,7 +140,7 @@ def _squared_mlp(
 def _(
     x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty((x.shape[0], down.shape[0])), *_hidden(x, up, negative_slope)
+    return x.new_empty((x.shape[0], down.shape[0])), *no_hidden(x, up, negative_slope)
 
 
 @torch.library.custom_op("bytetwin::squared_mlp_backward", mutates_args=())
@@ -151,8 +154,7 @@ def _squared_mlp_backward(
     negative_slope: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of x, up and down."""
-    grad_z = torch.empty_like(a)
-    _launch(grad_y, down, z if negative_slope else a, grad_z, negative_slope, backward=True)
+    grad_z = hidden_gradient(grad_y, down, z, a, None, negative_slope)
     return grad_z @ up, grad_z.T @ x, grad_y.T @ a
 
 
@@ -205,14 +207,44 @@ def squared_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_
     return y.reshape((*x.shape[:-1], down.shape[0]))
 
 
-def _hidden(x: torch.Tensor, up: torch.Tensor, negative_slope: float) -> tuple[torch.Tensor, torch.Tensor]:
+def no_hidden(x: torch.Tensor, up: torch.Tensor, negative_slope: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Empty z and a."""
     a = x.new_empty((x.shape[0], up.shape[0]))
     return torch.empty_like(a) if negative_slope else a.new_empty((0, a.shape[1])), a
 
 
+def hidden(
+    x: torch.Tensor, up: torch.Tensor, scales: torch.Tensor | None, negative_slope: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """z, which is empty without a negative slope, and a. With `scales` [R] float32 z is times that of its row."""
+    z, a = no_hidden(x, up, negative_slope)
+    _launch(x, up, z, a, scales, negative_slope, backward=False)
+    return z, a
+
+
+def hidden_gradient(
+    grad_y: torch.Tensor,
+    down: torch.Tensor,
+    z: torch.Tensor,
+    a: torch.Tensor,
+    scales: torch.Tensor | None,
+    negative_slope: float,
+) -> torch.Tensor:
+    """grad_z, with `scales` times that of its row."""
+    grad_z = torch.empty_like(a)
+    _launch(grad_y, down, z if negative_slope else a, grad_z, scales, negative_slope, backward=True)
+    return grad_z
+
+
 def _launch(
-    left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor, result: torch.Tensor, slope: float, *, backward: bool
+    left: torch.Tensor,
+    right: torch.Tensor,
+    kept: torch.Tensor,
+    result: torch.Tensor,
+    scales: torch.Tensor | None,
+    slope: float,
+    *,
+    backward: bool,
 ) -> None:
     if not left.numel():
         return
@@ -230,6 +262,7 @@ def _launch(
     count = triton.cdiv(left.shape[0], tiles.rows) * triton.cdiv(columns, tiles.columns)
     _product_kernel[(min(count, num_programs(left.device, tiles.per_processor)),)](
         *described,
+        scales,
         left.shape[0],
         columns,
         inner,

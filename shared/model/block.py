@@ -23,8 +23,9 @@ def run_block(
     x is `x_BTD` with what else is `added` to it, mixed with `first` where the block has a mix.
     """
     x_BTD, normalised = _entered(layer, x_BTD, added, first, mix)
-    h_BTD, normalised = _entered(layer, x_BTD, _mixer(layer, normalised))
-    return h_BTD, _mlp(layer, normalised)
+    return layer.ops.normed_mlp(
+        x_BTD, _mixer(layer, normalised), *_mlp_arguments(layer), layer.shape.norm_scale, layer.model.norm_eps
+    )
 
 
 def palm_block(layer: Layer, x_BTD: Array) -> Array:
@@ -62,8 +63,13 @@ def _mixer(layer: Layer, normalised: Array) -> Array:
 
 
 def _mlp(layer: Layer, normalised: Array) -> Array:
+    return layer.ops.gained_mlp(normalised, *_mlp_arguments(layer))
+
+
+def _mlp_arguments(layer: Layer) -> tuple[Array, Array, float, Array]:
+    """Weights, slope and gain, as the operations take them."""
     up_FD, down_DF, scale = layer.weight("mlp.up_proj"), layer.weight("mlp.down_proj"), layer.control("mlp.scale")
-    return layer.ops.gained_mlp(normalised, up_FD, down_DF, layer.model.mlp_negative_slope, scale)
+    return up_FD, down_DF, layer.model.mlp_negative_slope, scale
 
 
 def _entered(

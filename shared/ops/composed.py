@@ -26,6 +26,22 @@ class ComposedOps:
             total = mix[0] * total + mix[1] * first
         return total, self.rms_norm(total, eps)
 
+    def normed_mlp(
+        self: Any,
+        x: Array,
+        added: Array,
+        up: Array,
+        down: Array,
+        negative_slope: float,
+        gain: Array,
+        norm_scale: float,
+        eps: float,
+    ) -> tuple[Array, Array]:
+        total, normalised = self.residual_norm(x, added, None, None, eps)
+        if norm_scale != 1.0:
+            normalised = norm_scale * normalised
+        return total, self.gained_mlp(normalised, up, down, negative_slope, gain)
+
     def attention_inputs(
         self: Any, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
     ) -> tuple[Array, Array, Array]:

@@ -173,6 +173,19 @@ class Ops(Protocol):
         Without `added` nothing is added; without `mix`, and so without `first`, s is the sum alone.
         """
 
+    def normed_mlp(
+        self,
+        x: Array,
+        added: Array,
+        up: Array,
+        down: Array,
+        negative_slope: float,
+        gain: Array,
+        norm_scale: float,
+        eps: float,
+    ) -> tuple[Array, Array]:
+        """(s, `gained_mlp` of norm_scale rms_norm(s)) of s = x + added, all [..., D]."""
+
     # What follows mixes the entries of axis 1, as rope, attention and running_count do: a wrapper that is given a
     # sequence in pieces (shared.ops.stepping_ops) computes these from the pieces before.
 

@@ -130,31 +130,41 @@ def test_gains_in_the_weights(interpreter: ProcessPoolExecutor, dtype: str):
     check(interpreter, "gained", [(2, 3, 4), (12, 4), (4, 12), (4,)], 3, dtype)
 
 
-def run_mlp(slope: float) -> list[tuple[Arrays, Arrays]]:
-    """(in float64, by the kernels) of the result and of the gradients. In float32, because Triton's interpreter
+def run_mlp(slope: float, pieces: int, normed: bool) -> list[tuple[Arrays, Arrays]]:
+    """(in float64, by the kernels) of the results and of the gradients. In float32, because Triton's interpreter
     multiplies no bfloat16 matrices, and in tiles smaller than the arrays."""
     from cuda_train.kernels import squared_mlp
+    from cuda_train.kernels.normed_mlp import normed_mlp
 
     generator = torch.Generator().manual_seed(5)
-    values = [torch.randn(shape, generator=generator) for shape in ((3, 13, 24), (40, 24), (24, 40))]
-    weigh = torch.randn(values[0].shape, generator=generator)
-    exact = [value.double().requires_grad_(True) for value in values]
-    leaves = [value.requires_grad_(True) for value in values]
-    expected = TorchOps(CPU).leaky_relu_squared_mlp(*exact, slope)
+    rows = 1 + normed
+    values = [torch.randn(shape, generator=generator) for shape in ((3, 13, 24), (3, 13, 24), (40, 24), (24, 40))]
+    weigh = torch.randn((rows, *values[0].shape), generator=generator)
+    exact = [value.double().requires_grad_(True) for value in values[2 - rows :]]
+    leaves = [value.requires_grad_(True) for value in values[2 - rows :]]
+    plain = TorchOps(CPU)
+    if normed:
+        expected = plain.normed_mlp(*exact, slope, torch.ones(24).double(), 1.0, EPS)
+    else:
+        expected = (plain.leaky_relu_squared_mlp(*exact, slope),)
     with pytest.MonkeyPatch.context() as patch:
+        tiles = squared_mlp.Tiles(rows=16, columns=32, inner=16, group_rows=2, pieces=pieces)
         for name in ("FORWARD", "BACKWARD"):
-            patch.setattr(squared_mlp, name, squared_mlp.Tiles(rows=16, columns=32, inner=16, group_rows=2))
-        found = squared_mlp.squared_mlp(*leaves, slope)
-        grads = torch.autograd.grad((weigh * found).sum(), leaves)
-    exact_grads = torch.autograd.grad((weigh * expected).sum(), exact)
-    pairs = [([expected], [found]), (exact_grads, grads)]
+            patch.setattr(squared_mlp, name, tiles)
+        found = normed_mlp(*leaves, slope, EPS) if normed else (squared_mlp.squared_mlp(*leaves, slope),)
+        grads = torch.autograd.grad((weigh * torch.stack(found)).sum(), leaves)
+    exact_grads = torch.autograd.grad((weigh * torch.stack(expected)).sum(), exact)
+    pairs = [(expected, found), (exact_grads, grads)]
     return [tuple([each.detach().double().numpy() for each in side] for side in pair) for pair in pairs]  # type: ignore
 
 
 @needs_triton
-@pytest.mark.parametrize("slope", [0.0, 0.5])
-def test_an_mlp_with_its_activation_in_the_products(interpreter: ProcessPoolExecutor, slope: float):
-    for exact, fused in interpreter.submit(run_mlp, slope).result():
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("slope", "pieces"), [(0.0, 1), (0.5, 2), (0.0, 4)])
+def test_an_mlp_with_its_activation_in_the_products(
+    interpreter: ProcessPoolExecutor, slope: float, pieces: int, normed: bool
+):
+    for exact, fused in interpreter.submit(run_mlp, slope, pieces, normed).result():
         for one, other in zip(exact, fused, strict=True):
             assert np.linalg.norm(one - other) <= GRADIENT_REL * np.linalg.norm(one)
 
@@ -171,7 +181,7 @@ def test_what_the_mlp_kernels_serve():
 
 def check_registrations() -> dict[str, str]:
     """What torch finds out about the operators: schema, autograd, fake implementation, compilation."""
-    from cuda_train.kernels import attention_heads, residual_norm, squared_mlp
+    from cuda_train.kernels import attention_heads, normed_mlp, residual_norm, squared_mlp
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(shape).requires_grad_(True)
@@ -182,6 +192,7 @@ def check_registrations() -> dict[str, str]:
         "mix": (residual_norm._residual_norm, (rand(6, 8), None, rand(6, 8), rand(2, 8), EPS)),
         "mlp": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.5)),
         "relu": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.0)),
+        "normed": (normed_mlp._normed_mlp, (rand(6, 8), rand(6, 8), rand(16, 8), rand(8, 16), 0.5, EPS)),
         "heads": (attention_heads._attention_heads, (rand(6, 32), rand(2), table[0], table[1], 1, 3, EPS)),
     }
     return {
@@ -220,7 +231,9 @@ def compiles(function, constants, array, architecture):
 heads = {"heads": 8, "kv_heads": 4, "half": 32, "block_rows": 4, "block_heads": 16, "block_half": 32}
 rows = {"dim": 512, "block_rows": 4, "block_dim": 512}
 for target in (("*bf16", 90), ("*fp32", 80)):
-    for absent in ({"added": None, "has_added": False, "has_mix": True}, {"has_added": True, "has_mix": True}):
+    mixes = {"has_mix": True, "normalises": True}
+    sums = {"has_added": True, "has_mix": False, "normalises": False}
+    for absent in ({"added": None, "has_added": False} | mixes, {"has_added": True} | mixes, sums):
         for function in (residual_norm._forward_kernel, residual_norm._backward_kernel):
             compiles(function, rows | absent, *target)
     compiles(attention_heads._forward_kernel, heads, *target)
@@ -234,7 +247,8 @@ for backward, tiles in ((False, squared_mlp.FORWARD), (True, squared_mlp.BACKWAR
     described = {"left": [tiles.rows, tiles.inner], "right": across if backward else across[::-1]}
     piece = tiles.columns // tiles.pieces
     described |= dict.fromkeys(["kept", "result"], [tiles.rows, piece])
-    signature = {name: f"tensordesc<bf16{shape}>" for name, shape in described.items()} | {"rows": "i32"}
+    signature = {name: f"tensordesc<bf16{shape}>" for name, shape in described.items()}
+    signature |= {"rows": "i32", "scales": "*fp32"}
     sizes = {"columns": 1024, "inner": 512, "negative_slope": 0.5, "backward": backward, "group_rows": 8}
     sizes |= {"block_rows": tiles.rows, "block_columns": tiles.columns, "block_inner": tiles.inner, "piece": piece}
     places = {(function.arg_names.index(name),): value for name, value in sizes.items()}
