@@ -192,7 +192,7 @@ class TrainingEngine(EngineState):
             shared_out = [(share, part) for (share, _), part in zip(shares, parts, strict=True)]
             return self._updated(self._backward_of(shared_out, str(numbers.stage), run), optimizer)
 
-        if self._graph_pool is None:
+        if not self._graphs:  # A pool goes with the last graph in it: torch asserts that one is left.
             self._graph_pool = torch.cuda.graph_pool_handle()
         # What the steps so far have used is free, but in another pool: both together may not fit.
         self._forget_gradients()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -30,6 +29,8 @@ from tests.bench.gpu_record import Section, Settings, baseline_spec, own_engine,
 from tests.bench.turns import random_tokens
 
 TRACED_STEPS = 5
+# Further on a model that learns one batch by heart multiplies what its rounding differs by.
+COMPARED_STEPS = 4
 
 
 def parity(settings: Settings, section: Section) -> None:
@@ -112,7 +113,7 @@ def exchange(settings: Settings, section: Section) -> None:
     spec = baseline_spec(settings)
     rows_each, length = max(1, settings.rows // 8), spec.model.seq_len
     x = random_tokens(settings.shape["vocab_size"])[: rows_each * length].reshape(rows_each, length)
-    rows: list[tuple[Any, ...]] = [(f"{x.size:,} symbols", "ms a step", "loss of the last")]
+    rows: list[tuple[Any, ...]] = [(f"{x.size:,} symbols", "ms a step", "losses of the first")]
     losses = []
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if settings.device == "cuda" else "gloo"
@@ -126,10 +127,12 @@ def exchange(settings: Settings, section: Section) -> None:
             engine.initialise(initial_weights(spec))
             chosen = engine.warm_up(x) or {}
             section.check("step" not in chosen, f"a step with collectives: {chosen.get('step')}")
-            step_s, loss = _timed_steps(engine, x, 2 if settings.quick else 50)
-            losses.append(loss)
-            rows.append((name, f"{1e3 * step_s:.2f}", f"{loss:.4f}"))
-        section.check(math.isclose(*losses, rel_tol=GRADIENT_REL), f"losses differ: {losses}")
+            losses.append([_timed_steps(engine, x, 1, first=step)[1] for step in range(COMPARED_STEPS)])
+            step_s, _ = _timed_steps(engine, x, 2 if settings.quick else 50)
+            rows.append((name, f"{1e3 * step_s:.2f}", " ".join(f"{loss:.5f}" for loss in losses[-1])))
+        off = max(abs(one / other - 1.0) for one, other in zip(*losses, strict=True))
+        # Not to the bit: cuDNN adds up gradients in no fixed order.
+        section.check(off <= BF16_OPERATION_REL, f"losses differ by {off:.1e}")
         begin = time.perf_counter()
         distributed.disconnect()
         left_s = time.perf_counter() - begin
@@ -138,11 +141,11 @@ def exchange(settings: Settings, section: Section) -> None:
     section.lines.append(f"The group is left after {left_s:.1f} s ({verdict}).")
 
 
-def _timed_steps(engine: Engine, x: np.ndarray, count: int) -> tuple[float, float]:
+def _timed_steps(engine: Engine, x: np.ndarray, count: int, first: int = 0) -> tuple[float, float]:
     """(seconds of a step, loss of the last) of `count` steps, read as the loop does: when the next one is queued."""
     begin = time.perf_counter()
     pending: list[StepResult] = []
-    for step in range(count):
+    for step in range(first, first + count):
         pending.append(engine.train_step(x, step_hyperparameters(engine.spec, step, 0.0)))
         if len(pending) > 1:
             pending.pop(0)()

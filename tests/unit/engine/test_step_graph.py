@@ -35,7 +35,7 @@ class AgainGraph(StepGraph):
     replays = 0
 
     def __init__(self, step: Step, x: np.ndarray, numbers: StepNumbers, pool: Any) -> None:
-        self._step = step
+        self._step, self.pool = step, pool
         super().__init__(step, x, numbers, pool)
 
     def replay(self, x: np.ndarray, numbers: StepNumbers) -> torch.Tensor:
@@ -131,6 +131,18 @@ def test_another_batch_or_other_arrays_are_not_replayed(recording: None):
     engine.load_state(engine.save_state())  # new arrays, which no recorded step knows
     engine.train_step(x, numbers)()
     assert AgainGraph.replays == 1
+
+
+def test_a_pool_of_memory_is_shared_while_it_has_a_graph_and_no_longer(recording: None):
+    engine = engine_of(*STAGES)
+    x = np.zeros((engine.spec.training.batch_symbols // 64, 64), np.int32)
+    record(engine, x, 2)
+    first, second = engine._graphs.values()
+    assert first.pool is second.pool
+    engine.load_state(engine.save_state())
+    record(engine, x, 1)
+    (again,) = engine._graphs.values()
+    assert again.pool is not first.pool
 
 
 def test_a_cpu_records_nothing():
