@@ -8,8 +8,8 @@ n = s x and the gain g of the query head (1 for keys):
     m1 = d1 cos - d2 sin;  m2 = d1 sin + d2 cos;  m.n = sum(m1 n1 + m2 n2)
     grad_x = s g (m - n m.n / C);  grad_g = sum over rows of m.n
 
-because a rotation leaves products as they are. Value heads are copied, so that their gradient lands in the one array
-that the joined product's backward pass reads.
+because a rotation leaves products as they are. Value heads stay where they are, as a view of `joined`; the backward
+kernel copies their gradient, so that it lands in the one array that the joined product's backward pass reads.
 
 Both kernels are opaque operators with a fake implementation, so that torch.compile keeps them in its graph.
 """
@@ -40,7 +40,6 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     sines,  # [T, C / 2] float32
     q,  # [R, H, C], written
     k,  # [R, G, C], written
-    v,  # [R, G, C], written
     num_rows,
     time,
     eps,
@@ -59,19 +58,16 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     in_rows = row < num_rows
     is_query = in_rows & (head < heads)
     is_key = in_rows & (head >= heads) & (head < heads + kv_heads)
-    is_value = in_rows & (head >= heads + kv_heads) & (head < heads + 2 * kv_heads)
-    inside = (is_query | is_key | is_value)[:, None] & in_half
+    inside = (is_query | is_key)[:, None] & in_half
     start = (row * (heads + 2 * kv_heads) + head) * (2 * half)
     offsets = start[:, None] + column[None, :]
     x1 = tl.load(joined + offsets, mask=inside, other=0.0).to(tl.float32)
     x2 = tl.load(joined + offsets + half, mask=inside, other=0.0).to(tl.float32)
     angle = (row % time)[:, None] * half + column[None, :]
-    turned = (is_query | is_key)[:, None] & in_half
-    cosine = tl.load(cosines + angle, mask=turned, other=1.0)
-    sine = tl.load(sines + angle, mask=turned, other=0.0)
+    cosine = tl.load(cosines + angle, mask=inside, other=1.0)
+    sine = tl.load(sines + angle, mask=inside, other=0.0)
     scale = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=1) / (2 * half) + eps)
-    scale *= tl.load(gain + head, mask=is_query, other=1.0)
-    scale = tl.where(is_value, 1.0, scale)[:, None]
+    scale = (scale * tl.load(gain + head, mask=is_query, other=1.0))[:, None]
     out1 = (scale * (x1 * cosine + x2 * sine)).to(q.dtype.element_ty, fp_downcast_rounding="rtne")
     out2 = (scale * (x2 * cosine - x1 * sine)).to(q.dtype.element_ty, fp_downcast_rounding="rtne")
     to_q = ((row * heads + head) * (2 * half))[:, None] + column[None, :]
@@ -80,9 +76,6 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     to_k = ((row * kv_heads + head - heads) * (2 * half))[:, None] + column[None, :]
     tl.store(k + to_k, out1, mask=is_key[:, None] & in_half)
     tl.store(k + to_k + half, out2, mask=is_key[:, None] & in_half)
-    to_v = to_k - kv_heads * 2 * half
-    tl.store(v + to_v, out1, mask=is_value[:, None] & in_half)
-    tl.store(v + to_v + half, out2, mask=is_value[:, None] & in_half)
 
 
 @triton.jit
@@ -160,15 +153,15 @@ def _attention_heads(
     kv_heads: int,
     time: int,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [R, H, C], k and v [R, G, C] of contiguous joined [R, (H + 2 G) C], gain [H], cosines and sines [T, C / 2]."""
-    q, k, v = _results(joined, gain, cosines, kv_heads)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [R, H, C] and k [R, G, C] of contiguous joined [R, (H + 2 G) C], gain [H], cosines and sines [T, C / 2]."""
+    q, k = _results(joined, gain, cosines, kv_heads)
     if joined.numel():
-        blocks = _blocks(gain.shape[0], kv_heads, cosines.shape[-1])
+        blocks = _blocks(gain.shape[0], kv_heads, gain.shape[0] + kv_heads, cosines.shape[-1])
         grid = (triton.cdiv(joined.shape[0], blocks["block_rows"]),)
-        arguments = (joined, gain, cosines, sines, q, k, v, joined.shape[0], time, eps)
+        arguments = (joined, gain, cosines, sines, q, k, joined.shape[0], time, eps)
         _forward_kernel[grid](*arguments, **blocks)
-    return q, k, v
+    return q, k
 
 
 @_attention_heads.register_fake
@@ -180,7 +173,7 @@ def _(
     kv_heads: int,
     time: int,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _results(joined, gain, cosines, kv_heads)
 
 
@@ -198,7 +191,8 @@ def _attention_heads_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of joined and of gain, the second in float32."""
     grad_joined, heads = torch.empty_like(joined), gain.shape[0]
-    blocks = _blocks(heads, grad_k.shape[1], cosines.shape[-1])
+    kv_heads = grad_k.shape[1]
+    blocks = _blocks(heads, kv_heads, heads + 2 * kv_heads, cosines.shape[-1])
     programs = num_programs(joined.device, PROGRAMS_PER_PROCESSOR)
     grad_gain = torch.zeros((programs, blocks["block_heads"]), dtype=torch.float32, device=joined.device)
     if joined.numel():
@@ -222,18 +216,31 @@ def _(
     return torch.empty_like(joined), torch.empty_like(gain)
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    joined, gain, cosines, sines, _, ctx.time, ctx.eps = inputs
-    ctx.save_for_backward(joined, gain, cosines, sines)
+class _Heads(torch.autograd.Function):
+    """q, k and v. Not an operator's own gradient: no operator may return v, a view of what it was given."""
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        joined: torch.Tensor,
+        gain: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        kv_heads: int,
+        time: int,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(joined, gain, cosines, sines)
+        ctx.time, ctx.eps = time, eps
+        q, k = _attention_heads(joined, gain, cosines, sines, kv_heads, time, eps)
+        values = joined[:, -k.shape[1] * k.shape[2] :]
+        return q, k, values.unflatten(1, k.shape[1:])
 
-def _gradient(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-    gradients = (grad.contiguous() for grad in grads)
-    grad_joined, grad_gain = _attention_heads_backward(*ctx.saved_tensors, *gradients, ctx.time, ctx.eps)
-    return grad_joined, grad_gain, None, None, None, None, None
-
-
-_attention_heads.register_autograd(_gradient, setup_context=_keep_for_backward)
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients = (grad.contiguous() for grad in grads)
+        grad_joined, grad_gain = _attention_heads_backward(*ctx.saved_tensors, *gradients, ctx.time, ctx.eps)
+        return grad_joined, grad_gain, None, None, None, None, None
 
 
 def can_fuse(x: torch.Tensor, heads: int, head_dim: int) -> bool:
@@ -244,30 +251,28 @@ def can_fuse(x: torch.Tensor, heads: int, head_dim: int) -> bool:
 def attention_heads(
     joined: torch.Tensor, gain: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, kv_heads: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q [B, T, H, C], k and v [B, T, G, C] of joined [B, T, (H + 2 G) C].
+    """q [B, T, H, C], k and v [B, T, G, C] of joined [B, T, (H + 2 G) C]; v is a view of it.
 
     gain [H] and the tables of the angles [T, C / 2] are float32.
     """
     batch, time, width = joined.shape
     rows = joined.reshape(-1, width).contiguous()
-    found = _attention_heads(rows, gain.contiguous(), cosines, sines, kv_heads, time, eps)
-    q, k, v = (each.reshape((batch, time, *each.shape[1:])) for each in found)
+    found = _Heads.apply(rows, gain.contiguous(), cosines, sines, kv_heads, time, eps)
+    q, k, v = (each.unflatten(0, (batch, time)) for each in found)
     return q, k, v
 
 
 def _results(
     joined: torch.Tensor, gain: torch.Tensor, cosines: torch.Tensor, kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Empty q, k and v."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty q and k."""
     rows, head_dim = joined.shape[0], 2 * cosines.shape[-1]
-    q = joined.new_empty((rows, gain.shape[0], head_dim))
-    k, v = (joined.new_empty((rows, kv_heads, head_dim)) for _ in range(2))
-    return q, k, v
+    return joined.new_empty((rows, gain.shape[0], head_dim)), joined.new_empty((rows, kv_heads, head_dim))
 
 
-def _blocks(heads: int, kv_heads: int, half: int) -> dict[str, int]:
-    """Keyword arguments of a kernel: all heads of a position, several positions at a time."""
-    block_heads, block_half = triton.next_power_of_2(heads + 2 * kv_heads), triton.next_power_of_2(half)
+def _blocks(heads: int, kv_heads: int, read: int, half: int) -> dict[str, int]:
+    """Keyword arguments of a kernel that works on `read` heads of a position, several positions at a time."""
+    block_heads, block_half = triton.next_power_of_2(read), triton.next_power_of_2(half)
     block_rows = max(1, BLOCK_NUMBERS // (block_heads * block_half))
     shape = {"heads": heads, "kv_heads": kv_heads, "half": half}
     blocks = {"block_rows": block_rows, "block_heads": block_heads, "block_half": block_half}

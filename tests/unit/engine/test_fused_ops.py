@@ -193,13 +193,34 @@ def check_registrations() -> dict[str, str]:
         "mlp": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.5)),
         "relu": (squared_mlp._squared_mlp, (rand(6, 8), rand(16, 8), rand(8, 16), 0.0)),
         "normed": (normed_mlp._normed_mlp, (rand(6, 8), rand(6, 8), rand(16, 8), rand(8, 16), 0.5, EPS)),
-        "heads": (attention_heads._attention_heads, (rand(6, 32), rand(2), table[0], table[1], 1, 3, EPS)),
+        # Its gradient is that of a function around it.
+        "heads": (attention_heads._attention_heads, (torch.rand(6, 32), torch.rand(2), *table, 1, 3, EPS)),
     }
     return {
         f"{case} {name}": result
         for case, (operator, arguments) in cases.items()
         for name, result in torch.library.opcheck(operator, arguments).items()
     }
+
+
+def heads_and_gradients(backend: str | None) -> list[Any]:
+    """What `attention_heads` gives, with gradients, as it is or compiled."""
+    from cuda_train.kernels.attention_heads import attention_heads
+
+    def form(joined: torch.Tensor, gain: torch.Tensor) -> list[torch.Tensor]:
+        return [x * x for x in attention_heads(2.0 * joined, gain, *torch.ones(2, 3, 4), 1, EPS)]
+
+    inputs = [(1.0 + torch.arange(count)).reshape(shape) for count, shape in ((2 * 3 * 32, (2, 3, 32)), (2, (2,)))]
+    leaves = [value.requires_grad_() for value in inputs]
+    results = (form if backend is None else torch.compile(form, backend=backend, fullgraph=True))(*leaves)
+    return [x.tolist() for x in (*results, *torch.autograd.grad(sum(x.sum() for x in results), leaves))]
+
+
+@pytest.mark.slow
+@needs_triton
+def test_heads_of_which_one_is_a_view_can_be_compiled(interpreter: ProcessPoolExecutor):
+    plain, compiled = (interpreter.submit(heads_and_gradients, backend).result() for backend in (None, "aot_eager"))
+    assert plain == compiled
 
 
 @pytest.mark.slow
