@@ -72,6 +72,9 @@ def launch(words: Sequence[str], ranks: int, port: int | None = None) -> int:
         # Nothing is redirected, and no folder for logs is left behind.
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
         signals_to_handle="SIGTERM,SIGINT",
+        # Each sees its own GPU alone, as number 0: torch keeps what it compiled by that number, and otherwise no rank
+        # but the first would find what preflight or an earlier run compiled.
+        virtual_local_rank=torch.cuda.device_count() >= ranks,
     )
     threads = max(1, (os.cpu_count() or 1) // ranks)
     with _environment({"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}), _quiet(), _own_signals():

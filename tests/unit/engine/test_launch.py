@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ sys.exit(launch(sys.argv[3:], int(sys.argv[1]), int(sys.argv[2]) or None))
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
+from typing import Any
 
 rank, action = int(os.environ["RANK"]), sys.argv[1]
 
@@ -118,6 +120,15 @@ def test_ranks_get_their_words_and_nothing_else_is_printed(folder: Path) -> None
     assert result.returncode == 0 and result.stderr == ""
     threads = max(1, (os.cpu_count() or 1) // 2)
     assert result.stdout == f"{['a b', '--set', 'x.y=1']} {['2', '0', '127.0.0.1', str(threads)]} False\n"
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "alone"), [(8, 8, True), (8, 2, True), (0, 2, False)])
+def test_a_rank_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch, gpus: int, ranks: int, alone: bool) -> None:
+    configs: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launcher, "elastic_launch", lambda config, _: configs.append(config) or (lambda *_: None))
+    assert launcher.launch(["tiny"], ranks) == 0
+    assert [config.virtual_local_rank for config in configs] == [alone]
 
 
 def test_rank_0_writes_to_the_terminal_itself(folder: Path) -> None:
