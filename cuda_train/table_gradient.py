@@ -1,4 +1,4 @@
-"""Rows of a small table whose gradient is one product of bfloat16, for a GPU (docs/techniques.md 9.11).
+"""Rows of a small table whose gradient is one product of bfloat16, for a GPU (docs/techniques.md 9.11). Needs Triton.
 
 torch adds up the gradients of rows with atomics when it compiles: rows that are read often wait for each other, and the
 order of the sums is not fixed.
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-# The one-hot matrix of what was read, [V, N] in bfloat16, is written out: 0.27 GB for 257 rows and 524,288 reads. That
-# pays for tables of bytes, and where there is enough to read.
+from cuda_train.kernels import table_gradient
+
+# A product multiplies for each pair of a row and a read: that pays for tables of bytes, and where there is enough to
+# read.
 MOST_ROWS = 512
 LEAST_READS = 1 << 12
 
@@ -21,23 +23,26 @@ def fits(table: torch.Tensor, index: torch.Tensor) -> bool:
     return table.shape[0] <= MOST_ROWS and index.numel() >= LEAST_READS
 
 
-def read_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def read_rows(table: torch.Tensor, index: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
     """`table[index]`: rows [..., D] of a float32 table [V, D] by an integer index [...]. The gradients of rows are
-    rounded to bfloat16 before they are added up, in float32."""
-    rows: torch.Tensor = _Rows.apply(table, index)
+    rounded to bfloat16 before they are added up, in float32: by the kernel where it serves, unless not `fused`."""
+    rows: torch.Tensor = _Rows.apply(table, index, fused and table_gradient.can_fuse(index))
     return rows
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor, fused: bool) -> torch.Tensor:
         ctx.save_for_backward(index)
-        ctx.num_rows = table.shape[0]
+        ctx.num_rows, ctx.fused = table.shape[0], fused
         return torch.nn.functional.embedding(index, table)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (index,), (grad,) = ctx.saved_tensors, grads
         values = grad.reshape(-1, grad.shape[-1]).bfloat16()
+        if ctx.fused:
+            return table_gradient.table_gradient(index, values, ctx.num_rows), None, None
+        # Here the one-hot matrix [V, N] is written out.
         hits = torch.arange(ctx.num_rows, device=index.device)[:, None] == index.reshape(1, -1)
-        return (hits.to(values.dtype) @ values).float(), None
+        return (hits.to(values.dtype) @ values).float(), None, None

@@ -13,7 +13,7 @@ import torch
 from cuda_train import fla_scans
 from cuda_train.attention_forms import activate, attention_forms, chosen_attention, grouped_attention
 from cuda_train.choosing import choose
-from cuda_train.plain_ops import TorchOps
+from cuda_train.plain_ops import DTYPES, TorchOps
 from shared.ops.composed import ComposedOps, symbol_context_by_tables
 from shared.spec import Spec, load_spec
 from shared.tolerances import BF16_OPERATION_REL
@@ -53,8 +53,14 @@ def attention_choice(settings: Settings, section: Section) -> None:
 
 
 def symbol_context(settings: Settings, section: Section) -> None:
-    """The context of the local decoder: written out, as rows of tables, and these with gradients by products."""
-    from cuda_train.fused_ops import FusedTorchOps  # It needs Triton.
+    """The context of the local decoder: written out, as rows of tables, and these with gradients by products with
+    one-hot matrices, which are written or, on a GPU, made in a kernel's registers."""
+    from cuda_train import table_gradient  # These need Triton.
+    from cuda_train.fused_ops import FusedTorchOps
+
+    class Products(TorchOps):
+        def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
+            return table_gradient.read_rows(weight, index, fused=False).to(DTYPES[dtype])
 
     spec, device = preset(settings), torch.device(settings.device)
     dim, context, length = spec.model.decoder.dim, spec.model.decoder.context, spec.model.seq_len
@@ -69,7 +75,8 @@ def symbol_context(settings: Settings, section: Section) -> None:
     forms: dict[str, Callable[..., torch.Tensor]] = {
         "written out": _form(TorchOps(device), ComposedOps.symbol_context, index),
         "rows of tables": _form(TorchOps(device), symbol_context_by_tables, index),
-        "rows of tables, gradients by products": _form(FusedTorchOps(device), FusedTorchOps.symbol_context, index),
+        "rows of tables, gradients by products": _form(Products(device), symbol_context_by_tables, index),
+        "rows of tables, gradients by the kernel": _form(FusedTorchOps(device), FusedTorchOps.symbol_context, index),
     }
     rows: list[tuple[Any, ...]] = [(f"{symbols:,} symbols, {context} places", "forward and backward, ms", "memory, MB")]
     right: list[torch.Tensor] = []
