@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from cuda_train import table_gradient
-from cuda_train.kernels import attention_heads, normed_mlp, residual_norm, softcapped_cross_entropy, squared_mlp
+from cuda_train.kernels import (
+    attention_heads,
+    normed_mlp,
+    patch_attention,
+    residual_norm,
+    softcapped_cross_entropy,
+    squared_mlp,
+)
 from cuda_train.plain_ops import DTYPES, ROTATION_POSITIONS, TorchOps, rotation_table
 from shared.ops import Array
 from shared.ops.composed import symbol_context_by_tables
@@ -87,10 +94,23 @@ class FusedTorchOps(TorchOps):
         rows = sum(weight.shape[0] for weight in weights)
         if rope_dims != head_dim or not attention_heads.can_fuse(x, rows // head_dim, head_dim):
             return super().attention_inputs(x, weights, gain, rope_dims, rope_base, eps)
-        joined = F.linear(x, torch.cat([weight.to(x.dtype) for weight in weights]))
+        joined = self._joined(x, weights)
         cosines, sines = self._tables(x.shape[1], head_dim // 2, rope_base)
         kv_heads = weights[1].shape[0] // head_dim
         return attention_heads.attention_heads(joined, gain, cosines, sines, kv_heads, eps)
+
+    def self_attention(
+        self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> Array:
+        rows = weights[0].shape[0]
+        grouped = weights[1].shape[0] != rows
+        if rope_dims or grouped or not patch_attention.can_fuse(x, rows // gain.shape[0]):
+            return super().self_attention(x, weights, gain, rope_dims, rope_base, eps)
+        return patch_attention.patch_attention(self._joined(x, weights), gain, eps)
+
+    def _joined(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """x through several matrices, in one product: [B, T, all their rows]."""
+        return F.linear(x, torch.cat([weight.to(x.dtype) for weight in weights]))
 
     def _tables(self, time: int, half: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of the angles of positions 0 ... time - 1, float32 [T, C / 2] each."""

@@ -14,12 +14,8 @@ def attend(layer: Layer, x_BTD: Array) -> Array:
     batch, time, _ = x_BTD.shape
     weights = [layer.weight(f"attn.{name}") for name in ("q_proj", "k_proj", "v_proj")]
     base = rope_base(layer.model.rope_base, addons, time)
-    gain = layer.control("attn.q_gain")
-    q_BTHC, k_BTGC, v_BTGC = ops.attention_inputs(x_BTD, weights, gain, addons.rope_dims, base, layer.model.norm_eps)
-    v_BTGC = _values(layer, v_BTGC)
-    y_BTHC = _read(layer, q_BTHC, k_BTGC, v_BTGC)
-    if addons.exclusive:
-        y_BTHC = without_own_value(ops, y_BTHC, v_BTGC, layer.model.norm_eps)
+    inputs = (x_BTD, weights, layer.control("attn.q_gain"), addons.rope_dims, base, layer.model.norm_eps)
+    y_BTHC = ops.self_attention(*inputs) if _is_plain(addons) else _with_addons(layer, *ops.attention_inputs(*inputs))
     if addons.output_gate != "none":
         y_BTHC = y_BTHC * _output_gate(layer, x_BTD)[..., None]
     y_BTD = y_BTHC.reshape((batch, time, shape.num_heads * shape.head_dim))
@@ -43,6 +39,20 @@ def without_own_value(ops: Ops, y_BTHC: Array, v_BTGC: Array, eps: float) -> Arr
     own = ops.rms_norm(v_BTGC, eps)[:, :, :, None]
     along = ops.sum(grouped * own, axes=(-1,), keepdims=True) / width
     return (grouped - along * own).reshape(y_BTHC.shape)
+
+
+def _is_plain(addons: AttentionAddons) -> bool:
+    """Whether nothing reads or changes queries, keys or values but attention to all earlier positions."""
+    values = addons.value_embed or addons.gives_values or addons.takes_values
+    return not (values or addons.exclusive or addons.window or addons.document_mask)
+
+
+def _with_addons(layer: Layer, q_BTHC: Array, k_BTGC: Array, v_BTGC: Array) -> Array:
+    v_BTGC = _values(layer, v_BTGC)
+    y_BTHC = _read(layer, q_BTHC, k_BTGC, v_BTGC)
+    if layer.shape.attention.exclusive:
+        y_BTHC = without_own_value(layer.ops, y_BTHC, v_BTGC, layer.model.norm_eps)
+    return y_BTHC
 
 
 def _values(layer: Layer, v_BTGC: Array) -> Array:

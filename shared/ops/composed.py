@@ -58,6 +58,11 @@ class ComposedOps:
             q, k = (self._rotated(each, rope_dims, rope_base) for each in (q, k))
         return q * self.cast_like(gain, q)[:, None], k, v
 
+    def self_attention(
+        self: Any, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> Array:
+        return self.attention(*self.attention_inputs(x, weights, gain, rope_dims, rope_base, eps))
+
     def shift_right(self: Any, x: Array, first: Array) -> Array:
         return self.concatenate([first, x[:, :-1]], axis=1)
 

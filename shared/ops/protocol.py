@@ -218,3 +218,8 @@ class Ops(Protocol):
         Each head of q and k is normalised and its first `rope_dims` features are rotated; the H heads of q are
         multiplied by gain [H].
         """
+
+    def self_attention(
+        self, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float
+    ) -> Array:
+        """`attention` of `attention_inputs`, where nothing else reads or changes these: [B, T, H, C]."""

@@ -14,7 +14,7 @@ from typing import Any
 from shared.ops.protocol import Array, Ops
 
 # Change what an operation remembers, so they are called even if nothing reads their results.
-WITH_STATE = {"attention", "delayed", "lookback", "recurrent", "running_count", "symbol_context"}
+WITH_STATE = {"attention", "delayed", "lookback", "recurrent", "running_count", "self_attention", "symbol_context"}
 
 
 class Recorded:

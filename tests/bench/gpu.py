@@ -36,7 +36,7 @@ BUDGETS = {
     "scans": 60,
     "parity": 120,
     "loss": 30,
-    "attention": 30,
+    "attention": 60,
     "compilation": 90,
 }
 # Below this a section is not begun.

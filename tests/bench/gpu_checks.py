@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import tempfile
 import time
@@ -14,6 +16,7 @@ import torch
 
 from cuda_train import distributed
 from cuda_train.engine import GRAPHS_VARIABLE
+from cuda_train.kernels import patch_attention
 from cuda_train.kernels import softcapped_cross_entropy as kernel
 from cuda_train.plain_ops import TorchOps, short_attention
 from shared.engine.package import create_engine
@@ -31,6 +34,7 @@ from tests.bench.turns import random_tokens
 TRACED_STEPS = 5
 # Further on a model that learns one batch by heart multiplies what its rounding differs by.
 COMPARED_STEPS = 4
+NORM_EPS = 1e-6
 
 
 def parity(settings: Settings, section: Section) -> None:
@@ -85,27 +89,61 @@ def fused_loss(settings: Settings, section: Section) -> None:
 
 
 def decoder_attention(settings: Settings, section: Section) -> None:
-    """Attention inside patches: torch's own against the written-out form."""
+    """Attention inside patches from a joined product, norms of heads included: written out, and as one kernel."""
     device = torch.device(settings.device)
-    torch_attention = TorchOps(torch.device("cpu"))
-    rows: list[tuple[Any, ...]] = [
-        ("patches x patch size, 4 heads of 64", "form", "forward and backward, ms", "memory, MB")
-    ]
-    for patches, patch_size in ((16, 4),) if settings.quick else ((32_768, 4), (16_384, 8)):
-        shape = (patches, patch_size, 4, 64)
-        q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_(True) for _ in range(3))
-
-        def library(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-
-        written = torch.compile(short_attention)
-        expected = torch_attention.attention(q.float().cpu(), k.float().cpu(), v.float().cpu()).detach()
-        for name, form in {"torch": library, "written out, compiled": written}.items():
-            off = float((form(q, k, v).detach().float().cpu() - expected).abs().max())
-            section.check(off <= BF16_OPERATION_REL * float(expected.abs().max()), f"{name} attention at {shape}")
-            rows.append((f"{patches:,} x {patch_size}", name, *timed(settings, form, q, k, v)))
+    forms = {"written out, compiled": torch.compile(_written_out), "one kernel each way": _in_one_kernel}
+    heading = ("patches x patch size, 4 heads of 64", "form", "result, gradients off by", "both ways, ms", "MB", "")
+    rows: list[tuple[Any, ...]] = [heading]
+    for patches, patch_size in ((3, 4),) if settings.quick else ((262_144, 4), (131_072, 8)):
+        generator = torch.Generator(device).manual_seed(0)
+        normal = functools.partial(torch.randn, generator=generator, device=device)
+        joined = normal((patches, patch_size, 3 * 256), dtype=torch.bfloat16).requires_grad_(True)
+        gain = (1.0 + 0.3 * normal((4,))).requires_grad_(True)
+        slope = normal((patches, patch_size, 4, 64), dtype=torch.bfloat16)
+        for name, form in forms.items():
+            y = form(joined, gain)
+            off = _off_by(joined, gain, slope, [y.detach(), *torch.autograd.grad(y, (joined, gain), slope)])
+            del y
+            verdict = section.check(max(off) <= BF16_OPERATION_REL, f"{name} attention, {patches} x {patch_size}")
+            words = ", ".join(f"{each:.1e}" for each in off)
+            rows.append((f"{patches:,} x {patch_size}", name, words, *timed(settings, form, joined, gain), verdict))
     section.table(*rows)
+
+
+def _in_one_kernel(joined: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return patch_attention.patch_attention(joined, gain, NORM_EPS)
+
+
+def _written_out(joined: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    q, k, v = _heads(joined, gain)
+    return short_attention(q, k, v)
+
+
+def _heads(joined: torch.Tensor, gain: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values [S, P, H, C] of joined [S, P, 3 H C], in its dtype."""
+    q, k, v = (each.unflatten(-1, (len(gain), -1)) for each in joined.chunk(3, dim=-1))
+    q, k = (torch.nn.functional.rms_norm(each, each.shape[-1:], eps=NORM_EPS) for each in (q, k))
+    return q * gain.to(q.dtype)[:, None], k, v
+
+
+def _off_by(joined: torch.Tensor, gain: torch.Tensor, slope: torch.Tensor, found: list[torch.Tensor]) -> list[float]:
+    """How far y and the gradients of joined and gain are from those in float64, relative to the norm of these."""
+    wrong, whole = np.zeros(2), np.zeros(2)
+    exact_gain = gain.detach().double().requires_grad_(True)
+    total = torch.zeros_like(exact_gain)
+    parts = (each.split(32_768) for each in (joined.detach(), slope, found[0], found[1]))
+    for part, part_slope, *of_form in zip(*parts, strict=True):
+        leaf = part.double().requires_grad_(True)
+        q, k, v = (each.transpose(1, 2) for each in _heads(leaf, exact_gain))
+        later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        shares = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).masked_fill(later, -math.inf).softmax(dim=-1)
+        y = (shares @ v).transpose(1, 2)
+        grad, grad_gain = torch.autograd.grad(y, (leaf, exact_gain), part_slope.double())
+        total += grad_gain
+        for index, (exact, ours) in enumerate(zip((y.detach(), grad), of_form, strict=True)):
+            wrong[index] += float((ours.double() - exact).square().sum())
+            whole[index] += float(exact.square().sum())
+    return [*np.sqrt(wrong / whole).tolist(), float((found[2].double() - total).norm() / total.norm())]
 
 
 def exchange(settings: Settings, section: Section) -> None:

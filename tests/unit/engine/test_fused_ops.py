@@ -181,7 +181,7 @@ def test_what_the_mlp_kernels_serve():
 
 def check_registrations() -> dict[str, str]:
     """What torch finds out about the operators: schema, autograd, fake implementation, compilation."""
-    from cuda_train.kernels import attention_heads, normed_mlp, residual_norm, squared_mlp
+    from cuda_train.kernels import attention_heads, normed_mlp, patch_attention, residual_norm, squared_mlp
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(shape).requires_grad_(True)
@@ -195,6 +195,7 @@ def check_registrations() -> dict[str, str]:
         "normed": (normed_mlp._normed_mlp, (rand(6, 8), rand(6, 8), rand(16, 8), rand(8, 16), 0.5, EPS)),
         # Its gradient is that of a function around it.
         "heads": (attention_heads._attention_heads, (torch.rand(6, 32), torch.rand(2), *table, 1, 3, EPS)),
+        "patches": (patch_attention._patch_attention, (rand(3, 2, 24), rand(2), EPS)),
     }
     return {
         f"{case} {name}": result
@@ -234,11 +235,11 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from cuda_train.kernels import attention_heads, residual_norm, squared_mlp
+from cuda_train.kernels import attention_heads, patch_attention, residual_norm, squared_mlp
 
 
 def compiles(function, constants, array, architecture):
-    number = {"num_rows": "i32", "time": "i32", "eps": "fp32"}
+    number = {"num_rows": "i32", "num_patches": "i32", "time": "i32", "eps": "fp32"}
     float32 = ("mix", "scales", "grad_mix", "gain", "cosines", "sines", "grad_gain")
     signature = {
         name: "constexpr" if name in constants else number.get(name, "*fp32" if name in float32 else array)
@@ -250,6 +251,7 @@ def compiles(function, constants, array, architecture):
 
 
 heads = {"heads": 8, "kv_heads": 4, "half": 32, "block_rows": 4, "block_heads": 16, "block_half": 32}
+patches = {"heads": 4, "head_dim": 64, "positions": 4, "block_patches": 1, "block_heads": 4, "block_dim": 64}
 rows = {"dim": 512, "block_rows": 4, "block_dim": 512}
 for target in (("*bf16", 90), ("*fp32", 80)):
     mixes = {"has_mix": True, "normalises": True}
@@ -259,6 +261,8 @@ for target in (("*bf16", 90), ("*fp32", 80)):
             compiles(function, rows | absent, *target)
     compiles(attention_heads._forward_kernel, heads, *target)
     compiles(attention_heads._backward_kernel, heads, *target)
+    compiles(patch_attention._forward_kernel, patches, *target)
+    compiles(patch_attention._backward_kernel, patches, *target)
 
 
 # Of a Hopper GPU's multiprocessor, of which each program also takes 1 KiB.

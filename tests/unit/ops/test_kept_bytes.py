@@ -80,6 +80,11 @@ CASES: dict[str, Case] = {
         [X],
         [(32, 8), (16, 8), (16, 8), (4,)],
     ),
+    "self_attention": (
+        lambda o, x, q, k, v, g, s: o.self_attention(x, (q, k, v), g, 0, 1e4, 1e-6),
+        [X],
+        [(32, 8), (16, 8), (16, 8), (4,)],
+    ),
     "plus": (lambda o, x, y, s: x + y - 1.0, [X, X], []),
     "times": (lambda o, x, y, s: 2.0 * (x * y), [X, (8,)], []),
     "divided": (lambda o, x, y, s: x / y, [X, X], []),
@@ -104,7 +109,7 @@ def kept(ops: Ops, case: Case, arrays: list[Any], symbols: Any, dtype: str) -> A
 
 
 # Of float32 alone; torch's norm reads bfloat16 itself on a GPU, and a float32 copy on a CPU.
-ONLY_FLOAT32 = ("rms_norm", "residual_norm", "attention_inputs", "float16", "round", "row_noise")
+ONLY_FLOAT32 = ("rms_norm", "residual_norm", "attention_inputs", "self_attention", "float16", "round", "row_noise")
 
 
 @pytest.mark.parametrize(
