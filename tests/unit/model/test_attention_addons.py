@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from shared.model.attention import rope_base, without_own_value
 from shared.model.block_shape import attention_addons
 from shared.model.embedding import previous_position
 from shared.model.layer import position_documents
+from shared.ops import NumpyOps
 from shared.scoring.isolation import check_isolation
 from shared.scoring.probe import make_probe
 from shared.spec import load_spec, with_overrides
@@ -136,6 +139,34 @@ def test_a_window_reaches_back_no_further():
     moved = np.abs(oracle.log_probs(changed) - oracle.log_probs(x)).max(axis=(0, 2))
     # Position 11 has it as input; each layer carries it two places on.
     assert np.flatnonzero(moved > ORACLE_OPERATION_REL).tolist() == [11, 12, 13, 14, 15]
+
+
+class CountingOps(NumpyOps):
+    """Counts the layers that attend in one operation."""
+
+    def __init__(self) -> None:
+        self.joint = 0
+
+    def self_attention(self, *inputs: Any) -> Any:
+        self.joint += 1
+        return super().self_attention(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "joint"),
+    [
+        (["model.attention.output_gate=sparse"], 3),
+        (["model.attention.window=3"], 0),
+        (["vocabulary.kind=byte260", "model.attention.document_mask=true"], 0),
+        (["model.attention.xsa_layers=1"], 2),
+        (["model.attention.value_embed_dim=6", "model.attention.value_embed_layers=2"], 1),
+        (["model.attention.value_residual=true"], 0),
+    ],
+)
+def test_layers_attend_in_one_operation_where_nothing_reads_its_parts(overrides: list[str], joint: int):
+    spec, ops = tiny(*overrides), CountingOps()
+    Oracle(spec, random_weights(spec, 1), ops=ops).score(symbols(spec, rows=1))
+    assert ops.joint == joint + spec.model.decoder.num_layers
 
 
 @pytest.mark.parametrize("context", [1, 3, 4, 7])
