@@ -61,6 +61,11 @@ CASES: dict[str, Case] = {
     "gained_linear": (lambda o, x, w, g, s: o.gained_linear(x, w, g), [X], [UP, (12,)]),
     "gained_mlp": (lambda o, x, u, d, g, s: o.gained_mlp(x, u, d, 0.5, g), [X], [UP, DOWN, (8,)]),
     "residual_norm": (lambda o, x, y, z, m, s: sum(o.residual_norm(x, y, z, m, 1e-6)), [X, X, X], [(2, 8)]),
+    "normed_mlp": (
+        lambda o, x, y, u, d, g, s: sum(o.normed_mlp(x, y, u, d, 0.5, g, 0.7, 1e-6)),
+        [X, X],
+        [UP, DOWN, (8,)],
+    ),
     "shift_right": (lambda o, x, y, s: o.shift_right(x, y[:, :1]), [X, X], []),
     "delayed": (lambda o, x, y, s: o.delayed(x, y[:, :2]), [X, X], []),
     "lookback": (lambda o, x, y, s: o.lookback(x, y[:, :1], 3), [X, X], []),
@@ -109,7 +114,16 @@ def kept(ops: Ops, case: Case, arrays: list[Any], symbols: Any, dtype: str) -> A
 
 
 # Of float32 alone; torch's norm reads bfloat16 itself on a GPU, and a float32 copy on a CPU.
-ONLY_FLOAT32 = ("rms_norm", "residual_norm", "attention_inputs", "self_attention", "float16", "round", "row_noise")
+ONLY_FLOAT32 = (
+    "rms_norm",
+    "residual_norm",
+    "normed_mlp",
+    "attention_inputs",
+    "self_attention",
+    "float16",
+    "round",
+    "row_noise",
+)
 
 
 @pytest.mark.parametrize(
