@@ -18,7 +18,6 @@ from cuda_train.kernels import (
 )
 from cuda_train.plain_ops import DTYPES, ROTATION_POSITIONS, TorchOps, rotation_table
 from shared.ops import Array
-from shared.ops.composed import symbol_context_by_tables
 
 
 class FusedTorchOps(TorchOps):
@@ -28,19 +27,19 @@ class FusedTorchOps(TorchOps):
         super().__init__(device)
         # Asked here, not where torch.compile would have to follow.
         self._fuses_mlp = squared_mlp.serves(device)
-        self._in_bfloat16 = _BFloat16Rows(device)
 
     def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
-        if dtype == "bfloat16":
-            return self._in_bfloat16.embedding(weight, index, dtype)
-        return super().embedding(weight, index, dtype)
+        return self.embedding_sum([weight], [index], dtype)
 
-    def symbol_context(
-        self, table: torch.Tensor, first: torch.Tensor, projection: torch.Tensor | None, index: torch.Tensor, dtype: str
+    def embedding_sum(
+        self, weights: Sequence[torch.Tensor], indexes: Sequence[torch.Tensor], dtype: str
     ) -> torch.Tensor:
-        # Its rows are added up in float32, but their gradient is that of a bfloat16 sum.
-        ops = self._in_bfloat16 if dtype == "bfloat16" else self
-        return symbol_context_by_tables(ops, table, first, projection, index, dtype)
+        # The gradient of a bfloat16 sum is in bfloat16 anyway.
+        if dtype == "bfloat16" and table_gradient.fits(weights[0], indexes[0]):
+            return table_gradient.read_rows(weights, indexes, DTYPES[dtype])
+        if len(weights) == 1:
+            return super().embedding(weights[0], indexes[0], dtype)
+        return super().embedding_sum(weights, indexes, dtype)
 
     def softcapped_cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
         if not softcapped_cross_entropy.can_fuse(logits):
@@ -119,12 +118,3 @@ class FusedTorchOps(TorchOps):
             positions *= 2
         table = rotation_table(positions, half, base, torch.float32, self.device)[:, :, 0].narrow(1, 0, time)
         return table[0], table[1]
-
-
-class _BFloat16Rows(TorchOps):
-    """Operations whose rows of small tables have their gradients in bfloat16."""
-
-    def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
-        if not table_gradient.fits(weight, index):
-            return super().embedding(weight, index, dtype)
-        return table_gradient.read_rows(weight, index).to(DTYPES[dtype])

@@ -6,9 +6,11 @@ order of the sums is not fixed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from cuda_train.kernels import table_gradient
 
@@ -23,26 +25,39 @@ def fits(table: torch.Tensor, index: torch.Tensor) -> bool:
     return table.shape[0] <= MOST_ROWS and index.numel() >= LEAST_READS
 
 
-def read_rows(table: torch.Tensor, index: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
-    """`table[index]`: rows [..., D] of a float32 table [V, D] by an integer index [...]. The gradients of rows are
-    rounded to bfloat16 before they are added up, in float32: by the kernel where it serves, unless not `fused`."""
-    rows: torch.Tensor = _Rows.apply(table, index, fused and table_gradient.can_fuse(index))
+def read_rows(
+    tables: Sequence[torch.Tensor], indexes: Sequence[torch.Tensor], dtype: torch.dtype, *, fused: bool = True
+) -> torch.Tensor:
+    """The sum of `table[index]`: rows [..., D] in `dtype` of float32 tables [V, D], each by an integer index [...] of
+    its own, added up in float32. The gradients of rows are rounded to bfloat16 before they are added up, in float32: by
+    the kernel where it serves, unless not `fused`."""
+    rows: torch.Tensor = _Rows.apply(dtype, fused and table_gradient.can_fuse(indexes[0]), *indexes, *tables)
     return rows
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, index: torch.Tensor, fused: bool) -> torch.Tensor:
-        ctx.save_for_backward(index)
-        ctx.num_rows, ctx.fused = table.shape[0], fused
-        return torch.nn.functional.embedding(index, table)
+    def forward(ctx: Any, dtype: torch.dtype, fused: bool, *arrays: torch.Tensor) -> torch.Tensor:
+        indexes, tables = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+        ctx.save_for_backward(*indexes)
+        ctx.num_rows, ctx.fused = tables[0].shape[0], fused
+        total = F.embedding(indexes[0], tables[0])
+        for index, table in zip(indexes[1:], tables[1:], strict=True):
+            total = total + F.embedding(index, table)
+        return total.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (index,), (grad,) = ctx.saved_tensors, grads
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        indexes, (grad,) = ctx.saved_tensors, grads
         values = grad.reshape(-1, grad.shape[-1]).bfloat16()
         if ctx.fused:
-            return table_gradient.table_gradient(index, values, ctx.num_rows), None, None
-        # Here the one-hot matrix [V, N] is written out.
-        hits = torch.arange(ctx.num_rows, device=index.device)[:, None] == index.reshape(1, -1)
-        return (hits.to(values.dtype) @ values).float(), None, None
+            found = table_gradient.table_gradients(indexes, values, ctx.num_rows).unbind(0)
+        else:
+            found = tuple(_product(index, values, ctx.num_rows) for index in indexes)
+        return (None, None, *[None] * len(indexes), *found)
+
+
+def _product(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """The gradient by the one-hot matrix [V, N], which is written out."""
+    hits = torch.arange(num_rows, device=index.device)[:, None] == index.reshape(1, -1)
+    return (hits.to(values.dtype) @ values).float()

@@ -15,6 +15,8 @@ The operator is opaque, so that torch.compile keeps it in its graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -102,23 +104,21 @@ def _rare_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + (tl.program_id(1) * num_rows + row[:, None]) * dim + column[None, :], total, mask=inside)
 
 
-@torch.library.custom_op("bytetwin::table_gradient", mutates_args=())
-def _table_gradient(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Gradient [V, D] in float32 of a table's rows by contiguous index [N] and values [N, D]."""
-    dim, rest = values.shape[1], num_rows % BLOCK_ROWS
-    if not values.numel():
-        return values.new_zeros((num_rows, dim), dtype=torch.float32)
-    dense = num_rows - rest if num_rows > BLOCK_ROWS and rest <= RARE_ROWS else num_rows
-    grad = torch.empty((num_rows, dim), dtype=torch.float32, device=values.device)
-    torch.sum(_dense_sums(index, values, dense), dim=0, out=grad[:dense])
-    if dense < num_rows:
-        torch.sum(_rare_sums(index, values, dense, num_rows - dense), dim=0, out=grad[dense:])
-    return grad
+@torch.library.custom_op("bytetwin::table_gradients", mutates_args=())
+def _table_gradients(indexes: Sequence[torch.Tensor], values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Gradients [K, V, D] in float32 of the rows of K tables by contiguous indexes [N] and values [N, D].
+
+    One operator for all, because torch's compiler makes a copy of an argument for each operator that reads it.
+    """
+    grads = values.new_empty((len(indexes), num_rows, values.shape[1]), dtype=torch.float32)
+    for index, grad in zip(indexes, grads.unbind(0), strict=True):
+        _write_gradient(index, values, grad)
+    return grads
 
 
-@_table_gradient.register_fake
-def _(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
-    return values.new_empty((num_rows, values.shape[1]), dtype=torch.float32)
+@_table_gradients.register_fake
+def _(indexes: Sequence[torch.Tensor], values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    return values.new_empty((len(indexes), num_rows, values.shape[1]), dtype=torch.float32)
 
 
 def can_fuse(index: torch.Tensor) -> bool:
@@ -129,11 +129,23 @@ def can_fuse(index: torch.Tensor) -> bool:
     return index.is_cuda
 
 
-def table_gradient(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Gradient [V, D] in float32 of V rows that were read by an integer index [...] and whose reads have the gradients
-    `values` [..., D], bfloat16."""
+def table_gradients(indexes: Sequence[torch.Tensor], values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Gradients [K, V, D] in float32 of the V rows of K tables, each of which was read by an integer index [...], and
+    whose reads have the gradients `values` [..., D], bfloat16, in all tables the same."""
     values = values.reshape(-1, values.shape[-1]).contiguous()
-    return _table_gradient(index.reshape(-1).contiguous(), values, num_rows)
+    return _table_gradients([index.reshape(-1).contiguous() for index in indexes], values, num_rows)
+
+
+def _write_gradient(index: torch.Tensor, values: torch.Tensor, grad: torch.Tensor) -> None:
+    """Write the gradient [V, D] of one table."""
+    if not values.numel():
+        grad.zero_()
+        return
+    num_rows, rest = len(grad), len(grad) % BLOCK_ROWS
+    dense = num_rows - rest if num_rows > BLOCK_ROWS and rest <= RARE_ROWS else num_rows
+    torch.sum(_dense_sums(index, values, dense), dim=0, out=grad[:dense])
+    if dense < num_rows:
+        torch.sum(_rare_sums(index, values, dense, num_rows - dense), dim=0, out=grad[dense:])
 
 
 def _dense_sums(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:

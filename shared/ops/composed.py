@@ -26,6 +26,12 @@ class ComposedOps:
             total = mix[0] * total + mix[1] * first
         return total, self.rms_norm(total, eps)
 
+    def embedding_sum(self: Any, weights: Sequence[Array], indexes: Sequence[Array], dtype: str) -> Array:
+        total = self.embedding(weights[0], indexes[0], "float32")
+        for weight, index in zip(weights[1:], indexes[1:], strict=True):
+            total = total + self.embedding(weight, index, "float32")
+        return self.cast(total, dtype)
+
     def normed_mlp(
         self: Any,
         x: Array,
@@ -109,9 +115,9 @@ def symbol_context_by_tables(
         return ComposedOps.symbol_context(ops, table, first, projection, index, dtype)
     rows = ops.concatenate([table, first[:1].reshape((1, width))], axis=0)
     before = 0 * index[:, :1] + symbols
-    total: Array = None
+    tables, indexes = [], []
     for end in range(width, projection.shape[1] + 1, width):
         index = ops.shift_right(index, before)
-        entries = ops.embedding(ops.linear(rows, projection[:, end - width : end]), index, "float32")
-        total = entries if total is None else total + entries
-    return ops.cast(total, dtype)
+        tables.append(ops.linear(rows, projection[:, end - width : end]))
+        indexes.append(index)
+    return ops.embedding_sum(tables, indexes, dtype)

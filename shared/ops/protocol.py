@@ -173,6 +173,9 @@ class Ops(Protocol):
         Without `added` nothing is added; without `mix`, and so without `first`, s is the sum alone.
         """
 
+    def embedding_sum(self, weights: Sequence[Array], indexes: Sequence[Array], dtype: str) -> Array:
+        """The sum of `embedding` of each weight [V, D] by its index [...], added up in float32: [..., D] in `dtype`."""
+
     def normed_mlp(
         self,
         x: Array,

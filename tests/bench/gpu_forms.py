@@ -59,8 +59,10 @@ def symbol_context(settings: Settings, section: Section) -> None:
     from cuda_train.fused_ops import FusedTorchOps
 
     class Products(TorchOps):
-        def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
-            return table_gradient.read_rows(weight, index, fused=False).to(DTYPES[dtype])
+        def embedding_sum(
+            self, weights: Sequence[torch.Tensor], indexes: Sequence[torch.Tensor], dtype: str
+        ) -> torch.Tensor:
+            return table_gradient.read_rows(weights, indexes, DTYPES[dtype], fused=False)
 
     spec, device = preset(settings), torch.device(settings.device)
     dim, context, length = spec.model.decoder.dim, spec.model.decoder.context, spec.model.seq_len

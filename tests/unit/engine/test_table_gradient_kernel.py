@@ -33,14 +33,17 @@ def run_kernels(index: np.ndarray, values: np.ndarray, num_rows: int, programs: 
         patch.setattr(kernels, "num_programs", lambda *_: programs)
         patch.setattr(kernels, "BLOCK_COLUMNS", 32)
         patch.setattr(kernels, "LOOKED_THROUGH", 128)
-        return kernels.table_gradient(torch.from_numpy(index), torch.from_numpy(values), num_rows).numpy()
+        both = [torch.from_numpy(index), torch.from_numpy(index[..., ::-1].copy())]
+        grads = kernels.table_gradients(both, torch.from_numpy(values), num_rows)
+        return grads.numpy()
 
 
 def check(
     interpreter: ProcessPoolExecutor, index: np.ndarray, values: np.ndarray, rows: int, programs: int
 ) -> np.ndarray:
+    """Two tables at a time, the second read the other way round."""
     found = interpreter.submit(run_kernels, index, values, rows, programs).result()
-    exact = added_up(index, values, rows)
+    exact = np.stack([added_up(each, values, rows) for each in (index, index[..., ::-1].copy())])
     assert found.dtype == np.float32 and found.shape == exact.shape
     assert np.abs(found - exact).max() <= OPERATION_REL * np.abs(exact).max(initial=1.0)
     return found
@@ -86,16 +89,16 @@ def rows_and_gradients(fused: bool) -> tuple[np.ndarray, np.ndarray]:
     from cuda_train.kernels import table_gradient as kernels
 
     generator = torch.Generator().manual_seed(2)
-    table = torch.randn((257, 12), generator=generator).requires_grad_()
-    index = torch.randint(0, 257, (3, 100), generator=generator)
-    function = kernels.table_gradient
+    tables = [torch.randn((257, 12), generator=generator).requires_grad_() for _ in range(2)]
+    indexes = [torch.randint(0, 257, (3, 100), generator=generator) for _ in range(2)]
+    function = kernels.table_gradients
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "can_fuse", lambda _: True)
-        patch.setattr(kernels, "table_gradient", lambda index, values, rows: function(index, values.float(), rows))
+        patch.setattr(kernels, "table_gradients", lambda indexes, values, rows: function(indexes, values.float(), rows))
         read = torch.compile(table_gradient.read_rows, backend="aot_eager", fullgraph=True)
-        rows = read(table, index, fused=fused)
-        (grad,) = torch.autograd.grad((rows * torch.randn(rows.shape, generator=generator)).sum(), table)
-    return rows.detach().numpy(), grad.numpy()
+        rows = read(tables, indexes, torch.bfloat16, fused=fused).float()
+        grads = torch.autograd.grad((rows * torch.randn(rows.shape, generator=generator)).sum(), tables)
+    return rows.detach().numpy(), torch.stack(grads).numpy()
 
 
 @needs_triton
@@ -109,7 +112,7 @@ def check_registration() -> dict[str, str]:
     """What torch finds out about the operator: schema, fake implementation, compilation."""
     from cuda_train.kernels import table_gradient as kernels
 
-    return torch.library.opcheck(kernels._table_gradient, (torch.arange(40) % 7, torch.rand(40, 12), 260))
+    return torch.library.opcheck(kernels._table_gradients, ([torch.arange(40) % 7] * 2, torch.rand(40, 12), 260))
 
 
 @pytest.mark.slow

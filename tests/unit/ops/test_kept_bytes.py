@@ -26,6 +26,7 @@ CASES: dict[str, Case] = {
     "cast_like": (lambda o, x, w, s: o.cast_like(w, x) * x, [X], [(8,)]),
     "linear": (lambda o, x, w, s: o.linear(x, w), [X], [UP]),
     "embedding": (lambda o, w, s: o.embedding(w, s, "float32"), [], [TABLE]),
+    "embedding_sum": (lambda o, w, s: o.embedding_sum([w, 2.0 * w], [s, s], "bfloat16"), [], [TABLE]),
     "rms_norm": (lambda o, x, s: o.rms_norm(x, 1e-6), [X], []),
     "rope": (lambda o, q, s: o.rope(q, 1e4), [Q], []),
     "attention": (lambda o, q, k, v, s: o.attention(q, k, v), [Q, K, K], []),
