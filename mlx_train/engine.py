@@ -226,13 +226,13 @@ class TrainingEngine(EngineState):
         return [self._on_stream(stream, function) for stream in self.streams]
 
     def _on_stream(self, stream: mx.Stream, function: Callable) -> Callable:
-        """The function on a stream, compiled if the spec says so."""
+        """The function on a stream, compiled if the spec says so and the device is one on which that pays."""
 
         def run(*arguments: Any) -> Any:
             with mx.stream(stream):
                 return function(*arguments)
 
-        return mx.compile(run) if self.spec.training.compile else run
+        return mx.compile(run) if self.spec.training.compile and device.compiles() else run
 
     def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
         """A scoring function of x [B, T], its rows divided among the streams."""

@@ -24,7 +24,9 @@ race() { python -m tests.bench.gpu --only speed --rounds 4 --minutes 4.5 ${SCRIP
 node() {
     local text="--set data.train=${TEXT:-builtin} --set data.heldout=${HELDOUT:-builtin}"
     local time="--set schedule.driver=time --set training.time_limit_s=25"
-    local words=(VENV="$VENV" GPUS=1 SPEC="${SPEC:-h100}" RUN=node RUNS="$RUNS" RECORDS="$RUNS/records" FORCE=enough_data)
+    local words=(VENV="$VENV" GPUS=1 SPEC="${SPEC:-h100}" RUN=node RUNS="$RUNS" RECORDS="$RUNS/records")
+    # In so short a time a small text is read often, and the average of the weights still holds the first ones.
+    words+=(FORCE="enough_data average")
     words+=(ARGS="$text $time ${ARGS:-}")
     make h100 "${words[@]}" 2>&1 || return
     make h100 "${words[@]}" 2>&1 | tail -3 || return
@@ -65,7 +67,7 @@ checks() {
     check 2 "speed against the public script" 280 race
     check 3 "make h100" 180 node
     check 4 "kill and resume with torch" 150 resume torch
-    check 5 "parity of NumPy, torch and MLX" 200 parity
+    check 5 "parity of NumPy, torch and MLX" 300 parity
     check 6 "smoke by MLX" 240 smoke
     check 7 "kill and resume with MLX" 150 resume mlx
     check 8 "a sweep over all GPUs" 240 sweep

@@ -21,6 +21,7 @@ from shared.engine.microbatch import (
     usable_bytes,
     with_micro_batches,
 )
+from shared.engine.package import create_engine
 from shared.engine.registry import ENGINES
 from shared.engine.synthetic import synthetic_engine
 from shared.errors import DeviceError, SpecError, UserError
@@ -67,6 +68,18 @@ def test_a_device_has_its_own_name(info: dict[str, Any], name: str, monkeypatch:
     facts = device.device_facts()
     assert facts.names == (name,) and facts.kind == "gpu" and facts.shares_memory == (info is AIR)
     assert facts.total_bytes == info.get("total_memory", AIR["max_recommended_working_set_size"])
+
+
+def test_nothing_is_compiled_through_cuda(monkeypatch: pytest.MonkeyPatch):
+    engine: Any = create_engine("mlx", load_spec("tiny"))
+    compiled: list[Any] = []
+    monkeypatch.setattr(mx, "compile", lambda function: compiled.append(function) or function)
+    become(monkeypatch, AIR)
+    engine._on_streams(lambda: None)
+    count, factor = len(compiled), device.device_facts().activations_factor
+    become(monkeypatch, H200)
+    engine._on_streams(lambda: None)
+    assert len(compiled) == count > 0 and device.device_facts().activations_factor > factor
 
 
 def test_a_mac_is_limited_to_what_metal_recommends(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch):
