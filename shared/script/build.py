@@ -76,6 +76,21 @@ NEVER_TRAINS = frozenset(
         "shared.optim.update:optimizer_step",
         "shared.scoring.bits_per_byte:Tally.load_state",
         "shared.scoring.bits_per_byte:Tally.save_state",
+        "cuda_train.table_gradient:_Rows.backward",
+        "cuda_train.kernels.table_gradient:_table_gradients",
+        "cuda_train.kernels.attention_heads:_attention_heads_backward",
+        "cuda_train.kernels.attention_heads:_Heads.backward",
+        *(
+            f"cuda_train.kernels.{kernel}:{name}"
+            for kernel, operator in {
+                "normed_mlp": "normed_mlp",
+                "patch_attention": "patch_attention",
+                "residual_norm": "residual_norm",
+                "softcapped_cross_entropy": "cross_entropy",
+                "squared_mlp": "squared_mlp",
+            }.items()
+            for name in (f"_{operator}_backward", "_gradient")
+        ),
         "mlx_train.cpu_ops:_read_rows_vjp",
         "mlx_train.table_gradient:_read_rows_vjp",
         *(

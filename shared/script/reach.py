@@ -86,8 +86,10 @@ class Reach:
             if "." in name:
                 self._module(name.rpartition(".")[0])
             module = self.modules[name] = load(name, self.replaced.get(name))
-            for qualified in (each for each in self._idle if each.startswith(f"{name}:")):
-                _empty(module, qualified)
+            idle = {each.partition(":")[2] for each in self._idle if each.startswith(f"{name}:")}
+            for qualified in idle:
+                _empty(module, f"{name}:{qualified}")
+            _drop_parts(module, idle)
             self._imports[name] = set()
             for statement in module.effects:
                 self._keep(module, statement)
@@ -233,6 +235,18 @@ class Reach:
 
 def _bound_by(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
     return alias.asname or (alias.name.partition(".")[0] if isinstance(statement, ast.Import) else alias.name)
+
+
+def _drop_parts(module: Module, names: Collection[str]) -> None:
+    """Leave out what decorators of these functions take, as an operator takes its fake implementation."""
+
+    def is_part(statement: ast.stmt) -> bool:
+        decorators = statement.decorator_list if isinstance(statement, ast.FunctionDef) else []
+        words = (word for decorator in decorators for word in ast.walk(decorator))
+        return any(isinstance(word, ast.Name) and word.id in names for word in words)
+
+    for statements in (module.body, *module.definitions.values()):
+        statements[:] = [statement for statement in statements if not is_part(statement)]
 
 
 def _acts(function: ast.FunctionDef) -> bool:

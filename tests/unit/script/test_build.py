@@ -14,9 +14,11 @@ import pytest
 from shared.script import build
 from shared.script.running import running_script
 from shared.spec import load_spec, preset_names, spec_to_short_toml, stored_spec
+from shared.tolerances import BF16_OPERATION_REL
 from tests import ROOT
 from tests.isolated import IsolatedPython, requirements_of
 from tests.processes import run_python
+from tests.triton_interpreter import needs_triton
 
 DIGEST = """
 import hashlib
@@ -26,6 +28,54 @@ build.recall = lambda key: None
 build.remember = lambda key, code, requirements: None
 print(hashlib.sha256(build.scoring_script("numpy", load_spec("tiny"))).hexdigest())
 """
+
+
+# Imports the modules of a script as it does itself, and computes with what it would on a GPU.
+ON_A_GPU = """
+import runpy, sys
+import brotli, torch
+script, trains = sys.argv[1], sys.argv[2] == "True"
+found = runpy.run_path(script, run_name="imported")
+parts = brotli.decompress(found["CODE"].encode("latin-1")).decode().split("\\0")
+sys.meta_path.insert(0, found["Modules"](script, dict(zip(parts[::2], parts[1::2], strict=True))))
+from cuda_train import fused_ops, plain_ops
+from cuda_train.kernels.normed_mlp import normed_mlp
+assert fused_ops.__file__.startswith(script)
+
+cpu, eps = torch.device("cpu"), 1e-6
+x, wide, gain, mix = (torch.rand(shape) for shape in ((2, 4, 16), (32, 16), (2,), (2, 16)))
+index = torch.randint(0, 9, (64, 64))
+weights = [wide[:16]] * 3
+
+def results(ops):
+    yield from ops.residual_norm(x, x, None, None, eps)
+    yield from ops.residual_norm(x, None, x, mix, eps)
+    yield from ops.attention_inputs(x, weights, gain, 8, 1e4, eps)
+    yield ops.self_attention(x, weights, gain, 0, 1e4, eps)
+    yield ops.softcapped_cross_entropy(x, index[:2, :4].int(), 30.0)
+    yield ops.embedding_sum([wide, wide], [index, index], "bfloat16")
+    if type(ops) is plain_ops.TorchOps:
+        yield from ops.normed_mlp(x, x, wide, wide.T, 0.0, torch.ones(16), 1.0, eps)
+    else:
+        yield from normed_mlp(x, x, wide, wide.T, 0.0, eps)
+
+leaves = [each.requires_grad_(trains) for each in (x, wide, gain, mix)]
+with torch.set_grad_enabled(trains):
+    both = [list(results(ops)) for ops in (fused_ops.FusedTorchOps(cpu), plain_ops.TorchOps(cpu))]
+if trains:
+    both = [[*values, *torch.autograd.grad(sum(value.sum() for value in values), leaves)] for values in both]
+print(max(float(((one - other).norm() / other.norm()).detach()) for one, other in zip(*both, strict=True)))
+"""
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("trains", [False, True])
+def test_scripts_compute_on_a_gpu_with_the_kernels(trains: bool, tmp_path: Path) -> None:
+    """What only trains is missing in a script that scores, and nothing else."""
+    script, spec = tmp_path / "script.py", load_spec("tiny")
+    script.write_bytes(build.training_script("torch", spec) if trains else build.scoring_script("torch", spec))
+    assert float(run_python(ON_A_GPU, script, trains, TRITON_INTERPRET="1")) <= BF16_OPERATION_REL
 
 
 @pytest.mark.slow

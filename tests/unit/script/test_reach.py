@@ -155,6 +155,29 @@ def test_of_idle_functions_nothing_is_left_but_the_name(reach: Reach) -> None:
             Reach([("shared.main", "main")], idle={unknown})
 
 
+def test_parts_of_an_idle_operator_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: Reach) -> None:
+    text = """
+        import framework
+        @framework.operator("forward")
+        def forward(x): return x
+        @forward.register_fake
+        def _(x): return x
+        @framework.operator("backward")
+        def backward(x): return forward(x)
+        @backward.register_fake
+        def _(x): return 2 * x
+        def main():
+            _, y = 0, backward
+    """
+    (tmp_path / "shared/operators.py").write_text(textwrap.dedent(text))
+    whole, scores = (
+        text_of(Reach([("shared.operators", "main")], idle=idle), "shared.operators")
+        for idle in (set(), {"shared.operators:backward"})
+    )
+    assert whole.count("register_fake") == 2 and scores.count("register_fake") == 1
+    assert "def backward(*_,**__):pass" in scores and "2*x" not in scores
+
+
 def renamed(source: str, *, fixed: tuple[str, ...] = (), parameters: bool = True) -> str:
     tree = ast.parse(textwrap.dedent(source))
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
