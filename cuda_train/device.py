@@ -18,6 +18,7 @@ from shared.engine.device_facts import (
     multiplied,
     no_gpu,
     peak_resident_bytes,
+    quickest_s,
     wanted_device,
 )
 from shared.errors import RanksError, UserError
@@ -158,12 +159,7 @@ def matrix_product_flops_per_s(dtype: str) -> float:
     """Operations per second of a large matrix product in float32 or bfloat16, the best of a few."""
     size, chosen = (8192 if on_gpu() else 1024), default_device()
     a, b = (torch.ones((size, size), dtype=getattr(torch, dtype), device=chosen) for _ in range(2))
-    best_s = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best_s = min(best_s, time.perf_counter() - started)
-    return 2 * size**3 / best_s
+    return 2 * size**3 / quickest_s(lambda: (a @ b)[0, 0].item())
 
 
 def _driver_version() -> str:

@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from shared.engine.device_facts import (
     multiplied,
     no_gpu,
     peak_resident_bytes,
+    quickest_s,
     wanted_device,
 )
 from shared.spec.base import Float32Products
@@ -183,11 +183,7 @@ def matrix_product_flops_per_s(dtype: str) -> float:
     size, streams = (4096 if on_gpu() else 1024), compute_streams()
     a, b = (mx.ones((size, size), dtype=getattr(mx, dtype)) for _ in range(2))
     mx.eval(a, b)
-    best_s = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        mx.eval([mx.matmul(a, b, stream=stream) for stream in streams])
-        best_s = min(best_s, time.perf_counter() - started)
+    best_s = quickest_s(lambda: mx.eval([mx.matmul(a, b, stream=stream) for stream in streams]))
     return len(streams) * 2 * size**3 / best_s
 
 

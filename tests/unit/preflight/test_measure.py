@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cuda_train.engine import TrainingEngine
-from shared.engine.device_facts import host_memory_bytes, peak_resident_bytes
+from shared.engine.device_facts import host_memory_bytes, peak_resident_bytes, quickest_s
 from shared.engine.package import create_engine, engine_package
 from shared.engine.synthetic import synthetic_start
 from shared.preflight import speed_rows as speed
@@ -76,6 +76,14 @@ def test_facts_of_a_device(engine: str) -> None:
     assert 0 < facts.free_bytes <= facts.total_bytes
     assert facts.alike
     assert engine_package(engine).matrix_product_flops_per_s("float32") > 1e8
+
+
+@pytest.mark.parametrize(("call_s", "calls"), [(0.125, 6), (0.75, 2), (4.0, 1)])
+def test_what_takes_long_is_not_timed_often(call_s: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_s = [0.0]
+    monkeypatch.setattr("shared.engine.device_facts.time.perf_counter", lambda: ends_s[-1])
+    assert quickest_s(lambda: ends_s.append(ends_s[-1] + call_s)) == call_s
+    assert len(ends_s) == 1 + calls
 
 
 def test_memory_of_the_host() -> None:
