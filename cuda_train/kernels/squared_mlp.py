@@ -48,8 +48,9 @@ class Tiles:
 # The fastest of those tried on an H200; `python -m tests.bench.gpu --only tiles` tries others. Two programs of these
 # fit the memory of a multiprocessor: one multiplies while the other writes its tile.
 FORWARD, BACKWARD = Tiles(), Tiles(inner=32, stages=4)
-# GPUs with the accelerator; on others the descriptors would be emulated, slowly.
-LEAST_CAPABILITY = (9, 0)
+# GPUs with the accelerator; on others the descriptors would be emulated, slowly. On consumer GPUs that have it a
+# multiprocessor has less memory than one program needs.
+LEAST_CAPABILITY, LEAST_SHARED_BYTES = (9, 0), 228 << 10
 
 
 @triton.jit
@@ -197,7 +198,9 @@ def serves(device: torch.device) -> bool:
     """Whether the kernels serve a device, which must be there."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return False
-    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    found = torch.cuda.get_device_properties(device)
+    has_memory = found.shared_memory_per_multiprocessor >= LEAST_SHARED_BYTES
+    return (found.major, found.minor) >= LEAST_CAPABILITY and has_memory
 
 
 def squared_mlp(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, negative_slope: float) -> torch.Tensor:
