@@ -29,17 +29,16 @@ class FusedTorchOps(TorchOps):
         self._fuses_mlp = squared_mlp.serves(device)
 
     def embedding(self, weight: torch.Tensor, index: torch.Tensor, dtype: str) -> torch.Tensor:
-        return self.embedding_sum([weight], [index], dtype)
+        if not table_gradient.fits(weight, index, dtype):
+            return super().embedding(weight, index, dtype)
+        return table_gradient.read_rows([weight], [index], DTYPES[dtype])
 
     def embedding_sum(
         self, weights: Sequence[torch.Tensor], indexes: Sequence[torch.Tensor], dtype: str
     ) -> torch.Tensor:
-        # The gradient of a bfloat16 sum is in bfloat16 anyway.
-        if dtype == "bfloat16" and table_gradient.fits(weights[0], indexes[0]):
-            return table_gradient.read_rows(weights, indexes, DTYPES[dtype])
-        if len(weights) == 1:
-            return super().embedding(weights[0], indexes[0], dtype)
-        return super().embedding_sum(weights, indexes, dtype)
+        if not table_gradient.fits(weights[0], indexes[0], dtype):
+            return super().embedding_sum(weights, indexes, dtype)
+        return table_gradient.read_rows(weights, indexes, DTYPES[dtype])
 
     def softcapped_cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
         if not softcapped_cross_entropy.can_fuse(logits):

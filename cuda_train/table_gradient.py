@@ -20,9 +20,10 @@ MOST_ROWS = 512
 LEAST_READS = 1 << 12
 
 
-def fits(table: torch.Tensor, index: torch.Tensor) -> bool:
-    """Whether `read_rows` is worth it for rows of a table [V, D] by an index of any shape."""
-    return table.shape[0] <= MOST_ROWS and index.numel() >= LEAST_READS
+def fits(table: torch.Tensor, index: torch.Tensor, dtype: str) -> bool:
+    """Whether `read_rows` is worth it for rows of a table [V, D] by an index of any shape: of bfloat16 alone, whose
+    gradients are in bfloat16 anyway."""
+    return dtype == "bfloat16" and table.shape[0] <= MOST_ROWS and index.numel() >= LEAST_READS
 
 
 def read_rows(

@@ -105,7 +105,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 @torch.library.custom_op("bytetwin::softcapped_cross_entropy", mutates_args=())
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _softcapped_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, softcap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(nats [R], ln sum exp z [R]), float32, of contiguous logits [R, V] and int32 targets [R]."""
     nats = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     log_sums = torch.empty_like(nats)
@@ -115,14 +117,14 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, softcap: float) 
     return nats, log_sums
 
 
-@_cross_entropy.register_fake
+@_softcapped_cross_entropy.register_fake
 def _(logits: torch.Tensor, targets: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor]:
     nats = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     return nats, torch.empty_like(nats)
 
 
 @torch.library.custom_op("bytetwin::softcapped_cross_entropy_backward", mutates_args=())
-def _cross_entropy_backward(
+def _softcapped_cross_entropy_backward(
     logits: torch.Tensor, targets: torch.Tensor, log_sums: torch.Tensor, grad_nats: torch.Tensor, softcap: float
 ) -> torch.Tensor:
     """Gradient [R, V] in the dtype of logits, from the gradient [R] of the nats."""
@@ -134,7 +136,7 @@ def _cross_entropy_backward(
     return grad_logits
 
 
-@_cross_entropy_backward.register_fake
+@_softcapped_cross_entropy_backward.register_fake
 def _(
     logits: torch.Tensor, targets: torch.Tensor, log_sums: torch.Tensor, grad_nats: torch.Tensor, softcap: float
 ) -> torch.Tensor:
@@ -149,11 +151,11 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Te
 def _gradient(ctx: Any, grad_nats: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     """The logarithms of the sums never leave this module, so only the nats have a gradient."""
     logits, targets, log_sums = ctx.saved_tensors
-    grad = _cross_entropy_backward(logits, targets, log_sums, grad_nats.contiguous(), ctx.softcap)
+    grad = _softcapped_cross_entropy_backward(logits, targets, log_sums, grad_nats.contiguous(), ctx.softcap)
     return grad, None, None
 
 
-_cross_entropy.register_autograd(_gradient, setup_context=_keep_for_backward)
+_softcapped_cross_entropy.register_autograd(_gradient, setup_context=_keep_for_backward)
 
 
 def can_fuse(logits: torch.Tensor) -> bool:
@@ -167,7 +169,7 @@ def softcapped_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, softca
     A target outside the vocabulary gives NaN.
     """
     rows = logits.reshape(-1, logits.shape[-1]).contiguous()
-    nats, _ = _cross_entropy(rows, targets.reshape(-1).to(torch.int32).contiguous(), softcap)
+    nats, _ = _softcapped_cross_entropy(rows, targets.reshape(-1).to(torch.int32).contiguous(), softcap)
     return nats.reshape(targets.shape)
 
 

@@ -52,7 +52,7 @@ def attention_branch(layer: Layer, x_BTD: Array) -> Array:
 
 def mlp_branch(layer: Layer, x_BTD: Array) -> Array:
     """m * MLP(rms(x)), with the learned scale m [D]."""
-    return _mlp(layer, _entered(layer, x_BTD)[1])
+    return layer.ops.gained_mlp(_entered(layer, x_BTD)[1], *_mlp_arguments(layer))
 
 
 def _mixer(layer: Layer, normalised: Array) -> Array:
@@ -60,10 +60,6 @@ def _mixer(layer: Layer, normalised: Array) -> Array:
     if mixer == "attention":
         return attend(layer, normalised)
     return layer.control(f"{mixer}.scale", normalised) * MIXERS[mixer](layer, normalised)
-
-
-def _mlp(layer: Layer, normalised: Array) -> Array:
-    return layer.ops.gained_mlp(normalised, *_mlp_arguments(layer))
 
 
 def _mlp_arguments(layer: Layer) -> tuple[Array, Array, float, Array]:

@@ -86,10 +86,10 @@ class Reach:
             if "." in name:
                 self._module(name.rpartition(".")[0])
             module = self.modules[name] = load(name, self.replaced.get(name))
-            idle = {each.partition(":")[2] for each in self._idle if each.startswith(f"{name}:")}
+            idle = [each for each in self._idle if each.startswith(f"{name}:")]
             for qualified in idle:
-                _empty(module, f"{name}:{qualified}")
-            _drop_parts(module, idle)
+                _empty(module, qualified)
+            _drop_parts(module, {qualified.partition(":")[2] for qualified in idle})
             self._imports[name] = set()
             for statement in module.effects:
                 self._keep(module, statement)

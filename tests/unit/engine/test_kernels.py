@@ -82,11 +82,11 @@ def check_registration() -> dict[str, str]:
     from cuda_train.kernels import softcapped_cross_entropy as kernel
 
     logits, targets, grad = leaves(made_case(0, (5, 7), 1.0))
-    _, log_sums = kernel._cross_entropy(logits.detach(), targets, 30.0)
-    return torch.library.opcheck(kernel._cross_entropy, (logits, targets, 30.0)) | {
+    _, log_sums = kernel._softcapped_cross_entropy(logits.detach(), targets, 30.0)
+    return torch.library.opcheck(kernel._softcapped_cross_entropy, (logits, targets, 30.0)) | {
         f"backward {name}": result
         for name, result in torch.library.opcheck(
-            kernel._cross_entropy_backward, (logits.detach(), targets, log_sums, grad, 30.0)
+            kernel._softcapped_cross_entropy_backward, (logits.detach(), targets, log_sums, grad, 30.0)
         ).items()
     }
 

@@ -155,7 +155,7 @@ def test_of_idle_functions_nothing_is_left_but_the_name(reach: Reach) -> None:
             Reach([("shared.main", "main")], idle={unknown})
 
 
-def test_parts_of_an_idle_operator_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: Reach) -> None:
+def test_parts_of_an_idle_operator_are_left_out(tmp_path: Path, reach: Reach) -> None:
     text = """
         import framework
         @framework.operator("forward")
