@@ -61,18 +61,14 @@ def on_metal() -> bool:
     return on_gpu() and mx.metal.is_available()
 
 
-def can_compile() -> bool:
-    """Whether mx.compile works: on a CPU it writes C++ and calls g++."""
-    return on_gpu() or shutil.which("g++") is not None
-
-
 def compiles() -> bool:
-    """Whether functions are compiled where the spec says so: not through CUDA.
+    """Whether functions are compiled where the spec says so: not on a CPU without g++, which MLX calls there, and not
+    through CUDA.
 
     There MLX compiles each fused kernel in 42 forms, one kernel after the other, before it first runs
     (mlx/backend/cuda/compiled.cpp): on an H200 `smoke` had not trained a step after four minutes.
     """
-    return not on_gpu() or on_metal()
+    return on_metal() if on_gpu() else shutil.which("g++") is not None
 
 
 @lru_cache(maxsize=1)
@@ -100,7 +96,7 @@ def device_name() -> str:
     """A readable description of the device."""
     if on_gpu():
         return f"{mx.device_info().get('device_name', 'GPU')} ({gpu_backend()})"
-    compiled = "" if can_compile() else ", no g++: MLX runs uncompiled and slower"
+    compiled = "" if compiles() else ", no g++: MLX runs uncompiled and slower"
     return f"CPU, {len(compute_streams())} threads, {platform.machine()}{compiled}"
 
 

@@ -51,6 +51,7 @@ class TrainingEngine(EngineState):
         self._state: Arrays = {}
         self._frozen: Arrays = {}
         super().__init__(spec, model, make_ops(), ranks or OneRank())
+        self.compiles = self.compiles and device.compiles()
         device.use_float32_products(spec.training.float32_products)
         # One function for each stage of the run: (gradients of a first micro-batch, of a later one).
         self._gradients = [
@@ -226,13 +227,13 @@ class TrainingEngine(EngineState):
         return [self._on_stream(stream, function) for stream in self.streams]
 
     def _on_stream(self, stream: mx.Stream, function: Callable) -> Callable:
-        """The function on a stream, compiled if the spec says so and the device is one on which that pays."""
+        """The function on a stream, compiled if this engine compiles."""
 
         def run(*arguments: Any) -> Any:
             with mx.stream(stream):
                 return function(*arguments)
 
-        return mx.compile(run) if self.spec.training.compile and device.compiles() else run
+        return mx.compile(run) if self.compiles else run
 
     def _spread(self, functions: list[Callable], x: np.ndarray) -> np.ndarray:
         """A scoring function of x [B, T], its rows divided among the streams."""

@@ -61,6 +61,7 @@ class FakeEngine:
 
     name = "fake"
     ranks: Ranks = OneRank()
+    compiles = True
 
     def __init__(self, spec: Spec, broken_at: int = -1, infinite_after: int = -1, loss_scale: float = 1.0) -> None:
         self.spec, self.broken_at, self.infinite_after, self.loss_scale = spec, broken_at, infinite_after, loss_scale

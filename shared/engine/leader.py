@@ -37,7 +37,7 @@ class LeadingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ranks = engine, engine.ranks
-        self.spec, self.name = engine.spec, engine.name
+        self.spec, self.name, self.compiles = engine.spec, engine.name, engine.compiles
 
     def initialise(self, weights: Weights) -> None:
         self._tell("initialise", weights)

@@ -68,6 +68,8 @@ class Engine(Scorer, Protocol):
 
     name: str
     ranks: Ranks
+    # Whether `warm_up` compiles: the spec may say not to, or the framework cannot on this device.
+    compiles: bool
 
     def initialise(self, weights: Weights) -> None:
         """Start from float32 weights by parameter name, with a fresh optimizer state. Parameters of training only may

@@ -51,6 +51,7 @@ class EngineState:
         # The temperature and bias of an artifact's logits, which are scored with and not trained.
         self.logits: Arrays = {}
         self.scoring_kind: WeightsKind = "trained"
+        self.compiles = spec.training.compile
 
     def initialise(self, weights: Weights) -> None:
         # In the order of the manifest, whatever that of the file or message was: ranks exchange gradients in it.

@@ -10,6 +10,7 @@ from shared.model.gated_delta import gated_delta
 from shared.model.layer import Layer
 from shared.model.mamba2 import mamba2
 from shared.ops import Array
+from shared.ops.composed import scaled_norm
 
 # What mixes the positions of a block in place of attention.
 MIXERS = {"mamba2": mamba2, "gated_delta": gated_delta}
@@ -73,4 +74,4 @@ def _entered(
 ) -> tuple[Array, Array]:
     """(the sum that enters a half of the block, its norm times the block's norm scale where it has one)."""
     x_BTD, normalised = layer.ops.residual_norm(x_BTD, added, first, mix, layer.model.norm_eps)
-    return x_BTD, normalised if layer.shape.norm_scale == 1.0 else layer.shape.norm_scale * normalised
+    return x_BTD, scaled_norm(normalised, layer.shape.norm_scale)

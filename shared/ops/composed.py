@@ -8,6 +8,11 @@ from typing import Any
 from shared.ops.protocol import Array, RecurrentStep, Scan
 
 
+def scaled_norm(normalised: Array, norm_scale: float) -> Array:
+    """The norm of a layer with this factor on its norms; where that is 1, no operation."""
+    return normalised if norm_scale == 1.0 else norm_scale * normalised
+
+
 class ComposedOps:
     """Each operation by its definition in shared.ops.protocol, from the operations of the subclass."""
 
@@ -44,9 +49,7 @@ class ComposedOps:
         eps: float,
     ) -> tuple[Array, Array]:
         total, normalised = self.residual_norm(x, added, None, None, eps)
-        if norm_scale != 1.0:
-            normalised = norm_scale * normalised
-        return total, self.gained_mlp(normalised, up, down, negative_slope, gain)
+        return total, self.gained_mlp(scaled_norm(normalised, norm_scale), up, down, negative_slope, gain)
 
     def attention_inputs(
         self: Any, x: Array, weights: Sequence[Array], gain: Array, rope_dims: int, rope_base: float, eps: float

@@ -109,12 +109,12 @@ class TrainingLoop:
             self.writer.close()
 
     def _warm_up(self) -> None:
-        """Compile before the clock starts; a finished run has nothing to compile for."""
+        """Compile, or run once, before the clock starts; a finished run has nothing to do that for."""
         if not self._more():
             return
         x = self.loader.batch(self.position.step)
         if self.spec.training.compile:
-            self.observer.on_phase("compiling")
+            self.observer.on_phase("compiling" if self.engine.compiles else "warming up")
             with self.interruption.nothing_to_save(), self.interruption.expected():
                 if chosen := self.engine.warm_up(x, chosen_names(self.metrics.kept)):
                     self.metrics.append("choices", self.position.step, **chosen)

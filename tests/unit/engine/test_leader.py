@@ -45,6 +45,7 @@ class NotingEngine:
     """An engine that notes what it was asked and scores each symbol by its own value."""
 
     name = "noting"
+    compiles = True
 
     def __init__(self, ranks: ThreadRanks) -> None:
         self.spec, self.ranks = tiny_spec(), ranks

@@ -71,15 +71,16 @@ def test_a_device_has_its_own_name(info: dict[str, Any], name: str, monkeypatch:
 
 
 def test_nothing_is_compiled_through_cuda(monkeypatch: pytest.MonkeyPatch):
-    engine: Any = create_engine("mlx", load_spec("tiny"))
+    spec = load_spec("tiny", ["training.compile=true"])
+    become(monkeypatch, H200)
+    assert not create_engine("mlx", spec).compiles
     compiled: list[Any] = []
     monkeypatch.setattr(mx, "compile", lambda function: compiled.append(function) or function)
+    assert not create_engine("mlx", spec).compiles and not compiled
+    factor = device.device_facts().activations_factor
     become(monkeypatch, AIR)
-    engine._on_streams(lambda: None)
-    count, factor = len(compiled), device.device_facts().activations_factor
-    become(monkeypatch, H200)
-    engine._on_streams(lambda: None)
-    assert len(compiled) == count > 0 and device.device_facts().activations_factor > factor
+    assert create_engine("mlx", spec).compiles and compiled
+    assert device.device_facts().activations_factor < factor
 
 
 def test_a_mac_is_limited_to_what_metal_recommends(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch):

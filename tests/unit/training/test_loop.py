@@ -33,6 +33,14 @@ def test_everything_happens_when_it_is_due(tmp_path: Path) -> None:
     assert outcome.best_validation.bpb == min(r["bpb"] for r in harness.events("validation"))
 
 
+@pytest.mark.parametrize(("compiles", "phase"), [(True, "compiling"), (False, "warming up")])
+def test_the_first_stage_is_called_what_it_does(tmp_path: Path, compiles: bool, phase: str) -> None:
+    harness = make(tmp_path, "training.compile=true", "training.val_every_steps=0")
+    harness.engine.compiles = compiles
+    harness.start()
+    assert harness.observer.named("phase") == [phase, "validation"]
+
+
 def test_zero_cadence_means_only_at_the_end(tmp_path: Path) -> None:
     harness = make(tmp_path, "training.val_every_steps=0", "training.checkpoint_every_steps=0")
     harness.start()
