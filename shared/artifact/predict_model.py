@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.model.manifest import ZEROS, Parameter
-from shared.optim import lr_factor
+from shared.optim import by_muon, lr_factor
 from shared.spec import Spec
 from shared.spec.schedule import ScheduleSpec
 
@@ -101,7 +101,7 @@ def role_features(spec: Spec, parameter: Parameter, steps: int) -> NDArray[np.fl
         "scalar": optimizer.scalar_lr,
         "adapter": optimizer.adapter_lr,
     }
-    decay = optimizer.muon_weight_decay if parameter.group == "matrix" else optimizer.adam_weight_decay
+    decay = optimizer.muon_weight_decay if by_muon(optimizer, parameter.group) else optimizer.adam_weight_decay
     path = rates[parameter.group] * steps * mean_lr_factor(spec.schedule)
     dose = -math.expm1(-decay * path) / decay if decay > 0 else path
     local = parameter.name.startswith(("decoder.layers", "decoder.embed", "decoder.context_proj"))

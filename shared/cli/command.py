@@ -14,6 +14,7 @@ from shared.engine.registry import ENGINES
 from shared.errors import one_line
 from shared.files import check_regular, write_atomically
 from shared.spec import Spec, load_spec
+from shared.spec.idle import idle_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,8 +89,18 @@ def add_set_argument(
 
 
 def spec_from_arguments(args: argparse.Namespace) -> Spec:
-    """The resolved spec of `add_spec_arguments`."""
-    return load_spec(args.spec, args.overrides)
+    """The resolved spec of `add_spec_arguments`; says what in it has no effect."""
+    spec = load_spec(args.spec, args.overrides)
+    say_idle(spec)
+    return spec
+
+
+def say_idle(spec: Spec) -> None:
+    """Say which fields of a spec were set in vain, if any."""
+    if notes := idle_notes(spec):
+        out = console()
+        for note in notes:
+            say(out, note, "yellow")
 
 
 def add_engine_argument(parser: argparse.ArgumentParser, *, oracle: bool = False, unless: str = "") -> None:

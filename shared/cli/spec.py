@@ -18,6 +18,7 @@ from shared.cli.command import CommandResult, add_set_argument
 from shared.errors import SpecError
 from shared.model import auxiliary_parameters, parameter_counts
 from shared.spec import Spec, json_schema, load_spec, preset_names, spec_id, spec_to_dict, spec_to_toml
+from shared.spec.idle import idle_notes
 from shared.spec.load import PRESETS
 
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def spec_text(spec: Spec) -> str:
-    """The resolved spec as TOML under a comment with spec_id, parameter counts and window sizes."""
+    """The resolved spec as TOML under a comment with spec_id, parameter counts, window sizes and what has no effect."""
     counts = parameter_counts(spec)
     width = max(map(len, counts))
     lines = [f"# {spec.name}: spec_id {spec_id(spec)}", "# parameters"]
@@ -64,6 +65,7 @@ def spec_text(spec: Spec) -> str:
         f"# window {spec.model.seq_len:,} symbols = {spec.model.num_patches:,} patches of {spec.model.patch_size}; "
         f"batch {spec.training.batch_symbols:,} symbols"
     )
+    lines += [f"# {note}" for note in idle_notes(spec)]
     return "\n".join(lines) + "\n\n" + spec_to_toml(spec).rstrip()
 
 

@@ -22,6 +22,7 @@ from shared.cli.command import (
     option_words,
     say,
     say_error,
+    say_idle,
 )
 from shared.cli.score import print_score
 from shared.cli.scoring import say_prose
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> CommandResult:
         follow_run(spec, engine_name, ranks)
         return CommandResult(None)
     out = console()
+    say_idle(spec)
     profiles: list[Profile] = []
     with contextlib.nullcontext() if args.let_sleep else awake():
         result = bytetwin.train(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from shared.errors import UserError
 from shared.spec import Spec, load_spec
 from shared.spec.difference import SEED_KEY
+from shared.spec.idle import idle_notes, without_idle_fields
 
 BRACKETS = {"[": "]", "{": "}"}
 # A name of a tried change; the label of a run is the name of its folder, with the seed behind it.
@@ -69,9 +70,11 @@ def plan_runs(
                         f"two experiments would both be called {label!r}; give the specs names of their own"
                     )
                 experiments[label] = spec
-    for (first, one), (second, other) in itertools.combinations(experiments.items(), 2):
-        if one.model_copy(update={"name": ""}) == other.model_copy(update={"name": ""}):
-            raise UserError(f"{first} and {second} are the same experiment")
+    effective = {label: without_idle_fields(spec.model_copy(update={"name": "any"})) for label, spec in experiments.items()}
+    for (first, one), (second, other) in itertools.combinations(effective.items(), 2):
+        if one == other:
+            notes = "; ".join(dict.fromkeys(idle_notes(experiments[first]) + idle_notes(experiments[second])))
+            raise UserError(f"{first} and {second} are the same experiment{f': {notes}' if notes else ''}")
     return [
         PlannedRun(label, seed, spec.model_copy(update={"training": spec.training.model_copy(update={"seed": seed})}))
         for seed in seeds

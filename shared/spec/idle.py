@@ -1,0 +1,142 @@
+"""Fields of a spec that have no effect under the values of others: `normuon_beta2` where `normuon` is off.
+
+They are no errors, because one switch may leave many of them behind, but who set one must be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+from shared.spec.difference import fields
+from shared.spec.load import spec_from_dict, spec_to_dict
+from shared.spec.spec import Spec
+
+# The values of a field under which others are idle, or a function that is true of them.
+Values = tuple[Any, ...] | Callable[[Any], bool]
+
+OFF: Values = (0, [], "none", "off")
+ADAM_OR_SGD: Values = ("adam", "sgd")
+QUANTISERS = ("matrix", "embed", "head")
+NO_DECAY: dict[str, Values] = {"optimizer.muon_weight_decay": OFF, "optimizer.adam_weight_decay": OFF}
+# No tensor is rounded by the inputs of its matrix; those named by a pattern count as if they were.
+NO_STATISTICS: dict[str, Values] = {
+    **{f"artifact.{name}.rounding": ("nearest",) for name in QUANTISERS},
+    **{f"artifact.{name}.hessian_clip": OFF for name in QUANTISERS},
+    "artifact.tensors": OFF,
+}
+# (all that must hold, by field; what is idle then, as `section: names`). Of the fields that decide the first is named.
+RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
+    ({"optimizer.form": ADAM_OR_SGD}, "optimizer: muon_weight_decay muon_cautious_decay muon_row_normalise"),
+    ({"optimizer.form": ADAM_OR_SGD}, "optimizer: normuon normuon_beta2"),
+    # Adaptation by Muon has these of its matrices from here.
+    (
+        {"optimizer.form": ADAM_OR_SGD, "evaluation.adaptation.optimizer": lambda form: form != "muon"},
+        "optimizer: ns_steps ns_coefficients ns_dtype",
+    ),
+    ({"optimizer.form": ("adam",)}, "optimizer: muon_momentum muon_momentum_start muon_momentum_warmup_steps"),
+    ({"optimizer.form": ("sgd",)}, "optimizer: adam_beta1 adam_beta2 adam_eps"),
+    ({"optimizer.normuon": OFF}, "optimizer: normuon_beta2"),
+    ({"optimizer.muon_momentum_warmup_steps": OFF}, "optimizer: muon_momentum_start"),
+    ({"model.tie_embeddings": (True,), "training.loss.multi_symbol.weights": OFF}, "optimizer: head_lr"),
+    ({"model.lora.rank": OFF}, "optimizer: adapter_lr"),
+    ({"model.lora.rank": OFF}, "model.lora: alpha targets"),
+    ({"schedule.warmdown_frac": OFF}, "schedule: warmdown_shape min_lr_frac"),
+    ({"schedule.decay_end_frac": (1,)}, "schedule: decay_taper_start_frac"),
+    (NO_DECAY, "schedule: decay_end_frac decay_taper_start_frac decay_follows_lr"),
+    ({"model.mlp_dims": bool}, "model: mlp_dim"),
+    ({"model.unet_skips": OFF}, "model: skip_gates"),
+    ({"model.unet_skips": OFF}, "model.loop: skips"),
+    ({"model.mixers": lambda mixers: "mamba2" not in mixers}, "model: state_dim"),
+    ({"model.loop.extra_loops": OFF}, "model.loop: first_layer last_layer gates skips"),
+    ({"model.loop.extra_loops": OFF}, "schedule.loop: start_frac start_step ramp_frac ramp_steps"),
+    ({"model.loop.extra_loops": (0, 1)}, "schedule.loop: stagger_frac stagger_steps"),
+    ({"model.parallel.form": OFF}, "model.parallel: first_layer"),
+    ({"model.attention.output_gate": ("none", "full", "attn_out")}, "model.attention: gate_scale"),
+    (
+        {"model.attention.output_gate": ("none", "full"), "model.smear_gate": ("none", "v1")},
+        "model.attention: gate_dims",
+    ),
+    ({"model.ngram.rows": OFF}, "model.ngram: dim longest multiplier reader"),
+    ({"model.decoder.kind": ("linear", "experts")}, "model.decoder: dim"),
+    ({"model.decoder.kind": ("linear", "mlp", "experts")}, "model.decoder: num_layers num_heads mlp_dim context"),
+    ({"model.decoder.kind": ("autoregressive", "linear", "mlp")}, "model.decoder: num_experts"),
+    ({"training.qat.form": OFF}, "training.qat: bits start_frac start_step"),
+    ({"training.swa_every_steps": OFF}, "training: swa_start_frac swa_share"),
+    ({"training.ema_decay": OFF}, "training: swa_share"),
+    ({"training.loss.multi_symbol.weights": OFF}, "training.loss.multi_symbol: decay_end_frac"),
+    ({"training.loss.embed_prediction.weight": OFF}, "training.loss.embed_prediction: symbols"),
+    (
+        {"training.loss.chunk_prediction.weight": OFF},
+        "training.loss.chunk_prediction: chunk_patches hidden_dim latent_dim regulariser_weight directions",
+    ),
+    ({"training.loss.chunk_prediction.regulariser_weight": OFF}, "training.loss.chunk_prediction: directions"),
+    ({"training.loss.code_entropy.weight": OFF}, "training.loss.code_entropy: temperature row_stride start_frac"),
+    *(
+        ({f"artifact.{name}.method": methods}, f"artifact.{name}: {names}")
+        for name in QUANTISERS
+        for methods, names in (
+            (("uniform", "ternary"), "bits"),
+            (("row_max", "clip_search", "uniform", "ternary"), "clip_sd hessian_clip"),
+            (("row_max", "sd_clip", "clip_search", "ternary"), "step step_unit trellis"),
+            (("row_max", "sd_clip", "clip_search", "uniform"), "group"),
+        )
+    ),
+    (
+        {**{f"artifact.{name}.lqer_rank": OFF for name in QUANTISERS}, "artifact.tensors": OFF},
+        "artifact: lqer_tensors",
+    ),
+    (NO_STATISTICS, "artifact.calibration: window_symbols temperature"),
+    ({**NO_STATISTICS, "artifact.logits": OFF}, "artifact.calibration: source windows seed"),
+    ({"artifact.calibration.source": ("train", "none")}, "artifact.calibration: temperature"),
+    ({"evaluation.adaptation.optimizer": ("adam",)}, "evaluation.adaptation: momentum"),
+    ({"evaluation.adaptation.optimizer": ("sgd", "muon")}, "evaluation.adaptation: beta1 beta2"),
+    ({"evaluation.adaptation.kind": ("score_first",)}, "evaluation.adaptation: documents"),
+    ({"evaluation.adaptation.lora.rank": OFF}, "evaluation.adaptation.lora: alpha targets"),
+    (
+        {"evaluation.adaptation.phases.count": OFF},
+        "evaluation.adaptation.phases: documents epochs rate momentum clip_norm batch_symbols parameters",
+    ),
+)
+
+
+def idle_fields(spec: Spec) -> dict[str, str]:
+    """The field that decides, by each field, as `section.key`, that has no effect whatever its value is."""
+    values = fields(spec)
+    found: dict[str, str] = {}
+    for conditions, text in RULES:
+        if all(_holds(values.get(key, ""), allowed) for key, allowed in conditions.items()):
+            section, _, names = text.partition(": ")
+            found |= {f"{section}.{name}": next(iter(conditions)) for name in names.split()}
+    return {key: because for key, because in found.items() if key in values}
+
+
+def without_idle_fields(spec: Spec) -> Spec:
+    """The same experiment with every field that has no effect as it is when left out."""
+    values = spec_to_dict(spec)
+    for key in idle_fields(spec):
+        *path, name = key.split(".")
+        del reduce(lambda section, part: section[part], path, values)[name]
+    return spec_from_dict(values, spec.name)
+
+
+def idle_notes(spec: Spec) -> list[str]:
+    """One line for each field whose value makes others idle that were set, in vain."""
+    values, left = fields(spec), fields(without_idle_fields(spec))
+    lines: dict[str, list[str]] = {}
+    for key, because in idle_fields(spec).items():
+        if values[key] != left[key]:
+            lines.setdefault(because, []).append(key)
+    return [
+        f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect where {because} is {_shown(values[because])}"
+        for because, keys in lines.items()
+    ]
+
+
+def _holds(value: Any, allowed: Values) -> bool:
+    return allowed(value) if callable(allowed) else value in allowed
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
