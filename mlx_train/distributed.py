@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import socket
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -19,12 +23,20 @@ RANK = ENGINES["mlx"].rank_variable
 
 
 class MLXRanks:
-    """`Ranks` over an MLX group. Bytes travel as sums in which only one rank has anything but zeros."""
+    """`Ranks` over an MLX group. Bytes travel as sums in which only one rank has anything but zeros.
 
-    def __init__(self, group: mx.distributed.Group) -> None:
+    `sockets` are those of the ring. MLX asks them without a pause whether something has arrived (SocketThread in
+    mlx/distributed/ring/ring.cpp), which takes a core; a follower may wait for rank 0 for minutes.
+    """
+
+    def __init__(self, group: mx.distributed.Group, sockets: Sequence[int] = ()) -> None:
         self.group, self.rank, self.world_size = group, group.rank(), group.size()
+        self.sockets = sockets
 
     def broadcast(self, content: bytes) -> bytes:
+        if self.rank > 0 and self.sockets:
+            # The sum begins at rank 0 and reaches each rank through its neighbour.
+            select.select(self.sockets, [], [])
         mine = np.frombuffer(content if self.rank == 0 else b"", np.uint8)
         length = int(self._sum(np.array([len(mine)], np.int32))[0])
         padded = np.zeros(length, np.uint8)
@@ -45,6 +57,7 @@ def connect() -> Ranks:
     reached, UserError where their devices differ."""
     if RANK not in os.environ:
         return OneRank()
+    before = _sockets()
     try:
         group = mx.distributed.init(strict=True, backend="ring")
     except (RuntimeError, ValueError) as error:
@@ -52,9 +65,20 @@ def connect() -> Ranks:
         raise RunError(f"rank {os.environ[RANK]} cannot reach the other ranks: {reason}") from None
     if group.size() == 1:
         return OneRank()
-    ranks = MLXRanks(group)
+    ranks = MLXRanks(group, sorted(_sockets() - before))
     check_alike(ranks, device.device_name())
     return ranks
+
+
+def _sockets() -> set[int]:
+    """The file descriptors of this process that are connected to another one's sockets."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        # No socket, or one whose connection was refused at first: MLX leaves those open, and they always seem ready.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
+            copy.getpeername()
+            found.add(int(name))
+    return found
 
 
 def average(ranks: Ranks, loss: mx.array, grads: dict[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:

@@ -186,14 +186,42 @@ def test_mixed_devices_are_refused_on_every_rank(rank: int):
     check_alike(Others(), names[rank])
 
 
-def test_two_mlx_processes_train_as_one(folder: Path):
+def launch_mlx(ranks: int, *words: str) -> str:
+    """What Python prints in that many processes of one ring."""
     launch = Path(sys.executable).with_name("mlx.launch")
-    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(free_port()), "--", sys.executable]
-    command += ["-m", "mlx_train", *TINY, *OFTEN, "--run", "macs", "--no-finish", "--runs-dir", str(folder)]
+    command = [launch, "-n", str(ranks), "--backend", "ring", "--starting-port", str(free_port()), "--", sys.executable]
     with full_pipe() as pipe:
-        result = subprocess.run(command, env=environment(), stdin=pipe, capture_output=True, text=True, timeout=WAIT_S)
+        result = subprocess.run(
+            [*command, *words], env=environment(), stdin=pipe, capture_output=True, text=True, timeout=WAIT_S
+        )
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_two_mlx_processes_train_as_one(folder: Path):
+    launch_mlx(2, "-m", "mlx_train", *TINY, *OFTEN, "--run", "macs", "--no-finish", "--runs-dir", str(folder))
     assert np.abs(losses(folder, "macs") - losses(folder, "one")).max() <= RANKS_LOSS_ABS
+
+
+# Rank 0 is late by two seconds, of which a rank that asks without a pause would compute.
+LATE = """
+import time
+from mlx_train import distributed
+ranks = distributed.connect()
+begin = time.process_time()
+if ranks.rank == 0:
+    time.sleep(2.0)
+content = ranks.broadcast(b"late" if ranks.rank == 0 else b"")
+print("waited", content == b"late", time.process_time() - begin, flush=True)
+"""
+
+
+def test_mlx_ranks_that_wait_for_rank_0_leave_the_cores_to_others(tmp_path: Path):
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    waited = re.findall(r"waited (\w+) (\S+)", launch_mlx(3, str(script)))
+    assert [same for same, _ in waited] == ["True"] * 3
+    assert max(float(seconds) for _, seconds in waited) < 0.25
 
 
 def test_mlx_processes_that_cannot_meet_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
