@@ -13,7 +13,7 @@ from shared.engine.registry import ENGINES
 from shared.script.emit import emit
 from shared.script.memory import recall, remember, source_hash
 from shared.script.reach import Reach
-from shared.script.rename import rename_locals
+from shared.script.rename import rename_globals, rename_locals
 from shared.spec import Spec, spec_to_short_toml
 
 # The modules whose `main` a script runs.
@@ -228,8 +228,9 @@ def _made(roots: list[tuple[str, str]], replaced: dict[str, str], idle: frozense
     parts = []
     for name in sorted(reach.modules):
         module, body = reach.modules[name], reach.body(reach.modules[name])
+        names = rename_globals(body, module.names, reach.words | reach.asked.get(name, set()))
         # A framework may give arguments by name to what an engine passes to it.
-        rename_locals(body, module.names, fixed, parameters=name.partition(".")[0] in ("shared", "data"))
+        rename_locals(body, names, fixed, parameters=name.partition(".")[0] in ("shared", "data"))
         parts += [name, emit(ast.Module(body, []))]
     code = brotli.compress("\0".join(parts).encode(), quality=11, lgwin=24)
     return code, [line for package in reach.packages() - UNASKED for line in REQUIREMENTS[package]]

@@ -21,7 +21,8 @@ class Reach:
     """Everything that the roots reach. `replaced` has other texts for some modules, by name; functions and methods in
     `idle`, as `module:Class.method`, are never called, so nothing is left of them but their names.
 
-    `keywords` are the names of keyword arguments and `words` the strings that could be names in what was reached.
+    `keywords` are the names of keyword arguments and `words` the strings that could be names in what was reached;
+    `asked` are the names of each module that others know it by.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Reach:
         self.modules: dict[str, Module] = {}
         self.keywords: set[str] = set()
         self.words: set[str] = set()
+        self.asked: dict[str, set[str]] = {}
         self.kept: set[int] = set()
         self._imports: dict[str, set[str]] = {}
         self._validated: set[int] = set()
@@ -42,7 +44,7 @@ class Reach:
         self._waiting: dict[str, list[tuple[Module, ast.stmt]]] = {}
         self._todo: list[tuple[Module, ast.AST]] = []
         for module, name in roots:
-            self._need(module, name)
+            self._ask(module, name)
         while self._todo:
             self._scan(*self._todo.pop())
 
@@ -98,6 +100,11 @@ class Reach:
                     self._keep(module, statement)
         return self.modules.get(name)
 
+    def _ask(self, name: str, word: str) -> None:
+        """Reach what another module, or who runs the program, knows a module to bind to a word."""
+        self.asked.setdefault(name, set()).add(word)
+        self._need(name, word)
+
     def _need(self, name: str, word: str) -> None:
         """Reach what a module binds to a word, which may be a module in it."""
         module = self._module(name)
@@ -116,7 +123,7 @@ class Reach:
         if in_house(module):
             if not word:
                 raise ValueError(f"import {module}: write `from package import module`, which can be followed")
-            self._need(module, word)
+            self._ask(module, word)
 
     def _keep(self, module: Module, statement: ast.AST) -> None:
         if id(statement) not in self.kept:
@@ -164,7 +171,7 @@ class Reach:
         """Reach a word of an imported module of the house, if that is what was imported."""
         origin, name = imported
         if in_house(origin) and name and module_path(f"{origin}.{name}") is not None:
-            self._need(f"{origin}.{name}", word)
+            self._ask(f"{origin}.{name}", word)
 
     def _attribute(self, word: str) -> None:
         self._attributes.add(word)

@@ -1,7 +1,7 @@
-"""Short names for the locals of functions.
+"""Short names for the locals of functions, and for what a module has for itself.
 
-A name is given to all that bears the old one in a function, whatever the scope in it, so no scope needs to be known:
-it is enough that the old name means nothing else there, and that the new one is free.
+A name is given to all that bears the old one in a function or module, whatever the scope in it, so no scope needs to be
+known: it is enough that the old name means nothing else there, and that the new one is free.
 """
 
 from __future__ import annotations
@@ -9,13 +9,53 @@ from __future__ import annotations
 import ast
 import builtins
 import itertools
+import keyword
 import string
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+from shared.script.house import bound_names
 from shared.script.strip import is_plain
 
 BUILTINS = frozenset(dir(builtins))
+
+
+def rename_globals(body: list[ast.stmt], names: Collection[str], fixed: Collection[str]) -> set[str]:
+    """Rename in place the functions and values at the top of a module but for those that are `fixed`, because others
+    know them; returns the names of the module after that, `names` being those before. Classes keep theirs, which
+    messages show."""
+    top = Counter(name for item in body if not isinstance(item, ast.ClassDef) for name in bound_names(item))
+    everywhere, seen = Counter[str](), set(names)
+    for node in itertools.chain.from_iterable(map(ast.walk, body)):
+        bound = list(_bound(node))
+        everywhere.update(bound)
+        seen.update(bound, [node.id] if isinstance(node, ast.Name) else ())
+    chosen = [
+        name
+        for name, count in top.most_common()
+        # What is bound anywhere else is a local too, or imported.
+        if everywhere[name] == count and name not in fixed and not name.startswith("__")
+    ]
+    free = (name for name in _short_names(string.ascii_uppercase) if name not in seen and name not in BUILTINS)
+    renamed = dict(zip(chosen, free, strict=False))
+    for item in body:
+        _Renamer(renamed).visit(item)
+    return {renamed.get(name, name) for name in names}
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """The names that a node itself binds or declares, in any scope."""
+    match node:
+        case ast.Name(name, ast.Store() | ast.Del()) | ast.arg(name):
+            yield name
+        case ast.FunctionDef(name) | ast.ClassDef(name) | ast.MatchAs(_, str(name)) | ast.MatchStar(str(name)):
+            yield name
+        case ast.ExceptHandler(_, str(name)) | ast.MatchMapping(_, _, str(name)):
+            yield name
+        case ast.Global(names) | ast.Nonlocal(names):
+            yield from names
+        case ast.alias(name, other):
+            yield other or name.partition(".")[0]
 
 
 def rename_locals(body: list[ast.stmt], globals_: Collection[str], fixed: Collection[str], *, parameters: bool) -> None:
@@ -24,8 +64,9 @@ def rename_locals(body: list[ast.stmt], globals_: Collection[str], fixed: Collec
     for statement in body:
         members = statement.body if isinstance(statement, ast.ClassDef) else [statement]
         for member in members:
-            if isinstance(member, ast.FunctionDef) and is_plain(member):
-                _rename(member, globals_, fixed, parameters)
+            if isinstance(member, ast.FunctionDef):
+                # A decorator may read the names of parameters, as a kernel's compiler does, but none those of locals.
+                _rename(member, globals_, fixed, parameters and is_plain(member))
 
 
 def _rename(function: ast.FunctionDef, globals_: Collection[str], fixed: Collection[str], parameters: bool) -> None:
@@ -43,12 +84,11 @@ def _rename(function: ast.FunctionDef, globals_: Collection[str], fixed: Collect
     _Renamer(dict(zip(chosen, free, strict=False))).apply(function)
 
 
-def _short_names() -> Iterator[str]:
-    letters = string.ascii_lowercase + string.ascii_uppercase
-    yield from letters
-    for first, second in itertools.product(letters, letters):
-        if first + second not in ("as", "if", "in", "is", "or"):
-            yield first + second
+def _short_names(first: str = string.ascii_letters) -> Iterator[str]:
+    """The letters of `first`, then all pairs of letters."""
+    letters = string.ascii_letters
+    yield from first
+    yield from (name for name in map("".join, itertools.product(letters, letters)) if not keyword.iskeyword(name))
 
 
 class _Names(ast.NodeVisitor):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
+from shared.spec.artifact import QuantiserSpec
 from shared.spec.difference import fields
 from shared.spec.load import spec_from_dict, spec_to_dict
 from shared.spec.spec import Spec
@@ -40,6 +41,7 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ({"optimizer.normuon": OFF}, "optimizer: normuon_beta2"),
     ({"optimizer.muon_momentum_warmup_steps": OFF}, "optimizer: muon_momentum_start"),
     ({"model.tie_embeddings": (True,), "training.loss.multi_symbol.weights": OFF}, "optimizer: head_lr"),
+    ({"model.tie_embeddings": (True,)}, f"artifact.head: {' '.join(QuantiserSpec.model_fields)}"),
     ({"model.lora.rank": OFF}, "optimizer: adapter_lr"),
     ({"model.lora.rank": OFF}, "model.lora: alpha targets"),
     ({"schedule.warmdown_frac": OFF}, "schedule: warmdown_shape min_lr_frac"),
@@ -49,7 +51,8 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ({"model.unet_skips": OFF}, "model: skip_gates"),
     ({"model.unet_skips": OFF}, "model.loop: skips"),
     ({"model.mixers": lambda mixers: "mamba2" not in mixers}, "model: state_dim"),
-    ({"model.loop.extra_loops": OFF}, "model.loop: first_layer last_layer gates skips"),
+    ({"model.loop.extra_loops": OFF}, "model.loop: gates"),
+    ({"model.loop.extra_loops": OFF, "model.loop.skips": ("halves",)}, "model.loop: first_layer last_layer"),
     ({"model.loop.extra_loops": OFF}, "schedule.loop: start_frac start_step ramp_frac ramp_steps"),
     ({"model.loop.extra_loops": (0, 1)}, "schedule.loop: stagger_frac stagger_steps"),
     ({"model.parallel.form": OFF}, "model.parallel: first_layer"),
