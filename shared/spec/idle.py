@@ -19,6 +19,7 @@ Values = tuple[Any, ...] | Callable[[Any], bool]
 
 OFF: Values = (0, [], "none", "off")
 ADAM_OR_SGD: Values = ("adam", "sgd")
+NOT_LOCAL: Values = ("linear", "mlp", "experts")
 QUANTISERS = ("matrix", "embed", "head")
 NO_DECAY: dict[str, Values] = {"optimizer.muon_weight_decay": OFF, "optimizer.adam_weight_decay": OFF}
 # No tensor is rounded by the inputs of its matrix; those named by a pattern count as if they were.
@@ -51,6 +52,11 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ({"model.unet_skips": OFF}, "model: skip_gates"),
     ({"model.unet_skips": OFF}, "model.loop: skips"),
     ({"model.mixers": lambda mixers: "mamba2" not in mixers}, "model: state_dim"),
+    (
+        {"model.mixers": lambda mixers: mixers and "attention" not in mixers, "model.decoder.kind": NOT_LOCAL},
+        "model: rope_base q_gain_init",
+    ),
+    ({"model.attention.rope_dims": OFF, "model.decoder.kind": NOT_LOCAL}, "model: rope_base"),
     ({"model.loop.extra_loops": OFF}, "model.loop: gates"),
     ({"model.loop.extra_loops": OFF, "model.loop.skips": ("halves",)}, "model.loop: first_layer last_layer"),
     ({"model.loop.extra_loops": OFF}, "schedule.loop: start_frac start_step ramp_frac ramp_steps"),
@@ -63,7 +69,7 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ),
     ({"model.ngram.rows": OFF}, "model.ngram: dim longest multiplier reader"),
     ({"model.decoder.kind": ("linear", "experts")}, "model.decoder: dim"),
-    ({"model.decoder.kind": ("linear", "mlp", "experts")}, "model.decoder: num_layers num_heads mlp_dim context"),
+    ({"model.decoder.kind": NOT_LOCAL}, "model.decoder: num_layers num_heads mlp_dim context"),
     ({"model.decoder.kind": ("autoregressive", "linear", "mlp")}, "model.decoder: num_experts"),
     ({"training.qat.form": OFF}, "training.qat: bits start_frac start_step"),
     ({"training.swa_every_steps": OFF}, "training: swa_start_frac swa_share"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shared.script import house
 from shared.script.emit import emit
 from shared.script.reach import Reach
-from shared.script.rename import rename_locals
+from shared.script.rename import rename_globals, rename_locals
 
 FILES = {
     "shared/__init__.py": '"""A package."""\nfrom shared.tools import used, unused\n',
@@ -224,4 +225,32 @@ def test_a_name_that_means_something_else_nearby_is_left() -> None:
     """
     text = renamed(source)
     assert "class Local:field=list_" in text and "import os.path" in text and "lambda glob:glob+os.sep" in text
-    assert "def g(pointer,size:constant):value=pointer+size;return value" in text
+    assert "def g(pointer,size:constant):a=pointer+size;return a" in text
+
+
+def test_what_a_module_has_for_itself_gets_short_names() -> None:
+    source = """
+        from other import imported
+        LIMIT, _TABLE = 3, {"kept": 1}
+        shared_word = _called = LIMIT
+        class Shown:
+            size: int = LIMIT
+            def _helper(self): return _helper(self, imported)
+        def _helper(one, two, A=1): return one, two, A, _TABLE["kept"]
+        def asked(words):
+            kept = _helper(words, shared_word)
+            def inner(): return kept
+            return inner(), Shown().size
+        def kept(): return _called
+        def _used_once(): return asked(kept())
+    """
+    tree = ast.parse(textwrap.dedent(source))
+    names = {"imported", "LIMIT", "_TABLE", "shared_word", "_called", "Shown", "_helper", "asked", "kept", "_used_once"}
+    after = rename_globals(tree.body, names, {"asked", "shared_word"})
+    text = emit(tree)
+    # Each of these is bound somewhere else too, or known to others.
+    assert {"imported", "Shown", "_helper", "asked", "kept", "shared_word"} < after
+    assert not {"LIMIT", "_TABLE", "_called", "_used_once", "A"} & after and len(after) == len(names)
+    space: dict[str, Any] = {}
+    exec(text.replace("from other import imported", "imported=9"), space)
+    assert space["asked"](5) == ((5, 3, 1, 1), 3) and space["kept"]() == 3
