@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -73,11 +74,11 @@ def connect() -> Ranks:
 def _sockets() -> set[int]:
     """The file descriptors of this process that are connected to another one's sockets."""
     found = set()
-    for name in os.listdir("/dev/fd"):
+    for number in [int(path.name) for path in Path("/dev/fd").iterdir()]:
         # No socket, or one whose connection was refused at first: MLX leaves those open, and they always seem ready.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as copy:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
             copy.getpeername()
-            found.add(int(name))
+            found.add(number)
     return found
 
 

@@ -5,7 +5,7 @@ They are no errors, because one switch may leave many of them behind, but who se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -16,6 +16,11 @@ from shared.spec.spec import Spec
 
 # The values of a field under which others are idle, or a function that is true of them.
 Values = tuple[Any, ...] | Callable[[Any], bool]
+
+
+def _no_attention(mixers: list[str]) -> bool:
+    return bool(mixers) and "attention" not in mixers
+
 
 OFF: Values = (0, [], "none", "off")
 ADAM_OR_SGD: Values = ("adam", "sgd")
@@ -52,11 +57,11 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ({"model.unet_skips": OFF}, "model: skip_gates"),
     ({"model.unet_skips": OFF}, "model.loop: skips"),
     ({"model.mixers": lambda mixers: "mamba2" not in mixers}, "model: state_dim"),
-    (
-        {"model.mixers": lambda mixers: mixers and "attention" not in mixers, "model.decoder.kind": NOT_LOCAL},
-        "model: rope_base q_gain_init",
-    ),
-    ({"model.attention.rope_dims": OFF, "model.decoder.kind": NOT_LOCAL}, "model: rope_base"),
+    # The local decoder has a gain on its queries and no RoPE.
+    ({"model.attention.rope_dims": OFF}, "model: rope_base"),
+    ({"model.mixers": _no_attention}, "model: rope_base"),
+    ({"model.mixers": _no_attention}, "model.attention: rope_dims"),
+    ({"model.mixers": _no_attention, "model.decoder.kind": NOT_LOCAL}, "model: q_gain_init"),
     ({"model.loop.extra_loops": OFF}, "model.loop: gates"),
     ({"model.loop.extra_loops": OFF, "model.loop.skips": ("halves",)}, "model.loop: first_layer last_layer"),
     ({"model.loop.extra_loops": OFF}, "schedule.loop: start_frac start_step ramp_frac ramp_steps"),
@@ -112,22 +117,16 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
 
 def idle_fields(spec: Spec) -> dict[str, str]:
     """The field that decides, by each field, as `section.key`, that has no effect whatever its value is."""
-    values = fields(spec)
-    found: dict[str, str] = {}
-    for conditions, text in RULES:
-        if all(_holds(values.get(key, ""), allowed) for key, allowed in conditions.items()):
-            section, _, names = text.partition(": ")
-            found |= {f"{section}.{name}": next(iter(conditions)) for name in names.split()}
-    return {key: because for key, because in found.items() if key in values}
+    found = _idle(spec)
+    # What has no effect decides nothing either.
+    while more := {key: because for key, because in _idle(_without(spec, found)).items() if key not in found}:
+        found |= more
+    return found
 
 
 def without_idle_fields(spec: Spec) -> Spec:
     """The same experiment with every field that has no effect as it is when left out."""
-    values = spec_to_dict(spec)
-    for key in idle_fields(spec):
-        *path, name = key.split(".")
-        del reduce(lambda section, part: section[part], path, values)[name]
-    return spec_from_dict(values, spec.name)
+    return _without(spec, idle_fields(spec))
 
 
 def idle_notes(spec: Spec) -> list[str]:
@@ -138,9 +137,29 @@ def idle_notes(spec: Spec) -> list[str]:
         if values[key] != left[key]:
             lines.setdefault(because, []).append(key)
     return [
-        f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect where {because} is {_shown(values[because])}"
+        f"{', '.join(keys)} {'have' if keys[1:] else 'has'} no effect where {because} is {_shown(values[because])}"
         for because, keys in lines.items()
     ]
+
+
+def _idle(spec: Spec) -> dict[str, str]:
+    """`idle_fields` by the values as they are."""
+    values = fields(spec)
+    found: dict[str, str] = {}
+    for conditions, text in RULES:
+        if all(_holds(values.get(key, ""), allowed) for key, allowed in conditions.items()):
+            section, _, names = text.partition(": ")
+            for name in names.split():
+                found.setdefault(f"{section}.{name}", next(iter(conditions)))
+    return {key: because for key, because in found.items() if key in values}
+
+
+def _without(spec: Spec, keys: Iterable[str]) -> Spec:
+    values = spec_to_dict(spec)
+    for key in keys:
+        *path, name = key.split(".")
+        del reduce(lambda section, part: section[part], path, values)[name]
+    return spec_from_dict(values, spec.name)
 
 
 def _holds(value: Any, allowed: Values) -> bool:

@@ -31,7 +31,9 @@ class OptimizerSpec(Section):
     muon_momentum: Fraction = Field(0.95, description="momentum of Muon after warm-up; higher averages over more steps")
     muon_momentum_start: Fraction = Field(0.85, description="momentum at first, rises linearly to muon_momentum")
     muon_momentum_warmup_steps: Count = Field(300, description="steps over which the momentum rises; 0 is none")
-    muon_weight_decay: Rate = Field(0.0, description="decoupled decay of matrices, p -= lr decay p; helps compression")
+    muon_weight_decay: Rate = Field(
+        0.0, description="decoupled decay of the matrices of Muon, p -= lr decay p; helps compression"
+    )
     muon_cautious_decay: bool = Field(
         False, description="a weight decays only where its update has its sign, p -= 1[u p >= 0] lr decay p"
     )

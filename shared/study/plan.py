@@ -70,7 +70,9 @@ def plan_runs(
                         f"two experiments would both be called {label!r}; give the specs names of their own"
                     )
                 experiments[label] = spec
-    effective = {label: without_idle_fields(spec.model_copy(update={"name": "any"})) for label, spec in experiments.items()}
+    effective = {
+        label: without_idle_fields(spec.model_copy(update={"name": "any"})) for label, spec in experiments.items()
+    }
     for (first, one), (second, other) in itertools.combinations(effective.items(), 2):
         if one == other:
             notes = "; ".join(dict.fromkeys(idle_notes(experiments[first]) + idle_notes(experiments[second])))
