@@ -28,15 +28,18 @@ def keep_compiled(folder: Path) -> None:
     os.environ.setdefault(KEEPS_VARIABLE, "1")
 
 
-def compiled(function: Callable, what: str) -> Callable:
+def compiled(function: Callable, what: str, *, alike: bool = False) -> Callable:
     """Compile a function. `what` names it in an error.
+
+    With `alike` every process that compiles it for GPUs of one kind computes the same bits. Otherwise torch's compiler
+    times forms of a sum, and what is fastest need not be the same form in every process.
 
     torch keeps a few graphs (torch._dynamo.config.recompile_limit) for the code of a function, whichever model calls
     it, and by default runs every further one uncompiled with a line in the log: half as fast, or slower. Here the call
     raises RunError instead.
     """
     # torch imports its compiler here, and not before: that takes longer than the rest of torch.
-    compiles = torch.compile(function)
+    compiles = torch.compile(function, options={"deterministic": True} if alike else None)
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     def call(*args: Any) -> Any:

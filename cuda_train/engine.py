@@ -62,10 +62,14 @@ class TrainingEngine(EngineState):
         self._loss = _Loss(self)
         self.params, self.state = self._loss.named, {}
         self._losses = self._compile(self._loss, "the training loss")
-        self._update = self._compile(self._updated_joints, "the optimizer step")
-        self._score = self._compile(lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score")
+        # Ranks average their gradients, so all that they compute on their own of these is to be the same to the bit.
+        together = not self._alone
+        self._update = self._compile(self._updated_joints, "the optimizer step", together)
+        self._score = self._compile(
+            lambda params, x: symbol_nats(self.ops, spec, params, x, model), "the score", together
+        )
         self._log_probs = self._compile(
-            lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities"
+            lambda params, x: log_probs(self.ops, spec, params, x, model), "the log-probabilities", together
         )
 
     @told(TRAINS)
@@ -274,8 +278,8 @@ class TrainingEngine(EngineState):
     def _gradients(self) -> Arrays:
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}
 
-    def _compile(self, function: Callable, what: str) -> Callable:
-        return compiled(function, what) if self.spec.training.compile else function
+    def _compile(self, function: Callable, what: str, alike: bool = False) -> Callable:
+        return compiled(function, what, alike=alike) if self.spec.training.compile else function
 
 
 class _Loss(torch.nn.Module):

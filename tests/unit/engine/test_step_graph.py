@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cuda_train.engine
-from cuda_train import distributed
+from cuda_train import compiling, distributed
 from cuda_train.device import wait_for
 from cuda_train.step_graph import Step, StepGraph
 from shared.engine.package import create_engine
@@ -169,6 +169,21 @@ def test_a_recorded_step_holds_the_exchange_of_gradients(
     assert not recorded._graph.is_free
     distributed.disconnect()
     assert recorded._graph.is_free
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, where it imports its compiler
+def test_ranks_compile_what_each_computes_by_itself_to_the_same_bits(ranks: Ranks, monkeypatch: pytest.MonkeyPatch):
+    found = {}
+
+    def compiled(function: Any, what: str, *, alike: bool = False) -> Any:
+        found[what] = alike
+        return compiling.compiled(function, what, alike=alike)  # torch raises where it does not know the option
+
+    monkeypatch.setattr(cuda_train.engine, "compiled", compiled)
+    engine_of("training.compile=true")
+    assert not any(found.values())
+    engine_of("training.compile=true", ranks=ranks)
+    assert [what for what, alike in found.items() if not alike] == ["the training loss"]
 
 
 def test_ranks_that_cannot_record_launch_kernel_by_kernel(
