@@ -32,6 +32,9 @@ def read_rows(
     """The sum of `table[index]`: rows [..., D] in `dtype` of float32 tables [V, D], each by an integer index [...] of
     its own, added up in float32. The gradients of rows are rounded to bfloat16 before they are added up, in float32: by
     the kernel where it serves, unless not `fused`."""
+    if not (torch.is_grad_enabled() and any(table.requires_grad for table in tables)):
+        # torch.compile would call the function's forward as it is and, by the number of arguments, without its context.
+        return _sum_of_rows(tables, indexes).to(dtype)
     rows: torch.Tensor = _Rows.apply(dtype, fused and table_gradient.can_fuse(indexes[0]), *indexes, *tables)
     return rows
 
@@ -42,10 +45,7 @@ class _Rows(torch.autograd.Function):
         indexes, tables = arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
         ctx.save_for_backward(*indexes)
         ctx.num_rows, ctx.fused = tables[0].shape[0], fused
-        total = F.embedding(indexes[0], tables[0])
-        for index, table in zip(indexes[1:], tables[1:], strict=True):
-            total = total + F.embedding(index, table)
-        return total.to(dtype)
+        return _sum_of_rows(tables, indexes).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -56,6 +56,14 @@ class _Rows(torch.autograd.Function):
         else:
             found = tuple(_product(index, values, ctx.num_rows) for index in indexes)
         return (None, None, *[None] * len(indexes), *found)
+
+
+def _sum_of_rows(tables: Sequence[torch.Tensor], indexes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of `table[index]` in float32."""
+    total = F.embedding(indexes[0], tables[0])
+    for index, table in zip(indexes[1:], tables[1:], strict=True):
+        total = total + F.embedding(index, table)
+    return total
 
 
 def _product(index: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:

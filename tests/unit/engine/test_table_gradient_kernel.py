@@ -108,6 +108,20 @@ def test_both_forms_of_the_gradient_of_rows(interpreter: ProcessPoolExecutor):
     assert np.linalg.norm(grad - product) <= BF16_OPERATION_REL * np.linalg.norm(product)
 
 
+@needs_triton
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("in_training", "trained"), [(False, True), (True, False)])
+def test_rows_without_gradients_stay_in_one_compiled_graph(count: int, in_training: bool, trained: bool):
+    from cuda_train.table_gradient import read_rows
+
+    tables = [torch.arange(20.0).reshape(5, 4).requires_grad_(trained)] * count
+    indexes = [torch.tensor([4, 0, 4])] * count
+    read = torch.compile(read_rows, backend="eager", fullgraph=True)
+    with torch.set_grad_enabled(in_training):
+        rows = read(tables, indexes, torch.bfloat16)
+    assert torch.equal(rows, (count * tables[0][indexes[0]]).bfloat16()) and not rows.requires_grad
+
+
 def check_registration() -> dict[str, str]:
     """What torch finds out about the operator: schema, fake implementation, compilation."""
     from cuda_train.kernels import table_gradient as kernels
