@@ -253,6 +253,7 @@ def test_everything_imports_without_triton():
 import sys
 sys.modules["triton"] = None
 import torch, cuda_train.engine, cuda_train.ops, cuda_train.plain_ops
+torch.cuda.get_device_capability = lambda _: (9, 0)
 assert type(cuda_train.ops.ops_for(torch.device("cuda"))) is cuda_train.plain_ops.TorchOps
 """
     run_python(code)
@@ -267,7 +268,10 @@ from cuda_train.fused_ops import FusedTorchOps
 from cuda_train.kernels import softcapped_cross_entropy as kernel
 from cuda_train.ops import ops_for
 from cuda_train.plain_ops import TorchOps
-assert type(ops_for(torch.device("cuda"))) is FusedTorchOps and type(ops_for(torch.device("cpu"))) is TorchOps
+for capability, ops in {(7, 5): TorchOps, (8, 0): FusedTorchOps, (12, 0): FusedTorchOps}.items():
+    torch.cuda.get_device_capability = lambda _: capability
+    assert type(ops_for(torch.device("cuda"))) is ops
+assert type(ops_for(torch.device("cpu"))) is TorchOps
 fits = {dtype: kernel.can_fuse(torch.empty(1, 8192, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)}
 assert all(fits.values())
 assert not kernel.can_fuse(torch.empty(1, 8193)) and not kernel.can_fuse(torch.empty(1, 8, dtype=torch.float64))
