@@ -25,9 +25,9 @@ import triton.language as tl
 from cuda_train.kernels.launch_shape import num_programs
 
 # Numbers of half heads that a program works on at a time: with one warp the sums over a head need no barrier. The
-# fastest of those tried on an H200.
-BLOCK_NUMBERS = 512
-NUM_WARPS = 1
+# fastest of those tried on an H200. Of one position there may be more; with more than so many for a warp its registers
+# would overflow.
+BLOCK_NUMBERS, WARP_NUMBERS = 512, 2048
 PROGRAMS_PER_PROCESSOR = 16
 MAX_HEADS, MAX_HEAD_DIM = 64, 256
 
@@ -276,4 +276,5 @@ def _blocks(heads: int, kv_heads: int, read: int, half: int) -> dict[str, int]:
     block_rows = max(1, BLOCK_NUMBERS // (block_heads * block_half))
     shape = {"heads": heads, "kv_heads": kv_heads, "half": half}
     blocks = {"block_rows": block_rows, "block_heads": block_heads, "block_half": block_half}
-    return {**shape, **blocks, "num_warps": NUM_WARPS}
+    num_warps = max(1, block_heads * block_half // WARP_NUMBERS)
+    return {**shape, **blocks, "num_warps": num_warps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -123,6 +124,16 @@ def test_a_residual_sum_with_its_norm(
 def test_heads_of_one_joined_product(interpreter: ProcessPoolExecutor, heads: int, groups: int, width: int, dtype: str):
     weights = [(count * width, 6) for count in (heads, groups, groups)]
     check(interpreter, "heads", [(2, 5, 6), *weights, (heads,)], 4, dtype)
+
+
+@needs_triton
+def test_heads_of_any_size_fit_the_registers_of_their_warps():
+    from cuda_train.kernels import attention_heads as kernels
+
+    for read, half in itertools.product(range(1, kernels.MAX_HEADS + 1), range(1, kernels.MAX_HEAD_DIM // 2 + 1)):
+        blocks = kernels._blocks(read, 0, read, half)
+        numbers = blocks["block_rows"] * blocks["block_heads"] * blocks["block_half"]
+        assert read * half <= numbers <= kernels.WARP_NUMBERS * blocks["num_warps"]
 
 
 @needs_triton
