@@ -84,6 +84,7 @@ class Harness:
                 self.interruption,
                 position,
                 clock=self.engine.device.clock,
+                scored_shape=(2, 16),
                 pause_frac=self.pause_frac,
             )
             return loop.run()

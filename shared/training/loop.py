@@ -118,7 +118,8 @@ class TrainingLoop:
             with self.interruption.nothing_to_save(), self.interruption.expected():
                 if chosen := self.engine.warm_up(x, chosen_names(self.metrics.kept)):
                     self.metrics.append("choices", self.position.step, **chosen)
-                if self.scored_shape is not None and self.spec.training.val_every_steps:
+                # Also for a validation at the end alone: what is trained is lost where a device has no memory for it.
+                if self.scored_shape is not None:
                     self.engine.score(np.zeros(self.scored_shape, np.int32))
         if self.deadline.by_clock and self.spec.schedule.warmup_frac > 0.0 and not self.pace.is_known:
             with self.interruption.expected():

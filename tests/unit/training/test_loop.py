@@ -41,6 +41,16 @@ def test_the_first_stage_is_called_what_it_does(tmp_path: Path, compiles: bool, 
     assert harness.observer.named("phase") == [phase, "validation"]
 
 
+def test_a_device_that_cannot_score_fails_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_: object) -> None:
+        raise DeviceError("not enough memory")
+
+    harness = make(tmp_path, "training.compile=true", "training.val_every_steps=0")
+    monkeypatch.setattr(harness.engine, "score", full)
+    outcome = harness.start()
+    assert outcome.device_failed and outcome.step == 0 and not harness.engine.calls
+
+
 def test_zero_cadence_means_only_at_the_end(tmp_path: Path) -> None:
     harness = make(tmp_path, "training.val_every_steps=0", "training.checkpoint_every_steps=0")
     harness.start()
