@@ -47,9 +47,9 @@ class StepMeasurement:
     """One step of one rank. Seconds: `step_s` of the whole share of the batch, measured if `full`, else
     `fixed_s` (the optimizer) plus one `group_s` for each pass over the measured rows. Bytes: `start_bytes` with
     weights and optimizer state in place, `backward_bytes` at the peak of a backward pass, `peak_bytes` at the
-    peak of a step, `scored_bytes` at the peak of that and of a validation's pass, which only a GPU makes here.
-    `first_s` is what the first step took, compilation included. `float32_products` is how float32 matrices were
-    multiplied."""
+    peak of a step, `scored_bytes` at the peak of a validation between two steps, which only a GPU makes here.
+    `first_s` is what the first step took, and on a GPU a validation before it, compilation included.
+    `float32_products` is how float32 matrices were multiplied."""
 
     device: str
     full: bool
@@ -99,16 +99,19 @@ def measure_step(spec: Spec, engine: str, rows: int, passes: float) -> StepMeasu
 def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> StepMeasurement:
     """Measure in this process. Raises what the engine raises."""
     engine, package = synthetic_engine(engine_name, spec), engine_package(engine_name)
-    on_gpu = package.device_facts().kind == "gpu"
+    facts = package.device_facts()
+    on_gpu = facts.kind == "gpu"
     engine.initialise(synthetic_start(spec))
     engine.synchronise()
     start_bytes = engine.peak_memory_bytes()
     x = synthetic_loader(spec, TEXT_SEED).rows(0, 0, rows)
+    # Before any step, whose peak may be higher.
+    score_s, score_bytes = _measured_score(engine, x) if on_gpu else (0.0, start_bytes)
     nats, group_s = _timed(lambda: engine.gradients(x)[0])
     backward_bytes = engine.peak_memory_bytes()
     _, one_s = _timed(lambda: engine.train_step(x, largest_step(spec))())
     peak_bytes = engine.peak_memory_bytes()
-    first_s = group_s + one_s
+    first_s = score_s + group_s + one_s
     if on_gpu or spec.training.compile or first_s < SLOW_S:
         _, group_s = _timed(lambda: engine.gradients(x))
         one_s = _timed_steps(engine, x)
@@ -117,10 +120,9 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
     step_s = one_s if full else fixed_s + passes * group_s
     if full and passes > 1:
         step_s = _timed_steps(engine, synthetic_loader(spec, TEXT_SEED).rows(0, 0, round(passes * rows)))
-    if on_gpu:
-        # As a validation between two steps: of evaluation.batch_symbols, which may be many more than a micro-batch.
-        engine.score(np.resize(x, (spec.evaluation.batch_symbols // spec.model.seq_len, spec.model.seq_len)))
-    scored_bytes = engine.peak_memory_bytes() if on_gpu else peak_bytes
+    # The memory of a recorded step stays its own, also while a validation needs some.
+    records = on_gpu and spec.training.compile and not facts.shares_memory
+    scored_bytes = peak_bytes + score_bytes - start_bytes if records else max(peak_bytes, score_bytes)
     return StepMeasurement(
         evaluated_s=measure_evaluation(engine, x.size),
         device=engine.device_name(),
@@ -137,6 +139,14 @@ def measure_here(spec: Spec, engine_name: str, rows: int, passes: float) -> Step
         product_flops_per_s=package.matrix_product_flops_per_s(spec.training.dtype),
         float32_products=package.float32_products(),
     )
+
+
+def _measured_score(engine: Engine, x: np.ndarray) -> tuple[float, int]:
+    """(seconds, peak in bytes so far) of a pass of a validation with the symbols of x [B, T]: of
+    evaluation.batch_symbols, which may be many more than a micro-batch."""
+    rows, seq_len = engine.spec.evaluation.batch_symbols // engine.spec.model.seq_len, engine.spec.model.seq_len
+    _, score_s = _timed(lambda: engine.score(np.resize(x, (rows, seq_len))))
+    return score_s, engine.peak_memory_bytes()
 
 
 def measure_evaluation(engine: Engine, symbols: int) -> float:
