@@ -28,6 +28,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIX = ".parquet"
 # Parsed JSON takes up to 30 times its size.
 MAX_DOCUMENT_BYTES = 8_000_000
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 EMPTY, NULL, MARK = "empty documents", "documents whose text is null", "byte order marks at the start of a file"
 OTHER, HIDDEN = "files of other types", "hidden files and folders"
@@ -229,7 +230,11 @@ def _file_document(path: Path, advance: Advance, left_out: LeftOut) -> Iterator[
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].count(b"\n")
-            raise DataError(f"{path} line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
+            byte, bad = error.object[error.start], f"{path} line {line}: not UTF-8"
+            encoding = "UTF-16" if error.object.startswith(_UTF_16_MARKS) else "ITS-ENCODING"
+            raise DataError(
+                f"{bad} (byte 0x{byte:02x}); `iconv -f {encoding} -t UTF-8 FILE > NEW` converts it"
+            ) from None
         line += piece.count(b"\n")
         is_empty = is_empty and (not text or text.isspace())
     if is_empty:

@@ -294,7 +294,8 @@ def test_progress_counts_every_byte_of_the_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"fine\nfine\nbad \xff here", "a.txt line 3: not UTF-8 (byte 0xff)"),
+        ("a.txt", b"fine\nfine\nbad \xff here", "a.txt line 3: not UTF-8 (byte 0xff); `iconv -f ITS-ENCODING "),
+        ("a.txt", "UTF-16".encode("utf-16"), "a.txt line 1: not UTF-8 (byte 0xff); `iconv -f UTF-16 -t UTF-8 "),
         ("a.txt", b"cut \xe2\x82", "a.txt line 1: not UTF-8 (byte 0xe2)"),
         ("a.md", b"latin \xe9t\xe9", "a.md line 1: not UTF-8 (byte 0xe9)"),
         ("a.jsonl", jsonl(["ok"]) + b'{"text": "\xff"}\n', "a.jsonl line 2: not UTF-8 at byte 11 of the line"),
