@@ -13,6 +13,8 @@ from shared.views.report.markup import Element, element, section, table
 
 # Nats per symbol at which the next colour begins.
 LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# Positions with less than this share of the symbols of others say what a window or two did.
+FEW_FRAC = 0.25
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,20 @@ def _places(profile: LossProfile) -> list[Element]:
     if len(profile.patch) > 1:
         found.append(element("p", "Bits per byte by position in the patch", class_="name"))
         found.append(bar_chart([_bar(part, f"{part.name}.") for part in profile.patch], "bits per byte by position"))
-    first, last = profile.window[0], profile.window[-1]
+    often = often_counted(profile.window)
+    first, last = often[0], often[-1]
     ends = f"from {_bpb(first)} at positions {first.name} to {_bpb(last)} at {last.name}"
+    if len(often) < len(profile.window):
+        ends += "; others are left out, because few windows count them: they are read as context"
     found.append(element("p", f"Bits per byte by position in the window, {ends}", class_="name"))
-    found.append(column_chart([_bar(part, part.name) for part in profile.window], "bits per byte by position"))
+    found.append(column_chart([_bar(part, part.name) for part in often], "bits per byte by position"))
     return found
+
+
+def often_counted(parts: Sequence[Part]) -> list[Part]:
+    """The parts with a fair share of the symbols. Of windows that overlap only the first one counts its beginning."""
+    most = max(part.symbols for part in parts)
+    return [part for part in parts if FEW_FRAC * most <= part.symbols]
 
 
 def _bar(part: Part, name: str) -> Bar:

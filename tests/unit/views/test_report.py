@@ -22,12 +22,14 @@ from shared.model import parameter_counts
 from shared.runs.metrics import Event
 from shared.runs.run_directory import RunDirectory
 from shared.scoring.document import write_score
+from shared.scoring.loss_profile import Part
 from shared.spec import Spec
 from shared.views.report import bars
 from shared.views.report.bars import Bar, Mark
 from shared.views.report.curves import CURVES, MOST_POINTS, Row, thinned
 from shared.views.report.document import write_report
 from shared.views.report.markup import data_block, element, page
+from shared.views.report.profile import often_counted
 from tests.fake_study import score_of
 from tests.fake_training import tiny_spec
 
@@ -372,3 +374,11 @@ def test_very_long_curves_are_thinned_to_their_means() -> None:
     thin = thinned(rows, MOST_POINTS)
     assert len(thin) == MOST_POINTS and thin[-1][:3] == rows[-1][:3]
     assert all(row[3] == 0.5 and math.isnan(row[4]) for row in thin)
+
+
+def test_positions_that_few_windows_count_are_no_figure() -> None:
+    """Of windows that overlap the first one alone counts its beginning."""
+    few, many = (Part(name, symbols, symbols, 3.0) for name, symbols in (("0 to 31", 32), ("32 to 63", 1024)))
+    assert often_counted([few, many]) == [many] and often_counted([few]) == [few]
+    even = [Part(str(index), 900 + index, 900, 1.0) for index in range(4)]
+    assert often_counted(even) == even
