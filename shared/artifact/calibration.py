@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.artifact.curvature import Gradients, loss_curvature
+from shared.artifact.curvature import Gradients, curved_tensors, loss_curvature
 from shared.artifact.quantise import storage_of
 from shared.artifact.sampling import Progress, Writer
 from shared.artifact.statistics import input_statistics
@@ -156,11 +156,13 @@ def calibrate(
 def with_curvature(
     statistics: Statistics, gradients: Gradients, spec: Spec, windows: Symbols, ranks: Ranks
 ) -> Statistics:
-    """The statistics with the curvature of the loss over the windows [N, T], of which each rank measures its share."""
+    """The statistics with the curvature of the loss over the windows [N, T], of which each rank measures its share, of
+    the tensors that need it."""
     share = -(-len(windows) // ranks.world_size)
     mine = windows[share * ranks.rank : share * (ranks.rank + 1)]
     # A rank without windows takes part in the sums with weight zero.
-    found = loss_curvature(gradients, spec, (x[None] for x in (mine if len(mine) else windows[:1])))
+    batches = (x[None] for x in (mine if len(mine) else windows[:1]))
+    found = loss_curvature(gradients, curved_tensors(spec), batches)
     return {
         name: replace(each, curvature=_mean_curvature(found[name], ranks, len(mine), len(windows)))
         if name in found

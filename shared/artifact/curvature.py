@@ -6,7 +6,7 @@ is the second derivative of the loss. Training text gives nearly the same for a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,28 +28,42 @@ def needs_curvature(spec: Spec) -> bool:
     return any(settings.rounding == "two_sided" for settings in spec.artifact.all_settings)
 
 
-def loss_curvature(gradients: Gradients, spec: Spec, batches: Iterable[NDArray[np.int32]]) -> dict[str, Curvature]:
-    """The curvature in every matrix and table of up to MOST_ROWS rows over batches of symbols [B, T], by name.
+def curved_tensors(spec: Spec) -> list[str]:
+    """The names of the matrices and tables of up to MOST_ROWS rows that a spec rounds by the curvature of the loss."""
+    return [
+        each.name
+        for each in parameter_manifest(spec)
+        if each.quantisation != "control"
+        and len(each.shape) == 2
+        and each.shape[0] <= MOST_ROWS
+        and spec.artifact.settings_of(each.name, each.quantisation).rounding == "two_sided"
+    ]
+
+
+def loss_curvature(
+    gradients: Gradients, names: Sequence[str], batches: Iterable[NDArray[np.int32]]
+) -> dict[str, Curvature]:
+    """The curvature in the named matrices over batches of symbols [B, T], by name.
 
     Products of a batch are made in float32, whose rounding is far below the noise of a text, and added up in float64.
     Symbols far apart in a batch have independent gradients where the model wrote them, so one window in a batch gives
     as much as several.
     """
-    names = [
-        each.name
-        for each in parameter_manifest(spec)
-        if each.quantisation != "control" and len(each.shape) == 2 and each.shape[0] <= MOST_ROWS
-    ]
-    inputs: dict[str, NDArray[np.float64]] = {}
-    outputs: dict[str, NDArray[np.float64]] = {}
+    sums: dict[str, Curvature] = {}
     symbols = 0
     for x in batches:
         _, found = gradients(x)
         symbols += x.size
-        for name in names:
-            # Of the sum over the batch, not of its mean; a frozen matrix has no gradient.
-            gradient = found[name] * np.float32(x.size) if name in found else None
-            if gradient is not None:
-                inputs[name] = inputs.get(name, 0.0) + (gradient.T @ gradient).astype(np.float64)
-                outputs[name] = outputs.get(name, 0.0) + (gradient @ gradient.T).astype(np.float64)
-    return {name: Curvature(inputs[name] / symbols, outputs[name] / symbols) for name in inputs}
+        # A frozen matrix has no gradient.
+        for name in (each for each in names if each in found):
+            # Of the sum over the batch, not of its mean.
+            gradient = found[name] * np.float32(x.size)
+            if name not in sums:
+                sums[name] = Curvature(*(np.zeros((size, size)) for size in reversed(gradient.shape)))
+            # In place: of a table with MOST_ROWS rows each is 0.5 GB.
+            np.add(sums[name].inputs, gradient.T @ gradient, out=sums[name].inputs)
+            np.add(sums[name].outputs, gradient @ gradient.T, out=sums[name].outputs)
+    for total in sums.values():
+        np.divide(total.inputs, symbols, out=total.inputs)
+        np.divide(total.outputs, symbols, out=total.outputs)
+    return sums

@@ -16,6 +16,7 @@ from data.datasets import open_split
 from data.stream import SymbolStream
 from shared.artifact import Artifact, assemble, code_bytes, read_artifact, unpack_bytes
 from shared.artifact.calibration import Calibration
+from shared.artifact.curvature import needs_curvature
 from shared.artifact.fill import DoesNotFitError
 from shared.artifact.fill_model import Model
 from shared.artifact.fill_search import Search, methods_of, search
@@ -31,8 +32,8 @@ from shared.model.initialise import with_neutral_logits
 from shared.model.logits import logit_parameters
 from shared.runs.target import CHOSEN_KEY, Target, refuse_run_artifact
 from shared.scoring.bits_per_byte import Score, score_by_spec
-from shared.spec import QuantiserSpec, Spec, with_overrides
-from shared.spec.artifact import Codec
+from shared.spec import ArtifactSpec, QuantiserSpec, Spec
+from shared.spec.artifact import Codec, MatrixQuantiserSpec
 from shared.training.calibration import make_calibration
 from shared.training.own_score import training_engine
 from shared.training.packing import fit_packed
@@ -47,7 +48,7 @@ SENSITIVITY_SYMBOLS = 8192
 LOGIT_BYTES, LOGIT_RECORD_BYTES = 2, 400
 """Most bytes that a bias takes on its grid, and the record of what logits were fitted on."""
 
-TWO_SIDED = ["artifact.matrix.method=uniform", "artifact.matrix.rounding=two_sided"]
+TWO_SIDED = QuantiserSpec(method="uniform", rounding="two_sided")
 """The settings with which a calibration measures everything that a tensor may need."""
 
 MEASURED_SYMBOLS = 65_536
@@ -111,10 +112,10 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
     if limit <= code:
         raise UserError(f"--budget {limit}: the code alone takes {code:,} bytes")
     stream = open_split(spec.data.heldout, "heldout", spec.vocabulary)
-    # Two-sided rounding needs the curvature of the loss, which takes gradients and is measured for specs that need it.
-    measured_for = spec if args.keep_methods or engine == "numpy" else with_overrides(spec, TWO_SIDED)
+    # Two-sided rounding needs the curvature of the loss: gradients, measured of the tensors that a spec stores so.
+    measures_all = engine != "numpy" and (needs_curvature(spec) or not args.keep_methods)
     with progress_bar(console(), f"calibrating on {engine}", "symbols") as progress:
-        calibration = make_calibration(engine, measured_for, target.weights, progress)
+        calibration = make_calibration(engine, _all_two_sided(spec) if measures_all else spec, target.weights, progress)
     extra = _extra(target, calibration, limit)
     try:
         found = _search(args, engine, target, spec, calibration, limit - code - _logit_bytes(spec), extra)
@@ -133,6 +134,17 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
     measured = _measure(engine, target, artifact, stream)
     _print(result_console(args), path, found, measured, code, limit)
     return CommandResult(_document(path, target, found, measured, code, limit, artifact.info.sha256))
+
+
+def _all_two_sided(spec: Spec) -> Spec:
+    """The spec with two-sided rounding of every tensor."""
+    artifact = ArtifactSpec(
+        matrix=MatrixQuantiserSpec(**TWO_SIDED.model_dump()),
+        embed=TWO_SIDED,
+        head=TWO_SIDED,
+        calibration=spec.artifact.calibration,
+    )
+    return spec.model_copy(update={"artifact": artifact})
 
 
 def _logit_bytes(spec: Spec) -> int:

@@ -58,7 +58,7 @@ class Model:
         x = [text.read(int(start), length).astype(np.int32)[None] for start in starts]
         found = input_statistics(make_ops(ENGINE), self.spec, self.weights, x)
         self.engine.initialise(self.weights)
-        curvature = loss_curvature(self.engine.gradients, self.spec, x)
+        curvature = loss_curvature(self.engine.gradients, self.names, x)
         return {name: replace(found[name], curvature=curvature[name]) for name in self.names}
 
     def _log_probs(self, weights: Weights) -> list[np.ndarray]:
