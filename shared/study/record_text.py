@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RunError
-from shared.model import parameter_counts
+from shared.model import parameter_counts, parameter_manifest
 from shared.parsing import parse_json
 from shared.runs.finished_run import FinishedRun
 from shared.scoring.confidence import student_quantile
@@ -27,10 +27,14 @@ def default_blurb(results: Sequence[FinishedRun]) -> str:
     """One sentence on the model and its training."""
     spec, result = results[0].spec, results[0]
     model = spec.model
-    reads = f"{model.patch_size} bytes at a time" if model.patch_size > 1 else "single bytes"
+    if spec.vocabulary.reads_tokens:
+        reads = f"tokens of a vocabulary of {spec.vocabulary.size:,}"
+    else:
+        reads = f"{model.patch_size} bytes at a time" if model.patch_size > 1 else "single bytes"
+        reads += ", no tokenizer"
     counts = parameter_counts(spec)
     return (
-        f"A transformer over {reads}, no tokenizer: {model.num_layers} layers of {model.model_dim}, "
+        f"A model over {reads}: {model.num_layers} layers of {model.model_dim}, "
         f"{counts['total']:,} parameters in {result.artifact_bytes:,} bytes, trained for "
         f"{result.train_s:.0f} s ({result.steps:,} steps) on {result.device}."
     )
@@ -121,9 +125,14 @@ def _commands(results: Sequence[FinishedRun]) -> list[str]:
     lines += [f"bytetwin score {first}/artifact.btw", f"bytetwin audit {first}/artifact.btw", "```"]
     where = "Without bytetwin, with the datasets in a folder `datasets` beside the scripts:"
     packages = training_requirements(trained_on(results), results[0].spec)
-    lines += ["", where, "", "```", shlex.join(["python", "-m", "pip", "install", *packages])]
+    lines += ["", where, "", "```", " ".join(["python -m pip install", *map(_quoted, packages)])]
     lines += [f"python {TRAIN_SCRIPT} train", f"python {SCORE_SCRIPT} {first}/artifact.btw", "```"]
     return [*lines, "", "What was typed, and all versions: `environment.json` of each seed."]
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, readable where it has quotes in it."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _model(spec: Spec) -> list[str]:
@@ -137,14 +146,29 @@ def _model(spec: Spec) -> list[str]:
             "schedule",
             f"by {spec.schedule.driver}, limit {training.time_limit_s:g} s" if training.time_limit_s else "by steps",
         ),
-        ("weights", f"{_stored(spec.artifact.matrix)} for matrices, {_stored(spec.artifact.embed)} for embeddings"),
+        ("weights", ", ".join(_storage(spec))),
     ]
     return ["| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in rows], "", "All of it: `spec.toml`."]
 
 
+def _storage(spec: Spec) -> list[str]:
+    """How each class of tensors is stored, then those that have settings of their own."""
+    artifact, present = spec.artifact, {parameter.quantisation for parameter in parameter_manifest(spec)}
+    classes = (
+        ("matrix", "matrices", artifact.matrix),
+        ("embedding", "embeddings", artifact.embed),
+        ("head", "heads", artifact.head),
+    )
+    found = [f"{name} {_stored(settings)}" for kind, name, settings in classes if kind in present]
+    return found + [f"`{rule.pattern}` {_stored(rule)}" for rule in artifact.tensors]
+
+
 def _stored(settings: QuantiserSpec) -> str:
-    width = settings.method if settings.method == "ternary" else f"{settings.bits} bits ({settings.method})"
-    return width if settings.rounding == "nearest" else f"{width} with {settings.rounding}"
+    """`6 bits (row_max)`, `steps of 0.02 loss (uniform, two_sided)`: what sets the width of a code, and the method."""
+    how = settings.method + ("" if settings.rounding == "nearest" else f", {settings.rounding}")
+    if settings.method == "uniform":
+        return f"steps of {settings.step:g} {settings.step_unit} ({how})"
+    return how if settings.method == "ternary" else f"{settings.bits} bits ({how})"
 
 
 def _machine(results: Sequence[FinishedRun]) -> list[str]:
@@ -154,7 +178,7 @@ def _machine(results: Sequence[FinishedRun]) -> list[str]:
         git = environment.get("git") or {}
         commit = str(git.get("commit", "unknown"))[:12] + (", with changed files" if git.get("modified") else "")
         starts = len(environment.get("earlier_starts", [])) + 1
-        resumed = "" if starts == 1 else f", resumed {starts - 1} times"
+        resumed = "" if starts == 1 else f", resumed {counted(starts - 1, 'time')}"
         facts.append(
             f"Seed {result.seed}: {result.device}, {environment.get('platform')}, "
             f"Python {environment.get('python')}, source {commit}, started {environment.get('started')}{resumed}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from shared.scoring.confidence import student_quantile
 from shared.spec import load_spec
-from shared.study import record
+from shared.study import record, record_text
 from tests.command_line import CommandLine, set_words
 from tests.fake_study import copy_run, edited, finished_run, read_json
 from tests.fake_training import SHORT
@@ -249,3 +251,22 @@ def test_the_deviation_has_one_degree_of_freedom_less(values: list[float]) -> No
         mean = statistics.fmean(values)
         expected = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_words_about_the_model_are_those_of_its_spec() -> None:
+    """A vocabulary of tokens, steps that have no bits, and tensors with settings of their own."""
+    tokens = load_spec("baseline-mini", ["data.train=toy"])
+    run = finished_run("a", 0, 2.0)
+    blurb = record_text.default_blurb([replace(run, spec=tokens)])
+    assert "tokens of a vocabulary of 512" in blurb and "no tokenizer" not in blurb
+    assert "bytes at a time, no tokenizer" in record_text.default_blurb([replace(run, spec=load_spec("smoke"))])
+    weights = record_text._storage(load_spec("smoke"))
+    assert weights[0] == "matrices steps of 0.02 loss (uniform, two_sided)"
+    assert weights[1:] == ["embeddings 8 bits (row_max)", "`ngram_embed.tables.*` 5 bits (row_max)"]
+    assert record_text._storage(load_spec("tiny"))[0] == "matrices 6 bits (row_max)"
+
+
+def test_packages_are_quoted_for_a_shell() -> None:
+    words = ["numpy==2", "mlx==1; sys_platform == 'darwin'", "odd'$HOME", 'a"b']
+    line = " ".join(map(record_text._quoted, words))
+    assert shlex.split(line) == words and """"mlx==1; sys_platform == 'darwin'\"""" in line
