@@ -7,6 +7,7 @@ packed again. Any other score is written only to --output.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,10 +108,12 @@ def run(args: argparse.Namespace) -> CommandResult:
 
 
 def _state(args: argparse.Namespace, target: Target, out: Console) -> ScoreState | None:
-    """Where the score is kept while it is under way: beside its document, or in the run."""
-    if args.output is None and target.run is None:
+    """Where the score is kept while it is under way: beside its document, or in the run if that may be written."""
+    path: Path | None = args.output
+    if path is None and target.run is not None and os.access(target.run.path, os.W_OK):
+        path = target.run.score_path
+    if path is None:
         return None
-    path = args.output if args.output is not None else target.run.score_path  # type: ignore[union-attr]
     return ScoreState.beside(path, lambda line: say(out, line))
 
 

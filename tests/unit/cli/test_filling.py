@@ -8,8 +8,9 @@ import pytest
 
 from shared.artifact import code_bytes, read_artifact
 from shared.artifact.fill import LANDING_BYTES
+from shared.cli.pack import packs_alike
 from shared.runs.run_directory import RunDirectory
-from shared.spec import load_spec
+from shared.spec import load_spec, with_overrides
 from tests.command_line import CommandLine
 
 pytestmark = pytest.mark.slow
@@ -76,3 +77,24 @@ def test_the_size_table_tells_what_fits(cli: CommandLine) -> None:
     done = cli("inspect", "--sizes", "tiny", "--set", "budget.total_bytes=110000")
     assert done.status == 1 and "parameters that fit" in done.out and "(0." in done.out
     assert "name a RUN or an ARTIFACT" in cli.refusal("inspect", "tiny", "--sizes", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("words", "alike"),
+    [
+        ("artifact.matrix.bits=8", True),  # Steps of `uniform` have no bits.
+        ("artifact.matrix.clip_sd=3.0", True),
+        ("artifact.matrix.step=0.03", False),
+        ("artifact.embed.bits=6", False),
+        ("artifact.codec=brotli", False),
+        ("artifact.tensors=[{pattern='none', bits=4}]", False),
+    ],
+)
+def test_settings_that_change_nothing_are_told(words: str, alike: bool) -> None:
+    spec = load_spec("smoke")
+    assert packs_alike(spec, with_overrides(spec, [words])) == alike
+
+
+def test_what_changes_nothing_is_a_warning(root: Path, tmp_path: Path, cli: CommandLine) -> None:
+    done = cli("pack", "first", "--runs-dir", root, "--set", "artifact.matrix.clip_sd=3.0", "--output", tmp_path / "a")
+    assert done.status == 0 and "warning: artifact.matrix.clip_sd=3.0 changes nothing" in done.told

@@ -51,16 +51,16 @@ RUNS = {
         "score one --data mytext --engine torch --weights best --output best.json",
         "score one --engine numpy --output numpy.json",
     ],
-    "pack RUN [--set artifact.matrix.bits=8 --output FILE]": [
+    "pack RUN [--set artifact.embed.bits=6 --output FILE]": [
         "pack one",
-        "pack one --set artifact.matrix.bits=8 --output eight.btw",
+        "pack one --set artifact.embed.bits=6 --output six.btw",
     ],
     "pack RUN --fill --output FILE [--budget BYTES] [--minutes M]": [
         "pack one --fill --output filled.btw --budget 140000 --minutes 0.2 --set artifact.calibration.windows=4"
     ],
     "inspect --sizes SPEC": ["inspect --sizes tiny"],
-    "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect eight.btw"],
-    "generate RUN|ARTIFACT --prompt TEXT": ["generate eight.btw --prompt Once --bytes 4"],
+    "inspect RUN|ARTIFACT [--loss]": ["inspect one --loss --symbols 256", "inspect six.btw"],
+    "generate RUN|ARTIFACT --prompt TEXT": ["generate six.btw --prompt Once --bytes 4"],
     "export RUN|ARTIFACT --to safetensors|hf|mlx --output DIR": ["export one --to hf --output exported"],
     "record RUN... [--output DIR] [--against RECORD]": ["record one --output records/mine"],
     "prepare SPEC [--shards N]": [f"prepare {SMALL} {MINE} --shards 1"],
@@ -74,10 +74,10 @@ RUNS = {
     ],
     "compare RUN|RECORD...": ["compare one two", "compare records/mine two"],
     "fit RUN... [--symbols T]": ["fit three --symbols 1e6 --output fit.json"],
-    "prove ARTIFACT [--data NAME] [--bytes N]": ["prove eight.btw --data mytext --bytes 150 --engine numpy"],
-    "compress FILE --model ARTIFACT [--output F] [--engine E]": ["compress fit.json --model eight.btw"],
+    "prove ARTIFACT [--data NAME] [--bytes N]": ["prove six.btw --data mytext --bytes 150 --engine numpy"],
+    "compress FILE --model ARTIFACT [--output F] [--engine E]": ["compress fit.json --model six.btw"],
     "decompress FILE --model ARTIFACT [--output F] [--engine E]": [
-        "decompress fit.json.btz --model eight.btw --output back.json --engine numpy"
+        "decompress fit.json.btz --model six.btw --output back.json --engine numpy"
     ],
     "plan --bytes N --minutes M [--gpus G] [--device D] [--output FILE]": [
         "plan --bytes 900000 --minutes 5 --device laptop --output planned.toml"

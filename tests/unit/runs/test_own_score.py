@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from shared.runs.metrics import last_ending, read_events
 from shared.runs.target import CHOSEN_KEY, load_trained
 from shared.scoring.document import read_score
 from shared.scoring.documents import read_document_scores
+from shared.scoring.resume import ScoreState
 from shared.spec import load_spec, with_overrides
 from shared.training.run import train_run
 from tests.command_line import CommandLine
@@ -390,3 +392,18 @@ def test_odd_files_of_a_run_are_one_line(run: Path, cli: CommandLine, name: str,
         done = cli(*words)
         assert done.status in (0, 1, 2) and (done.status == 0 or done.err.count("\n") <= 2), done.err
         assert len(done.err) < 1000
+
+
+def test_a_run_that_may_not_be_written_is_scored_all_the_same(
+    run: Path, monkeypatch: pytest.MonkeyPatch, cli: CommandLine
+) -> None:
+    """What is kept to resume has no place there."""
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run)
+    monkeypatch.setattr(ScoreState, "offer", refused)
+    monkeypatch.setattr(ScoreState, "remove", refused)
+    done = cli("score", run, "--max-symbols", 256)
+    assert done.status == 0 and "it is of a sample of the text" in done.told
