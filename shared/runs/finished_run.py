@@ -74,7 +74,12 @@ def read_finished(run: RunDirectory) -> FinishedRun:
     if not whole or last_ending(found.metrics) is None:
         raise unfinished
     info = read_artifact(run.artifact_path).info
-    if info.spec_id != spec_id(found.spec) or not found.score.is_of(info):
+    if info.spec_id != spec_id(found.spec):
+        raise RunError(
+            f"{run.artifact_path}: made for spec {info.spec_id}, {run.spec_path.name} beside it is "
+            f"{spec_id(found.spec)}: one of the two is of another model"
+        )
+    if not found.score.is_of(info):
         raise RunError(
             f"{run.score_path}: the score is not that of {run.artifact_path.name}, which was packed again; repair "
             f"it with `bytetwin pack {run.path}` and, if that says so, `bytetwin score {run.path}`"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -392,6 +393,13 @@ def test_odd_files_of_a_run_are_one_line(run: Path, cli: CommandLine, name: str,
         done = cli(*words)
         assert done.status in (0, 1, 2) and (done.status == 0 or done.err.count("\n") <= 2), done.err
         assert len(done.err) < 1000
+
+
+def test_a_spec_that_was_edited_is_not_taken_for_an_artifact_that_was_packed_again(run: Path, cli: CommandLine) -> None:
+    path = run / "spec.toml"
+    path.write_text(re.sub("^patch_size = .*$", "patch_size = 2", path.read_text(), flags=re.MULTILINE))
+    done = cli("compare", run)
+    assert done.status == 2 and "one of the two is of another model" in done.told and "repair" not in done.told
 
 
 def test_a_run_that_may_not_be_written_is_scored_all_the_same(
