@@ -19,6 +19,9 @@ THIS = "this"
 # Devices of rows without a GPU. Of a machine that is measured those of the first have the scores.
 LAPTOPS = {"laptop": "2 x86-64 cores", "core": "1 x86-64 core"}
 DEVICES = (THIS, *LAPTOPS, *(name for name, _ in PEAKS))
+# What a symbol takes on a CPU beside its operations, in operations that take as long: 0.46 to 0.72 M by three shapes
+# and narrower forms of them (records/2026-11-26-plan.md).
+OVERHEAD_FLOPS = 600_000
 # The GPU whose rows stand for all.
 MEASURED_GPU = "H200"
 
@@ -47,12 +50,13 @@ class Speed:
     text: str
 
     def per_s(self, spec: Spec, source: MeasuredRow) -> float:
-        """Symbols trained on per second: operations as fast as those of `source`, or on GPUs of the measured shape
-        with the most similar number of them for a symbol, in its fastest run."""
-        flops = training_flops(spec).per_symbol
+        """Symbols trained on per second: operations as fast as those of `source`, and on a CPU a fixed time for each
+        symbol; on GPUs as those of the measured shape with the most similar number of them, in its fastest run."""
+        flops, fixed = training_flops(spec).per_symbol, OVERHEAD_FLOPS
         if self.on_gpu:
+            fixed = 0
             source = min(self.rows, key=lambda row: (abs(math.log(row.flops_per_symbol / flops)), -row.per_s))
-        return self.factor * source.per_s * source.flops_per_symbol / flops
+        return self.factor * source.per_s * (source.flops_per_symbol + fixed) / (flops + fixed)
 
 
 def find_speed(wish: Wish) -> Speed:

@@ -20,6 +20,7 @@ from shared.errors import UserError
 from shared.plan import Wish, choose, make_plan, speed
 from shared.plan.choose import NOTHING_BPB, STEP_COST
 from shared.plan.loss import SEED_BPB, expected_score
+from shared.plan.speed import Speed
 from shared.preflight.speed_rows import average_row, step_time_row
 from shared.runs.measured import MeasuredRow, measured_rows
 from shared.spec import load_spec
@@ -32,6 +33,18 @@ ROWS = measured_rows()
 FEW = [
     row for row in ROWS if row.label in ("smoke", "decoder of 64", "1,024 tokens, trunk of smoke") or "H" in row.device
 ]
+
+
+def test_narrower_shapes_are_as_fast_as_they_were_measured() -> None:
+    """By operations alone the narrow ones are a quarter to a third too fast."""
+    rows = [row for row in ROWS if row.device == "2 x86-64 cores"]
+    smoke = next(row for row in rows if row.label == "smoke")
+    found = Speed(False, "mlx", 1.0, tuple(rows), "")
+    assert found.per_s(smoke.spec, smoke) == pytest.approx(smoke.per_s)
+    narrow = [row for row in rows if row.label.endswith(("128 wide", "96 wide"))]
+    assert narrow
+    for row in narrow:
+        assert 0.78 < found.per_s(row.spec, smoke) / row.per_s < 1.0, row.label
 
 
 def use(monkeypatch: pytest.MonkeyPatch, rows: Sequence[MeasuredRow]) -> None:
