@@ -122,12 +122,10 @@ def _import(args: argparse.Namespace) -> CommandResult:
     described = show_dataset(out, result.manifest)
     for what, count in result.left_out.items():
         out.print(f"left out: {what}: {count:,}")
-    if "heldout" not in result.manifest.splits and args.split is None and args.heldout_frac != 0.0:
-        say(
-            out,
-            "warning: no document is held out, there are too few: import more, or with a larger --heldout-frac",
-            "yellow",
-        )
+    if args.split is None and args.heldout_frac not in (0.0, 1.0):
+        for split, lack in (("heldout", "no document is held out"), ("train", "no document is left to train on")):
+            if split not in result.manifest.splits:
+                say(out, f"warning: {lack}, there are too few: import more, or with another --heldout-frac", "yellow")
     if result.near_copies:
         out.print(f"{result.near_copies:,} documents that nearly repeat others are on the same side as these")
     return CommandResult(

@@ -155,7 +155,8 @@ def score_lines(document: ScoreDocument) -> list[str]:
     whole = "all of it" if dataset.complete else "a fixed sample of its documents"
     lines = [
         document.confidence.text,
-        f"text: {document.bytes:,} bytes, {document.documents:,} documents, {whole}, sha256 {dataset.sha256[:16]}",
+        f"text: {counted(document.bytes, 'byte')}, {counted(document.documents, 'document')}, {whole}, "
+        f"sha256 {dataset.sha256[:16]}",
         f"protocol: {counted(document.symbols, 'symbol')}, each once, {document.windows_text}, "
         f"engine {document.engine}",
     ]
