@@ -181,6 +181,45 @@ def test_an_mlp_with_its_activation_in_the_products(
             assert np.linalg.norm(one - other) <= GRADIENT_REL * np.linalg.norm(one)
 
 
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "plain": lambda x: x,
+    "every other number": lambda x: torch.stack([x, x + 1.0], dim=-1)[..., 0],
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "behind another": lambda x: torch.cat([x[:1] + 1.0, x])[1:],
+}
+
+
+def in_all_layouts() -> dict[str, dict[str, list[Any]]]:
+    """By kernel and layout of its inputs: results, and the gradients of the inputs from gradients that are one number
+    expanded, but for those of the plain layout."""
+    from cuda_train.kernels import attention_heads, patch_attention, residual_norm, softcapped_cross_entropy
+
+    tables, targets = torch.randn(2, 3, 4), torch.tensor([[0, 6, 3], [2, 2, 5]])
+    forms: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+        "residual": (lambda *x: residual_norm.residual_norm(*x, EPS), [(2, 3, 20)] * 3 + [(2, 20)]),
+        "heads": (lambda *x: attention_heads.attention_heads(*x, *tables, 1, EPS), [(2, 3, 32), (2,)]),
+        "patches": (lambda *x: [patch_attention.patch_attention(*x, EPS)], [(3, 2, 24), (2,)]),
+        "loss": (lambda x: [softcapped_cross_entropy.softcapped_cross_entropy(x, targets, 30.0)], [(2, 3, 7)]),
+    }
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name, (form, shapes) in forms.items():
+        leaves = [torch.randn(shape).requires_grad_() for shape in shapes]
+        for layout, laid_out in LAYOUTS.items():
+            results = form(*map(laid_out, leaves))
+            slopes = [torch.full((), 1.5).expand(result.shape) for result in results]
+            slopes = [slope.contiguous() for slope in slopes] if layout == "plain" else slopes
+            grads = torch.autograd.grad(results, leaves, slopes)
+            found.setdefault(name, {})[layout] = [each.tolist() for each in (*results, *grads)]
+    return found
+
+
+@needs_triton
+def test_the_kernels_read_values_in_any_layout(interpreter: ProcessPoolExecutor):
+    for name, by_layout in interpreter.submit(in_all_layouts).result().items():
+        for layout, values in by_layout.items():
+            assert values == by_layout["plain"], f"{name}, {layout}"
+
+
 def test_what_the_mlp_kernels_serve():
     from cuda_train.kernels import squared_mlp
 
