@@ -27,11 +27,11 @@ ADAM_OR_SGD: Values = ("adam", "sgd")
 NOT_LOCAL: Values = ("linear", "mlp", "experts")
 QUANTISERS = ("matrix", "embed", "head")
 NO_DECAY: dict[str, Values] = {"optimizer.muon_weight_decay": OFF, "optimizer.adam_weight_decay": OFF}
-# No tensor is rounded by the inputs of its matrix; those named by a pattern count as if they were.
-NO_STATISTICS: dict[str, Values] = {
-    **{f"artifact.{name}.rounding": ("nearest",) for name in QUANTISERS},
-    **{f"artifact.{name}.hessian_clip": OFF for name in QUANTISERS},
-    "artifact.tensors": OFF,
+# Nothing but adapters is trained.
+FROZEN: dict[str, Values] = {
+    "training.freeze": ("base",),
+    **{f"training.loss.{name}": OFF for name in ("multi_symbol.weights", "embed_prediction.weight")},
+    "training.loss.chunk_prediction.weight": OFF,
 }
 # (all that must hold, by field; what is idle then, as `section: names`). Of the fields that decide the first is named.
 RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
@@ -50,6 +50,8 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
     ({"model.tie_embeddings": (True,)}, f"artifact.head: {' '.join(QuantiserSpec.model_fields)}"),
     ({"model.lora.rank": OFF}, "optimizer: adapter_lr"),
     ({"model.lora.rank": OFF}, "model.lora: alpha targets"),
+    (FROZEN, "optimizer: matrix_lr embed_lr head_lr scalar_lr muon_weight_decay muon_cautious_decay"),
+    (FROZEN, "optimizer: muon_row_normalise normuon normuon_beta2"),
     ({"schedule.warmdown_frac": OFF}, "schedule: warmdown_shape min_lr_frac"),
     ({"schedule.decay_end_frac": (1,)}, "schedule: decay_taper_start_frac"),
     (NO_DECAY, "schedule: decay_end_frac decay_taper_start_frac decay_follows_lr"),
@@ -101,8 +103,6 @@ RULES: tuple[tuple[Mapping[str, Values], str], ...] = (
         {**{f"artifact.{name}.lqer_rank": OFF for name in QUANTISERS}, "artifact.tensors": OFF},
         "artifact: lqer_tensors",
     ),
-    (NO_STATISTICS, "artifact.calibration: source window_symbols temperature"),
-    ({**NO_STATISTICS, "artifact.logits": OFF}, "artifact.calibration: windows seed"),
     ({"artifact.calibration.source": ("train", "none")}, "artifact.calibration: temperature"),
     ({"evaluation.adaptation.optimizer": ("adam",)}, "evaluation.adaptation: momentum"),
     ({"evaluation.adaptation.optimizer": ("sgd", "muon")}, "evaluation.adaptation: beta1 beta2"),

@@ -39,6 +39,7 @@ BASES = {
     "muon": ["optimizer.muon_momentum_warmup_steps=0", "optimizer.muon_weight_decay=0.1", "schedule.warmdown_frac=0"],
     "loop": ["model.loop.extra_loops=1", "model.loop.last_layer=1", "model.mlp_dims=[20,24]", "training.ema_decay=0.9"],
     "gates": ["model.unet_skips=false", "model.attention.output_gate=attn_out", "training.swa_every_steps=2"],
+    "adapters": ["model.lora.rank=2", "training.freeze=base", "optimizer.muon_weight_decay=0.1"],
     "losses": [
         *("training.loss.chunk_prediction.weight=0.1", "training.loss.chunk_prediction.chunk_patches=1"),
         *("training.loss.chunk_prediction.regulariser_weight=0.0", "training.loss.embed_prediction.weight=0.1"),
