@@ -24,6 +24,7 @@ from shared.artifact.layout import Layout, SectionPlan, plan_layout
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, Calibration, fitted_role, role_features, role_of
 from shared.artifact.quantise import storage_of, storages_of
+from shared.artifact.read_rows import share_read
 from shared.errors import ArtifactError
 from shared.model.logits import packed_parameters
 from shared.model.manifest import Parameter, parameter_manifest
@@ -168,8 +169,8 @@ def header_bytes(spec: Spec, sections: Mapping[str, float]) -> int:
 
 @dataclass(frozen=True)
 class _Row:
-    """The tensors of one role, row length and quantiser: `count` weights, what a Gaussian code costs, the
-    excess the fit gives within its range, and the excess that is used. `features` are not cut to the range."""
+    """The tensors of one role, row length and quantiser: `count` weights in rows that are read, what a Gaussian code
+    costs, the excess the fit gives within its range, and the excess that is used. `features` are not cut to it."""
 
     role: str
     method: str
@@ -205,7 +206,7 @@ def _rows(spec: Spec, steps: int, calibration: Calibration) -> list[_Row]:
         method = LOSS_STEPS if isinstance(coded, Uniform) and coded.unit == "loss" else coded.method
         if method != FITTED_METHOD:
             fitted = excess = max(EXCESS_BITS.get(method, 0.0), 0.1 - gaussian)
-        count = sum(parameter.count for parameter in parameters)
+        count = round(sum(parameter.count * share_read(parameter, spec, steps) for parameter in parameters))
         rows.append(_Row(role, method, f"{first.quantisation}.codes", count, gaussian, fitted, excess, features))
     return rows
 

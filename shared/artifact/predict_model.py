@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.model.manifest import ZEROS, Parameter
+from shared.model.manifest import Parameter
 from shared.optim import by_muon, lr_factor
 from shared.spec import Spec
 from shared.spec.schedule import ScheduleSpec
@@ -70,10 +70,6 @@ def fitted_role(role: str, parameter: Parameter, spec: Spec, fitted: Container[s
     """The role itself where it has a fit, else the fitted one most like it, by what kind of tensor it is."""
     if role in fitted:
         return role
-    if parameter.group == "embedding" and parameter.initial == ZEROS and spec.model.patch_size == 1:
-        # Rows that were never read are still zero. A byte model with 4,096 rows of bigrams, 1.3 M bytes read: 27 kB of
-        # codes; 32 kB by this role and 67 kB by that of a table that starts at random.
-        return "embed.tied"
     of_group = {"embedding": "embed", "head": "head", "scalar": "layers.attn.q_proj"}
     if parameter.group in of_group:
         return of_group[parameter.group]

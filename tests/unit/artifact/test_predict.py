@@ -12,9 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.artifact import code_bytes, pack_bytes, unpack_bytes
-from shared.artifact.predict import Prediction, header_bytes, predict_artifact_bytes, worst_case_bytes
+from shared.artifact.predict import (
+    Prediction,
+    expected_payload_bytes,
+    header_bytes,
+    predict_artifact_bytes,
+    worst_case_bytes,
+)
 from shared.artifact.predict_calibration import CALIBRATION
 from shared.artifact.predict_model import FEATURES, fitted_role, mean_lr_factor, role_features, role_of
+from shared.artifact.read_rows import share_read
 from shared.artifact.sizes import fitting_parameters, size_table, storage_plans
 from shared.engine.flops import training_flops
 from shared.engine.package import available_engines, create_engine
@@ -23,7 +30,7 @@ from shared.model import initial_weights, parameter_counts, parameter_manifest, 
 from shared.model.manifest import ZEROS, Parameter
 from shared.optim import step_hyperparameters
 from shared.spec import Spec, load_spec, stored_spec, with_overrides
-from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES
+from shared.tolerances import PREDICTED_ARTIFACT_REL, PREDICTED_HEADER_BYTES, READ_ROWS_REL
 from shared.training.sources import open_sources
 from tests import ROOT
 from tests.bench.ablations import SHAPE
@@ -97,7 +104,7 @@ def test_the_header_is_exact_but_for_a_few_bytes(preset: str) -> None:
         ("layers.0.new.k_proj.weight", "matrix", "layers.attn.k_proj"),
         ("layers.0.new.in_proj.weight", "matrix", "layers.attn.v_proj"),
         ("new.weight", "matrix", "embed.patch_proj"),
-        ("ngram_embed.tables.2.weight", "embedding", "embed.tied"),
+        ("ngram_embed.tables.2.weight", "embedding", "embed"),
         ("new.experts.1.weight", "head", "head"),
         ("layers.1.new.gate.weight", "scalar", "layers.attn.q_proj"),
     ],
@@ -107,6 +114,32 @@ def test_a_tensor_that_no_fitted_model_had_is_like_one_of_theirs(name: str, grou
     spec, parameter = load_spec("bytes"), Parameter(name, (8, 8), ZEROS, group, "matrix")
     raw = role_of(parameter, spec)
     assert raw not in CALIBRATION.roles and fitted_role(raw, parameter, spec, CALIBRATION.roles) == role
+
+
+@pytest.mark.parametrize(
+    ("length", "symbols", "rows", "share"),
+    [
+        *((2, 100_000, 32_768, 0.052), (2, 1_000_000, 4096, 0.400), (2, 20_000_000, 32_768, 0.258)),
+        *((3, 100_000, 4096, 0.808), (3, 1_000_000, 32_768, 0.506), (3, 20_000_000, 32_768, 0.902)),
+        *((4, 100_000, 32_768, 0.493), (4, 1_000_000, 32_768, 0.903)),
+        *((5, 100_000, 32_768, 0.685), (6, 100_000, 32_768, 0.792), (6, 1_000_000, 32_768, 1.0)),
+    ],
+)
+def test_the_rows_of_n_grams_that_are_read_are_those_of_real_text(
+    length: int, symbols: int, rows: int, share: float
+) -> None:
+    """Shares of rows that the n-grams of the first bytes of English Wikipedia have."""
+    spec = load_spec("smoke", [f"model.ngram.rows={rows}", "training.batch_symbols=1024"])
+    table = next(each for each in parameter_manifest(spec) if each.name == f"ngram_embed.tables.{length}.weight")
+    found = share_read(table, spec, symbols // 1024)
+    assert found == pytest.approx(share, rel=READ_ROWS_REL)
+    assert 0.0 < share_read(table, spec, 1) < found <= share_read(table, spec, symbols) <= 1.0
+
+
+def test_tables_of_n_grams_cost_what_rows_that_are_read_cost() -> None:
+    """Tables of smoke in 5 bits after 120 steps on Wikipedia: their codes took 2,254,566 bytes."""
+    spec = load_spec("smoke", ["training.steps=120", "schedule.driver=steps", "training.time_limit_s=0.0"])
+    assert expected_payload_bytes(spec, 120)["embedding.codes"] == pytest.approx(2_254_566, rel=READ_ROWS_REL)
 
 
 def test_many_weights_without_a_fit_are_said_to_be_outside() -> None:
