@@ -21,6 +21,7 @@ from shared.engine.device_facts import (
     quickest_s,
     wanted_device,
 )
+from shared.engine.ranks import is_launched
 from shared.errors import RanksError, UserError
 from shared.spec.base import Float32Products
 
@@ -143,7 +144,9 @@ def device_facts() -> DeviceFacts:
         available, total = host_memory_bytes()
         return DeviceFacts("cpu", (device_name(),), available, total, framework)
     devices = range(torch.cuda.device_count())
-    memory = [torch.cuda.mem_get_info(index) for index in devices]
+    # A rank asks its own GPU alone: what asks takes some hundred megabytes there, of which other ranks would be short.
+    asked = [default_device().index] if is_launched() else devices
+    memory = [torch.cuda.mem_get_info(index) for index in asked]
     return DeviceFacts(
         kind="gpu",
         names=tuple(torch.cuda.get_device_name(index) for index in devices),

@@ -1,4 +1,4 @@
-"""The torch engine where memory is not enough: one line that says what to make smaller."""
+"""The torch engine and memory: one line where it is not enough that says what to make smaller; what a rank asks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cuda_train.engine
+from cuda_train import device
 from cuda_train.failures import in_words, told
 from shared.errors import DeviceError
 from tests.command_line import CommandLine, set_words
@@ -68,3 +69,21 @@ def test_a_run_that_gets_no_memory_says_how_to_resume(
     assert second.startswith("resume with: bytetwin train tiny ") and second.endswith("--run a --resume")
     monkeypatch.undo()
     assert cli(*words, "--resume", *set_words(f"{TRAINS}=256")).status == 0
+
+
+def test_a_rank_asks_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    for name, found in {
+        "on_gpu": True,
+        "default_device": torch.device("cuda", 1),
+        "float32_products": "float32",
+    }.items():
+        monkeypatch.setattr(device, name, lambda found=found: found)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: asked.append(index) or (10 + index, 20))
+    for launched, expected, free in ((False, [0, 1, 2], 10), (True, [1], 11)):
+        monkeypatch.setattr(device, "is_launched", lambda launched=launched: launched)
+        facts = device.device_facts()
+        assert (asked, facts.free_bytes, len(facts.names)) == (expected, free, 3)
+        asked.clear()
