@@ -31,6 +31,7 @@ from shared.model import initial_weights
 from shared.runs.target import Target, load_audited
 from shared.scoring.adaptation import score_text
 from shared.scoring.audit import DISTURB_SECONDS, AuditReport, audit_scorer, check_initial_loss
+from shared.scoring.checks import limit_text
 from shared.scoring.evaluate import sampled
 from shared.scoring.gradient_check import check_spec_gradients
 from shared.scoring.random_bytes import RANDOM_BYTES_STEPS, check_random_bytes
@@ -93,8 +94,8 @@ def print_report(out: Console, title: str, report: AuditReport) -> None:
     """Print the checks as a table."""
     table = make_table(title, ("check", "verdict", "detail"), ("measured", "limit"))
     for check in report.checks:
-        row = (check.name, verdict(check), check.detail, f"{check.measured:.4g}", f"{check.limit:.4g}")
-        table.add_row(*row)
+        limit = limit_text(check.passed, check.measured, check.limit)
+        table.add_row(check.name, verdict(check), check.detail, f"{check.measured:.4g}", limit)
     out.print(table)
     failed = ", ".join(check.name for check in report.failures)
     out.print(f"audit FAILED: {failed}" if failed else "audit passed", style="red" if failed else "green")

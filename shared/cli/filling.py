@@ -115,7 +115,7 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
     # Two-sided rounding needs the curvature of the loss: gradients, measured of the tensors that a spec stores so.
     measures_all = engine != "numpy" and (needs_curvature(spec) or not args.keep_methods)
     with progress_bar(console(), f"calibrating on {engine}", "symbols") as progress:
-        calibration = make_calibration(engine, _all_two_sided(spec) if measures_all else spec, target.weights, progress)
+        calibration = make_calibration(engine, all_two_sided(spec) if measures_all else spec, target.weights, progress)
     extra = _extra(target, calibration, limit)
     try:
         found = _search(args, engine, target, spec, calibration, limit - code - _logit_bytes(spec), extra)
@@ -136,7 +136,7 @@ def fill_budget(args: argparse.Namespace, target: Target, spec: Spec, path: Path
     return CommandResult(_document(path, target, found, measured, code, limit, artifact.info.sha256))
 
 
-def _all_two_sided(spec: Spec) -> Spec:
+def all_two_sided(spec: Spec) -> Spec:
     """The spec with two-sided rounding of every tensor."""
     artifact = ArtifactSpec(
         matrix=MatrixQuantiserSpec(**TWO_SIDED.model_dump()),

@@ -39,6 +39,12 @@ class Check:
     warning: bool = False
 
 
+def limit_text(passed: bool, measured: float, limit: float) -> str:
+    """`at most 1e-05`, `at least 1`: passing above a limit, or failing below it, means that more is asked for."""
+    above = measured > limit
+    return f"{'at least' if above == passed and measured != limit else 'at most'} {limit:.4g}"
+
+
 def check_coverage(score: Score, num_symbols: int) -> Check:
     """Every symbol of the stream was counted exactly once (docs/techniques.md 1.4)."""
     times = times_counted(score.windows, num_symbols)

@@ -53,7 +53,10 @@ def commands_section(run: RunFiles, score: ScoreDocument | None) -> Element:
     train = ["bytetwin", "train", str(path / "spec.toml"), "--engine", engine, *folder, "--run"]
     commands = [
         ("Train the same spec with the same seed again", [*train, f"{path.name}-again"]),
-        ("Continue from the last checkpoint; of a finished run, pack and score again", [*train, path.name, "--resume"]),
+        (
+            "Continue from the last checkpoint; of a finished run, show its result again",
+            [*train, path.name, "--resume"],
+        ),
         ("Score the artifact again", ["bytetwin", "score", str(path), "--engine", engine]),
     ]
     commands_section = section("Commands")

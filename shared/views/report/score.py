@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.runs.metrics import number
 from shared.runs.run_files import RunFiles
+from shared.scoring.checks import limit_text
 from shared.scoring.document import CheckPart, ScoreDocument
 from shared.units import counted, format_bytes
 from shared.views.report.bars import Bar, bar_chart, budget_chart
@@ -50,12 +51,10 @@ def audit_section(score: ScoreDocument) -> Element:
 
 
 def _measured(check: CheckPart) -> str:
-    """`2.19, at least 1`: a check that passes above its limit asks for more, one that fails there for less."""
+    """`2.19, at least 1`."""
     if check.measured is None:
         return f"not a number, limit {check.limit:.3g}"
-    above = check.measured > check.limit
-    side = "at least" if above == check.passed and check.measured != check.limit else "at most"
-    return f"{check.measured:.3g}, {side} {check.limit:.3g}"
+    return f"{check.measured:.3g}, {limit_text(check.passed, check.measured, check.limit)}"
 
 
 def _verdict(check: CheckPart) -> Element:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from shared.artifact import code_bytes, read_artifact
+from shared.artifact.curvature import curved_tensors
 from shared.artifact.fill import LANDING_BYTES
+from shared.cli.filling import all_two_sided
 from shared.cli.pack import packs_alike
+from shared.model import parameter_manifest
 from shared.runs.run_directory import RunDirectory
 from shared.spec import load_spec, with_overrides
 from tests.command_line import CommandLine
@@ -98,3 +101,12 @@ def test_settings_that_change_nothing_are_told(words: str, alike: bool) -> None:
 def test_what_changes_nothing_is_a_warning(root: Path, tmp_path: Path, cli: CommandLine) -> None:
     done = cli("pack", "first", "--runs-dir", root, "--set", "artifact.matrix.clip_sd=3.0", "--output", tmp_path / "a")
     assert done.status == 0 and "warning: artifact.matrix.clip_sd=3.0 changes nothing" in done.told
+
+
+def test_a_search_measures_every_matrix_whatever_the_spec_stores_them_by() -> None:
+    """A trellis is not for two-sided rounding, and settings by name would leave tensors out."""
+    trellis = ["artifact.matrix.method=uniform", "artifact.matrix.trellis=8"]
+    spec = load_spec("tiny", [*trellis, "artifact.tensors=[{pattern='layers.*', bits=5}]"])
+    tables = [each for each in parameter_manifest(spec) if each.quantisation != "control" and len(each.shape) == 2]
+    assert curved_tensors(spec) == []
+    assert curved_tensors(all_two_sided(spec)) == [each.name for each in tables]

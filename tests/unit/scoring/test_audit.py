@@ -22,7 +22,7 @@ from shared.runs.run_directory import RunDirectory
 from shared.runs.target import load_audited, load_trained
 from shared.scoring.audit import audit_scorer, check_initial_loss
 from shared.scoring.bits_per_byte import Score
-from shared.scoring.checks import check_denominator, check_plausibility
+from shared.scoring.checks import check_denominator, check_plausibility, limit_text
 from shared.scoring.confidence import Confidence
 from shared.scoring.random_bytes import check_random_bytes, random_bytes_spec
 from shared.scoring.windows import plan_windows
@@ -216,3 +216,11 @@ def test_a_run_refuses_the_artifact_of_another_model(tmp_path: Path, artifact: P
     artifact.rename(run.artifact_path)
     with pytest.raises(RunError, match="made for spec"):
         load_trained(str(run.path))
+
+
+@pytest.mark.parametrize(
+    ("passed", "measured", "text"),
+    [(True, 2.19, "at least 1"), (False, 0.3, "at least 1"), (True, 0.3, "at most 1"), (False, 2.0, "at most 1")],
+)
+def test_a_limit_says_on_which_side_of_it_is_good(passed: bool, measured: float, text: str) -> None:
+    assert limit_text(passed, measured, 1.0) == text and limit_text(True, 0.0, 0.0) == "at most 0"
