@@ -47,12 +47,14 @@ def import_dataset(
     replace: bool = False,
     max_shard_symbols: int = MAX_SHARD_SYMBOLS,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    source: str = "",
 ) -> ImportResult:
     """Import files and folders as dataset `name`.
 
     Documents go to `split`, or are split by their content with the share `heldout_frac` held out, near-copies on one
     side; the files are then read twice. `progress(done_bytes, total_bytes)` counts file bytes, each time they are read.
-    Raises DataError; nothing is then left behind.
+    The manifest says that they come from `source`, by default from these paths. Raises DataError; nothing is then left
+    behind.
     """
     if not 0.0 <= heldout_frac <= 1.0:
         raise DataError(f"--heldout-frac {heldout_frac}: must be between 0 and 1")
@@ -80,7 +82,7 @@ def import_dataset(
         held, near_copies = _sides(documents(LeftOut()), heldout_frac) if shared_out else (None, 0)
         all_on = split or ("heldout" if heldout_frac == 1.0 else "train")
         _write(writer, documents(left_out), held, all_on)
-        writer.finish("imported from " + ", ".join(_shown(path) for path in paths))
+        writer.finish("imported from " + (source or ", ".join(_shown(path) for path in paths)))
     return ImportResult(read_manifest(folder), len(files), left_out, near_copies)
 
 
@@ -104,7 +106,7 @@ def import_documents(
         if not path.stat().st_size:
             raise DataError(f"no documents for the dataset {name}")
         try:
-            return import_dataset(name, [path], heldout_frac=heldout_frac, replace=replace)
+            return import_dataset(name, [path], heldout_frac=heldout_frac, replace=replace, source="Python")
         except DataError as error:
             raise DataError(str(error).replace(f"{path} line", "document")) from None
 

@@ -77,6 +77,7 @@ def test_own_text_is_imported_and_its_nats_are_those_of_a_score(runs: Path) -> N
     text = "document 62: the lazy dog, \u00e9t\u00e9\n" * 20
     result = bytetwin.import_documents("own", iter([text, " "]), heldout_frac=1.0)
     assert result.manifest.splits["heldout"].num_documents == 1 and result.left_out.total() == 1
+    assert result.manifest.source == "imported from Python"
     scorer = bytetwin.scorer(model, "torch")
     nats, symbols = bytetwin.nats(scorer, text, stride=24), bytetwin.encode(model, text)
     assert nats.shape == symbols.shape
