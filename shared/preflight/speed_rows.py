@@ -69,8 +69,10 @@ def memory_row(context: Context) -> Row:
     hope."""
     free, estimate, rows = context.facts.free_bytes, context.memory, context.workload
     device = f"{context.facts.names[0]}{f', for each of {context.sharing} ranks' if context.sharing > 1 else ''}"
+    # A GPU's own memory has nothing else in it.
+    alone = "" if context.on_gpu else " without the process itself"
     basis = (
-        f"estimate {format_bytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
+        f"estimate{alone} {format_bytes(estimate.expected_bytes)}, {estimate.error}, for {rows.group_rows} windows; "
         f"free on {device}: {format_bytes(free)}"
     )
     values = {

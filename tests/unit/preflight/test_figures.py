@@ -121,6 +121,9 @@ def test_a_gpu_spec_on_a_cpu_names_the_gpu() -> None:
     for ask in (speed.memory_row, speed.step_time_row, speed.mfu_row, speed.projected_score_row, driver_row):
         row = ask(context)
         assert row.verdict == "unknown" and "needs a GPU" in row.how
+    # What is measured on a CPU is a whole process, with interpreter and libraries; on a GPU it is what is allocated.
+    for facts, alone in ((CPU, True), (H100, False)):
+        assert ("estimate without the process itself" in speed.memory_row(make_context(h100(), facts)).how) == alone
     cost = speed.cost_row(context)
     assert cost.verdict == "go" and "at most" in cost.figure and cost.values["dollars"] == pytest.approx(1 / 3)
     assert speed.cost_row(
