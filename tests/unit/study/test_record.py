@@ -260,7 +260,7 @@ def test_the_words_about_the_model_are_those_of_its_spec() -> None:
     blurb = record_text.default_blurb([replace(run, spec=tokens)])
     assert "tokens of a vocabulary of 512" in blurb and "no tokenizer" not in blurb
     assert "bytes at a time, no tokenizer" in record_text.default_blurb([replace(run, spec=load_spec("smoke"))])
-    weights = record_text._storage(load_spec("smoke"))
+    weights = record_text._storage(load_spec("smoke", ["artifact.matrix.step=0.02"]))
     assert weights[0] == "matrices steps of 0.02 loss (uniform, two_sided)"
     assert weights[1:] == ["embeddings 8 bits (row_max)", "`ngram_embed.tables.*` 5 bits (row_max)"]
     assert record_text._storage(load_spec("tiny"))[0] == "matrices 6 bits (row_max)"
