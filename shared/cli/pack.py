@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 
 from shared.artifact import ArtifactInfo, budget_report, entropy_bits, read_artifact
-from shared.artifact.quantise import storages_of
 from shared.cli.command import (
     CommandResult,
     add_engine_argument,
@@ -19,6 +18,7 @@ from shared.cli.command import (
     console,
     result_console,
     say,
+    say_idle,
 )
 from shared.cli.filling import add_fill_arguments, check_only_filling, fill_budget
 from shared.cli.scoring import add_step_argument, calibrated, default_engine, packed, say_prose, say_warnings
@@ -71,12 +71,8 @@ def run(args: argparse.Namespace) -> CommandResult:
     if target.run is None:
         raise UserError(f"{args.target}: packing needs a run with a checkpoint, this is an artifact already")
     spec = with_overrides(target.spec, args.overrides)
-    if args.overrides and packs_alike(target.spec, spec):
-        say(
-            console(),
-            f"warning: {', '.join(args.overrides)} changes nothing: the methods in use do not read it",
-            "yellow",
-        )
+    if args.overrides:
+        say_idle(spec)
     path = args.output or target.run.artifact_path
     if args.fill:
         return fill_budget(args, target, spec, path)
@@ -125,14 +121,6 @@ def run(args: argparse.Namespace) -> CommandResult:
         "sha256": info.sha256,
     }
     return CommandResult(document, 0 if budget.fits else 1)
-
-
-def packs_alike(one: Spec, other: Spec) -> bool:
-    """Whether two specs of one model store the same weights alike: steps of `uniform` have no `bits`, say."""
-    rules = {"matrix", "embed", "head", "tensors"}
-    rest = (each.artifact.model_dump(exclude=rules) for each in (one, other))
-    manifest = parameter_manifest(one)
-    return next(rest) == next(rest) and storages_of(manifest, one.artifact) == storages_of(manifest, other.artifact)
 
 
 def _not_the_runs(args: argparse.Namespace, target: Target, spec: Spec) -> str:
