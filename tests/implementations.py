@@ -22,7 +22,7 @@ ENGINES = ["mlx", "torch"]
 
 sizes = st.integers(1, 9)
 seeds = st.integers(0, 2**32 - 1)
-examples = settings(max_examples=25, derandomize=True, database=None)
+examples = settings(max_examples=25)
 every_implementation = pytest.mark.parametrize("name", list(OPS))
 
 

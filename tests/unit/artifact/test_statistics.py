@@ -86,7 +86,7 @@ def assert_is_direct(spec: Spec, found: dict[str, InputStatistics], weights: dic
 
 @pytest.mark.slow
 @every_implementation
-@settings(max_examples=25, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(spec=specs())
 def test_statistics_of_random_specs_are_those_of_all_products(name: str, spec: Spec):
     weights = random_weights(spec, 3)

@@ -60,7 +60,7 @@ def test_round_trip_with_small_shards() -> None:
     assert starts.tolist() == [0, 18, 28]
 
 
-@settings(derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(documents=st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6), shard=st.integers(1, 40))
 def test_any_documents_in_any_shard_size(
     tmp_path_factory: pytest.TempPathFactory, documents: list[bytes], shard: int

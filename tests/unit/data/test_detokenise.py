@@ -82,7 +82,7 @@ def pieces(*names: str) -> list[int]:
 
 
 @pytest.mark.slow
-@settings(derandomize=True, max_examples=120)
+@settings(max_examples=120)
 @given(data=st.data(), variant=st.sampled_from(list(VARIANTS)), batch=st.integers(1, 60), ends_here=st.booleans())
 def test_any_text_comes_back_as_the_model_normalised_it(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, variant: str, batch: int, ends_here: bool
@@ -110,7 +110,7 @@ def test_any_text_comes_back_as_the_model_normalised_it(
     assert (reader.unfinished_tokens > 0) == (not ends_here)
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), variant=st.sampled_from(list(VARIANTS)))
 def test_the_table_is_the_reference_on_any_tokens(data: st.DataObject, variant: str) -> None:
     processor = PROCESSORS[variant]

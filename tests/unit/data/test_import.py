@@ -176,7 +176,7 @@ def test_a_fraction_of_nothing_or_all(tmp_path: Path, fraction: float, present: 
         open_split("toy", absent, BYTES)
 
 
-@settings(derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text(), min_size=1, max_size=8), packing=st.sampled_from(sorted(PACKERS)), piece=st.integers(1, 9)
 )

@@ -34,7 +34,6 @@ def start_of(stream: ByteStream, window: np.ndarray) -> int:
     return text.index(needle)
 
 
-@settings(derandomize=True)
 @given(st.integers(30, 600), st.integers(8, 24), st.integers(1, 9), st.integers(0, 2**31), st.data())
 def test_batches_are_pure_and_rows_slice_them(
     num_symbols: int, seq_len: int, batch_rows: int, seed: int, data: st.DataObject
@@ -57,7 +56,6 @@ def test_batches_are_pure_and_rows_slice_them(
         assert np.array_equal(np.concatenate(rows), batch)
 
 
-@settings(derandomize=True)
 @given(st.integers(30, 500), st.integers(8, 24), st.integers(0, 1000))
 def test_an_epoch_visits_each_window_once(num_symbols: int, seq_len: int, seed: int) -> None:
     stream = counting_stream(num_symbols)
@@ -136,7 +134,7 @@ def test_a_state_of_another_run_is_refused(field: str, value: object) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(derandomize=True, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(0, 99))
 def test_reading_ahead_changes_no_batch(steps: list[int], seed: int) -> None:
     loader = Loader(counting_stream(100), 8, 3, seed)  # an epoch is a few steps

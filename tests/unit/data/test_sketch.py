@@ -46,7 +46,7 @@ def by_definition(documents: list[bytes], level: int) -> list[set[int]]:
     return kept
 
 
-@settings(max_examples=40, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=6),
@@ -114,7 +114,7 @@ def test_white_space_and_case_are_folded_and_nothing_else() -> None:
     assert not same(sketch_documents([document]), sketch_documents([document.replace(b",", b";")]))
 
 
-@settings(max_examples=30, derandomize=True, database=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 60), max_size=40), st.lists(st.integers(0, 60), max_size=40))
 def test_known_hashes(hashes: list[int], among: list[int]) -> None:
     found = known(np.array(hashes, np.uint64) << np.uint64(20), np.array(among, np.uint64) << np.uint64(20))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.byte_stream import ByteStream, ByteText
@@ -44,7 +44,6 @@ def naive(documents: list[bytes], vocabulary: VocabularySpec) -> list[tuple[int,
     return rows
 
 
-@settings(derandomize=True)
 @given(documents_strategy, vocabularies, st.lists(st.integers(0, 200), max_size=6), st.data())
 def test_reads_equal_the_naive_concatenation(
     documents: list[bytes], vocabulary: VocabularySpec, cuts: list[int], data: st.DataObject
@@ -65,7 +64,6 @@ def test_reads_equal_the_naive_concatenation(
     assert stream.document_ids(start, count).tolist() == [row[2] for row in rows]
 
 
-@settings(derandomize=True)
 @given(text_strategy, vocabularies, st.integers(2, 60), st.integers(0, 5))
 def test_a_sample_is_whole_documents_in_order_with_one_cut(
     texts: list[str], vocabulary: VocabularySpec, max_symbols: int, seed: int

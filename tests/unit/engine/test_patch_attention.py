@@ -56,7 +56,7 @@ def run_both(shape: Shape, items: int, dtype: str) -> list[tuple[float, float]]:
 
 
 @needs_triton
-@settings(examples, max_examples=10, deadline=None)
+@settings(examples, max_examples=10)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, SHORT_SEQUENCE), st.integers(1, 3), st.integers(1, 9)),
     items=st.sampled_from([2, 4, 16]),

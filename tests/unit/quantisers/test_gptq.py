@@ -50,7 +50,7 @@ def published(weights: np.ndarray, gram: np.ndarray, steps: np.ndarray) -> np.nd
     return codes[:, np.argsort(order)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=seeds, rows=st.integers(1, 9), columns=st.integers(1, 300), dead=st.integers(0, 3))
 def test_the_codes_are_those_of_the_published_form(seed: int, rows: int, columns: int, dead: int):
     x = inputs(seed, 2 * columns + 5, columns)

@@ -45,7 +45,7 @@ def assert_training_sees_the_artifact(name: str, weights: np.ndarray, coded: Qua
 
 @every_implementation
 @every_method
-@settings(max_examples=30, derandomize=True, database=None, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, rows=st.integers(1, 30), columns=st.integers(1, 300))
 def test_training_rounds_as_the_artifact_does(name: str, coded: Quantiser, seed: int, rows: int, columns: int):
     assert_training_sees_the_artifact(name, rows_of_all_sizes(seed, rows, columns), coded)

@@ -18,7 +18,7 @@ from tests.implementations import OPS, every_implementation, normal, seeds
 
 SIDES = ["nearest", "gptq", "two_sided"]
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 70))
-few = settings(max_examples=25, derandomize=True, database=None, deadline=None)
+few = settings(max_examples=25)
 
 
 def gram(seed: int, size: int) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_bad_parts_are_found():
 
 
 @every_implementation
-@settings(max_examples=40, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(seed=seeds, shape=shapes, step=st.sampled_from([0.1, 0.3, 0.6]))
 def test_training_rounds_as_the_artifact_does(name: str, seed: int, shape: tuple[int, int], step: float):
     ops, stored, weights = OPS[name], Uniform(step), normal(seed, *shape)

@@ -260,7 +260,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, messag
     assert error_of(str(path)).startswith(f"{path}: {message}")
 
 
-@settings(max_examples=60, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(st.sampled_from(sorted(OTHER_CHANGES)), st.none(), max_size=8).flatmap(
         lambda keys: st.fixed_dictionaries({key: OTHER_CHANGES[key] for key in keys})

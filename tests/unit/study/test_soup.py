@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["byte256", "byte260"])
-@settings(max_examples=40, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12), frac=st.floats(0.01, 0.9))
 def test_a_training_text_is_cut_at_a_document_start(kind: str, sizes: list[int], frac: float):
     vocabulary = VocabularySpec(kind=kind)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def test_windows_to_choose_by_are_spread_over_the_text():
 # Overlap.
 
 
-@settings(max_examples=20, derandomize=True, database=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**16), power=st.integers(0, 6))
 def test_run_hashes_are_equal_where_the_runs_are(seed: int, power: int):
     length = 1 << power
