@@ -66,9 +66,10 @@ def test_attention_inside_patches_like_the_definition(
     interpreter: ProcessPoolExecutor, shape: Shape, items: int, dtype: str
 ):
     result, *grads = interpreter.submit(run_both, shape, items, dtype).result()
-    in_float32 = dtype == "float32"
+    in_float32, terms = dtype == "float32", math.prod(shape) / shape[2]
     for (off, norm), rel in [(result, OPERATION_REL), *((each, GRADIENT_REL) for each in grads)]:
-        assert off <= (rel if in_float32 else BF16_OPERATION_REL) * max(1.0, norm)
+        # The gain's gradient is a sum that may end near zero, of terms that are each rounded.
+        assert off <= (rel if in_float32 else BF16_OPERATION_REL) * max(math.sqrt(terms), norm)
 
 
 @needs_triton
