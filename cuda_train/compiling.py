@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ CACHE_VARIABLES = {
 }
 # flash-attn-4 keeps nothing unless it is told to.
 KEEPS_VARIABLE = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"
+# With no more cores than this, one C++ file for a whole graph compiles sooner than a file for each of its kernels.
+FEW_CORES = 4
 
 
 def keep_compiled(folder: Path) -> None:
@@ -39,7 +42,7 @@ def compiled(function: Callable, what: str, *, alike: bool = False) -> Callable:
     raises RunError instead.
     """
     # torch imports its compiler here, and not before: that takes longer than the rest of torch.
-    compiles = torch.compile(function, options={"deterministic": True} if alike else None)
+    compiles = torch.compile(function, options=_options(alike))
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     def call(*args: Any) -> Any:
@@ -55,3 +58,11 @@ def compiled(function: Callable, what: str, *, alike: bool = False) -> Callable:
                 ) from None
 
     return call
+
+
+def _options(alike: bool) -> dict[str, Any]:
+    options = {"deterministic": True} if alike else {}
+    # Each file costs the C++ compiler a second of headers, and a step of `tiny` has 111 kernels in three graphs.
+    if sys.platform == "linux" and (os.cpu_count() or 1) <= FEW_CORES and not torch.cuda.is_available():
+        options["cpp_wrapper"] = True
+    return options
