@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from tests.command_line import CommandLine
 from tests.processes import start_with_default_signals
+from tests.triton_interpreter import interpreter as interpreter
 
 # Tests compare with exact products, whatever the shell asks of MLX.
 os.environ["MLX_ENABLE_TF32"] = "0"

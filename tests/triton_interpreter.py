@@ -17,13 +17,14 @@ from tests import ROOT
 needs_triton = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no wheels for other systems")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A process in which Triton was imported with its interpreter switched on."""
-    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.syspath_prepend(str(ROOT))  # the new process imports the test's module by its name
-        assert pool.submit(os.getpid).result() != os.getpid()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            patch.syspath_prepend(str(ROOT))  # the new process imports the test's module by its name
+            assert pool.submit(os.getpid).result() != os.getpid()
         yield pool
 
 

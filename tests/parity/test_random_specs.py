@@ -127,7 +127,7 @@ def random_symbols(spec: Spec, rows: int, rng: np.random.Generator) -> np.ndarra
 
 
 @pytest.mark.slow
-@settings(examples, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs(), seed=st.integers(0, 2**16), cut=st.floats(0.0, 1.0, exclude_max=True))
 def test_random_specs_agree_and_are_causal(spec: Spec, seed: int, cut: float) -> None:
     weights = comparison_weights(spec, seed)

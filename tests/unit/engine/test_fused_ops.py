@@ -16,7 +16,6 @@ import torch
 from cuda_train.plain_ops import TorchOps
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
 from tests.triton_interpreter import compile_kernels, needs_triton
-from tests.triton_interpreter import interpreter as interpreter
 
 CPU = torch.device("cpu")
 EPS = 1e-6

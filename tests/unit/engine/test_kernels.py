@@ -23,7 +23,6 @@ from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, NATS_ABS, OPERAT
 from tests.implementations import examples, seeds
 from tests.processes import run_python
 from tests.triton_interpreter import compile_kernels, needs_triton
-from tests.triton_interpreter import interpreter as interpreter
 
 DTYPES = ("float32", "bfloat16")
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from cuda_train.plain_ops import SHORT_SEQUENCE, TorchOps
 from shared.tolerances import BF16_OPERATION_REL, GRADIENT_REL, OPERATION_REL
 from tests.implementations import examples
-from tests.triton_interpreter import interpreter as interpreter
 from tests.triton_interpreter import needs_triton
 
 CPU = torch.device("cpu")

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from shared.tolerances import BF16_OPERATION_REL, OPERATION_REL
 from tests.implementations import examples, seeds
 from tests.triton_interpreter import compile_kernels, needs_triton
-from tests.triton_interpreter import interpreter as interpreter
 
 
 def added_up(index: np.ndarray, values: np.ndarray, num_rows: int) -> np.ndarray:
