@@ -126,7 +126,8 @@ def assert_as_estimated(spec: Spec, engine: str, rows: int, compiled: bool = Fal
     with patch.dict(os.environ):
         os.environ.pop(PLAIN_VARIABLE, None)
         peak = mlx_peak_bytes(spec, ahead=False) if engine == "mlx" else torch_peak_bytes(spec)
-    most = estimate.most / MLX_AHEAD if engine == "mlx" else estimate.most
+    # Of a compiled function the peak varies all the same, by a tenth: 1.14 to 1.24 times one of these estimates.
+    most = estimate.most / MLX_AHEAD if engine == "mlx" and not compiled else estimate.most
     assert estimate.least <= peak <= most, f"{peak / estimate.expected:.2f} times the estimate"
 
 

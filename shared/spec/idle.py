@@ -14,6 +14,8 @@ from shared.spec.difference import fields
 from shared.spec.load import spec_from_dict, spec_to_dict
 from shared.spec.spec import Spec
 
+# The default is that of another field, so in a spec that was written out whole the value need not have been set.
+FOLLOWS = "training.qat.bits"
 # The values of a field under which others are idle, or a function that is true of them.
 Values = tuple[Any, ...] | Callable[[Any], bool]
 
@@ -134,7 +136,7 @@ def idle_notes(spec: Spec) -> list[str]:
     values, left = fields(spec), fields(without_idle_fields(spec))
     lines: dict[str, list[str]] = {}
     for key, because in idle_fields(spec).items():
-        if values[key] != left[key]:
+        if values[key] != left[key] and key != FOLLOWS:
             lines.setdefault(because, []).append(key)
     return [
         f"{', '.join(keys)} {'have' if keys[1:] else 'has'} no effect where {because} is {_shown(values[because])}"
