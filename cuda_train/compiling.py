@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cuda_train.device import on_gpu
 from shared.errors import RunError
 
 # Where torch looks for what an earlier process compiled, and Triton and flash-attn-4 for their kernels.
@@ -20,8 +21,8 @@ CACHE_VARIABLES = {
 }
 # flash-attn-4 keeps nothing unless it is told to.
 KEEPS_VARIABLE = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"
-# With no more cores than this, one C++ file for a whole graph compiles sooner than a file for each of its kernels.
-FEW_CORES = 4
+# With no more compilers at a time than this, one C++ file for a graph is ready sooner than one for each of its kernels.
+FEW_COMPILERS = 4
 
 
 def keep_compiled(folder: Path) -> None:
@@ -61,8 +62,10 @@ def compiled(function: Callable, what: str, *, alike: bool = False) -> Callable:
 
 
 def _options(alike: bool) -> dict[str, Any]:
+    """torch's options. Each C++ file costs a second of headers; a step of `tiny` has 111 kernels in three graphs."""
+    from torch._inductor import config
+
     options = {"deterministic": True} if alike else {}
-    # Each file costs the C++ compiler a second of headers, and a step of `tiny` has 111 kernels in three graphs.
-    if sys.platform == "linux" and (os.cpu_count() or 1) <= FEW_CORES and not torch.cuda.is_available():
+    if sys.platform == "linux" and not on_gpu() and config.compile_threads <= FEW_COMPILERS:
         options["cpp_wrapper"] = True
     return options
