@@ -18,6 +18,8 @@ from tests.triton_interpreter import needs_triton
 CPU = torch.device("cpu")
 EPS = 1e-6
 Shape = tuple[int, int, int, int]
+# Of the result and of the gradients of joined and gain.
+RELS = (OPERATION_REL, GRADIENT_REL, GRADIENT_REL)
 
 
 def by(ops: TorchOps, joined: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
@@ -64,18 +66,18 @@ def run_both(shape: Shape, items: int, dtype: str) -> list[tuple[float, float]]:
 def test_attention_inside_patches_like_the_definition(
     interpreter: ProcessPoolExecutor, shape: Shape, items: int, dtype: str
 ):
-    result, *grads = interpreter.submit(run_both, shape, items, dtype).result()
+    found = interpreter.submit(run_both, shape, items, dtype).result()
     in_float32, terms = dtype == "float32", math.prod(shape) / shape[2]
-    for (off, norm), rel in [(result, OPERATION_REL), *((each, GRADIENT_REL) for each in grads)]:
-        # The gain's gradient is a sum that may end near zero, of terms that are each rounded.
-        assert off <= (rel if in_float32 else BF16_OPERATION_REL) * max(math.sqrt(terms), norm)
+    # The gain's gradient is a sum that may end near zero, of terms that are each rounded.
+    for (off, norm), rel, least in zip(found, RELS, (1.0, 1.0, math.sqrt(terms)), strict=True):
+        assert off <= (rel if in_float32 else BF16_OPERATION_REL) * max(least, norm)
 
 
 @needs_triton
 @pytest.mark.parametrize("shape", [(3, 4, 4, 64), (2, 8, 2, 64), (2, 2, 1, 128)])
 def test_attention_inside_patches_of_usual_sizes(interpreter: ProcessPoolExecutor, shape: Shape):
     distances = interpreter.submit(run_both, shape, 4, "float32").result()
-    for (off, norm), rel in zip(distances, (OPERATION_REL, GRADIENT_REL, GRADIENT_REL), strict=True):
+    for (off, norm), rel in zip(distances, RELS, strict=True):
         assert off <= rel * norm
 
 
