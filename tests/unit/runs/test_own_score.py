@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,61 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.importing import import_dataset
 from shared.artifact import read_artifact, write_artifact
-from shared.engine.state import split_state
-from shared.errors import ArtifactError, RunError
-from shared.model import model_weights
-from shared.ops import NumpyOps
-from shared.optim import averaged_weights
-from shared.runs.checkpoints import CheckpointStore, signed
 from shared.runs.metrics import last_ending, read_events
-from shared.runs.target import CHOSEN_KEY, load_trained
+from shared.runs.target import load_trained
 from shared.scoring.document import read_score
 from shared.scoring.documents import read_document_scores
 from shared.scoring.resume import ScoreState
-from shared.spec import load_spec, with_overrides
+from shared.spec import Spec, load_spec, with_overrides
 from shared.training.run import train_run
 from tests.command_line import CommandLine
 from tests.fake_study import edited
-from tests.fake_training import RecordingObserver, quiet_observer, tiny_spec
+from tests.fake_training import RecordingObserver
 
 pytestmark = pytest.mark.slow
-
-SPEC = (
-    "training.steps=6",
-    "training.val_every_steps=2",
-    "training.checkpoint_every_steps=2",
-    "training.keep_checkpoints=3",
-    "training.ema_decay=0.5",
-    "evaluation.val_symbols=512",
-    "evaluation.batch_symbols=4096",
-    "data.train=toy",
-    "data.heldout=toy",
-)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets `toy` and `other`, made without the figures of compressors, and the run `first` on `toy`."""
-    root = tmp_path_factory.mktemp("own")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
-        for name, factor in (("toy", 7919), ("other", 104_729)):
-            documents = [f"document {index}: {index * factor % 9973} words, or so they say.\n" for index in range(300)]
-            path = root / f"{name}.jsonl"
-            path.write_text("".join(json.dumps({"text": text * 2}) + "\n" for text in documents))
-            import_dataset(name, [path], heldout_frac=0.2)
-        result = train_run(tiny_spec(*SPEC), "mlx", quiet_observer(), runs_dir=root, run_name="first")
-        assert result.exit_status == 0
-    return root
-
-
-@pytest.fixture
-def run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that run."""
-    monkeypatch.setenv("BYTETWIN_DATASETS", str(root / "datasets"))
-    return Path(shutil.copytree(root / "first", tmp_path / "run"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -215,67 +172,12 @@ def test_an_unfinished_run_or_another_text_keeps_its_score(run: Path, cli: Comma
     assert (run / "score.json").read_bytes() == before
 
 
-def make_best(run: Path, step: int) -> dict[str, np.ndarray]:
-    """Say that the checkpoint of a step had the best validation; returns the average that was validated there."""
-    with edited(run / "checkpoints" / f"step-{step:08d}.json") as values:
-        values["last_validation"]["bpb"] = 1.25
-        values.update(signed(values))
-    checkpoint = CheckpointStore(run / "checkpoints", 3).load_best()
-    assert checkpoint is not None and checkpoint.info.step == step
-    spec = load_spec(run / "spec.toml")
-    trained, state = split_state(spec, checkpoint.state)
-    return model_weights(spec, averaged_weights(NumpyOps(), spec.training, trained, state))
-
-
-@pytest.mark.parametrize("step", [2, 6])
-def test_the_best_weights_can_be_scored_and_packed(run: Path, tmp_path: Path, cli: CommandLine, step: int) -> None:
-    expected = make_best(run, step)
-    loaded = load_trained(str(run), "best").weights
-    assert loaded.keys() == expected.keys()
-    assert all(np.array_equal(loaded[name], value) for name, value in expected.items())
-    chosen = {"step": step, "bpb": 1.25, "dataset": "toy"}
-    warned = f"the weights of step {step}, chosen by held-out text of toy (1.2500 bits per byte on a sample), which"
-    done = cli("score", run, "--weights", "best", "--json")
-    score = done.document
-    assert done.status == 0 and (score["weights"], score["chosen"], score["artifact_bytes"]) == ("best", chosen, None)
-    assert warned in done.told
-    artifact = tmp_path / "best.btw"
-    done = cli("pack", run, "--weights", "best", "--output", artifact, "--json")
-    assert done.status == 0 and warned in done.told and done.document["chosen"] == chosen
-    # The artifact remembers, so that no score of it looks like that of a run.
-    done = cli("score", artifact, "--engine", "mlx", "--json")
-    packed = done.document
-    assert (packed["weights"], packed["chosen"]) == ("packed", chosen) and warned in done.told
-    assert packed["artifact_sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
-    assert abs(packed["bpb"] - score["bpb"]) < 0.05
-
-
-def test_a_run_without_validated_checkpoints_has_no_best(run: Path, cli: CommandLine) -> None:
-    for path in (run / "checkpoints").glob("*.json"):
-        with edited(path) as values:
-            values["last_validation"] = None
-            values.update(signed(values))
-    done = cli("score", run, "--weights", "best")
-    assert done.status == 2 and "none of its checkpoints was validated" in done.told
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(RunError, match="nor a checkpoint yet"):
-        load_trained(str(run), "best")
-
-
-@pytest.mark.parametrize("extra", ["no", {"step": -1, "bpb": 1.0, "dataset": "toy"}, {"step": 1}])
-def test_an_artifact_that_lies_about_its_choice_is_refused(run: Path, tmp_path: Path, extra: Any) -> None:
-    target = load_trained(str(run), "averaged")
-    write_artifact(tmp_path / "odd.btw", target.spec, target.weights, {CHOSEN_KEY: extra})
-    with pytest.raises(ArtifactError, match=r"extra\.chosen must be a step"):
-        load_trained(str(tmp_path / "odd.btw"))
-
-
 def forget_figures(root: Path) -> None:
     for path in (root / "datasets").glob("*/compressors*"):
         path.unlink()
 
 
-def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: CommandLine) -> None:
+def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, spec: Spec, cli: CommandLine) -> None:
     """Of a dataset without figures they are measured after the score is written; a signal then costs only them."""
     runs, text = run.parent, "datasets/toy/compressors*.json"
     seen: dict[str, Any] = {}
@@ -287,7 +189,6 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: Comma
             os.kill(os.getpid(), signal.SIGTERM)
 
     forget_figures(root)
-    spec = tiny_spec(*SPEC)
     observer = RecordingObserver(watch)
     result = train_run(spec, "mlx", observer, runs_dir=runs, run_name="new")
     assert observer.named("phase")[-3:] == ["audit", "report", "compressors"]
@@ -310,10 +211,10 @@ def test_a_score_does_not_wait_for_compressors(root: Path, run: Path, cli: Comma
     assert len(result.finished.score.compressors) == 3
 
 
-def test_missing_figures_are_measured_at_the_end(root: Path, run: Path) -> None:
+def test_missing_figures_are_measured_at_the_end(root: Path, run: Path, spec: Spec) -> None:
     forget_figures(root)
     observer = RecordingObserver()
-    result = train_run(tiny_spec(*SPEC), "mlx", observer, runs_dir=run.parent, run_name="new")
+    result = train_run(spec, "mlx", observer, runs_dir=run.parent, run_name="new")
     assert result.exit_status == 0 and observer.named("phase")[-1] == "compressors"
     assert result.finished is not None and len(result.finished.score.compressors) == 3
     assert read_score(run.parent / "new" / "score.json") == result.finished.score
