@@ -66,6 +66,6 @@ def _options(alike: bool) -> dict[str, Any]:
     from torch._inductor import config
 
     options = {"deterministic": True} if alike else {}
-    if sys.platform == "linux" and not on_gpu() and config.compile_threads <= FEW_COMPILERS:
+    if sys.platform == "linux" and not on_gpu() and config.decide_compile_threads() <= FEW_COMPILERS:
         options["cpp_wrapper"] = True
     return options
